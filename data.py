@@ -1,0 +1,1048 @@
+"""Data: skeletons, data sets, the geometry of crops, the heatmap codec, augmentation, and the built-in figures.
+
+Everything a pose estimator is trained and tested on passes through one class, `PoseDataset`: people as arrays, images as
+file names. `load_dataset("name:root", split)` makes it from COCO, Human-Art or any file in their format, and from the
+built-in figures, which are drawn once into a folder in Human-Art's own format and then read like any other data.
+
+Keypoints are pixels, x before y, in the image (or crop) that they go with; the centres of pixels are at integers.
+Images are read as stored: the EXIF orientation is ignored, because COCO's annotations ignore it too.
+"""
+import json
+import math
+import os
+import shutil
+import tempfile
+from array import array
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFilter
+
+
+class DataError(ValueError):
+    """Bad input. The message is one line that names the file, the record, and what was expected."""
+
+
+# -------------------------------------------------------------------------------------------------------- skeletons
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """Names and structure of K keypoints; everything is an index into `names`."""
+    names: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...]  # the lines that a drawing connects
+    sigmas: np.ndarray  # (K,) OKS: the spread of human annotators, relative to the person's size
+    upper: tuple[int, ...]  # the half-body augmentation keeps either these or the rest
+    groups: dict  # group name -> keypoints that a PCK table averages
+    flip: np.ndarray = field(init=False)  # (K,) the keypoint's counterpart in a mirrored image
+
+    def __post_init__(self):
+        swap = {"left": "right", "right": "left"}
+        mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in self.names]
+        object.__setattr__(self, "flip", np.array([self.names.index(name) for name in mirrored]))
+
+
+COCO17 = Skeleton(
+    names=("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+           "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+           "right_ankle"),
+    edges=((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+           (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
+    sigmas=np.array([.26, .25, .25, .35, .35, .79, .79, .72, .72, .62, .62, 1.07, 1.07, .87, .87, .89, .89]) / 10,
+    upper=tuple(range(11)),
+    groups={"head": (0, 1, 2, 3, 4), "shoulder": (5, 6), "elbow": (7, 8), "wrist": (9, 10), "hip": (11, 12),
+            "knee": (13, 14), "ankle": (15, 16)})
+
+
+# -------------------------------------------------------------------------------------------------------- data sets
+
+@dataclass
+class PoseDataset:
+    """N people in M images, as arrays. `domains[m]` names image m's domain ("photo", "oil painting", ...)."""
+    name: str
+    skeleton: Skeleton
+    files: list  # M image paths
+    image_ids: np.ndarray  # (M,)
+    sizes: np.ndarray  # (M, 2) width, height
+    domains: np.ndarray  # (M,) of str
+    ids: np.ndarray  # (N,) annotation ids
+    image_index: np.ndarray  # (N,) the row of each person's image
+    keypoints: np.ndarray  # (N, K, 3) x, y, v: 0 not labelled, 1 labelled but hidden, 2 visible
+    boxes: np.ndarray  # (N, 4) left, top, width, height
+    areas: np.ndarray  # (N,) pixels
+    crowd: np.ndarray  # (N,) bool: a box around a group
+
+    @property
+    def labelled(self):
+        """Rows of the people that can be trained on and predicted: one person, at least one keypoint, a box."""
+        return np.flatnonzero((self.keypoints[:, :, 2] > 0).any(1) & ~self.crowd)
+
+    def select_images(self, keep):
+        """The data set with only the images where `keep` (M,) is true, and the people in them."""
+        people = keep[self.image_index]
+        return replace(
+            self, files=[file for file, kept in zip(self.files, keep) if kept], image_ids=self.image_ids[keep],
+            sizes=self.sizes[keep], domains=self.domains[keep], ids=self.ids[people],
+            image_index=(np.cumsum(keep) - 1)[self.image_index[people]], keypoints=self.keypoints[people],
+            boxes=self.boxes[people], areas=self.areas[people], crowd=self.crowd[people])
+
+    def to_coco(self):
+        """The annotations as COCO's JSON would hold them, for evaluation."""
+        images = [{"id": int(i), "category": str(domain)} for i, domain in zip(self.image_ids, self.domains)]
+        annotations = [
+            {"id": int(self.ids[n]), "image_id": int(self.image_ids[self.image_index[n]]), "category_id": 1,
+             "keypoints": self.keypoints[n].ravel().tolist(), "num_keypoints": int((self.keypoints[n, :, 2] > 0).sum()),
+             "bbox": self.boxes[n].tolist(), "area": float(self.areas[n]), "iscrowd": int(self.crowd[n])}
+            for n in range(len(self.ids))]
+        return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+
+
+class JSONStream:
+    """Reads a JSON file value by value. The buffer grows only as far as one value needs."""
+    decoder = json.JSONDecoder()
+
+    def __init__(self, path, piece=1 << 20):
+        self.path, self.piece, self.file = path, piece, open(path, encoding="utf-8")
+        self.buffer, self.position = "", 0
+
+    def more(self):
+        try:
+            piece = self.file.read(max(self.piece, len(self.buffer) - self.position))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: not JSON: {error}") from None
+        self.buffer, self.position = self.buffer[self.position:] + piece, 0
+        return bool(piece)
+
+    def peek(self):
+        """The next character that is not white space, '' at the end of the file."""
+        while True:
+            while self.position < len(self.buffer) and self.buffer[self.position] in " \t\r\n":
+                self.position += 1
+            if self.position < len(self.buffer) or not self.more():
+                return self.buffer[self.position:self.position + 1]
+
+    def expect(self, *characters):
+        found = self.peek()
+        if found not in characters:
+            raise DataError(f"{self.path}: not COCO JSON: expected {' or '.join(characters)}, found {found or 'its end'}")
+        self.position += 1
+        return found
+
+    def members(self, closing):
+        """Stops before each member of the list or object that has just been opened, and after its closing bracket."""
+        if self.peek() == closing:
+            self.position += 1
+            return
+        yield
+        while self.expect(",", closing) == ",":
+            yield
+
+    def value(self):
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.buffer, self.position)
+                problem = "it ends too early"
+            except json.JSONDecodeError as error:
+                end, problem = len(self.buffer), error.msg
+            except RecursionError:
+                raise DataError(f"{self.path}: not COCO JSON: lists in lists in lists ...") from None
+            if end < len(self.buffer):  # up to the very end of the buffer: the value may go on in the next piece
+                self.position = end
+                return value
+            if not self.more():
+                raise DataError(f"{self.path}: not JSON: {problem}")
+
+
+def read_records(path, sections, piece=1 << 20):
+    """Yields (section, record) for each member of the named lists of a JSON file, read `piece` characters at a time.
+
+    As Python objects COCO's training annotations need 1.1 GB; nobody needs them all at once.
+    """
+    stream = JSONStream(path, piece)
+    stream.expect("{")
+    for _ in stream.members("}"):
+        section = stream.value()
+        stream.expect(":")
+        if section in sections and stream.peek() == "[":
+            stream.expect("[")
+            for _ in stream.members("]"):
+                yield section, stream.value()
+        else:
+            stream.value()
+
+
+NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama", "movie"})  # the others are artificial
+
+
+def read_coco(name, path, folders, skeleton=COCO17):
+    """Reads a keypoint file in COCO's format; its images are looked for in `folders`."""
+    image_ids, file_names, sizes, domains = [], [], [], []
+    ids, owners, keypoints, boxes, areas, crowd = [], [], array("f"), array("d"), array("d"), array("b")
+    width = 3 * len(skeleton.names)
+    for section, record in read_records(path, ("images", "annotations")):
+        try:
+            if section == "images":
+                image_ids.append(int(record["id"]))
+                file_names.append(record["file_name"])
+                sizes.append((record.get("width", 0), record.get("height", 0)))
+                domains.append(domain_of(record))
+            elif len(record["keypoints"]) != width or len(record["bbox"]) != 4:
+                raise DataError(
+                    f"{path}: annotation {record['id']}: expected {width} numbers in 'keypoints' (x, y, v of {width // 3}) "
+                    f"and 4 in 'bbox', found {len(record['keypoints'])} and {len(record['bbox'])}")
+            else:
+                ids.append(int(record["id"]))
+                owners.append(int(record["image_id"]))
+                keypoints.extend(record["keypoints"])
+                boxes.extend(record["bbox"])
+                areas.append(record.get("area", record["bbox"][2] * record["bbox"][3]))
+                crowd.append(record.get("iscrowd", 0))
+        except (KeyError, TypeError, AttributeError) as error:
+            label = record.get("id", "?") if isinstance(record, dict) else record
+            raise DataError(f"{path}: {section[:-1]} {label}: wrong or missing field {error}") from None
+    if not ids or not image_ids:
+        raise DataError(f"{path}: not COCO keypoints: it has no 'images' or no 'annotations'")
+    dataset = PoseDataset(
+        name=name, skeleton=skeleton, files=locate_images(path, file_names, folders), image_ids=np.array(image_ids),
+        sizes=np.array(sizes), domains=np.array(domains), ids=np.array(ids),
+        image_index=match_ids(path, image_ids, ids, owners),
+        keypoints=np.array(keypoints, np.float32).reshape(-1, width // 3, 3), boxes=np.array(boxes).reshape(-1, 4),
+        areas=np.array(areas), crowd=np.array(crowd, bool))
+    check_people(path, dataset)
+    return dataset
+
+
+def domain_of(image):
+    """Human-Art names an image's domain in `category`, or by its folder; a COCO image has neither: a photo."""
+    folder = PurePosixPath(image["file_name"]).parent.name
+    return (image.get("category") or (folder if not folder.endswith("2017") else "") or "photo").replace("_", " ")
+
+
+def match_ids(path, image_ids, ids, owners):
+    """The row of each annotation's image."""
+    for kind, numbers in (("image", image_ids), ("annotation", ids)):
+        if len(set(numbers)) < len(numbers):
+            unique, counts = np.unique(numbers, return_counts=True)
+            raise DataError(f"{path}: {kind} id {unique[counts > 1][0]} appears more than once")
+    rows = {image_id: row for row, image_id in enumerate(image_ids)}
+    for annotation, owner in zip(ids, owners):
+        if owner not in rows:
+            raise DataError(f"{path}: annotation {annotation}: no image has its image_id {owner}")
+    return np.array([rows[owner] for owner in owners])
+
+
+def locate_images(path, file_names, folders):
+    """Full paths. Leading folders of a name that do not exist here (Human-Art's `HumanArt/images/`) are stripped."""
+    files, folder, start = [], folders[0], 0
+    for name in file_names:
+        parts = PurePosixPath(name).parts
+        if ".." in parts or name.startswith("/"):
+            raise DataError(f"{path}: image file name {name!r} leads outside the data set's folder")
+        file = os.path.join(folder, *parts[start:])
+        if not os.path.isfile(file):
+            places = ((folder, start) for start in range(len(parts)) for folder in folders)
+            folder, start = next((p for p in places if os.path.isfile(os.path.join(p[0], *parts[p[1]:]))), (None, 0))
+            if folder is None:
+                raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(map(str, folders))}")
+            file = os.path.join(folder, *parts[start:])
+        files.append(file)
+    return files
+
+
+def check_people(path, dataset):
+    """People that will be trained on must have finite keypoints and a box with an area."""
+    used = np.zeros(len(dataset.ids), bool)
+    used[dataset.labelled] = True
+    boxes = dataset.boxes
+    problems = {
+        "has a coordinate that is not finite": ~np.isfinite(dataset.keypoints).all((1, 2)) | ~np.isfinite(boxes).all(1),
+        "has a box of zero or negative size": used & ~(boxes[:, 2:] > 0).all(1)}
+    for problem, wrong in problems.items():
+        if wrong.any():
+            row = np.flatnonzero(wrong)[0]
+            raise DataError(f"{path}: annotation {dataset.ids[row]} {problem}: bbox {boxes[row].tolist()}")
+
+
+ANNOTATION_FILES = {  # data set -> its official names for the two splits
+    "coco": {"train": "person_keypoints_train2017.json", "val": "person_keypoints_val2017.json"},
+    "humanart": {"train": "training_humanart.json", "val": "validation_humanart.json"},
+    "figures": {"train": "training_figures.json", "val": "validation_figures.json"},
+}
+HELD_OUT = 5  # where one file is all there is, every fifth image is for validation
+
+
+def load_dataset(spec, split, cache=None):
+    """Opens "name:root" for split "train", "val" or "all" (both). Raises DataError for what cannot be read.
+
+    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`.
+    root: the data set's folder, or one file in COCO's format: where only one file is there, every fifth image is "val".
+    """
+    name, _, root = spec.partition(":")
+    if name not in ANNOTATION_FILES:
+        raise DataError(f"unknown data set {name!r} in {spec!r}: expected one of {', '.join(ANNOTATION_FILES)}")
+    root = Path(root) if root else draw_figures(cache or cache_folder()) if name == "figures" else None
+    if root is None or not root.exists():
+        raise DataError(f"{spec}: no such file or folder; expected {name}:FOLDER or {name}:FILE.json")
+    path, own = annotation_file(root, ANNOTATION_FILES[name], split)
+    home = root if root.is_dir() else root.parent
+    folders = [home, home / "images", home.parent, home.parent / "images", *(home / f"{s}2017" for s in ("train", "val"))]
+    dataset = read_coco(spec, path, folders)
+    if own or split == "all":
+        return dataset
+    held_out = np.arange(len(dataset.files)) % HELD_OUT == 0
+    return dataset.select_images(held_out if split == "val" else ~held_out)
+
+
+def annotation_file(root, names, split):
+    """The annotation file of a split, and whether it holds that split alone."""
+    if root.is_file():
+        return root, False
+    folders = (root, root / "annotations")
+    official = {s: folder / name for s, name in names.items() for folder in folders if (folder / name).is_file()}
+    if len(official) == len(names) and split in official:
+        return official[split], True
+    found = [path for folder in folders for path in sorted(folder.glob("*.json"))
+             if path.open("rb").read(1) == b"{"]  # a file of results or boxes begins with [
+    if len(found) != 1:
+        raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single COCO file; found {len(found)} files")
+    return found[0], False
+
+
+# ------------------------------------------------------------------------------------------------- images and crops
+
+def open_image(file, shrink=1.0):
+    """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times.
+
+    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: much faster for a small crop of a large photo.
+    """
+    try:
+        image = Image.open(file)
+        full_width = image.width
+        image.draft("RGB", (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+        image.load()
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: not a readable image: {error}") from None
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB"), round(full_width / image.width)
+
+
+def crop_matrix(box, size, padding=1.25, scale=1.0, rotation=0.0, shift=(0.0, 0.0)):
+    """(2, 3) matrix from the pixels of an image to those of a crop of `size` (height, width) around `box` (x, y, w, h).
+
+    The box grows to the crop's aspect ratio, then by `padding` and `scale`; it turns by `rotation` degrees and moves by
+    `shift` times its size. Unbiased alignment (UDP, arXiv 1911.07524): sizes are distances between pixel centres, w - 1.
+    """
+    x, y, w, h = box
+    height, width = size
+    side = max(w, h * width / height) * padding * scale  # the box's width in image pixels, aspect ratio corrected
+    center = np.array([x + w / 2 + shift[0] * side, y + h / 2 + shift[1] * side * height / width])
+    angle = math.radians(rotation)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    linear = turn * np.array([[(width - 1) / side], [(height - 1) / (side * height / width)]])
+    return np.column_stack([linear, (np.array([width, height]) - 1) / 2 - linear @ center])
+
+
+def transform_points(points, matrix):
+    return points @ matrix[:, :2].T + matrix[:, 2]  # (..., 2)
+
+
+def invert_matrix(matrix):
+    linear = np.linalg.inv(matrix[..., :2])
+    return np.concatenate([linear, -linear @ matrix[..., 2:]], axis=-1)
+
+
+def warp_image(image, matrix, size, shrink=1.0):
+    """The crop (height, width, 3) that `matrix` maps a Pillow image to; `image` was read `shrink` times smaller."""
+    linear, offset = np.hsplit(invert_matrix(matrix), [2])  # crop -> image, between pixel centres
+    # Pillow, like a JPEG read smaller, counts from pixel corners: half a pixel is added before and taken off after.
+    offset = (offset[:, 0] + 0.5 - linear.sum(1) / 2) / shrink
+    coefficients = np.column_stack([linear / shrink, offset]).ravel()
+    return np.array(image.transform(size[::-1], Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR))
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what every public backbone expects
+
+
+def normalize(images):
+    """Byte images (B, 3, H, W) -> float images as the models take them."""
+    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+# ----------------------------------------------------------------------------------------------------- heatmap codec
+
+def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
+    """Keypoints (B, K, 2) in the crop and visible (B, K) -> targets (B, K, h, w) and weights (B, K).
+
+    Gaussians around the exact, sub-pixel position, cut off at 3 σ (UDP, as mmpose's UDPHeatmap). A keypoint that is not
+    labelled, or whose Gaussian lies outside, has weight 0.
+    """
+    scale = (np.array(heatmap_size[::-1]) - 1) / (np.array(input_size[::-1]) - 1)
+    points = keypoints * torch.tensor(scale).to(keypoints)
+    profiles = []  # one along x, one along y: a Gaussian is their product
+    for axis, length in enumerate(heatmap_size[::-1]):
+        at = points[:, :, axis, None]  # (B, K, 1)
+        grid = torch.arange(length, device=points.device)
+        near = (grid - at.round()).abs() <= 3 * sigma
+        profiles.append(torch.exp(-(grid - at) ** 2 / (2 * sigma ** 2)) * near)
+    heatmaps = profiles[1][:, :, :, None] * profiles[0][:, :, None, :]
+    weights = (visible > 0) & (heatmaps.amax((2, 3)) > 0)
+    return heatmaps * weights[:, :, None, None], weights.to(heatmaps)
+
+
+def decode_heatmaps(heatmaps, input_size, sigma=2.0):
+    """Heatmaps (B, K, h, w) -> keypoints (B, K, 2) in the crop and scores (B, K), the heights of the peaks.
+
+    DARK (arXiv 1910.06278): the logarithm of a Gaussian is a parabola, so one Newton step from the highest pixel of the
+    smoothed heatmap, with finite differences, lands on the true centre.
+    """
+    B, K, h, w = heatmaps.shape
+    scores, peak = heatmaps.flatten(2).max(2)  # (B, K)
+    y, x = peak // w, peak % w
+    reach = round(2.5 * sigma)
+    kernel = torch.exp(-torch.arange(-reach, reach + 1, device=heatmaps.device) ** 2 / (2 * sigma ** 2)).to(heatmaps)
+    kernel = kernel / kernel.sum()
+    blurred = F.conv2d(heatmaps.reshape(B * K, 1, h, w), kernel.view(1, 1, 1, -1), padding=(0, reach))
+    blurred = F.conv2d(blurred, kernel.view(1, 1, -1, 1), padding=(reach, 0)).view(B, K, h, w)
+    log = F.pad(blurred.clamp(min=1e-3).log(), (1, 1, 1, 1), mode="replicate").flatten(2)
+
+    def at(dx, dy):
+        return log.gather(2, ((y + 1 + dy) * (w + 2) + x + 1 + dx)[:, :, None])[:, :, 0]
+
+    gx, gy = (at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2
+    hxx, hyy = at(1, 0) - 2 * at(0, 0) + at(-1, 0), at(0, 1) - 2 * at(0, 0) + at(0, -1)
+    hxy = (at(1, 1) - at(1, -1) - at(-1, 1) + at(-1, -1)) / 4
+    determinant = hxx * hyy - hxy ** 2
+    peaked = (determinant > 1e-9) & (hxx < 0)  # a maximum; elsewhere the step would lead away from it
+    determinant = torch.where(peaked, determinant, torch.ones_like(determinant))
+    step = torch.stack([hxy * gy - hyy * gx, hxy * gx - hxx * gy], dim=2) / determinant[:, :, None]
+    points = torch.stack([x, y], dim=2) + (step * peaked[:, :, None]).clamp(-1, 1)
+    return points * torch.tensor((np.array(input_size[::-1]) - 1) / (w - 1, h - 1)).to(points), scores
+
+
+# ------------------------------------------------------------------------------------------- training and test crops
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What a training crop may undergo (ViTPose's and mmpose's values). The default does nothing: for testing."""
+    flip: float = 0.0  # probability
+    half_body: float = 0.0  # probability
+    scale: float = 0.0  # factor from 1 - scale to 1 + scale
+    shift: float = 0.0  # fraction of the box, with probability 0.3
+    rotation: float = 0.0  # degrees either way, with probability 0.6
+    color: float = 0.0  # strength of the colour jitter
+    palette: float = 0.0  # probability of colours mixed beyond recognition
+
+
+TRAINING = Augmentation(flip=0.5, half_body=0.3, scale=0.5, shift=0.16, rotation=80, color=0.25)
+
+
+def truncated_normal(rng, size=None):
+    """Standard normal numbers within ±1."""
+    values = rng.standard_normal(size)
+    while np.any(outside := np.abs(values) > 1):
+        values = np.where(outside, rng.standard_normal(size), values)
+    return values
+
+
+def half_body_box(keypoints, skeleton, rng):
+    """A box around the upper or the lower half of a person with many labelled keypoints, or None."""
+    labelled = keypoints[:, 2] > 0
+    upper = np.isin(np.arange(len(keypoints)), skeleton.upper)
+    half = labelled & (upper if rng.random() < 0.7 else ~upper)
+    if labelled.sum() < 9 or half.sum() < 3:
+        return None
+    low, high = keypoints[half, :2].min(0), keypoints[half, :2].max(0)
+    size = np.maximum(high - low, 1) * 1.5
+    return np.concatenate([(low + high - size) / 2, size])
+
+
+def jitter_color(image, strength, rng):
+    """Random brightness, contrast and saturation, each 1 ± strength, of a float image (H, W, 3) in 0..255."""
+    brightness, contrast, saturation = 1 + strength * rng.uniform(-1, 1, 3)
+    image = image * brightness
+    image = (image - image.mean()) * contrast + image.mean()
+    grey = image.mean(2, keepdims=True)
+    return (image - grey) * saturation + grey
+
+
+def mix_palette(image, rng):
+    """Colours as another material might have them: channels mixed at random, often grey, often inverted, noise on top."""
+    mix = rng.dirichlet((0.6, 0.6, 0.6), 1 if rng.random() < 0.3 else 3)  # rows sum to 1; a single row gives a grey image
+    image = image @ mix.T.astype(np.float32) * np.ones(3, np.float32)
+    image = 255 - image if rng.random() < 0.5 else image
+    image = 255 * (np.clip(image, 0, 255) / 255) ** np.float32(2.0 ** rng.uniform(-1.2, 1.2))
+    if rng.random() < 0.3:
+        levels = rng.integers(2, 6)
+        image = np.round(image / 255 * levels) * (255 / levels)
+    return image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 25))
+
+
+class Crops(torch.utils.data.Dataset):
+    """One person per item, cut out and scaled to `size` (height, width), augmented.
+
+    An item's key is (row of the person, seed): the same key always gives the same crop, whichever process makes it.
+    """
+
+    def __init__(self, dataset, size, augmentation=Augmentation()):
+        self.dataset, self.size, self.augmentation = dataset, size, augmentation
+
+    def __getitem__(self, key):
+        row, seed = key
+        rng, aug, data = np.random.default_rng(seed), self.augmentation, self.dataset
+        keypoints, box, padding = data.keypoints[row].astype(np.float64), data.boxes[row], 1.25
+        if rng.random() < aug.half_body:
+            half = half_body_box(keypoints, data.skeleton, rng)
+            box, padding = (box, padding) if half is None else (half, 1.0)
+        matrix = crop_matrix(
+            box, self.size, padding, scale=1 + aug.scale * truncated_normal(rng),
+            rotation=aug.rotation * truncated_normal(rng) * (rng.random() < 0.6),
+            shift=aug.shift * truncated_normal(rng, 2) * (rng.random() < 0.3))
+        if rng.random() < aug.flip:
+            matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]
+            keypoints = keypoints[data.skeleton.flip]
+        shrink = max(1.0, 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2]))))  # image pixels per pixel of the crop
+        image, shrink = open_image(data.files[data.image_index[row]], shrink)
+        image = warp_image(image, matrix, self.size, shrink)
+        if aug.color or aug.palette:
+            image = image.astype(np.float32)
+            image = mix_palette(image, rng) if rng.random() < aug.palette else image
+            image = jitter_color(image, aug.color, rng).clip(0, 255).astype(np.uint8)
+        points = transform_points(keypoints[:, :2], matrix)
+        inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
+        return {"image": torch.from_numpy(image).permute(2, 0, 1), "keypoints": torch.tensor(points, dtype=torch.float32),
+                "visible": torch.tensor(keypoints[:, 2] * inside), "matrix": torch.tensor(matrix), "row": row}
+
+
+# ----------------------------------------------------------------------------------------------- the built-in figures
+#
+# A person is a 3-D skeleton clothed in capsules (rods with round ends that may taper). The capsules go through a small
+# z-buffer, which leaves for every pixel what is seen there and how near it is: all that is needed to know which joints
+# are covered, where outlines run and how light falls. A style is a set of proportions and a function that paints the
+# buffers. Axes: x right, y down, z towards the camera; the person is about 1 high.
+
+SIZE, FINE = 160, 320  # pixels of a picture, and of the buffers: it is drawn at twice its size, then halved
+NONE, HEAD, NECK, HAIR, EYE, PUPIL, LIPS, TORSO, SKIRT = range(9)  # parts
+ARM, FOREARM, HAND, THIGH, SHIN, FOOT, OBJECT, CLUTTER = range(10, 26, 2)  # left limbs, + 1: right
+SKIN, LOCKS, WHITE, BLACK, RED, TOP, BOTTOM, SHOE, THING, BAR = range(1, 11)  # materials
+
+
+@dataclass
+class Figure:
+    image: np.ndarray  # (160, 160, 3) uint8
+    keypoints: np.ndarray  # (17, 3) x, y, v in COCO's order; v is 2 visible, 1 covered, 0 outside (then x = y = 0)
+    box: tuple  # x, y, w, h of the visible silhouette
+    area: int  # its number of pixels
+
+
+@dataclass
+class Style:
+    paint: Callable  # (scene, rng) -> picture (160, 160, 3)
+    poses: str = "stand stand walk walk run sit cheer cheer dance"
+    yaw: tuple = (0, 180)  # degrees away from the camera, to either side
+    head: float = 1.0  # size
+    eyes: float = 1.0  # size
+    thick: float = 1.0  # thickness of trunk and limbs
+    legs: float = 1.0  # length
+    arms: float = 1.0  # length
+    robe: float = 0.0  # probability of a robe instead of trousers, shorts or a skirt
+    clutter: int = 0  # most rods in the background
+
+
+@dataclass
+class Scene:
+    part: np.ndarray  # (320, 320) what is seen
+    depth: np.ndarray  # (320, 320) how near it is, in fine pixels
+    joints: np.ndarray  # (17, 3) in fine pixels
+    covered: np.ndarray  # (17,) bool
+    scale: float  # fine pixels per unit
+    outfit: np.ndarray  # (32,) material of each part
+
+    @cached_property
+    def pixels(self):
+        """Where something is seen: n indices into the flattened buffers."""
+        return np.flatnonzero(self.part)
+
+    @cached_property
+    def material(self):
+        return self.outfit[self.part.flat[self.pixels]]  # (n,)
+
+
+# ---- the skeleton: poses are ranges in degrees ----------------------------------------------------------------------
+#                   lean       hip       stride     apart    knee       arm         lift        elbow      tilt
+POSES = {"stand": ((-5, 8),   (-4, 6),  (-10, 10), (1, 14), (0, 12),   (-15, 35),  (6, 40),    (5, 110),  (-4, 4)),
+         "walk":  ((0, 10),   (0, 10),  (14, 32),  (0, 6),  (5, 35),   (-5, 10),   (6, 14),    (10, 60),  (-4, 4)),
+         "run":   ((5, 28),   (8, 25),  (30, 55),  (0, 8),  (25, 100), (-10, 15),  (10, 25),   (60, 115), (-8, 8)),
+         "sit":   ((-10, 20), (72, 95), (-8, 8),   (4, 25), (60, 100), (0, 50),    (8, 30),    (20, 90),  (-4, 4)),
+         "squat": ((10, 40),  (75, 115), (-15, 15), (5, 35), (90, 135), (10, 90),  (8, 40),    (10, 90),  (-4, 4)),
+         "cheer": ((-10, 8),  (-5, 15), (-15, 15), (3, 22), (0, 30),   (-15, 20),  (95, 170),  (0, 80),   (-6, 6)),
+         "dance": ((-15, 15), (0, 35),  (-35, 35), (6, 45), (0, 80),   (-20, 60),  (30, 150),  (0, 100),  (-15, 15)),
+         "bend":  ((35, 85),  (-8, 8),  (-12, 12), (2, 18), (0, 25),   (30, 110),  (5, 30),    (0, 60),   (-4, 4)),
+         "flip":  ((-15, 15), (-10, 40), (-40, 40), (2, 45), (0, 60),  (-15, 15),  (150, 172), (0, 15),   (160, 200)),
+         "lie":   ((-10, 10), (-5, 40), (-15, 15), (0, 20), (0, 80),   (-10, 40),  (10, 150),  (0, 100),  (75, 105))}
+
+
+def rotation(axis, degrees):
+    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+    matrix = np.eye(3)
+    matrix[[i, j], [i, j]] = np.cos(np.radians(degrees))
+    matrix[[i, j], [j, i]] = np.sin(np.radians(degrees)) * np.array([-1, 1])
+    return matrix
+
+
+def swing(forwards, sideways):
+    """Direction of a limb that hangs down, swung forwards and then sideways (degrees)."""
+    return rotation("z", -sideways) @ rotation("x", forwards) @ [0, 1, 0]
+
+
+def bend(limb, towards, degrees):
+    """Direction of a lower limb: the upper one's, turned towards another direction."""
+    across = towards - (towards @ limb) * limb
+    return np.cos(np.radians(degrees)) * limb + np.sin(np.radians(degrees)) * across / np.linalg.norm(across)
+
+
+FACE = np.array([(0, 18, 68), (26, -4, 50), (-26, -4, 50), (64, 4, -4), (-64, 4, -4)]) / 1000  # nose, eyes, ears
+
+
+def build_body(style, rng):
+    """A random person -> joints (17, 3), capsules [(part, end, end, radius, radius)], whether in a robe."""
+    lean, hip, stride, apart, knee, arm, lift, elbow, tilt = (
+        rng.uniform(*limits, 2) for limits in POSES[rng.choice(style.poses.split())])  # a left and a right
+    stride = stride[0] * rng.choice([-1, 1]) * np.array([1, -1])
+    yaw = rng.choice([-1, 1]) * rng.uniform(*style.yaw)
+    pelvis = rotation("x", rng.uniform(-12, 8)) @ rotation("z", tilt[0]) @ rotation("y", yaw)
+    trunk = pelvis @ rotation("x", -lean[0]) @ rotation("y", rng.uniform(-20, 20)) @ rotation("z", rng.uniform(-8, 8))
+    skull = trunk @ rotation("y", rng.uniform(-40, 40)) @ rotation("x", rng.uniform(-20, 12))
+    head, thick, arms, legs = np.array([style.head, style.thick, style.arms, style.legs]) * rng.uniform(0.92, 1.1, 4)
+    robe, skirt, long_hair = rng.random(3) < (style.robe, 0.2, 0.4)
+    wide, flare = (1.3, 1.7) if robe else (1, 1)
+
+    joints, chest = np.zeros((17, 3)), trunk @ [0, -0.27, 0]
+    body = [(TORSO, chest, np.zeros(3), 0.07, 0.07)]
+    for side, left in enumerate((1, -1)):
+        shoulder, hip_joint = chest + trunk @ [0.1 * left, 0, 0], pelvis @ [0.058 * left, 0, 0]
+        upper = swing(arm[side] - 0.8 * stride[side], left * lift[side])  # arms swing against the legs
+        lower = bend(upper, rng.uniform((-0.2, -1, 0.4), (0.7, 0.1, 1)) * (-left, 1, 1), elbow[side])
+        elbow_joint = shoulder + 0.165 * arms * trunk @ upper
+        wrist = elbow_joint + 0.145 * arms * trunk @ lower
+        thigh = swing(hip[side] + stride[side], left * apart[side])
+        shin = bend(thigh, -swing(hip[side] + stride[side] + 90, 0), knee[side])
+        knee_joint = hip_joint + 0.24 * legs * pelvis @ thigh
+        ankle = knee_joint + 0.235 * legs * pelvis @ shin
+        toes = ankle + 0.085 * pelvis @ bend(shin, np.cross(shin, [-1, 0.25 * left, 0]), 75)
+        joints[5 + side::2] = shoulder, elbow_joint, wrist, hip_joint, knee_joint, ankle
+        body += [(TORSO, 0.4 * chest + 0.6 * shoulder, hip_joint, 0.062, 0.064), (TORSO, chest, shoulder, 0.042, 0.042),
+                 (ARM + side, shoulder, elbow_joint, 0.042, 0.032 * wide),
+                 (FOREARM + side, elbow_joint, wrist, 0.031 * wide, 0.022 * flare),
+                 (HAND + side, wrist, wrist + 0.055 * trunk @ lower, 0.022, 0.017),
+                 (THIGH + side, hip_joint, knee_joint, 0.06, 0.043 * flare),
+                 (SHIN + side, knee_joint, ankle, 0.042 * flare, 0.027 * flare),
+                 (FOOT + side, ankle, toes, 0.027, 0.021)]
+        if robe:
+            body.append((FOREARM + side, wrist, wrist + [0, 0.09, 0], 0.03, 0.045))  # a wide sleeve
+    for u in (0.2, 0.5, 0.8) if robe or skirt else ():  # cloth between the legs
+        hem_knee, hem_ankle = u * joints[[13, 15]] + (1 - u) * joints[[14, 16]]
+        body.append((SKIRT, np.zeros(3), hem_knee, 0.07, 0.06))
+        if robe:
+            body.append((SKIRT, hem_knee, hem_ankle, 0.06, 0.05))
+    body = [(part, a, b, thick * ra, thick * rb) for part, a, b, ra, rb in body]
+
+    nose, *eyes_and_ears = FACE
+    features = [(HEAD, (0, 0.026, 0.01), (0, -0.02, -0.002), 0.05, 0.062),
+                (HEAD, nose - (0, 0.02, 0.01), nose, 0.009, 0.012),
+                (LIPS, (-0.014, 0.044, 0.052), (0.014, 0.044, 0.052), 0.008, 0.008),
+                (HAIR, (0, -0.035, -0.012), (0, 0.09, -0.045) if long_hair else (0, -0.02, -0.022), 0.06, 0.05)]
+    for part, at, radius in zip((EYE, EYE, HEAD, HEAD), eyes_and_ears, (0.016 * style.eyes,) * 2 + (0.017,) * 2):
+        features.append((part, at, at, radius, radius))
+    for eye in eyes_and_ears[:2]:
+        features.append((PUPIL, *[eye + (0, 0.001, 0.006 + 0.005 * style.eyes)] * 2, *[0.008 * style.eyes] * 2))
+    middle = trunk @ [0, -0.325, 0.015] + head * skull @ [0, -0.075, 0.01]
+    for part, a, b, ra, rb in features:
+        body.append((part, middle + head * skull @ a, middle + head * skull @ b, head * ra, head * rb))
+    body.append((NECK, trunk @ [0, -0.30, 0.005], middle, 0.03, 0.035))
+    joints[:5] = middle + head * FACE @ skull.T
+    return joints, body, robe
+
+
+def dress(robe, rng):
+    """The material of each part (32,)."""
+    outfit = np.zeros(32, np.uint8)
+    outfit[[HEAD, NECK, HAIR, PUPIL, EYE, LIPS]] = SKIN, SKIN, LOCKS, BLACK, WHITE, RED
+    sleeves = [(SKIN, SKIN), (TOP, SKIN), (TOP, TOP)][2 if robe else rng.integers(3)]
+    trousers = (TOP, TOP) if robe else [(BOTTOM, SKIN), (BOTTOM, BOTTOM)][rng.integers(2)]
+    outfit[ARM:] = np.repeat((*sleeves, SKIN, *trousers, SHOE, THING, THING, 0, 0, 0), 2)
+    outfit[[TORSO, SKIRT, CLUTTER + 1]] = TOP, trousers[0], BAR
+    return outfit
+
+
+# ---- the z-buffer ---------------------------------------------------------------------------------------------------
+def draw_capsule(scene, part, a, b, ra, rb):
+    """Adds a capsule, in fine pixels, wherever it is nearer than what the buffers hold."""
+    (ax, ay, az), (dx, dy, dz), ra, rb = a.tolist(), (b - a).tolist(), float(ra), float(rb)
+    reach = max(ra, rb)
+    left, right = (min(max(int(x), 0), FINE) for x in (min(ax, ax + dx) - reach, max(ax, ax + dx) + reach + 1))
+    top, bottom = (min(max(int(y), 0), FINE) for y in (min(ay, ay + dy) - reach, max(ay, ay + dy) + reach + 1))
+    x, y = np.arange(left, right, dtype=np.float32) - ax, np.arange(top, bottom, dtype=np.float32)[:, None] - ay
+    along = np.minimum(np.maximum((x * dx + y * dy) / (dx * dx + dy * dy + 1e-6), 0), 1)
+    radius = ra + (rb - ra) * along
+    bulge = radius ** 2 - (x - along * dx) ** 2 - (y - along * dy) ** 2
+    depth = az + along * dz + np.sqrt(np.maximum(bulge, 0))
+    window = slice(top, bottom), slice(left, right)
+    nearer = (bulge > 0) & (depth > scene.depth[window])
+    np.copyto(scene.depth[window], depth, where=nearer)
+    np.copyto(scene.part[window], np.uint8(part), where=nearer)
+
+
+def compose(style, rng):
+    """Places a random person in the image."""
+    joints, body, robe = build_body(style, rng)
+    ends, radii = np.array([capsule[1:3] for capsule in body]), np.array([capsule[3:] for capsule in body])
+    low, high = (ends - radii[..., None]).min((0, 1)), (ends + radii[..., None]).max((0, 1))
+    near = rng.uniform(1.1, 1.6) if rng.random() < 0.12 else 1  # then the border cuts it
+    scale = near * rng.uniform(0.68, 0.96) * FINE / (high - low)[:2].max()
+    shift = (rng.uniform(0.1, 0.9, 3) * (FINE - scale * (high - low)) - scale * low) * (1, 1, 0)
+    joints, ends, radii = joints * scale + shift, ends * scale + shift, radii * scale
+    scene = Scene(np.zeros((FINE, FINE), np.uint8), np.full((FINE, FINE), -1e6, np.float32),
+                  joints, None, scale, dress(robe, rng))
+    for _ in range(rng.integers(style.clutter + 1)):
+        a = np.append(rng.uniform(0, FINE, 2), -1e4)
+        draw_capsule(scene, CLUTTER + rng.integers(2), a, a + rng.normal(0, (40, 40, 0)), *rng.uniform(3, 14, 2))
+    for (part, *_), (a, b), (ra, rb) in zip(body, ends, radii):
+        draw_capsule(scene, part, a, b, ra, rb)
+    if rng.random() < 0.15:
+        hide_a_joint(scene, rng)
+    touch = np.linalg.norm(joints[:, None, None] - ends, axis=-1) < 1e-3  # (17, capsules, 2)
+    limb = np.where(touch, radii, 0).max((1, 2))  # its radius at the joint
+    x, y = np.clip(np.rint(joints[:, :2]), 0, FINE - 1).astype(int).T
+    scene.covered = scene.depth[y, x] > joints[:, 2] + 1.3 * limb + 0.02 * scale  # clearly nearer than its own surface
+    return scene
+
+
+def hide_a_joint(scene, rng):
+    """Puts a pole or a bush in front of the person."""
+    pole, joint = rng.random() < 0.5, rng.choice(scene.joints[5:]) * (1, 1, 0) + (0, 0, 1e4)
+    for _ in range(1 if pole else 9):
+        middle, along = joint + rng.normal(0, (8, 8, 0)), rng.normal(0, (900, 900, 0) if pole else (12, 12, 0))
+        draw_capsule(scene, OBJECT, middle - along, middle + along, *rng.uniform(0.02, 0.06, 2) * scene.scale)
+
+
+# ---- what the styles share; n = number of pixels where something is seen --------------------------------------------
+def light(scene, direction, ambient=0.0):
+    """Brightness (n,) by Lambert's law, with normals from the slope of the depth."""
+    def slope(step):
+        ahead, behind = (scene.depth.take(scene.pixels + s, mode="clip") for s in (step, -step))
+        return np.clip((ahead - behind) / 2, -4, 4)
+    x, y, (lx, ly, lz) = slope(1), slope(FINE), (np.array(direction) / np.linalg.norm(direction)).tolist()
+    return ambient + (1 - ambient) * np.maximum((lz - lx * x - ly * y) / np.sqrt(1 + x * x + y * y), 0)
+
+
+def fold(scene, depth):
+    """Lays the clothes in folds, in fine pixels deep, for the light to fall on."""
+    cloth = scene.pixels[(scene.material == TOP) | (scene.material == BOTTOM)]
+    scene.depth.flat[cloth] += depth * np.sin(cloth % FINE * 0.25 + 2 * np.sin(cloth // FINE * 0.05))
+
+
+def outline(scene, region, jump=0.04, width=1):
+    """Lines (n,), 0 or 1, where the region (320, 320) changes or the depth jumps by so many units."""
+    line = np.zeros((FINE, FINE), bool)
+    for r, z, l in ((region, scene.depth, line), (region.T, scene.depth.T, line.T)):
+        change = (r[width:] != r[:-width]) | (np.abs(z[width:] - z[:-width]) > jump * scene.scale)
+        l[width:] |= change
+        l[:-width] |= change
+    return line.take(scene.pixels).astype(np.float32)
+
+
+def layer(scene, values):
+    """Values (n,) as a picture (160, 160), 0 elsewhere."""
+    fine = np.zeros((FINE, FINE), np.float32)
+    fine.flat[scene.pixels] = values
+    return np.asarray(Image.fromarray(fine).reduce(2))
+
+
+def stamp(scene, backdrop, colors):
+    """The seen pixels' colors (n, 3) on a fine backdrop -> picture (160, 160, 3)."""
+    fine = np.array(backdrop)
+    fine.reshape(-1, 3)[scene.pixels] = np.clip(colors, 0, 255)
+    return np.asarray(Image.fromarray(fine).reduce(2))
+
+
+def picture_of(values):
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def backdrop(grid):
+    """A few colors (rows, columns, 3) blended into a fine image, and a pen to draw on it."""
+    image = picture_of(grid).resize((FINE, FINE), Image.Resampling.BICUBIC)
+    return image, ImageDraw.Draw(image)
+
+
+def noise(rng, cells):
+    """Smooth random field (160, 160, 1) between -1 and 1, with so many bumps across."""
+    grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
+    return np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BILINEAR))[..., None]
+
+
+def pick(rng, *colors):
+    return np.array(colors[rng.integers(len(colors))], np.float32)
+
+
+def pigments(rng, skin, colors):
+    """A color for each material (11, 3); clothes and things take theirs from `colors`."""
+    table = np.zeros((11, 3), np.float32)
+    table[SKIN:TOP] = skin, (35, 25, 20), (245, 245, 245), (20, 15, 15), (170, 70, 70)
+    table[TOP:] = rng.permutation(colors)[:5]
+    return table
+
+
+# ---- the styles -----------------------------------------------------------------------------------------------------
+def photo(scene, rng):
+    def dull(*shape):
+        return rng.uniform(45, 215, (*shape, 1)) + rng.normal(0, 17, (*shape, 3)) + (6, 0, -6)
+    image, pen = backdrop(dull(3, 3))
+    for (x, y, w, h), color in zip(rng.uniform(0, FINE, (14, 4)), dull(rng.integers(14))):
+        shape = pen.rectangle if w < 200 else pen.ellipse
+        shape((x - w / 3, y - h / 4, x + w / 3, y + h / 4), fill=tuple(color.astype(int)))
+    tone = rng.random()
+    skin = tone * np.array([250, 212, 185]) + (1 - tone) * np.array([92, 58, 40])
+    table = pigments(rng, skin, 1.1 * dull(9) + rng.normal(0, 25, (9, 3)))
+    table[LOCKS], table[BAR] = pick(rng, (25, 18, 15), (75, 48, 28), (190, 150, 90), (130, 125, 120)), table[SKIN]
+    shade = light(scene, rng.uniform((-1, -1, 0.3), (1, 0.2, 1)), rng.uniform(0.25, 0.6))
+    if rng.random() < 0.5:  # a striped shirt
+        stripes = np.sin(scene.pixels % FINE * rng.normal(0, 0.2) + scene.pixels // FINE * rng.normal(0, 0.2))
+        shade *= 1 + 0.3 * stripes * (scene.material == TOP)
+    picture = picture_of(stamp(scene, image, table[scene.material] * shade[:, None]) * (1 + 0.12 * noise(rng, 40)))
+    curves = 255 * np.linspace(0, 1, 256) ** rng.uniform(0.7, 1.4) * rng.uniform(0.85, 1.15, (3, 1))  # camera settings
+    picture = picture.point(curves.ravel().astype(int).tolist()).filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.9)))
+    return np.asarray(picture) + rng.uniform(1, 10) * rng.standard_normal((SIZE, SIZE, 3), np.float32)
+
+
+def cartoon(scene, rng):
+    bright = [(230, 60, 60), (250, 200, 50), (60, 160, 230), (80, 190, 90), (240, 130, 40), (150, 90, 200)]
+    sky = pick(rng, (150, 215, 250), (255, 225, 150), (250, 190, 200), (190, 235, 200))
+    image, pen = backdrop([[sky]])
+    for angle in np.arange(0, 2 * np.pi, np.pi / 8):  # sunbeams
+        edges = [(160 + 300 * np.cos(a), 160 + 300 * np.sin(a)) for a in (angle, angle + 0.2)]
+        pen.polygon([(160, 160), *edges], fill=tuple((0.65 * sky + 90).astype(int)))
+    for x in rng.integers(0, FINE, 3):
+        pen.ellipse((x - 150, 230 + x // 8, x + 150, 600), fill=bright[rng.integers(6)])
+    table = pigments(rng, pick(rng, (255, 214, 170), (255, 225, 80), (150, 95, 60), (140, 200, 240)), bright)
+    table[LOCKS] = pick(rng, (40, 30, 40), (120, 60, 30), (250, 200, 60), (220, 70, 60))
+    shade = np.where(light(scene, (-0.6, -0.7, 0.6)) > 0.35, np.float32(1), 0.78)  # two flat tones
+    shade *= 1 - outline(scene, scene.outfit[scene.part], width=2)
+    return stamp(scene, image, table[scene.material] * shade[:, None])
+
+
+def sketch(scene, rng):
+    lines, (rows, columns) = layer(scene, outline(scene, scene.outfit[scene.part])), np.ogrid[:SIZE, :SIZE]
+    ink = np.zeros((SIZE, SIZE), np.float32)
+    for _ in range(2):  # the contour is searched for twice
+        dy, dx = (np.rint(3 * noise(rng, 6)[..., 0]).astype(int) for _ in range(2))
+        ink = np.maximum(ink, 1.4 * lines[np.clip(rows + dy, 0, SIZE - 1), np.clip(columns + dx, 0, SIZE - 1)])
+    dark = layer(scene, 1 - light(scene, (-0.7, -0.6, 0.5)))
+    hatch = ((columns + rows) % 4 < 1) & (dark > 0.7) | ((columns - rows) % 4 < 1) & (dark > 0.9)
+    paper = np.float32((246, 240, 226)) + 5 * noise(rng, 80)
+    pencil = pick(rng, (50, 50, 60), (110, 60, 40), (40, 50, 100))
+    image = picture_of(paper + (pencil - paper) * np.clip(ink + 0.5 * hatch, 0, 1)[..., None])
+    pen = ImageDraw.Draw(image)
+    for (x, y, _), (dx, dy) in zip(rng.choice(scene.joints / 2, 5), rng.normal(0, 40, (5, 2))):  # construction
+        pen.line((x - dx, y - dy, x + dx, y + dy), fill=(190, 182, 175))
+        pen.circle((x, y), abs(dx) / 3, outline=(200, 192, 185))
+    return image
+
+
+@lru_cache
+def strokes():
+    """For each pixel the offset (2, 160, 160) in y and x to the middle of the brush stroke that covers it."""
+    rng = np.random.default_rng(0)
+    image = Image.new("I", (SIZE, SIZE))
+    middles, angles = rng.uniform(0, SIZE, (9000, 2)), rng.normal(0.8, 0.6, 9000)
+    for k, (y, x, dy, dx) in enumerate(np.column_stack([middles, 2.5 * np.sin(angles), 2.5 * np.cos(angles)])):
+        ImageDraw.Draw(image).line((x - dx, y - dy, x + dx, y + dy), fill=k, width=2)
+    stroke = np.asarray(image)
+    return np.rint(middles[stroke].transpose(2, 0, 1) - np.mgrid[:SIZE, :SIZE]).astype(int) * (stroke > 0)
+
+
+def oil_painting(scene, rng):
+    earth = [(150, 50, 40), (190, 140, 75), (95, 100, 60), (65, 85, 125), (130, 85, 55), (215, 195, 155), (110, 55, 75)]
+    image, _ = backdrop(pick(rng, *earth) * rng.uniform(0.15, 0.5, (5, 5, 1)))
+    table = pigments(rng, pick(rng, (245, 195, 150), (215, 155, 110), (150, 100, 70)), earth)
+    fold(scene, 1.5)
+    shade = 0.3 + 1.1 * light(scene, (rng.choice([-1, 1]), -0.7, 0.6)) ** 2
+    picture = stamp(scene, image, table[scene.material] * shade[:, None])
+    (dy, dx), (rows, columns) = np.roll(strokes(), rng.integers(0, SIZE, 2), (1, 2)), np.ogrid[:SIZE, :SIZE]
+    rows, columns = np.clip(rows + dy, 0, SIZE - 1), np.clip(columns + dx, 0, SIZE - 1)
+    ridges = 0.05 * np.sin(rows * 13 + columns * 78)[..., None].astype(np.float32)
+    return picture[rows, columns] * (1 + ridges) * np.float32((1.05, 1, 0.85)) + 8
+
+
+def sculpture(scene, rng):
+    stone = pick(rng, (240, 236, 226), (140, 105, 60), (200, 125, 90), (165, 167, 165), (95, 140, 120))
+    wall = rng.uniform(50, 190) * rng.uniform(0.85, 1, 3)
+    image, pen = backdrop(wall * rng.uniform(0.8, 1.2, (3, 3, 1)))
+    for x in range(rng.integers(60), FINE, rng.integers(60, 120)):  # a museum's niches
+        pen.rounded_rectangle((x, 40, x + 36, 400), 18, fill=tuple((0.8 * wall).astype(int)))
+    x, y, _ = scene.joints[scene.joints[:, 1].argmax()]
+    pen.rectangle((x - 70, y + 6, x + 70, 2 * FINE), fill=tuple((0.7 * stone).astype(int)))  # the plinth
+    pen.rectangle((x - 82, y + 2, x + 82, y + 16), fill=tuple((0.85 * stone).astype(int)))
+    fold(scene, 1.5)
+    shade = light(scene, (rng.choice([-0.8, 0.8]), -0.8, 0.6), 0.2)
+    shade += rng.uniform(0, 0.6) * shade ** 9 - 0.25 * outline(scene, scene.part)  # gloss and crevices
+    return stamp(scene, image, stone * shade[:, None]) * (1 + 0.08 * noise(rng, 30) + 0.08 * noise(rng, 80))
+
+
+def shadow_play(scene, rng):
+    dusk, glow = (185, 90, 20), (255, 235, 150)
+    image, pen = backdrop([[dusk] * 3, [dusk, glow, dusk], [dusk] * 3])
+    for x, y, _ in scene.joints[9:11]:
+        pen.line((x, y, x + rng.uniform(-60, 60), FINE), fill=(50, 25, 10), width=3)  # the rods
+    leather = [(130, 25, 15), (35, 80, 30), (70, 40, 15), (150, 90, 10), (30, 40, 60), (90, 20, 60)]
+    table = pigments(rng, pick(rng, (150, 80, 20), (60, 30, 12)), leather)
+    if rng.random() < 0.4:
+        table[:] = 22, 12, 6  # plain black puppets
+    x, y, size = scene.pixels % FINE, scene.pixels // FINE, rng.uniform(0.4, 0.7)
+    holes = (np.sin(size * (x + y)) * np.sin(size * (x - y)) > 0.5) & (scene.material == TOP)
+    cut = 0.8 * np.maximum(outline(scene, scene.part, jump=1e9), holes)[:, None]
+    picture = stamp(scene, image, table[scene.material] * (1 - cut) + np.float32((255, 200, 100)) * cut)
+    image = picture_of(picture * (1 + 0.05 * noise(rng, 60)))
+    for x, y, _ in scene.joints[5:][~scene.covered[5:]] / 2:
+        ImageDraw.Draw(image).circle((x, y), 1.5, fill=(255, 215, 120), outline=(40, 20, 5))  # rivets
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8)))
+
+
+def ink_painting(scene, rng):
+    paper = np.float32((238, 228, 205)) * (1 + 0.03 * noise(rng, 5) + 0.03 * noise(rng, 70))
+    for height in rng.uniform(20, 110, 3):  # mountains, fading downwards
+        ridge = height + np.interp(np.arange(SIZE), np.linspace(0, SIZE, 8), rng.uniform(-25, 25, 8))
+        below = np.float32(np.arange(SIZE)[:, None] - ridge)[..., None]
+        paper -= 60 * np.exp(-np.maximum(below, 0) / 14) * (below > 0)
+    robes = [(228, 222, 208), (150, 165, 175), (205, 130, 110), (125, 150, 125), (110, 110, 115), (215, 195, 150)]
+    shade = 0.7 + 0.35 * light(scene, (0.3, -0.6, 0.7))
+    wet = picture_of(paper).resize((FINE, FINE), Image.Resampling.BOX)
+    wash = stamp(scene, wet, pigments(rng, (240, 220, 195), robes)[scene.material] * shade[:, None])
+    picture = paper + (wash - paper) * np.clip(0.8 + 0.5 * noise(rng, 8), 0, 1)
+    line = picture_of(layer(scene, 255 * outline(scene, scene.outfit[scene.part], width=2)))
+    line = np.asarray(line.filter(ImageFilter.GaussianBlur(0.8)))[..., None] / np.float32(255)
+    image = picture_of(picture + (20 - picture) * np.clip(line * (1.6 + 1.8 * noise(rng, 12)), 0, 1))  # thick and thin
+    pen, (x, y) = ImageDraw.Draw(image), rng.choice([6, 142], 2).tolist()
+    pen.rectangle((x, y, x + 11, y + 11), fill=(190, 40, 30))  # the seal
+    pen.line((x + 2, y + 3, x + 9, y + 3, x + 3, y + 8, x + 9, y + 8), fill=(240, 220, 200))
+    return image
+
+
+@lru_cache
+def panes():
+    """Voronoi cells (320, 320): the number of the nearest of 80 random points; they wrap around."""
+    apart = np.abs(np.random.default_rng(0).uniform(0, FINE, (80, 2, 1)) - np.arange(FINE))
+    y, x = (np.minimum(apart, FINE - apart) ** 2).transpose(1, 0, 2)
+    return (y[:, :, None] + x[:, None, :]).argmin(0).astype(np.uint16)
+
+
+def stained_glass(scene, rng):
+    jewels = [(210, 30, 45), (35, 80, 200), (25, 150, 90), (240, 180, 40), (125, 50, 160), (235, 110, 35)]
+    table = pigments(rng, (245, 210, 165), jewels)
+    table[LOCKS], table[THING], table[NONE] = (110, 60, 25), (245, 205, 70), 0.6 * pick(rng, *jewels[:3])
+    (x, y, _), (rows, columns) = scene.joints[0], np.ogrid[:FINE, :FINE]
+    nimbus = np.hypot(columns - x, rows - y) < 0.19 * scene.scale
+    scene.part[nimbus & (scene.part == NONE)] = CLUTTER
+    cells = np.roll(panes(), rng.integers(0, FINE, 2), (0, 1)) * (scene.part != HEAD)  # a face is one pane
+    glass = (table[:, None] * rng.uniform(0.7, 1.3, (80, 1))).clip(0, 255).astype(np.uint8)  # (11, 80, 3)
+    scene.pixels = np.arange(FINE * FINE)
+    window = glass[scene.outfit[scene.part], cells]
+    window[outline(scene, scene.part * np.uint16(80) + cells, jump=1e9).reshape(FINE, FINE) > 0] = 25  # lead
+    return np.asarray(Image.fromarray(window).reduce(2)) * (1 + 0.2 * noise(rng, 4) + 0.08 * noise(rng, 70)) + 10
+
+
+STYLES = {
+    "photo": Style(photo, "stand stand walk walk run sit cheer cheer dance", clutter=5),
+    "cartoon": Style(cartoon, yaw=(0, 60), head=2.1, eyes=1.5, thick=1.1, legs=0.65, arms=0.85),
+    "sketch": Style(sketch, thick=0.9, legs=1.1, arms=1.05),
+    "oil painting": Style(oil_painting, "stand walk sit sit dance bend cheer", (0, 120), thick=1.1, robe=0.6),
+    "sculpture": Style(sculpture, "stand stand dance sit squat cheer bend run", (0, 130), thick=1.1, robe=0.4),
+    "shadow play": Style(shadow_play, "stand walk walk run dance dance cheer sit bend", (60, 105), 1.5, 1.3, robe=0.4),
+    "ink painting": Style(ink_painting, "stand stand walk sit dance squat bend cheer", (10, 110), robe=0.85),
+    "stained glass": Style(stained_glass, "stand stand stand walk sit cheer dance", (0, 30), 1.25, 1.3, robe=0.7),
+}
+
+
+def draw_figure(style: str, rng: np.random.Generator) -> Figure:
+    """Draws one random person in a style of STYLES; the same generator state gives the same figure."""
+    scene = compose(STYLES[style], rng)
+    person = Image.fromarray((scene.part != NONE) & (scene.part < OBJECT)).convert("L")
+    person = person.reduce(2).point(lambda covered: covered >= 128)
+    left, top, right, bottom = person.getbbox()
+    keypoints = np.column_stack([(scene.joints[:, :2] - 0.5) / 2, 2 - scene.covered])  # fine pixel 2x + 0.5 is x
+    keypoints[((keypoints[:, :2] < 0) | (keypoints[:, :2] > SIZE - 1)).any(1)] = 0
+    image = np.asarray(picture_of(STYLES[style].paint(scene, rng)))
+    return Figure(image, keypoints, (left, top, right - left, bottom - top), int(np.asarray(person).sum()))
+
+
+FIGURES = "figures-1"  # a new number whenever the drawing changes, so that an old cache is not taken for a new one
+FIGURE_COUNTS = {"train": (4000, 600), "val": (300, 100)}  # of photos and of each artificial style
+
+
+def cache_folder():
+    """Where drawn figures and trained base models are kept: $POSEBRIDGE_HOME, or ~/.cache/posebridge."""
+    return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
+
+
+def draw_figures(cache, counts=FIGURE_COUNTS, seed=0):
+    """Draws the data set into `cache`, unless it is there, and returns its folder.
+
+    It is drawn beside its place and moved there in one step: two programs that start at once cannot mix their files.
+    """
+    folder = Path(cache) / FIGURES
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f"drawing the built-in figures into {folder}")
+    draft = Path(tempfile.mkdtemp(prefix=f"{FIGURES}.", dir=folder.parent))
+    try:
+        (draft / "annotations").mkdir()
+        for style in STYLES:
+            (draft / "images" / style.replace(" ", "_")).mkdir(parents=True)
+        for split_number, (split, (natural, artificial)) in enumerate(counts.items()):
+            jobs = [(draft, style, split, n, (seed, split_number, style_number, n))
+                    for style_number, style in enumerate(STYLES)
+                    for n in range(natural if style in NATURAL_DOMAINS else artificial)]
+            with ProcessPoolExecutor() as pool:
+                records = list(pool.map(write_figure, jobs, chunksize=50))
+            save_figure_annotations(draft / "annotations" / ANNOTATION_FILES["figures"][split], records)
+        draft.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another program was faster
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def write_figure(job):
+    folder, style, split, number, seed = job
+    figure = draw_figure(style, np.random.default_rng(seed))
+    file_name = f"images/{style.replace(' ', '_')}/{split}_{number:05d}.jpg"
+    Image.fromarray(figure.image).save(folder / file_name, quality=92)
+    return style, file_name, figure
+
+
+def save_figure_annotations(path, records):
+    """Human-Art's own format: COCO's, with the domain and a description beside every image."""
+    images, annotations = [], []
+    for number, (style, file_name, figure) in enumerate(records, start=1):
+        height, width = figure.image.shape[:2]
+        images.append({"id": number, "file_name": file_name, "width": width, "height": height, "category": style,
+                       "description": f"a {style} of a person"})
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "iscrowd": 0,
+                            "keypoints": np.round(figure.keypoints, 2).ravel().tolist(),
+                            "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()),
+                            "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area)})
+    category = {"id": 1, "name": "person", "keypoints": COCO17.names, "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges]}
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [category]}))

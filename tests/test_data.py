@@ -1,0 +1,318 @@
+"""What must hold for the data: reading, crops, heatmaps, augmentation and the built-in figures."""
+import json
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import (COCO17, Augmentation, Crops, DataError, TRAINING, crop_matrix, decode_heatmaps, draw_figures,
+                  encode_heatmaps, invert_matrix, load_dataset, open_image, read_records, transform_points, warp_image)
+
+SIZE = (128, 96)
+COUNTS = {"train": (3, 2), "val": (2, 1)}
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    return draw_figures(tmp_path_factory.mktemp("cache"), COUNTS)
+
+
+# ------------------------------------------------------------------------------------------------------ reading files
+
+def person(**changes):
+    keypoints = np.column_stack([np.linspace(10, 40, 17), np.linspace(10, 50, 17), np.full(17, 2)]).ravel().tolist()
+    return {"id": 7, "image_id": 3, "category_id": 1, "bbox": [5, 5, 40, 50], "area": 900, "iscrowd": 0,
+            "num_keypoints": 17, "keypoints": keypoints} | changes
+
+
+def write_coco(folder, annotations, file_name="a.jpg", **changes):
+    Image.new("RGB", (64, 64)).save(folder / "a.jpg")
+    content = {"images": [{"id": 3, "file_name": file_name, "width": 64, "height": 64}], "annotations": annotations,
+               "categories": [{"id": 1, "name": "person"}]} | changes
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_coco_file_becomes_arrays(tmp_path):
+    path = write_coco(tmp_path, [person(), person(id=8, iscrowd=1), person(id=9, keypoints=[0] * 51)])
+    dataset = load_dataset(f"coco:{path}", "all")
+    assert dataset.keypoints.shape == (3, 17, 3) and dataset.files == [str(tmp_path / "a.jpg")]
+    assert dataset.boxes[0].tolist() == [5, 5, 40, 50] and dataset.areas[0] == 900
+    assert dataset.labelled.tolist() == [0]  # neither the crowd nor the person without keypoints
+    assert dataset.to_coco()["annotations"][0] == person()
+
+
+def test_records_are_read_whole_wherever_the_pieces_of_the_file_end(tmp_path):
+    content = {"info": {"numbers": [1, 2.5, -3e7, None, True]}, "images": [{"id": n, "text": "ü\"[{" * n} for n in range(300)],
+               "annotations": [], "last": 12345}
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(content, indent=1))
+    for piece in (1, 2, 7, 1000):
+        stream = data.JSONStream(path)
+        assert stream.path == path
+        records = list(read_records(path, ("images", "annotations"), piece))
+        assert records == [("images", record) for record in content["images"]]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "12", '{"images": [', '{"images": [{"id": 1}], "annotations": [{"id": 1]}',
+                                  '{"images" [1]}', "\x00\xff", '{"images": {}}', '{"images": [1], "annotations": [2]}'])
+def test_a_file_that_is_not_coco_is_an_error_that_names_it(tmp_path, text):
+    path = tmp_path / "broken.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match="broken.json"):
+        load_dataset(f"coco:{path}", "all")
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"keypoints": [1, 2]}, "annotation 7.*51 numbers in 'keypoints'.*found 2"),
+    ({"keypoints": [1.0, 2, 2] * 14}, "annotation 7.*found 42"),
+    ({"keypoints": ["x"] * 51}, "annotation 7"),
+    ({"keypoints": [math.nan] * 51}, "annotation 7.*not finite"),
+    ({"bbox": [1, 2, 0, 5]}, "annotation 7.*zero"),
+    ({"bbox": [1, 2, 3, math.inf]}, "annotation 7.*not finite"),
+    ({"bbox": [1, 2, 3]}, "annotation 7.*4 in 'bbox'"),
+    ({"bbox": None}, "annotation 7"),
+    ({"image_id": 99}, "annotation 7.*image_id 99"),
+])
+def test_a_wrong_record_is_an_error_that_names_file_record_and_reason(tmp_path, changes, words):
+    path = write_coco(tmp_path, [person(**changes)])
+    with pytest.raises(DataError, match=f"annotations.json: {words}") as caught:
+        load_dataset(f"coco:{path}", "all")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_named(tmp_path):
+    record = person()
+    del record["keypoints"]
+    with pytest.raises(DataError, match="annotation 7.*keypoints"):
+        load_dataset(f"coco:{write_coco(tmp_path, [record])}", "all")
+
+
+@pytest.mark.parametrize("file_name", ["../secret.jpg", "/etc/passwd", "images/../../secret.jpg"])
+def test_a_file_name_that_leads_outside_is_refused(tmp_path, file_name):
+    with pytest.raises(DataError, match="outside"):
+        load_dataset(f"coco:{write_coco(tmp_path, [person()], file_name)}", "all")
+
+
+def test_a_missing_image_is_found_out_before_training(tmp_path):
+    with pytest.raises(DataError, match="'b.jpg' is missing"):
+        load_dataset(f"coco:{write_coco(tmp_path, [person()], 'b.jpg')}", "all")
+
+
+def test_folders_in_a_file_name_that_do_not_exist_are_stripped(tmp_path):
+    dataset = load_dataset(f"humanart:{write_coco(tmp_path, [person()], 'HumanArt/images/cartoon/a.jpg')}", "all")
+    assert dataset.files == [str(tmp_path / "a.jpg")] and dataset.domains.tolist() == ["cartoon"]
+
+
+def test_ids_must_be_unique(tmp_path):
+    with pytest.raises(DataError, match="annotation id 7 appears more than once"):
+        load_dataset(f"coco:{write_coco(tmp_path, [person(), person()])}", "all")
+
+
+@pytest.mark.parametrize("spec, words", [("cocoo:x", "unknown data set 'cocoo'"), ("coco:nowhere", "no such file or folder"),
+                                         ("coco", "expected coco:FOLDER")])
+def test_a_data_set_that_is_not_there_is_an_error(spec, words):
+    with pytest.raises(DataError, match=words):
+        load_dataset(spec, "train")
+
+
+def test_a_single_file_is_divided_between_training_and_validation(real):
+    parts = [load_dataset(f"coco:{real / 'coco'}", split) for split in ("train", "val", "all")]
+    train, val, everything = (set(part.image_ids.tolist()) for part in parts)
+    assert not train & val and train | val == everything and len(val) == 24
+    assert sum(len(part.ids) for part in parts[:2]) == len(parts[2].ids) == 337
+
+
+def test_human_art_is_read_with_its_own_field_names_and_paths(real):
+    dataset = load_dataset(f"humanart:{real / 'humanart'}", "all")
+    assert sorted(dataset.domains) == ["acrobatics", "digital art", "garage kits"]
+    assert len(dataset.labelled) == 4 and all(Path(file).is_file() for file in dataset.files)
+
+
+# -------------------------------------------------------------------------------------------------- images and crops
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_an_image_of_any_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((8, 9), 200 * 256, np.uint16)).save(path)
+    else:
+        Image.new("L", (9, 8), 200).convert("RGB").convert(mode).save(path)
+    image, shrink = open_image(path)
+    assert image.mode == "RGB" and image.size == (9, 8) and shrink == 1
+    assert abs(int(np.asarray(image).mean()) - (255 if mode == "1" else 200)) <= 55 * (mode == "1") + 3
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_a_broken_image_is_an_error_that_names_it(tmp_path, content):
+    path = tmp_path / "broken.jpg"
+    Image.effect_noise((200, 200), 50).save(path)
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(DataError, match="broken.jpg"):
+        open_image(path)
+
+
+def test_a_box_is_centred_in_its_crop_and_padded():
+    matrix = crop_matrix((30, 20, 60, 80), SIZE, padding=1.25)
+    corners = transform_points(np.array([[10, 10], [110, 110], [60, 60]]), matrix)  # 60x80 has the crop's shape; 1.25: 75x100
+    assert np.allclose(transform_points(np.array([60, 60]), matrix), [47.5, 63.5])
+    assert np.allclose(transform_points(np.array([60 - 37.5, 60 - 50]), matrix), [0, 0])
+    assert np.allclose(transform_points(corners, invert_matrix(matrix)), [[10, 10], [110, 110], [60, 60]])
+
+
+def test_a_narrow_box_grows_to_the_crops_shape():
+    matrix = crop_matrix((0, 0, 10, 100), SIZE, padding=1)
+    assert np.allclose(transform_points(np.array([5 - 37.5, 0]), matrix), [0, 0])
+
+
+def test_a_crop_turns_around_its_centre():
+    straight, turned = (crop_matrix((0, 0, 75, 100), SIZE, padding=1, rotation=angle) for angle in (0, 90))
+    offset = transform_points(np.array([47.5, 50]), straight) - [47.5, 63.5]
+    # sizes are one less than the number of pixels (UDP), so a quarter turn stretches by 95/75 : 127/100
+    assert np.allclose(transform_points(np.array([47.5, 50]), turned) - [47.5, 63.5], [0, offset[0] * (127 / 100) / (95 / 75)])
+
+
+@pytest.mark.parametrize("shrink", [1, 4])
+def test_the_warped_image_shows_a_point_where_the_matrix_says(tmp_path, shrink):
+    x, y = np.meshgrid(np.arange(640), np.arange(480))
+    Image.fromarray(np.stack([x / 4, y / 4, x * 0], axis=2).astype(np.uint8)).save(tmp_path / "ramp.jpg", quality=100)
+    image, read_shrink = open_image(tmp_path / "ramp.jpg", shrink)
+    assert read_shrink == shrink
+    matrix = crop_matrix((100, 50, 300, 300), SIZE, rotation=20)
+    crop = warp_image(image, matrix, SIZE, read_shrink).astype(float)
+    at = transform_points(np.array([[20.0, 30], [50, 90], [80, 60]]), invert_matrix(matrix))  # (3, 2) in the image
+    seen = crop[[30, 90, 60], [20, 50, 80], :2]
+    assert np.abs(seen - at / 4).max() < 1.5  # grey levels: six pixels
+
+
+# ----------------------------------------------------------------------------------------------------- heatmap codec
+
+def test_encoding_draws_a_gaussian_at_the_exact_position():
+    keypoints = torch.tensor([[[40.3, 50.9], [0.0, 0.0], [10.0, 10.0]]])
+    heatmaps, weights = encode_heatmaps(keypoints, torch.tensor([[2, 1, 0]]), (256, 192), (64, 48))
+    x, y = 40.3 * 47 / 191, 50.9 * 63 / 255
+    for v in range(64):
+        for u in range(48):
+            inside = abs(u - round(x)) <= 6 and abs(v - round(y)) <= 6
+            expected = math.exp(-((u - x) ** 2 + (v - y) ** 2) / 8) if inside else 0
+            assert abs(heatmaps[0, 0, v, u].item() - expected) < 1e-6
+    assert weights.tolist() == [[1, 1, 0]] and heatmaps[0, 2].abs().sum() == 0
+
+
+def test_a_keypoint_outside_the_crop_has_no_weight():
+    _, weights = encode_heatmaps(torch.tensor([[[-60.0, 10], [10, 400], [190, 250]]]), torch.ones(1, 3), (256, 192), (64, 48))
+    assert weights.tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize("input_size, heatmap_size, sigma", [((256, 192), (64, 48), 2.0), ((128, 96), (32, 24), 1.5)])
+def test_decoding_returns_what_was_encoded_to_a_fraction_of_a_pixel(input_size, heatmap_size, sigma):
+    torch.manual_seed(0)
+    low, high = 0.25, 0.75
+    keypoints = (low + (high - low) * torch.rand(20, 17, 2)) * torch.tensor(input_size[::-1])
+    heatmaps, _ = encode_heatmaps(keypoints, torch.ones(20, 17), input_size, heatmap_size, sigma)
+    decoded, scores = decode_heatmaps(heatmaps, input_size, sigma)
+    assert (decoded - keypoints).norm(dim=2).max() < 0.2  # a heatmap pixel is four pixels of the input
+    assert ((scores > 0.85) & (scores <= 1)).all()
+
+
+def test_decoding_a_flat_heatmap_or_one_with_a_peak_at_the_border_stays_inside():
+    heatmaps = torch.zeros(1, 3, 64, 48)
+    heatmaps[0, 1, 0, 0] = 1
+    heatmaps[0, 2, 63, 47] = 1
+    decoded, scores = decode_heatmaps(heatmaps, (256, 192))
+    assert decoded.isfinite().all() and (decoded > -5).all() and (decoded < torch.tensor([197.0, 261.0])).all()
+    assert scores.tolist() == [[0, 1, 1]]
+
+
+# ------------------------------------------------------------------------------------------------------ augmentation
+
+def test_the_same_key_gives_the_same_crop_and_another_seed_another(figures):
+    crops = Crops(load_dataset(f"figures:{figures}", "train"), SIZE, TRAINING)
+    first, again, other = crops[0, (1, 2)], crops[0, (1, 2)], crops[0, (1, 3)]
+    assert torch.equal(first["image"], again["image"]) and torch.equal(first["keypoints"], again["keypoints"])
+    assert not torch.equal(first["image"], other["image"])
+
+
+def test_a_mirrored_crop_is_the_mirrored_picture_with_left_and_right_swapped(figures):
+    dataset = load_dataset(f"figures:{figures}", "train")
+    plain, mirrored = Crops(dataset, SIZE)[0, 0], Crops(dataset, SIZE, Augmentation(flip=1.0))[0, 0]
+    difference = plain["image"].flip(2).int() - mirrored["image"].int()
+    assert difference.abs().max() <= 1  # rounding
+    swapped = plain["keypoints"][COCO17.flip] * torch.tensor([-1.0, 1]) + torch.tensor([95.0, 0])
+    assert torch.allclose(mirrored["keypoints"], swapped, atol=1e-3)
+    assert torch.equal(mirrored["visible"], plain["visible"][COCO17.flip])
+
+
+def test_flip_pairs_are_left_and_right_of_the_same_joint():
+    assert [COCO17.names[k] for k in COCO17.flip[:3]] == ["nose", "right_eye", "left_eye"]
+    assert (COCO17.flip[COCO17.flip] == np.arange(17)).all()
+
+
+def test_keypoints_follow_the_picture_through_every_augmentation(tmp_path):
+    """A white dot at each keypoint is still there after rotation, scaling, shift, flip and half-body crops."""
+    dots = np.zeros((200, 200, 3), np.uint8)
+    keypoints = np.random.default_rng(0).integers(30, 170, (17, 2))
+    dots[keypoints[:, 1, None, None] + np.arange(-1, 2)[:, None], keypoints[:, 0, None, None] + np.arange(-1, 2)] = 255
+    path = write_coco(tmp_path, [person(keypoints=np.column_stack([keypoints, np.full(17, 2)]).ravel().tolist(), bbox=[30, 30, 140, 140])])
+    Image.fromarray(dots).save(tmp_path / "a.png")
+    path.write_text(path.read_text().replace("a.jpg", "a.png"))
+    crops = Crops(load_dataset(f"coco:{path}", "all"), (256, 192), Augmentation(flip=0.5, half_body=0.5, scale=0.3, shift=0.16, rotation=80))
+    for seed in range(30):
+        crop = crops[0, seed]
+        for (x, y), visible in zip(crop["keypoints"].tolist(), crop["visible"]):
+            if visible and 1 <= x <= 190 and 1 <= y <= 254:
+                assert crop["image"][:, round(y), round(x)].min() > 60
+
+
+# ------------------------------------------------------------------------------------------------ the built-in figures
+
+def test_figures_are_written_in_human_arts_format(figures):
+    content = json.loads((figures / "annotations" / "training_figures.json").read_text())
+    assert {"id", "file_name", "width", "height", "category", "description"} <= set(content["images"][0])
+    assert len(content["images"]) == 3 + 2 * (len(data.STYLES) - 1)
+    assert content["categories"][0]["keypoints"] == list(COCO17.names)
+    humanart = figures.parent / "renamed"
+    if not humanart.exists():
+        humanart.symlink_to(figures / "annotations" / "training_figures.json")
+    assert len(load_dataset(f"humanart:{figures / 'annotations' / 'training_figures.json'}", "all").ids) == len(content["annotations"])
+
+
+@pytest.mark.parametrize("style", list(data.STYLES))
+def test_a_figures_labels_fit_its_picture(style):
+    flags = []
+    for seed in range(20):
+        figure = data.draw_figure(style, np.random.default_rng(seed))
+        assert figure.image.shape == (160, 160, 3) and figure.image.dtype == np.uint8
+        x, y, w, h = figure.box
+        assert 0 <= x and x + w <= 160 and 0 <= y and y + h <= 160 and 0 < figure.area <= w * h
+        labelled = figure.keypoints[figure.keypoints[:, 2] > 0]
+        flags += labelled[:, 2].tolist()
+        inside = ((labelled[:, :2] >= [x - 12, y - 12]) & (labelled[:, :2] <= [x + w + 12, y + h + 12])).all(1)
+        assert inside.mean() > 0.7  # the box is of what is visible: a bush may hide some
+    assert {1, 2} <= set(flags)
+
+
+def test_the_same_seed_draws_the_same_figure():
+    one, two = (data.draw_figure("photo", np.random.default_rng(5)) for _ in range(2))
+    assert np.array_equal(one.image, two.image) and np.array_equal(one.keypoints, two.keypoints)
+
+
+def test_several_programs_that_start_at_once_share_one_set_of_figures(tmp_path):
+    command = ("import sys; sys.path.insert(0, sys.argv[1]); import data\n"
+               "if __name__ == '__main__': print(data.draw_figures(sys.argv[2], {'train': (1, 1), 'val': (1, 1)}))")
+    script = tmp_path / "draw.py"
+    script.write_text(command)
+    arguments = [sys.executable, script, Path(data.__file__).parent, tmp_path / "cache"]
+    with ThreadPoolExecutor(3) as pool:
+        runs = list(pool.map(lambda _: subprocess.run(arguments, capture_output=True, text=True), range(3)))
+    assert all(run.returncode == 0 for run in runs), runs[0].stderr
+    assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [data.FIGURES]
+    assert len(load_dataset(f"figures:{tmp_path / 'cache' / data.FIGURES}", "val").ids) == len(data.STYLES)
