@@ -352,7 +352,8 @@ def crop_matrix(box, size, padding=1.25, scale=1.0, rotation=0.0, shift=(0.0, 0.
 
 
 def transform_points(points, matrix):
-    return points @ matrix[:, :2].T + matrix[:, 2]  # (..., 2)
+    """Points (..., N, 2) through matrices (..., 2, 3)."""
+    return points @ matrix[..., :2].swapaxes(-1, -2) + matrix[..., None, :, 2]
 
 
 def invert_matrix(matrix):
@@ -471,7 +472,7 @@ def jitter_color(image, strength, rng):
     brightness, contrast, saturation = 1 + strength * rng.uniform(-1, 1, 3)
     image = image * brightness
     image = (image - image.mean()) * contrast + image.mean()
-    grey = image.mean(2, keepdims=True)
+    grey = (image @ np.full(3, 1 / 3, np.float32))[:, :, None]
     return (image - grey) * saturation + grey
 
 
@@ -962,7 +963,7 @@ def stained_glass(scene, rng):
 
 
 STYLES = {
-    "photo": Style(photo, "stand stand walk walk run sit cheer cheer dance", clutter=5),
+    "photo": Style(photo, "stand stand walk walk run sit cheer cheer dance", (0, 110), clutter=5),
     "cartoon": Style(cartoon, yaw=(0, 60), head=2.1, eyes=1.5, thick=1.1, legs=0.65, arms=0.85),
     "sketch": Style(sketch, thick=0.9, legs=1.1, arms=1.05),
     "oil painting": Style(oil_painting, "stand walk sit sit dance bend cheer", (0, 120), thick=1.1, robe=0.6),

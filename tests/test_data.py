@@ -161,23 +161,23 @@ def test_a_broken_image_is_an_error_that_names_it(tmp_path, content):
 
 
 def test_a_box_is_centred_in_its_crop_and_padded():
-    matrix = crop_matrix((30, 20, 60, 80), SIZE, padding=1.25)
-    corners = transform_points(np.array([[10, 10], [110, 110], [60, 60]]), matrix)  # 60x80 has the crop's shape; 1.25: 75x100
-    assert np.allclose(transform_points(np.array([60, 60]), matrix), [47.5, 63.5])
-    assert np.allclose(transform_points(np.array([60 - 37.5, 60 - 50]), matrix), [0, 0])
-    assert np.allclose(transform_points(corners, invert_matrix(matrix)), [[10, 10], [110, 110], [60, 60]])
+    matrix = crop_matrix((30, 20, 60, 80), SIZE, padding=1.25)  # 60×80 has the crop's shape already: it grows to 75×100
+    points = np.array([[60, 60], [60 - 37.5, 60 - 50], [60 + 37.5, 60 + 50]])
+    inside = transform_points(points, matrix)
+    assert np.allclose(inside, [[47.5, 63.5], [0, 0], [95, 127]])
+    assert np.allclose(transform_points(inside, invert_matrix(matrix)), points)
 
 
 def test_a_narrow_box_grows_to_the_crops_shape():
     matrix = crop_matrix((0, 0, 10, 100), SIZE, padding=1)
-    assert np.allclose(transform_points(np.array([5 - 37.5, 0]), matrix), [0, 0])
+    assert np.allclose(transform_points(np.array([[5 - 37.5, 0]]), matrix), [[0, 0]])
 
 
 def test_a_crop_turns_around_its_centre():
     straight, turned = (crop_matrix((0, 0, 75, 100), SIZE, padding=1, rotation=angle) for angle in (0, 90))
-    offset = transform_points(np.array([47.5, 50]), straight) - [47.5, 63.5]
-    # sizes are one less than the number of pixels (UDP), so a quarter turn stretches by 95/75 : 127/100
-    assert np.allclose(transform_points(np.array([47.5, 50]), turned) - [47.5, 63.5], [0, offset[0] * (127 / 100) / (95 / 75)])
+    right = np.array([[37.5 + 10, 50]])  # ten pixels right of the box's centre
+    assert np.allclose(transform_points(right, straight), [[47.5 + 10 * 95 / 75, 63.5]])
+    assert np.allclose(transform_points(right, turned), [[47.5, 63.5 + 10 * 127 / 100]])
 
 
 @pytest.mark.parametrize("shrink", [1, 4])

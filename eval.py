@@ -1,0 +1,635 @@
+"""Evaluation: COCO's keypoint numbers (OKS) from NumPy alone, PCK, and what kinds of errors lie behind them.
+
+    python eval.py --results results.json --annotations person_keypoints_val2017.json [--details] [--json]
+
+A detection meets a person only within one image and one category: a *cell*. Instead of visiting cell after cell, what
+follows works on the flat list of all (person, detection) pairs that share one: a few array operations for a data set.
+"""
+import argparse
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from itertools import chain, groupby, islice
+from operator import itemgetter
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader
+
+from data import (COCO17, Crops, DataError, JSONStream, crop_matrix, decode_heatmaps, domain_of, invert_matrix, normalize,
+                  open_image, read_records, transform_points, warp_image)
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the OKS from which a detection is right; AP is the mean over these
+RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
+AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # all, medium, large, in pixels; both ends belong
+MAX_DETECTIONS = 20  # of a cell: the best by score, the others do not count
+BATCH = 8192  # JSON records, or pairs, handled at once: more would need more memory and be no faster
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+ID, NUMBER, BOX = ((), int), ((), float), ((4,), float)  # shape and type of a field
+
+
+@dataclass
+class People:
+    """N annotated people with K keypoints in M images. The number of a cell: category row * M + image row."""
+    images: list  # COCO's image records, in the order of their ids
+    image_ids: np.ndarray  # (M,)
+    category_ids: np.ndarray  # (C,)
+    cell: np.ndarray  # (N,)
+    points: np.ndarray  # (N, K, 2)
+    labelled: np.ndarray  # (N, K) bool
+    area: np.ndarray  # (N,)
+    box: np.ndarray  # (N, 4) left, top, width, height
+    crowd: np.ndarray  # (N,) bool: a group, which any number of detections may match
+    ignored: np.ndarray  # (N,) bool: need not be found, and a detection that matches does not count
+    id_is_zero: np.ndarray  # (N,) bool
+
+
+@dataclass
+class Detections:
+    """D results: the best of each cell, ordered by cell and, within it, by score."""
+    cell: np.ndarray  # (D,), -1 for a category that is not listed
+    rank: np.ndarray  # (D,) 0 for a cell's best
+    score: np.ndarray  # (D,)
+    points: np.ndarray  # (D, K, 2)
+    area: np.ndarray  # (D,)
+
+
+def column(records, field, kind, name, first=0):
+    """One field of all records as an array (len(records), *shape) of finite numbers; kind is its (shape, type).
+
+    Raises DataError for the first record that does not hold them; `first` is the place of records[0] in its list.
+    """
+    shape, dtype = kind
+    try:
+        values = np.array([record[field] for record in records])
+        if values.dtype.kind in "biuf" and values.shape[1:] == shape and np.isfinite(values).all():
+            if dtype is float or (values == values.astype(int)).all():
+                return values.astype(dtype, copy=False)
+    except (KeyError, TypeError, ValueError):
+        pass
+    if len(records) > 1:  # which of them is it?
+        return np.concatenate([column([record], field, kind, name, first + i) for i, record in enumerate(records)])
+    record = records[0] if isinstance(records[0], dict) else {}
+    ids = "".join(f", {key} {record[key]}" for key in ("id", "image_id") if key in record)
+    expected = f"{shape[0] if shape else 'one'} {'integer' if dtype is int else 'finite number'}{'s' * bool(shape)}"
+    found = repr(record[field]) if field in record else "nothing"
+    if isinstance(record.get(field), list):
+        odd = [value for value in record[field] if not (isinstance(value, (int, float)) and abs(value) < np.inf)]
+        found = f"{len(record[field])} values" + (f", among them {odd[0]!r}" if odd else "")
+    raise DataError(f"{name} {first}{ids}: expected {expected} in '{field}', found {found:.80}")
+
+
+def read_columns(records, kinds, name):
+    """Any number of records -> {field: array}, in batches: as Python objects they need several times the memory."""
+    records, first = iter(records), 0
+    parts = {field: [np.zeros((0, *shape), dtype)] for field, (shape, dtype) in kinds.items()}
+    while batch := list(islice(records, BATCH)):
+        for field, kind in kinds.items():
+            parts[field].append(column(batch, field, kind, name, first))
+        first += len(batch)
+    return {field: np.concatenate(parts.pop(field)) for field in kinds}
+
+
+def cells(table, image_ids, category_ids):
+    """The cell of each record; -1 where its image or its category is not among the sorted ids."""
+    image, category = (np.where(np.isin(ids, known), np.searchsorted(known, ids), -1)
+                       for ids, known in ((table["image_id"], image_ids), (table["category_id"], category_ids)))
+    return np.where((image < 0) | (category < 0), -1, category * len(image_ids) + image)
+
+
+def read_people(annotations, num_keypoints):
+    """COCO annotations -> People. As in pycocotools, people whose image or category is not listed do not exist."""
+    name, sections = source_name(annotations, "annotations"), ("images", "categories", "annotations")
+    if is_path(annotations):
+        records = read_records(annotations, sections)
+    elif isinstance(annotations, dict):
+        records = ((section, record) for section in sections for record in annotations.get(section, ()))
+    else:
+        raise DataError(f"annotations: expected a path or what COCO's files hold, found a {type(annotations).__name__}")
+    kinds = {"id": ID, "image_id": ID, "category_id": ID, "keypoints": ((3 * num_keypoints,), float),
+             "num_keypoints": ID, "area": NUMBER, "bbox": BOX, "iscrowd": ID}
+    table, listed = read_columns((), kinds, name), {"images": [], "categories": []}
+    for section, group in groupby(records, key=itemgetter(0)):
+        group = map(itemgetter(1), group)
+        if section == "annotations":
+            table = read_columns(group, kinds, f"{name}: annotation")
+        else:
+            listed[section] = list(group)
+    ids, times = np.unique(table["id"], return_counts=True)
+    if (times > 1).any():
+        raise DataError(f"{name}: annotation id {ids[times > 1][0]} appears more than once")
+    if not listed["categories"]:
+        raise DataError(f"{name}: not COCO keypoint annotations: no 'categories'")
+    image_ids, rows = np.unique(column(listed["images"], "id", ID, f"{name}: image"), return_index=True)
+    category_ids = np.unique(column(listed["categories"], "id", ID, f"{name}: category"))
+    cell = cells(table, image_ids, category_ids)
+    table = {field: values[cell >= 0] for field, values in table.items()}
+    keypoints, crowd = table["keypoints"].reshape(-1, num_keypoints, 3), table["iscrowd"] != 0
+    return People(
+        images=[listed["images"][row] for row in rows], image_ids=image_ids, category_ids=category_ids,
+        cell=cell[cell >= 0], points=keypoints[:, :, :2], labelled=keypoints[:, :, 2] > 0, area=table["area"],
+        box=table["bbox"], crowd=crowd, ignored=crowd | (table["num_keypoints"] == 0), id_is_zero=table["id"] == 0)
+
+
+def read_detections(results, people):
+    """COCO results -> Detections."""
+    name, num_keypoints = source_name(results, "results"), people.points.shape[1]
+    records = stream_list(results) if is_path(results) else iter(results)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{name}: expected a list of results, found an empty one")
+    kinds = {"image_id": ID, "category_id": ID, "score": NUMBER, "keypoints": ((3 * num_keypoints,), float)}
+    if isinstance(first, dict) and first.get("bbox"):  # then pycocotools takes all areas from the boxes
+        kinds["bbox"] = BOX
+    elif isinstance(first, dict) and "segmentation" in first:  # from the masks
+        raise DataError(f"{name}: result 0: expected keypoints, with a 'bbox' or without, found a 'segmentation'")
+    table = read_columns(chain([first], records), kinds, f"{name}: result")
+    unknown = np.flatnonzero(~np.isin(table["image_id"], people.image_ids))
+    if len(unknown):
+        image_id = table["image_id"][unknown[0]]
+        raise DataError(f"{name}: result {unknown[0]}: image_id {image_id} is none of the images of the annotations")
+    points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
+    width, height = table["bbox"][:, 2:].T if "bbox" in table else np.ptp(points, axis=1).T
+    cell = cells(table, people.image_ids, people.category_ids)
+    order = np.lexsort((-table["score"], cell))  # stable: equal scores stay in the order of the file
+    rank = np.arange(len(order)) - np.searchsorted(cell[order], cell[order])
+    order, rank = order[rank < MAX_DETECTIONS], rank[rank < MAX_DETECTIONS]
+    return Detections(cell[order], rank, table["score"][order], points[order], (width * height)[order])
+
+
+def stream_list(path):
+    stream = JSONStream(path)
+    stream.expect("[")
+    for _ in stream.members("]"):
+        yield stream.value()
+
+
+def is_path(source):
+    return isinstance(source, (str, os.PathLike))
+
+
+def source_name(source, otherwise):
+    return str(source) if is_path(source) else otherwise
+
+
+def load(annotations, results, sigmas=COCO17.sigmas):
+    """Paths of COCO's keypoint JSON and results JSON, or what they hold -> People, Detections, sigmas (K,)."""
+    sigmas = np.asarray(sigmas, float)
+    if sigmas.ndim != 1 or not (sigmas > 0).all():
+        raise DataError(f"sigmas: expected a positive number for each keypoint, found {sigmas.tolist()}")
+    people = read_people(annotations, len(sigmas))
+    return people, read_detections(results, people), sigmas
+
+
+# ------------------------------------------------------------------------------------------------ COCO's ten numbers
+
+def pairs(cell, sorted_cell):
+    """All (i, j) with cell[i] == sorted_cell[j], as two arrays (P,), ordered by i, then j."""
+    start, stop = np.searchsorted(sorted_cell, cell, "left"), np.searchsorted(sorted_cell, cell, "right")
+    count = stop - start
+    i = np.repeat(np.arange(len(cell)), count)
+    return i, np.arange(len(i)) + np.repeat(start - (np.cumsum(count) - count), count)
+
+
+def similarity(offset, area, sigmas):
+    """exp(-d² / 2 s² k²), where offset (..., 2) is the way from one point to the other, s² the area and k = 2 sigma."""
+    return np.exp(-((offset[..., 0] ** 2 + offset[..., 1] ** 2) / (sigmas * 2) ** 2 / (area + np.spacing(1)) / 2))
+
+
+def pair_oks(people, found, person, detection, sigmas):
+    """The OKS of P pairs: the mean similarity over the person's labelled keypoints.
+
+    A person without any is a region: keypoints are perfect within its box, grown by its size on all sides.
+    """
+    oks = np.empty(len(person))
+    count = people.labelled.sum(1)[person]
+    labelled_first = np.argsort(~people.labelled, axis=1, kind="stable")  # (N, K)
+    for n in np.unique(count):  # pairs with the same number of keypoints fill an array without gaps
+        same = np.flatnonzero(count == n)
+        for batch in np.split(same, range(BATCH, len(same), BATCH)):
+            p, d = person[batch, None], detection[batch, None]
+            if n:
+                k = labelled_first[person[batch], :n]  # (P, n)
+                offset = found.points[d, k] - people.points[p, k]  # (P, n, 2)
+            else:
+                k, corner, size = np.arange(len(sigmas)), people.box[p, :2], people.box[p, 2:]
+                points = found.points[detection[batch]]  # (P, K, 2)
+                offset = np.maximum(0, corner - size - points) + np.maximum(0, points - (corner + size * 2))
+            oks[batch] = similarity(offset, people.area[p], sigmas[k]).sum(1) / k.shape[-1]
+    return oks
+
+
+def assign(person, detection, oks, ignored, crowd, rank, thresholds):
+    """COCO's greedy matching of P pairs -> (T, D) the person that each detection gets at each threshold, or -1.
+
+    In all cells at once the best detection chooses, then the second best, and so on. Of the people that are still free
+    and similar enough it takes one that is not ignored, if it can; then the most similar; of equals the last. The order
+    is the same at every threshold: it is sorted once, and each detection takes the first of its list that it can get.
+    """
+    given = np.full((len(thresholds), len(rank)), -1)  # (T, D)
+    free = np.ones((len(thresholds), len(ignored)), bool)  # (T, N)
+    order = np.lexsort((-person, -oks, ignored[person], detection, rank[detection]))
+    person, detection, oks = person[order], detection[order], oks[order]
+    turns = np.searchsorted(rank[detection], np.arange(MAX_DETECTIONS + 1))
+    for start, stop in zip(turns[:-1], turns[1:]):
+        if start == stop:
+            continue
+        p, d = person[start:stop], detection[start:stop]
+        possible = free[:, p] & (oks[start:stop] >= thresholds[:, None])  # (T, pairs of this turn)
+        place = np.where(possible, np.arange(len(p)), len(p))
+        lists = np.flatnonzero(np.diff(d, prepend=-1))  # where the list of each detection begins
+        best = np.minimum.reduceat(place, lists, axis=1)  # (T, detections of this turn)
+        t, row = np.nonzero(best < len(p))
+        taken = p[best[t, row]]
+        given[t, d[lists[row]]] = taken
+        free[t, taken] = crowd[taken]
+    return given
+
+
+@dataclass
+class Matches:
+    """Who was found, for each area range A and threshold T; `summarize` makes COCO's numbers of it."""
+    num_images: int
+    num_categories: int
+    cell: np.ndarray  # (D,) of the detections, best score first
+    outcome: np.ndarray  # (A, T, D) 1 right, 0 wrong, -1 does not count
+    person_cell: np.ndarray  # (N,)
+    counted: np.ndarray  # (A, N) bool: people to be found
+
+
+def match(people, found, sigmas):
+    person, detection = pairs(people.cell, found.cell)
+    oks = pair_oks(people, found, person, detection, sigmas)
+    close = oks >= THRESHOLDS[0]
+    person, detection, oks = person[close], detection[close], oks[close]
+    by_score = np.argsort(-found.score, kind="stable")
+    outcome = np.empty((len(AREAS), len(THRESHOLDS), len(found.cell)), np.int8)
+    counted = np.empty((len(AREAS), len(people.cell)), bool)
+    for a, (low, high) in enumerate(AREAS):
+        ignored = people.ignored | (people.area < low) | (people.area > high)
+        outside = (found.area < low) | (found.area > high)
+        given = assign(person, detection, oks, ignored, people.crowd, found.rank, THRESHOLDS)
+        # pycocotools stores the matched person's id and reads 0 as "nobody": the person with id 0 can never be found.
+        value = np.where(ignored, -1, np.where(people.id_is_zero, 0, 1))
+        right = np.append(value, 0)[given]  # nobody is -1, hence the last
+        outcome[a] = np.where((right == 0) & outside, -1, right)[:, by_score]
+        counted[a] = ~ignored
+    return Matches(
+        num_images=len(people.image_ids), num_categories=len(people.category_ids), cell=found.cell[by_score],
+        outcome=outcome, person_cell=people.cell, counted=counted)
+
+
+def precision_recall(outcome, people):
+    """Outcomes (D,), best score first -> precision at each of RECALLS, 0 beyond the last, and the recall in the end."""
+    hits = np.flatnonzero(outcome[outcome >= 0])  # places of the right ones among those that count
+    found = np.arange(1, len(hits) + 1)
+    precision = found / (hits + 1 + np.spacing(1))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]  # the best at this recall or any higher one
+    return np.append(precision, 0)[np.searchsorted(found / people, RECALLS)], len(hits) / people
+
+
+def summarize(matches, images=None):
+    """COCO's ten numbers, -1 where nobody is to be found. `images` (M,) bool: only these, in the order of their ids."""
+    images = np.ones(matches.num_images, bool) if images is None else images
+    precision = np.full((len(AREAS), len(THRESHOLDS), matches.num_categories, len(RECALLS)), np.nan)
+    recall = np.full((len(AREAS), len(THRESHOLDS), matches.num_categories), np.nan)
+    for category in range(matches.num_categories):
+        chosen = category * matches.num_images + np.flatnonzero(images)
+        outcome = matches.outcome[:, :, np.isin(matches.cell, chosen)]
+        people = matches.counted[:, np.isin(matches.person_cell, chosen)].sum(1)  # (A,)
+        for a, t in np.ndindex(outcome.shape[:2]):
+            if people[a]:
+                precision[a, t, category], recall[a, t, category] = precision_recall(outcome[a, t], people[a])
+
+    def mean(values):
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if values.size else -1.0
+
+    numbers = {}
+    for name, values in (("AP", precision), ("AR", recall)):
+        numbers |= {name: mean(values[0]), f"{name} .5": mean(values[0, 0]), f"{name} .75": mean(values[0, 5]),
+                    f"{name} (M)": mean(values[1]), f"{name} (L)": mean(values[2])}
+    return numbers
+
+
+def evaluate_oks(annotations, results, sigmas=COCO17.sigmas):
+    """COCO's ten keypoint numbers, as pycocotools gives them: {"AP": ..., "AP .5": ..., ...}; -1: nobody to be found.
+
+    annotations, results: paths, or the objects that the files hold. sigmas (K,): the spread of the annotators at each
+    keypoint, relative to the person's size. Raises DataError, which names the record, for bad input.
+    """
+    return summarize(match(*load(annotations, results, sigmas)))
+
+
+# -------------------------------------------------------------------------------------------- what lies behind the AP
+
+def by_domain(people, matches):
+    """COCO's ten numbers of each domain: {domain: {"AP": ...}}."""
+    domains = np.array([domain_of({"file_name": "", **image}) for image in people.images])
+    return {str(domain): summarize(matches, domains == domain) for domain in np.unique(domains)}
+
+
+def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
+    """`evaluate_oks` for each domain: an image's `category`, else the last folder of its `file_name`."""
+    people, found, sigmas = load(annotations, results, sigmas)
+    return by_domain(people, match(people, found, sigmas))
+
+
+def by_keypoint(people, found, sigmas, names=COCO17.names):
+    """COCO's ten numbers of each keypoint, as if no other were labelled: `by_keypoint(*load(annotations, results))`."""
+    numbers = {}
+    for k, name in enumerate(names):
+        labelled = people.labelled & (np.arange(len(sigmas)) == k)
+        alone = replace(people, labelled=labelled, ignored=people.ignored | ~labelled[:, k])
+        numbers[name] = summarize(match(alone, found, sigmas))
+    return numbers
+
+
+def error_breakdown(people, found, sigmas, flip=COCO17.flip):
+    """Where the labelled keypoints of the people that were found went, as shares that sum to 1; -1 if nobody was found.
+
+    After Ronchi and Perona (ICCV 2017). With the keypoint similarity, *good* is 0.85 and more, as close as another
+    annotator; *jitter* 0.5 and more; *inversion* 0.5 and more to the person's mirrored keypoint (left for right);
+    *swap* 0.5 and more to the same or the mirrored keypoint of somebody else; *miss* none of these. A person is found
+    by the detection that COCO's matching gives at an OKS of 0.1. flip (K,): the skeleton's mirror image.
+    `error_breakdown(*load(annotations, results))`
+    """
+    person, detection = pairs(people.cell, found.cell)
+    oks = pair_oks(people, found, person, detection, sigmas)
+    given = assign(person, detection, oks, people.ignored, people.crowd, found.rank, np.array([0.1]))[0]  # (D,)
+    counts = np.append(~people.ignored, False)[given]
+    person, detection = person[counts[detection]], detection[counts[detection]]
+
+    def near(k):  # (P, K) similarity of every detected keypoint to the person's keypoint k (K,), 0 where not labelled
+        offset = found.points[detection] - people.points[person][:, k]
+        return similarity(offset, people.area[person, None], sigmas[k]) * people.labelled[person][:, k]
+
+    same, mirrored = near(np.arange(len(sigmas))), near(flip)
+    own = given[detection] == person
+    others = np.zeros(found.points.shape[:2])  # (D, K)
+    np.maximum.at(others, detection[~own], np.maximum(same, mirrored)[~own])
+    tests = [same[own] >= 0.85, same[own] >= 0.5, mirrored[own] >= 0.5, others[detection[own]] >= 0.5]
+    kinds = np.select(tests, range(4), default=4)[people.labelled[person[own]]]
+    shares = np.bincount(kinds, minlength=5) / len(kinds) if len(kinds) else np.full(5, -1.0)
+    return dict(zip(("good", "jitter", "inversion", "swap", "miss"), shares.tolist()))
+
+
+# --------------------------------------------------------------------------------------------- poses in detected boxes
+
+def rescore(box_scores, keypoint_scores, threshold=0.2):
+    """The score of a pose in a detected box, (N,), (N, K) -> (N,), as mmpose's CocoMetric has it.
+
+    The box's score times the mean score of the keypoints above the threshold, 0 where there are none.
+    """
+    sure = keypoint_scores > threshold
+    return box_scores * (keypoint_scores * sure).sum(1) / np.maximum(sure.sum(1), 1)
+
+
+def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
+    """Removes repeated poses of one person, as mmpose's oks_nms: the rows that stay, in order.
+
+    In each image, from the best score down, a pose that stays removes those after it whose OKS with it (all keypoints,
+    the mean of the two areas) is above the threshold. keypoints (N, K, 2), scores (N,), areas (N,), images (N,): ids.
+    """
+    image = np.unique(images, return_inverse=True)[1]
+    order = np.lexsort((-scores, image))
+    image, keypoints, areas = image[order], keypoints[order], areas[order]
+    first, second = pairs(image, image)
+    first, second = first[first < second], second[first < second]
+    oks = np.empty(len(first))
+    for start in range(0, len(first), BATCH):
+        i, j = first[start:start + BATCH], second[start:start + BATCH]
+        area = (areas[i] + areas[j]) / 2
+        oks[start:start + BATCH] = similarity(keypoints[i] - keypoints[j], area[:, None], sigmas).mean(1)
+    first, second = first[oks > threshold], second[oks > threshold]
+    rank = first - np.searchsorted(image, image[first])
+    stays = np.ones(len(image), bool)
+    for turn in range(rank.max(initial=-1) + 1):
+        stays[second[(rank == turn) & stays[first]]] = False
+    return np.sort(order[stays])
+
+
+# ---------------------------------------------------------------------------------------------------------------- PCK
+
+def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
+    """The share of correct keypoints as RegDA, UniFrame and multi-level alignment report it: {group: PCK, "mean": PCK}.
+
+    A labelled keypoint is correct when it is closer than threshold * size. A joint's PCK is over all people, a group's
+    the mean over its joints, "mean" that over the joints of all groups (without groups: over all joints). Joints that
+    nobody has labelled are left out of means, and a mean of none is -1. For single joints, make each one a group.
+
+    predicted, target (N, K, 2) and visible (N, K), labelled where above 0; size: a number or (N,), in the pixels of the
+    points (the papers: of the input); groups {name: joints}. Raises DataError for other shapes.
+    """
+    predicted, target, visible, size = (np.asarray(value) for value in (predicted, target, visible, size))
+    if not (predicted.shape == target.shape == (*visible.shape, 2) and size.shape in ((), visible.shape[:1])):
+        raise DataError("PCK: expected predicted and target (N, K, 2), visible (N, K), size a number or (N,), found "
+                        f"{predicted.shape}, {target.shape}, {visible.shape}, {size.shape}")
+    labelled = visible > 0
+    correct = labelled & (np.linalg.norm(predicted - target, axis=2) < threshold * size.reshape(-1, 1))
+    count = labelled.sum(0)  # (K,)
+    pck = correct.sum(0) / np.maximum(count, 1)
+
+    def mean(joints):
+        measured = [pck[joint] for joint in joints if count[joint]]
+        return float(np.mean(measured)) if measured else -1.0
+
+    groups = groups or {}
+    joints = sorted(set().union(*groups.values())) if groups else range(len(count))
+    return {name: mean(group) for name, group in groups.items()} | {"mean": mean(joints)}
+
+
+# -------------------------------------------------------------------------------------------------------- prediction
+
+def run_model(model, images, domains, texts):
+    """Heatmaps for normalised images (B, 3, H, W); `texts` maps each image's domain to its text features (L, E)."""
+    return model(images) if texts is None else model(images, torch.stack([texts[domain] for domain in domains]))
+
+
+@torch.inference_mode()
+def predict(model, dataset, size, texts=None, flip=True, batch_size=64, workers=0):
+    """One result in COCO's format for each labelled person of `dataset`, in the order of `dataset.labelled`.
+
+    size: (height, width) of the model's input. texts: domain -> text features (L, E), None for a model without text.
+    flip: averages the heatmaps with those of the mirrored image. A result's score is the mean of its keypoints'.
+    """
+    device = next(model.parameters()).device
+    mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)
+    keys = [(row, 0) for row in dataset.labelled]
+    batches = [keys[first:first + batch_size] for first in range(0, len(keys), batch_size)]
+    training, results = model.training, []
+    model.eval()
+    for batch in DataLoader(Crops(dataset, size), batch_sampler=batches, num_workers=workers):
+        images = normalize(batch["image"].to(device))
+        image_rows = dataset.image_index[batch["row"]]
+        heatmaps = run_model(model, images, dataset.domains[image_rows], texts)
+        if flip:
+            other = run_model(model, images.flip(3), dataset.domains[image_rows], texts)
+            heatmaps = (heatmaps + other.flip(3)[:, mirrored]) / 2
+        points, scores = (part.double().cpu().numpy() for part in decode_heatmaps(heatmaps, size))
+        points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) back in the image
+        for image_id, person in zip(dataset.image_ids[image_rows], np.concatenate([points, scores[:, :, None]], axis=2)):
+            results.append({"image_id": int(image_id), "category_id": 1, "keypoints": person.ravel().tolist(),
+                            "score": float(person[:, 2].mean())})
+    model.train(training)
+    return results
+
+
+def domain_table(dataset, results, size):
+    """AP (COCO's, over OKS .50:.95) and PCK@0.05 of the crop's height, per domain: domain -> {"AP": ..., "PCK": ...}.
+
+    results: what `predict` gave for this data set and crop `size`.
+    """
+    people = dataset.labelled
+    predicted = np.array([result["keypoints"] for result in results]).reshape(len(people), -1, 3)
+    width, height = dataset.boxes[people, 2:].T
+    crop_heights = 1.25 * np.maximum(height, width * size[0] / size[1])
+    domains = dataset.domains[dataset.image_index[people]]
+    table = {}
+    for domain, numbers in evaluate_domains(dataset.to_coco(), results, dataset.skeleton.sigmas).items():
+        rows = domains == domain
+        truth = dataset.keypoints[people[rows]]
+        pck = evaluate_pck(predicted[rows, :, :2], truth[:, :, :2], truth[:, :, 2] > 0, crop_heights[rows])
+        table[domain] = {"AP": numbers["AP"], "PCK": pck["mean"]}
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+LEFT, RIGHT, MIDDLE = (255, 140, 0), (0, 150, 255), (120, 220, 90)  # the person's left, right, and what joins them
+
+
+def limb_color(skeleton, *keypoints):
+    sides = {skeleton.names[k].split("_")[0] for k in keypoints} & {"left", "right"}
+    return {frozenset({"left"}): LEFT, frozenset({"right"}): RIGHT}.get(frozenset(sides), MIDDLE)
+
+
+def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
+    """The Pillow image with a skeleton drawn over it: left orange, right blue; the surer the more opaque.
+
+    keypoints: (K, 3) x, y, score; those with a score of at most `threshold` are left out.
+    """
+    fine = 4  # drawn four times larger and reduced again: smooth lines
+    overlay = Image.new("RGBA", (image.width * fine, image.height * fine))
+    draw = ImageDraw.Draw(overlay)
+    shown = keypoints[:, 2] > threshold
+    xy = [tuple(point) for point in (keypoints[:, :2] + 0.5) * fine]
+    alpha = (255 * np.clip(keypoints[:, 2], 0.35, 1)).astype(int)
+    extent = np.ptp(keypoints[shown, :2], axis=0).max() if shown.any() else 0
+    width = fine * max(1.0, extent / 60)
+    for a, b in skeleton.edges:
+        if shown[a] and shown[b]:
+            draw.line([xy[a], xy[b]], fill=(*limb_color(skeleton, a, b), min(alpha[a], alpha[b])), width=round(width))
+    for k in np.flatnonzero(shown):
+        x, y = xy[k]
+        draw.ellipse([x - width, y - width, x + width, y + width], fill=(*limb_color(skeleton, k), alpha[k]))
+    return Image.alpha_composite(image.convert("RGBA"), overlay.resize(image.size, Image.Resampling.BOX)).convert("RGB")
+
+
+def draw_sheet(datasets, before, after, side=192, per_domain=1):
+    """People as the annotators, the original and the adapted model see them: a row of three squares per domain.
+
+    before, after: for each data set what `predict` gave.
+    """
+    squares = []
+    for dataset, *predictions in zip(datasets, before, after):
+        people = dataset.labelled
+        domains = dataset.domains[dataset.image_index[people]]
+        for domain in np.unique(domains):
+            for place in np.flatnonzero(domains == domain)[:per_domain]:
+                row = people[place]
+                x, y, w, h = dataset.boxes[row]
+                extent = 1.25 * max(w, h)
+                matrix = crop_matrix(dataset.boxes[row], (side, side))
+                image, shrink = open_image(dataset.files[dataset.image_index[row]], max(1.0, extent / side))
+                crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
+                truth = dataset.keypoints[row] * [1, 1, 0.5]
+                poses = [truth, *(np.reshape(found[place]["keypoints"], (-1, 3)) for found in predictions)]
+                squares.append([draw_pose(crop, np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]]), dataset.skeleton)
+                                for pose in poses])
+    sheet = Image.new("RGB", (3 * side, len(squares) * side))
+    for y, row in enumerate(squares):
+        for x, square in enumerate(row):
+            sheet.paste(square, (x * side, y * side))
+    return sheet
+
+
+def draw_curves(history, width=480, height=240):
+    """Loss and PCK over the steps: two panels side by side, a colour per stage. history: dicts of stage, step, loss, pck."""
+    picture = Image.new("RGB", (2 * width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    stages = list(dict.fromkeys(row["stage"] for row in history))
+    last = max(row["step"] for row in history)
+    for panel, key in enumerate(("loss", "pck")):
+        left, top, right, bottom = panel * width + 50, 30, (panel + 1) * width - 15, height - 25
+        highest = max(row[key] for row in history) or 1
+        draw.text((left, 8), {"loss": "loss", "pck": "PCK@0.05 of training batches"}[key], "black")
+        for tick in range(5):
+            y = bottom - tick / 4 * (bottom - top)
+            draw.line([(left, y), (right, y)], (225, 225, 225))
+            draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
+        draw.text((right, bottom + 5), f"{last} steps", "black", anchor="ra")
+        for stage, color in zip(stages, ("royalblue", "darkorange", "seagreen", "crimson")):
+            points = [(left + row["step"] / last * (right - left), bottom - row[key] / highest * (bottom - top))
+                      for row in history if row["stage"] == stage]
+            draw.line(points, color, 2)
+            draw.text((left + 80 * stages.index(stage) + 5, bottom + 5), stage, color)
+    return picture
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+def format_coco(numbers):
+    """The ten lines that pycocotools prints."""
+    lines = []
+    for name, value in numbers.items():
+        title = "Average Precision  (AP)" if name.startswith("AP") else "Average Recall     (AR)"
+        iou = {".5": "0.50", ".75": "0.75"}.get(name[3:], "0.50:0.95")
+        area = {"(M)": "medium", "(L)": "large"}.get(name[3:], "all")
+        lines.append(f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={MAX_DETECTIONS:>3} ] = {value:0.3f}")
+    return "\n".join(lines)
+
+
+def format_table(title, table):
+    """{row: {column: number}} as text."""
+    width = max(map(len, [title, *table]))
+    lines = [f"\n{title:<{width}}" + "".join(f"{column:>11}" for column in next(iter(table.values())))]
+    for name, row in table.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{value:11.3f}" for value in row.values()))
+    return "\n".join(lines)
+
+
+def report(args):
+    people, found, sigmas = load(args.annotations, args.results)
+    matches = match(people, found, sigmas)
+    numbers, tables = summarize(matches), {}
+    if args.details:
+        tables = {"domains": by_domain(people, matches), "keypoints": by_keypoint(people, found, sigmas),
+                  "errors": {"all": error_breakdown(people, found, sigmas)}}
+    if args.json:
+        print(json.dumps(numbers | tables))
+    else:
+        print("\n".join([format_coco(numbers), *(format_table(title, table) for title, table in tables.items())]))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="COCO's keypoint numbers of a results file.")
+    parser.add_argument("--results", required=True, metavar="FILE", help="keypoint results in COCO's format (JSON)")
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="the people, in COCO's format (JSON)")
+    parser.add_argument("--details", action="store_true", help="also by domain, by keypoint, and by kind of error")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    try:
+        report(args)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,361 @@
+"""Training: the loops of both methods, and the command that runs them.
+
+    python train.py --mode vlpose        a base model on photographs, then VLPose's adapter on art
+
+A run leaves everything in its folder: config.json, log.csv, results.json, the models, and pictures to look at.
+`--resume FOLDER` goes on where a run was stopped, and ends with the same numbers as if it had not been.
+"""
+import argparse
+import copy
+import csv
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from data import (FIGURES, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder, decode_heatmaps,
+                  encode_heatmaps, load_dataset, normalize)
+from eval import domain_table, draw_curves, draw_sheet, predict, run_model
+from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, WeightsError, encode_sentences, load_clip_text, load_model,
+                    load_vitpose, save_checkpoint)
+
+# ---------------------------------------------------------------------------------------------------------- one stage
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one stage trains. The defaults are ViTPose's and VLPose's."""
+    steps: int
+    batch_size: int
+    lr: float
+    seed: int
+    layer_decay: float = 1.0
+    weight_decay: float = 0.1
+    sigma: float = 2.0  # of the target's Gaussians, in heatmap pixels
+    augmentation: Augmentation = TRAINING
+
+
+def learning_rate(step, steps):
+    """Factor of the learning rate at a step: linear warm-up, then ×0.1 at 170 and again at 200 of 210 parts."""
+    warm_up = min(500, steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.1 ** ((step >= steps * 170 / 210) + (step >= steps * 200 / 210))
+
+
+def parameter_groups(model, recipe):
+    """Parameters by learning rate and weight decay: none on biases, norms and positional tables; with layer decay,
+    each layer of the backbone learns more slowly than the one above it."""
+    depth = len(model.backbone.blocks) if recipe.layer_decay < 1 else 0
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        level = depth + 1  # the decoder, and everything when there is no layer decay
+        if depth and name.startswith("backbone.blocks."):
+            level = int(name.split(".")[2]) + 1
+        elif depth and name.startswith(("backbone.patch_embed", "backbone.pos_embed")):
+            level = 0
+        decay = 0.0 if parameter.ndim == 1 or name.endswith("pos_embed") else recipe.weight_decay
+        scale = recipe.layer_decay ** (depth + 1 - level)
+        group = groups.setdefault((scale, decay), {"params": [], "scale": scale, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def batch_keys(rows, batch_size, seed, first, last):
+    """Yields the keys (row, seed) of batches first..last - 1: shuffled passes over `rows`, one after the other.
+
+    A batch depends on its number alone, so that a resumed run sees the same ones.
+    """
+    current, order = None, None
+    for step in range(first, last):
+        keys = []
+        for position in range(step * batch_size, (step + 1) * batch_size):
+            epoch, place = divmod(position, len(rows))
+            if epoch != current:
+                current, order = epoch, np.random.default_rng((seed, epoch)).permutation(rows)
+            keys.append((int(order[place]), (seed, position)))
+        yield keys
+
+
+def heatmap_loss(predicted, target, weights):
+    """Mean squared error over the labelled keypoints' heatmaps; all (B, K, h, w), weights (B, K)."""
+    return ((predicted - target) ** 2 * weights[:, :, None, None]).mean()
+
+
+def batch_pck(predicted, batch, size, sigma):
+    """Share of a batch's labelled keypoints that lie closer than 0.05 of the crop's height to the truth."""
+    points, _ = decode_heatmaps(predicted.detach().float().cpu(), size, sigma)
+    right = (points - batch["keypoints"]).norm(dim=2) < 0.05 * size[0]
+    return right[batch["visible"] > 0].float().mean().item()
+
+
+def fit(stage, model, dataset, texts, recipe, run):
+    """Trains what requires a gradient in `model` and returns it; a stage that was interrupted goes on from its checkpoint."""
+    size = model.config.image_size
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    first = run.restore(stage, model, optimizer)
+    keys = batch_keys(dataset.labelled, recipe.batch_size, recipe.seed, first, recipe.steps)
+    loader = DataLoader(Crops(dataset, size, recipe.augmentation), batch_sampler=keys, num_workers=run.workers)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()  # statistics of frozen layers stay frozen too
+    started = time.perf_counter()
+    for step, batch in enumerate(loader, start=first):
+        torch.manual_seed(recipe.seed + step)  # dropout and drop path depend on the step alone, too
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * group["scale"] * learning_rate(step, recipe.steps)
+        images = normalize(batch["image"].to(device))
+        domains = dataset.domains[dataset.image_index[batch["row"]]]
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            predicted = run_model(model, images, domains, texts).float()
+        target, weights = encode_heatmaps(
+            batch["keypoints"].to(device), batch["visible"].to(device), size, predicted.shape[2:], recipe.sigma)
+        loss = heatmap_loss(predicted, target, weights)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+        done = step + 1
+        if done % 50 == 0 or done == recipe.steps:
+            speed = (done - first) / (time.perf_counter() - started)
+            run.log(stage, done, recipe.steps, loss.item(), batch_pck(predicted, batch, size, recipe.sigma),
+                    speed * recipe.batch_size, (recipe.steps - done) / speed)
+        if done % 500 == 0 or done == recipe.steps:
+            run.save(stage, done, model, optimizer)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------ the run folder
+
+class Run:
+    """A run's folder: config.json, log.csv, a checkpoint per stage, and the results."""
+
+    def __init__(self, folder, workers):
+        self.folder, self.workers = Path(folder), workers
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.history = []  # rows of log.csv
+
+    def log(self, stage, step, steps, loss, pck, speed, left):
+        self.history.append({"stage": stage, "step": step, "loss": loss, "pck": pck})
+        print(f"{stage:8} {step:5}/{steps}  loss {loss:.5f}  PCK {pck:.3f}  {speed:4.0f} images/s  {left:4.0f} s left", flush=True)
+
+    def save(self, stage, step, model, optimizer):
+        """Everything that `restore` needs, and the learning curves so far. Written beside its place, then moved there."""
+        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": self.history}
+        path = self.folder / f"{stage}.checkpoint.pth"
+        torch.save(state, f"{path}.part")
+        os.replace(f"{path}.part", path)
+        with open(self.folder / "log.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, ["stage", "step", "loss", "pck"])
+            writer.writeheader()
+            writer.writerows(self.history)
+        draw_curves(self.history).save(self.folder / "curves.png")
+
+    def restore(self, stage, model, optimizer):
+        """Loads the stage's checkpoint, if there is one. Returns the number of steps that are done."""
+        path = self.folder / f"{stage}.checkpoint.pth"
+        if not path.exists():
+            return 0
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        self.history = state["history"]
+        return state["step"]
+
+
+def new_folder(parent, mode):
+    """runs/vlpose-1, or the first number that is free."""
+    number = 1
+    while (folder := Path(parent) / f"{mode}-{number}").exists():
+        number += 1
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------- VLPose
+
+def natural_and_artificial(dataset):
+    natural = np.isin(dataset.domains, list(NATURAL_DOMAINS))
+    return dataset.select_images(natural), dataset.select_images(~natural)
+
+
+def training_set(spec, natural, options):
+    """The natural or the artificial half of a data set, with a line on what it holds."""
+    dataset = natural_and_artificial(load_dataset(spec, "train", options.cache))[0 if natural else 1]
+    skipped = len(dataset.ids) - len(dataset.labelled)
+    kind = "natural" if natural else "artificial"
+    if not len(dataset.labelled):
+        raise DataError(f"{spec}: no labelled person in a {kind} image to train on")
+    print(f"{spec}: {len(dataset.labelled)} people in {len(dataset.files)} {kind} images"
+          + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
+    return dataset
+
+
+def base_model(options, run, device):
+    """The model to adapt: given by --weights, found in the cache, or trained on the natural images of --source."""
+    if options.weights:
+        base = load_vitpose(options.weights)
+        print(f"base model: {options.weights}")
+        return base.to(device)
+    dataset = training_set(options.source, True, options)
+    recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed)
+    identity = [options.source, FIGURES, len(dataset.ids), options.size, asdict(recipe)]
+    path = Path(options.cache) / f"base-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
+    if path.exists():
+        print(f"base model: {path} (trained before)")
+        return load_vitpose(path).to(device)
+    torch.manual_seed(options.seed)
+    base = fit("base", ViTPose(VIT_CONFIGS[options.size]).to(device), dataset, None, recipe, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, base)
+    return base
+
+
+def adapt(base, options, texts, run):
+    """Tunes a copy of the base model on the artificial images of --target, by the chosen --strategy."""
+    torch.manual_seed(options.seed)
+    base = copy.deepcopy(base)
+    text_dim = next(iter(texts.values())).shape[1]
+    prompts = {"num_prompts": options.num_prompts, "deep": not options.shallow}
+    if options.strategy == "scratch":
+        return base
+    if options.strategy == "vlpose":
+        model = VLPose(base, text_dim, options.decoder, matcher=options.matcher, **prompts)
+    elif options.strategy == "prompt":
+        model = VLPose(base, text_dim, "baseline", **prompts)
+    else:
+        model = base.requires_grad_(options.strategy == "full")
+        if options.strategy == "last":
+            for part in (model.backbone.blocks[-1], model.backbone.norm, model.head.predictor):
+                part.requires_grad_(True)
+    model.to(next(base.parameters()).device)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"{options.strategy}: {trainable:,} trainable parameters, "
+          f"{trainable / sum(parameter.numel() for parameter in base.parameters()):.1%} of the base model's")
+    recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed,
+                    layer_decay=base.config.layer_decay if options.strategy == "full" else 1.0)
+    dataset = training_set(options.target, False, options)
+    return fit("adapt", model, dataset, texts if isinstance(model, VLPose) else None, recipe, run)
+
+
+def validation_sets(options):
+    """The natural images of --source and the artificial ones of --target that nothing trains on."""
+    natural = natural_and_artificial(load_dataset(options.source, "val", options.cache))[0]
+    artificial = natural_and_artificial(load_dataset(options.target, "val", options.cache))[1]
+    return [dataset for dataset in (natural, artificial) if len(dataset.labelled)]
+
+
+def train_vlpose(options, run):
+    device = torch.device(options.device)
+    validation = validation_sets(options)
+    if options.text_weights == "random":
+        print("no CLIP weights given: a small random text tower with a fixed seed stands in (--text-weights ViT-B/32 for CLIP's)")
+    train_domains = load_dataset(options.target, "train", options.cache).domains
+    domains = sorted(set(train_domains).union(*(dataset.domains for dataset in validation)))
+    sentences = {domain: options.template.format(domain=domain) for domain in domains}
+    texts = encode_sentences(load_clip_text(options.text_weights).to(device), sentences)
+
+    base = base_model(options, run, device).eval()
+    adapted = adapt(base, options, texts, run)
+    save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights, template=options.template)
+
+    columns = {"original": (base, None), "adapted": (adapted, texts if isinstance(adapted, VLPose) else None)}
+    if isinstance(adapted, VLPose):
+        columns["adapter off"] = (adapted, None)
+        torch.save(adapted.adapter_state_dict(), run.folder / "adapter.pth")
+    tables, results = {}, {}
+    for column, (model, given) in columns.items():
+        tables[column] = {}
+        results[column] = [predict(model, dataset, base.config.image_size, given, workers=run.workers) for dataset in validation]
+        for dataset, found in zip(validation, results[column]):
+            tables[column].update(domain_table(dataset, found, base.config.image_size))
+    print_table(tables)
+    (run.folder / "results.json").write_text(json.dumps(tables, indent=2))
+    draw_sheet(validation, results["original"], results["adapted"]).save(run.folder / "poses.png")
+
+
+def print_table(tables):
+    """AP and PCK per domain and their means over natural and artificial domains; one pair of columns per model."""
+    domains = list(next(iter(tables.values())))
+    natural = [domain for domain in domains if domain in NATURAL_DOMAINS]
+    artificial = [domain for domain in domains if domain not in NATURAL_DOMAINS]
+    print("\n" + " " * 20 + "".join(f"{column:>18}" for column in tables))
+    print(f"{'domain':20}" + "        AP     PCK" * len(tables))
+    for label, members in [*((domain, [domain]) for domain in natural + artificial),
+                           ("mean of natural", natural), ("mean of artificial", artificial)]:
+        if members:
+            means = (np.mean([table[domain][key] for domain in members]) for table in tables.values() for key in ("AP", "PCK"))
+            print(f"{label:20}" + "".join(f"{mean:{width}.3f}" for mean, width in zip(means, (10, 8) * len(tables))))
+    if "adapter off" in tables:
+        same = tables["adapter off"] == tables["original"]
+        print(f"adapter off gives the original's numbers exactly: {'yes' if same else 'NO'}")
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+def parse_options(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--mode", choices=["vlpose"], default="vlpose")
+    add("--source", default="figures", help="name:root; its natural images train the base model")
+    add("--target", default="figures", help="name:root; its artificial images are what is adapted to")
+    add("--size", choices=VIT_CONFIGS, default="tiny", help="of the base model, where --weights gives none")
+    add("--weights", help="a ViTPose to adapt: a file or the name of public weights")
+    add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32")
+    add("--template", default="a photo of a {domain} character", help="the sentence that names a domain")
+    add("--strategy", choices=["scratch", "full", "last", "prompt", "vlpose"], default="vlpose", help="what is tuned")
+    add("--decoder", choices=DECODERS, default="dual")
+    add("--matcher", choices=["concat", "cross"], default="concat")
+    add("--num-prompts", type=int, help="visual prompts per layer (default: the paper's number for the size)")
+    add("--shallow", action="store_true", help="prompts before the first layer alone")
+    add("--base-steps", type=int, default=1300)
+    add("--base-lr", type=float, default=2e-3)
+    add("--steps", type=int, default=700, help="of adaptation")
+    add("--lr", type=float, default=2e-3, help="of adaptation; the paper's, for a batch of 512, is 5e-4")
+    add("--batch-size", type=int, default=32)
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    add("--workers", type=int, default=0, help="processes that cut out crops")
+    add("--cache", default=str(cache_folder()), help="where figures and base models are kept")
+    add("--out", help="the run's folder (default: runs/vlpose-1, -2, ...)")
+    add("--resume", metavar="FOLDER", help="go on with the run in this folder; every other option comes from there")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    options = parse_options(argv)
+    try:
+        if options.resume:
+            config = Path(options.resume) / "config.json"
+            if not config.exists():
+                raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
+            options = argparse.Namespace(**json.loads(config.read_text()))
+            folder = config.parent
+        else:
+            folder = Path(options.out) if options.out else new_folder("runs", options.mode)
+            if (folder / "config.json").exists():
+                raise DataError(f"{folder}: holds a run already; continue it with --resume, or name another folder")
+        run = Run(folder, options.workers)
+        (folder / "config.json").write_text(json.dumps(vars(options), indent=2))
+        print(f"run folder: {folder}")
+        train_vlpose(options, run)
+    except (DataError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
