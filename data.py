@@ -434,17 +434,17 @@ def decode_heatmaps(heatmaps, input_size, sigma=2.0):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a training crop may undergo (ViTPose's and mmpose's values). The default does nothing: for testing."""
+    """What a training crop may undergo. The default does nothing: for testing. TRAINING has ViTPose's values."""
     flip: float = 0.0  # probability
     half_body: float = 0.0  # probability
     scale: float = 0.0  # factor from 1 - scale to 1 + scale
     shift: float = 0.0  # fraction of the box, with probability 0.3
     rotation: float = 0.0  # degrees either way, with probability 0.6
     color: float = 0.0  # strength of the colour jitter
-    palette: float = 0.0  # probability of colours mixed beyond recognition
 
 
 TRAINING = Augmentation(flip=0.5, half_body=0.3, scale=0.5, shift=0.16, rotation=80, color=0.25)
+GENTLE = Augmentation(flip=0.5, scale=0.2, shift=0.16, rotation=20, color=0.25)  # for minutes, not days, of training
 
 
 def truncated_normal(rng, size=None):
@@ -468,24 +468,12 @@ def half_body_box(keypoints, skeleton, rng):
 
 
 def jitter_color(image, strength, rng):
-    """Random brightness, contrast and saturation, each 1 ± strength, of a float image (H, W, 3) in 0..255."""
-    brightness, contrast, saturation = 1 + strength * rng.uniform(-1, 1, 3)
+    """Random brightness, contrast and saturation, each 1 ± strength, of a byte image (H, W, 3)."""
+    brightness, contrast, saturation = np.float32(1 + strength * rng.uniform(-1, 1, 3))
     image = image * brightness
     image = (image - image.mean()) * contrast + image.mean()
     grey = (image @ np.full(3, 1 / 3, np.float32))[:, :, None]
-    return (image - grey) * saturation + grey
-
-
-def mix_palette(image, rng):
-    """Colours as another material might have them: channels mixed at random, often grey, often inverted, noise on top."""
-    mix = rng.dirichlet((0.6, 0.6, 0.6), 1 if rng.random() < 0.3 else 3)  # rows sum to 1; a single row gives a grey image
-    image = image @ mix.T.astype(np.float32) * np.ones(3, np.float32)
-    image = 255 - image if rng.random() < 0.5 else image
-    image = 255 * (np.clip(image, 0, 255) / 255) ** np.float32(2.0 ** rng.uniform(-1.2, 1.2))
-    if rng.random() < 0.3:
-        levels = rng.integers(2, 6)
-        image = np.round(image / 255 * levels) * (255 / levels)
-    return image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 25))
+    return ((image - grey) * saturation + grey).clip(0, 255).astype(np.uint8)
 
 
 class Crops(torch.utils.data.Dataset):
@@ -514,10 +502,8 @@ class Crops(torch.utils.data.Dataset):
         shrink = max(1.0, 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2]))))  # image pixels per pixel of the crop
         image, shrink = open_image(data.files[data.image_index[row]], shrink)
         image = warp_image(image, matrix, self.size, shrink)
-        if aug.color or aug.palette:
-            image = image.astype(np.float32)
-            image = mix_palette(image, rng) if rng.random() < aug.palette else image
-            image = jitter_color(image, aug.color, rng).clip(0, 255).astype(np.uint8)
+        if aug.color:
+            image = jitter_color(image, aug.color, rng)
         points = transform_points(keypoints[:, :2], matrix)
         inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
         return {"image": torch.from_numpy(image).permute(2, 0, 1), "keypoints": torch.tensor(points, dtype=torch.float32),

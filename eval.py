@@ -25,7 +25,7 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the OKS from which a detection is rig
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
 AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # all, medium, large, in pixels; both ends belong
 MAX_DETECTIONS = 20  # of a cell: the best by score, the others do not count
-BATCH = 8192  # JSON records, or pairs, handled at once: more would need more memory and be no faster
+BATCH = 512  # JSON records, or pairs, handled at once: few enough to stay in the processor's cache
 
 # ------------------------------------------------------------------------------------------------------------ reading
 
@@ -295,7 +295,7 @@ def precision_recall(outcome, people):
 def summarize(matches, images=None):
     """COCO's ten numbers, -1 where nobody is to be found. `images` (M,) bool: only these, in the order of their ids."""
     images = np.ones(matches.num_images, bool) if images is None else images
-    precision = np.full((len(AREAS), len(THRESHOLDS), matches.num_categories, len(RECALLS)), np.nan)
+    precision = np.full((len(AREAS), len(THRESHOLDS), len(RECALLS), matches.num_categories), np.nan)
     recall = np.full((len(AREAS), len(THRESHOLDS), matches.num_categories), np.nan)
     for category in range(matches.num_categories):
         chosen = category * matches.num_images + np.flatnonzero(images)
@@ -303,7 +303,7 @@ def summarize(matches, images=None):
         people = matches.counted[:, np.isin(matches.person_cell, chosen)].sum(1)  # (A,)
         for a, t in np.ndindex(outcome.shape[:2]):
             if people[a]:
-                precision[a, t, category], recall[a, t, category] = precision_recall(outcome[a, t], people[a])
+                precision[a, t, :, category], recall[a, t, category] = precision_recall(outcome[a, t], people[a])
 
     def mean(values):
         values = values[~np.isnan(values)]
@@ -451,13 +451,13 @@ def run_model(model, images, domains, texts):
 
 
 @torch.inference_mode()
-def predict(model, dataset, size, texts=None, flip=True, batch_size=64, workers=0):
+def predict(model, dataset, texts=None, flip=True, batch_size=64, workers=0):
     """One result in COCO's format for each labelled person of `dataset`, in the order of `dataset.labelled`.
 
-    size: (height, width) of the model's input. texts: domain -> text features (L, E), None for a model without text.
+    model: normalised images -> heatmaps, with a `config`. texts: domain -> text features (L, E), None for no text.
     flip: averages the heatmaps with those of the mirrored image. A result's score is the mean of its keypoints'.
     """
-    device = next(model.parameters()).device
+    device, size = next(model.parameters()).device, model.config.image_size
     mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)
     keys = [(row, 0) for row in dataset.labelled]
     batches = [keys[first:first + batch_size] for first in range(0, len(keys), batch_size)]
@@ -470,7 +470,7 @@ def predict(model, dataset, size, texts=None, flip=True, batch_size=64, workers=
         if flip:
             other = run_model(model, images.flip(3), dataset.domains[image_rows], texts)
             heatmaps = (heatmaps + other.flip(3)[:, mirrored]) / 2
-        points, scores = (part.double().cpu().numpy() for part in decode_heatmaps(heatmaps, size))
+        points, scores = (part.double().cpu().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
         points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) back in the image
         for image_id, person in zip(dataset.image_ids[image_rows], np.concatenate([points, scores[:, :, None]], axis=2)):
             results.append({"image_id": int(image_id), "category_id": 1, "keypoints": person.ravel().tolist(),

@@ -20,26 +20,31 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data import (FIGURES, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder, decode_heatmaps,
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder, decode_heatmaps,
                   encode_heatmaps, load_dataset, normalize)
 from eval import domain_table, draw_curves, draw_sheet, predict, run_model
 from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, WeightsError, encode_sentences, load_clip_text, load_model,
                     load_vitpose, save_checkpoint)
 
-# ---------------------------------------------------------------------------------------------------------- one stage
+LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
 
+# ---------------------------------------------------------------------------------------------------------- one stage
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage trains. The defaults are ViTPose's and VLPose's."""
+    """How one stage trains."""
     steps: int
     batch_size: int
     lr: float
     seed: int
+    augmentation: Augmentation
     layer_decay: float = 1.0
-    weight_decay: float = 0.1
-    sigma: float = 2.0  # of the target's Gaussians, in heatmap pixels
-    augmentation: Augmentation = TRAINING
+    weight_decay: float = 0.1  # ViTPose's
+
+
+def augmentation_for(config):
+    """The paper's for the paper's models; `tiny` trains for minutes, too short for crops turned by 80 degrees."""
+    return GENTLE if config == VIT_CONFIGS["tiny"] else TRAINING
 
 
 def learning_rate(step, steps):
@@ -121,7 +126,7 @@ def fit(stage, model, dataset, texts, recipe, run):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             predicted = run_model(model, images, domains, texts).float()
         target, weights = encode_heatmaps(
-            batch["keypoints"].to(device), batch["visible"].to(device), size, predicted.shape[2:], recipe.sigma)
+            batch["keypoints"].to(device), batch["visible"].to(device), size, predicted.shape[2:], model.config.sigma)
         loss = heatmap_loss(predicted, target, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -129,11 +134,11 @@ def fit(stage, model, dataset, texts, recipe, run):
         optimizer.step()
 
         done = step + 1
-        if done % 50 == 0 or done == recipe.steps:
+        if done % LOG_EVERY == 0 or done == recipe.steps:
             speed = (done - first) / (time.perf_counter() - started)
-            run.log(stage, done, recipe.steps, loss.item(), batch_pck(predicted, batch, size, recipe.sigma),
+            run.log(stage, done, recipe.steps, loss.item(), batch_pck(predicted, batch, size, model.config.sigma),
                     speed * recipe.batch_size, (recipe.steps - done) / speed)
-        if done % 500 == 0 or done == recipe.steps:
+        if done % CHECKPOINT_EVERY == 0 or done == recipe.steps:
             run.save(stage, done, model, optimizer)
     return model
 
@@ -210,14 +215,15 @@ def base_model(options, run, device):
         print(f"base model: {options.weights}")
         return base.to(device)
     dataset = training_set(options.source, True, options)
-    recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed)
+    config = VIT_CONFIGS[options.size]
+    recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed, augmentation_for(config))
     identity = [options.source, FIGURES, len(dataset.ids), options.size, asdict(recipe)]
     path = Path(options.cache) / f"base-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
     if path.exists():
         print(f"base model: {path} (trained before)")
         return load_vitpose(path).to(device)
     torch.manual_seed(options.seed)
-    base = fit("base", ViTPose(VIT_CONFIGS[options.size]).to(device), dataset, None, recipe, run)
+    base = fit("base", ViTPose(config).to(device), dataset, None, recipe, run)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, base)
     return base
@@ -244,7 +250,7 @@ def adapt(base, options, texts, run):
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"{options.strategy}: {trainable:,} trainable parameters, "
           f"{trainable / sum(parameter.numel() for parameter in base.parameters()):.1%} of the base model's")
-    recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed,
+    recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed, augmentation_for(base.config),
                     layer_decay=base.config.layer_decay if options.strategy == "full" else 1.0)
     dataset = training_set(options.target, False, options)
     return fit("adapt", model, dataset, texts if isinstance(model, VLPose) else None, recipe, run)
@@ -264,7 +270,7 @@ def train_vlpose(options, run):
         print("no CLIP weights given: a small random text tower with a fixed seed stands in (--text-weights ViT-B/32 for CLIP's)")
     train_domains = load_dataset(options.target, "train", options.cache).domains
     domains = sorted(set(train_domains).union(*(dataset.domains for dataset in validation)))
-    sentences = {domain: options.template.format(domain=domain) for domain in domains}
+    sentences = {domain: options.template.replace("{domain}", domain) for domain in domains}
     texts = encode_sentences(load_clip_text(options.text_weights).to(device), sentences)
 
     base = base_model(options, run, device).eval()
@@ -278,7 +284,7 @@ def train_vlpose(options, run):
     tables, results = {}, {}
     for column, (model, given) in columns.items():
         tables[column] = {}
-        results[column] = [predict(model, dataset, base.config.image_size, given, workers=run.workers) for dataset in validation]
+        results[column] = [predict(model, dataset, given, workers=run.workers) for dataset in validation]
         for dataset, found in zip(validation, results[column]):
             tables[column].update(domain_table(dataset, found, base.config.image_size))
     print_table(tables)
@@ -305,6 +311,12 @@ def print_table(tables):
 
 # -------------------------------------------------------------------------------------------------------- the command
 
+def positive(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def parse_options(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
@@ -320,11 +332,11 @@ def parse_options(argv):
     add("--matcher", choices=["concat", "cross"], default="concat")
     add("--num-prompts", type=int, help="visual prompts per layer (default: the paper's number for the size)")
     add("--shallow", action="store_true", help="prompts before the first layer alone")
-    add("--base-steps", type=int, default=1300)
+    add("--base-steps", type=positive, default=1300)
     add("--base-lr", type=float, default=2e-3)
-    add("--steps", type=int, default=700, help="of adaptation")
+    add("--steps", type=positive, default=700, help="of adaptation")
     add("--lr", type=float, default=2e-3, help="of adaptation; the paper's, for a batch of 512, is 5e-4")
-    add("--batch-size", type=int, default=32)
+    add("--batch-size", type=positive, default=32)
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     add("--workers", type=int, default=0, help="processes that cut out crops")

@@ -13,12 +13,28 @@ relation matcher, dual extractor-injector decoder and VLPose.
 Shapes: B images, K keypoints, H×W image, h×w heatmap, N image tokens, L text tokens, D image width, E text width.
 """
 import copy
+import hashlib
+import http.client
+import io
+import json
+import math
+import mmap
 import os
-from dataclasses import asdict, dataclass
+import pickle
+import re
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections import OrderedDict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -87,26 +103,31 @@ class ViTConfig:
     prompts: int
     layer_decay: float
     image_size: tuple[int, int] = (256, 192)  # height, width
-    head_dim: int = 256  # channels of the decoder
+    head_dim: int = 256  # channels of the classic decoder; 0 is the simple decoder, which has none
+    sigma: float = 2.0  # of the Gaussians in its heatmaps, in heatmap pixels
     conv_stem: bool = False
+    trunk: str = ""  # a network of torchvision in the transformer's place
 
 
 VIT_CONFIGS = {
     # `tiny` is ours: it learns in minutes from nothing, which a 16×16 patch embedding does not.
-    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), head_dim=64, conv_stem=True),
+    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), head_dim=64, sigma=1.5,
+                      conv_stem=True),
     "small": ViTConfig(384, 12, 12, 0.1, 50, 0.8),
     "base": ViTConfig(768, 12, 12, 0.3, 20, 0.75),
     "large": ViTConfig(1024, 24, 16, 0.5, 10, 0.8),
     "huge": ViTConfig(1280, 32, 16, 0.55, 5, 0.85),
 }
+TRUNKS = ("resnet50", "resnet101", "resnet152", "swin_t", "swin_s", "swin_b")
+VIT_CONFIGS |= {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name) for name in TRUNKS}
 
 
 def conv_stem(dim):
     """Four 3×3 convolutions of stride 2: the same 16×16 pixels a token as the patch embedding, learned much faster."""
     layers = []
-    for c_in, c_out in [(3, 32), (32, 64), (64, 96)]:
+    for c_in, c_out in [(3, 16), (16, 32), (32, 64)]:
         layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(96, dim, 3, stride=2, padding=1))
+    return nn.Sequential(*layers, nn.Conv2d(64, dim, 3, stride=2, padding=1))
 
 
 class ViT(nn.Module):
@@ -120,7 +141,7 @@ class ViT(nn.Module):
         self.patch_embed = conv_stem(config.dim) if config.conv_stem else nn.Conv2d(3, config.dim, PATCH, PATCH, padding=2)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.dim))
         self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, drop_path=config.drop_path * i / (config.depth - 1)) for i in range(config.depth))
+            Block(config.dim, config.heads, drop_path=config.drop_path * i / max(config.depth - 1, 1)) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -144,14 +165,37 @@ def deconv_block(c_in, c_out):
     return nn.Sequential(nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
 
+class TorchvisionBackbone(nn.Module):
+    """A ResNet or Swin in the place of `ViT`, with the same result; it has no tokens for prompts to join.
+
+    Its features are half as fine as ViT's, so one more deconvolution comes first: three in all, as in Simple Baselines.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        classifier = torchvision.models.get_model(config.trunk)
+        self.body = nn.Sequential(OrderedDict(takewhile(lambda child: child[0] != "avgpool", classifier.named_children())))
+        *_, last = classifier.modules()  # the linear layer that reads the body's channels
+        self.up = deconv_block(last.in_features, config.dim)
+
+    def forward(self, images, prompts=None):
+        return self.up(self.body(images))  # (B, D, H/16, W/16)
+
+
 class HeatmapHead(nn.Module):
-    """The classic decoder: features (B, D, h, w) -> heatmaps (B, K, 4h, 4w)."""
+    """The decoder: features (B, D, h, w) -> heatmaps (B, K, 4h, 4w).
+
+    Classic: two deconvolution blocks, then a 1×1 convolution. Simple (no channels): ReLU, bilinear ×4, a 3×3 convolution.
+    """
 
     def __init__(self, dim, channels, num_keypoints):
         super().__init__()
-        self.block1 = deconv_block(dim, channels)
-        self.block2 = deconv_block(channels, channels)
-        self.predictor = nn.Conv2d(channels, num_keypoints, 1)
+        if channels:
+            self.block1, self.block2 = deconv_block(dim, channels), deconv_block(channels, channels)
+            self.predictor = nn.Conv2d(channels, num_keypoints, 1)
+        else:
+            self.block1, self.block2 = nn.ReLU(), nn.Upsample(scale_factor=4, mode="bilinear")
+            self.predictor = nn.Conv2d(dim, num_keypoints, 3, padding=1)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
 
@@ -165,7 +209,7 @@ class ViTPose(nn.Module):
     def __init__(self, config, num_keypoints=17):
         super().__init__()
         self.config, self.num_keypoints = config, num_keypoints
-        self.backbone = ViT(config)
+        self.backbone = TorchvisionBackbone(config) if config.trunk else ViT(config)
         self.head = HeatmapHead(config.dim, config.head_dim, num_keypoints)
 
     def forward(self, images):
@@ -268,6 +312,10 @@ class VLPose(nn.Module):
         if decoder not in DECODERS:
             raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
         self.config = config = base.config
+        if decoder != "baseline" and not config.head_dim:
+            raise ValueError(f"decoder {decoder!r} needs a base with the classic decoder; the simple one goes with 'baseline'")
+        if num_prompts and config.trunk:
+            raise ValueError(f"a base with the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
         self.base = base.requires_grad_(False)
         self.decoder = decoder
         num_prompts = config.prompts if num_prompts is None else num_prompts
@@ -326,35 +374,370 @@ class VLPose(nn.Module):
         self.load_state_dict(state, strict=False)
 
 
-# --------------------------------------------------------------------------------------------------- public weights
+# -------------------------------------------------------------------------------------------- public weights: files
 
 class WeightsError(ValueError):
-    """Weights that cannot be read or do not fit. The message is one line that names the file and what was expected."""
+    """Weights that cannot be had, read or used. The message is one line: which file, what is wrong, what was expected."""
+
+
+@contextmanager
+def reading(path, expected):
+    """Whatever fails while a file is read becomes a WeightsError: a damaged file fails in too many ways to name them."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except KeyError as error:
+        raise WeightsError(f"{path}: expected {expected}, found no {error}") from None
+    except Exception as error:
+        raise WeightsError(f"{path}: expected {expected}; {type(error).__name__}: {error}") from None
+
+
+MMPOSE = "https://download.openmmlab.com/mmpose/v1/body_2d_keypoint/topdown_heatmap"
+ADAIN = "https://github.com/naoto0804/pytorch-AdaIN/releases/download/v0.0.0"
+HUB = "https://huggingface.co/usyd-community"
+PUBLIC_FILES = {  # name -> (address, the first digits of its SHA-256, or "" where none is published)
+    "vitpose-b-hf": (f"{HUB}/vitpose-base/resolve/main/model.safetensors", ""),
+    "vitpose-b-simple-hf": (f"{HUB}/vitpose-base-simple/resolve/main/model.safetensors", ""),
+    "adain-encoder": (f"{ADAIN}/vgg_normalised.pth", "804ca2835ecf7539f0cd2a7ac3c18ce81e6f8468969ae7117ac0c148d286bb4a"),
+    "adain-decoder": (f"{ADAIN}/decoder.pth", "379ca41d59f3a37eed3599bbbc2560c19da5c458870a5ffd3a9dd41aa88f9472"),
+}
+for size, plain, simple, humanart in [  # trained on COCO with either decoder, and on Human-Art and COCO
+        ("small", "62d7a712_20230314", "4c101a76_20230314", "5cbe2bfc_20230611"),
+        ("base", "216eae50_20230314", "0b8234ea_20230407", "b417f546_20230611"),
+        ("large", "53609f55_20230314", "3a7ee9e1_20230314", "9aba9345_20230614"),
+        ("huge", "e32adcd4_20230314", "ffd48c05_20230314", "603bb573_20230612")]:
+    name, start = f"vitpose-{size[0]}", f"td-hm_ViTPose-{size}"
+    PUBLIC_FILES |= {
+        name: (f"{MMPOSE}/coco/{start}_8xb64-210e_coco-256x192-{plain}.pth", plain[:8]),
+        f"{name}-simple": (f"{MMPOSE}/coco/{start}-simple_8xb64-210e_coco-256x192-{simple}.pth", simple[:8]),
+        f"{name}-humanart": (f"{MMPOSE}/human_art/{start}_8xb64-210e_humanart-256x192-{humanart}.pth", humanart[:8])}
+for name, digest in [("ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+                     ("ViT-B/16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+                     ("ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+                     ("RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762")]:
+    PUBLIC_FILES[name] = (f"https://openaipublic.azureedge.net/clip/models/{digest}/{name.replace('/', '-')}.pt", digest)
+for size in ("base", "large", "huge"):
+    PUBLIC_FILES[f"mae-{size[0]}"] = (f"https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_{size}.pth", "")
+for name in (*TRUNKS, "vgg19"):
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    PUBLIC_FILES[name] = (url, url[-12:-4])
+
+
+def cache_folder():
+    """Where downloads are kept: $POSEBRIDGE_HOME, or ~/.cache/posebridge."""
+    return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
+
+
+def find_file(path_or_name):
+    """The path of a file, given itself or the name of a public one, which is fetched when it is needed first.
+
+    The cached file is checked against its SHA-256 every time: then one that was put there by hand is as safe.
+    """
+    if path_or_name not in PUBLIC_FILES:
+        if not Path(path_or_name).is_file():
+            raise WeightsError(f"{path_or_name}: no such file, and not the name of a public one: {', '.join(sorted(PUBLIC_FILES))}")
+        return Path(path_or_name)
+    url, expected = PUBLIC_FILES[path_or_name]
+    path = cache_folder() / "weights" / (path_or_name.replace("/", "-") + Path(url).suffix)
+    file = path if path.exists() else path.with_name(f"{path.name}.part")
+    try:
+        if file != path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download(url, file)
+        with open(file, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if not found.startswith(expected):
+            file.unlink()
+            raise WeightsError(f"{file}: removed, it was not {url}: its SHA-256 is {found}, expected {expected}")
+        os.replace(file, path)
+    except (OSError, http.client.HTTPException) as error:
+        raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); get it by other means and put it at {path}") from None
+    return path
+
+
+def download(url, part):
+    """Fetches what the file `part` does not yet hold of an address. OSError if the connection fails or breaks."""
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        reply = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # there is nothing after `done`
+            return
+        raise
+    with reply, open(part, "ab" if reply.status == 206 else "wb") as file:
+        total = file.tell() + (reply.length or 0)
+        while chunk := reply.read(1 << 20):
+            file.write(chunk)
+            print(f"\r{url}: {file.tell() / 1e6:.0f} of {total / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        if file.tell() < total:
+            raise OSError(f"the connection broke after {file.tell()} of {total} bytes; the next attempt goes on from there")
 
 
 def load_weights(path_or_name):
-    """A file's tensors by name; a nested `state_dict` is unwrapped."""
-    contents = read_checkpoint(path_or_name)
-    for key in ("base", "state_dict", "model"):
-        contents = contents.get(key, contents)
-    return contents
+    """{name: tensor} from a .safetensors file, a PyTorch checkpoint or a TorchScript archive; nothing in it is executed.
+
+    A state dict that is nested in a checkpoint is unwrapped. WeightsError for whatever does not hold one.
+    """
+    path = find_file(path_or_name)
+    return state_dict(read_file(path), path)
 
 
-def read_checkpoint(path):
-    if not Path(path).is_file():
-        raise WeightsError(f"{path}: no such file")
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read_file(path):
+    with reading(path, "an undamaged safetensors or PyTorch file"):
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{":
+            return read_safetensors(path)
+        return read_zip(path) if start.startswith(b"PK\x03\x04") else read_legacy(path)
+
+
+def unwrap(contents):
+    nested = (contents[key] for key in ("state_dict", "model", "base") if isinstance(contents.get(key), dict))
+    return next(nested, contents)
+
+
+def state_dict(contents, path):
+    """The tensors in a checkpoint."""
+    with reading(path, "a state dict"):
+        state = unwrap(contents)
+        for name, tensor in state.items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor but a {type(tensor).__name__}")
+            if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+                raise WeightsError(f"{path}: tensor {name} of shape {list(tensor.shape)} is larger than its data")
+        return {name: tensor.detach() for name, tensor in state.items()}
+
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+
+
+def read_safetensors(path):
+    """A file's tensors. It holds the header's length (8 bytes), the header (JSON), and the tensors side by side."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > min(size, 100_000_000):
+            raise WeightsError(f"{path}: its header is said to be {start - 8} bytes long, the file is {size}")
+        header = json.loads(file.read(start - 8).decode("utf-8"))
+    header.pop("__metadata__", None)
+    data = torch.from_file(str(path), size=size, dtype=torch.uint8)[start:]  # mapped into memory, not read
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        (first, last), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
+        if first != end or last > len(data) or last - first != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise WeightsError(f"{path}: tensor {name}, {entry['dtype']} {shape}, is said to be at bytes {first} to {last}; "
+                               f"the one before it ends at {end}, the data at {len(data)}")
+        tensors[name] = data[first:last].clone().view(dtype).reshape(shape)
+        end = last
+    if end != len(data):
+        raise WeightsError(f"{path}: its tensors end at byte {end}, the data at {len(data)}")
+    return tensors
+
+
+class Inert(dict):
+    """Stands for any object that a pickle describes. It remembers what to make of it, and nothing is ever made.
+
+    A pickle is a program: look up a global, call it, set attributes. Here each global is a new class of this kind, named
+    like it, so that calls end in `args` and attributes in `state`. It is a dict, for the program may fill it like one.
+    """
+    args, state = (), None
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        self.args = args
+        return self
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def append(self, *items):
+        pass
+
+    extend = add = append
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+
+class InertUnpickler(pickle._Unpickler):  # the one written in C allocates as much memory as a pickle asks for
+    def __init__(self, file):
+        super().__init__(file, encoding="latin1")
+        self.storages = {}  # key -> data type
+
+    def find_class(self, module, name):
+        return type(f"{module}.{name}", (Inert,), {})
+
+    def persistent_load(self, pid):
+        _, storage_type, key, *_ = pid  # "storage", type, key, device, number of elements
+        self.storages[key] = STORAGES[storage_type.__name__]
+        return Inert(*pid)
+
+
+STORAGES = {f"torch.{name}Storage": dtype for name, dtype in zip(
+    ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"), DTYPES.values())}
+
+
+def read_zip(path):
+    """What torch.save or torch.jit.save wrote: plain containers and tensors as torch reads them, else the state dict alone."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if "/code/" not in entry.filename]
+        if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+            raise WeightsError(f"{path}: expected records that are neither compressed nor overlap, as torch writes them")
+        if not any(entry.filename.endswith("/constants.pkl") for entry in entries):  # which TorchScript has
+            with suppress(Exception):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        root = next(entry.filename for entry in entries if entry.filename.endswith("data.pkl")).removesuffix("data.pkl")
+        unpickler = InertUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")))
+        return inert_tensors(unpickler.load(), unpickler.storages, lambda key: archive.read(f"{root}data/{key}"))
+
+
+def read_legacy(path):
+    """The same for the format before torch 1.6, in which mmpose publishes: five pickles, then the storages in a row."""
+    with suppress(Exception):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
+        unpickler = InertUnpickler(file)
+        if unpickler.load() != torch.serialization.MAGIC_NUMBER:
+            raise ValueError("it begins like neither")
+        _, _, tree, keys = (unpickler.load() for _ in range(4))
+        places = {}
+        for key in keys:
+            count = int.from_bytes(file.read(8), "little")
+            places[key] = slice(file.tell(), file.tell() + count * unpickler.storages[key].itemsize)
+            file.seek(places[key].stop)
+        return inert_tensors(tree, unpickler.storages, lambda key: file[places[key]])
+
+
+def inert_tensors(tree, storages, read):
+    """The state dict in an inert tree, its tensors made; read(key) gives the bytes of a storage."""
+    if type(tree).__name__.startswith("__torch__."):
+        tree = dict(scripted_tensors(tree, set()))
+    flat = {}
+
+    def make(record):
+        kind = type(record).__name__
+        if kind == "torch._utils._rebuild_parameter":
+            return make(record.args[0])
+        if kind != "torch._utils._rebuild_tensor_v2":
+            return record
+        (_, _, key, *_), offset, size, stride = record.args[0].args, *record.args[1:4]
+        if key not in flat:
+            flat[key] = torch.frombuffer(bytearray(read(key)), dtype=storages[key])
+        return flat[key].as_strided(size, stride, offset)
+
+    return {name: make(record) for name, record in unwrap(tree).items()}
+
+
+def scripted_tensors(module, seen, prefix=""):
+    """(name, tensor) for each one in a TorchScript module, which is pickled as an object with attributes."""
+    seen.add(id(module))
+    for name, value in module.state.items():
+        if type(value).__name__.startswith("torch._utils."):
+            yield prefix + name, value
+        elif isinstance(value, Inert) and isinstance(value.state, dict) and id(value) not in seen:
+            yield from scripted_tensors(value, seen, f"{prefix}{name}.")
+
+
+# ------------------------------------------------------------------------------------------- public weights: models
+
+NAMES = [  # from what others call our tensors: mmpose 1.x, the authors of ViTPose, HF transformers, MAE, OpenAI's CLIP
+    (r"^module\.|^transformer\.|^text_model\.(encoder\.|embeddings\.)?", ""),
+    (r"^(?=(cls_token|pos_embed|patch_embed|blocks|norm)\b)", "backbone."),
+    (r"^backbone\.(embeddings|encoder)\.", "backbone."),
+    (r"(position_embeddings|position_embedding\.weight|positional_embedding)$", "pos_embed"),
+    (r"\.patch_embed(dings)?\.proj(ection)?\.", ".patch_embed."),
+    (r"^(backbone\.)?(layers?|resblocks)\.", r"\1blocks."),
+    (r"^(backbone\.)?(ln1|last_norm|layernorm|ln_final|final_layer_norm)\.", r"\1norm."),
+    (r"\.(ln_?1|layer_norm1|layernorm_before)\.", ".norm1."),
+    (r"\.(ln_?2|layer_norm2|layernorm_after)\.", ".norm2."),
+    (r"\.(self_attn|attention\.attention)\.([qkv])(_proj|uery|ey|alue)\.", r".attn.\2."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.(attn\.out_proj|self_attn\.out_proj|attention\.output\.dense)\.", ".attn.proj."),
+    (r"\.(mlp\.fc1|mlp\.c_fc|ffn\.layers\.0\.0)\.", ".mlp.0."),
+    (r"\.(mlp\.fc2|mlp\.c_proj|ffn\.layers\.1)\.", ".mlp.2."),
+    (r"^(keypoint_)?head\.(deconv_layers\.0|deconv1)\.", "head.block1.0."),
+    (r"^(keypoint_)?head\.(deconv_layers\.1|batchnorm1)\.", "head.block1.1."),
+    (r"^(keypoint_)?head\.(deconv_layers\.3|deconv2)\.", "head.block2.0."),
+    (r"^(keypoint_)?head\.(deconv_layers\.4|batchnorm2)\.", "head.block2.1."),
+    (r"^(keypoint_)?head\.(final_layer|conv)\.", "head.predictor."),
+    (r"^token_embedding\.", "token_embed."),
+    (r"^text_projection(\.weight)?$", "projection"),
+]
+
+
+def translate(state, path):
+    """A state dict under our names; query, key and value in one tensor, where they are three."""
+    ours = {}
+    for name, tensor in state.items():
+        new = name
+        for pattern, replacement in NAMES:
+            new = re.sub(pattern, replacement, new)
+        if new in ours:
+            raise WeightsError(f"{path}: tensor {name} is there twice, under another name")
+        ours[new] = tensor
+    for query in [name for name in ours if ".attn.q." in name]:
+        ours[query.replace(".q.", ".qkv.")] = torch.cat([ours.pop(query.replace(".q.", f".{part}.")) for part in "qkv"])
+    return ours
+
+
+def count_blocks(state):
+    return len({match[1] for name in state if (match := re.match(r"(?:backbone\.)?blocks\.(\d+)\.", name))})
+
+
+def token_grid(count):
+    """(rows, columns) of the tokens of an upright 4:3 image or, as in MAE, a square one; None where they fit neither."""
+    k, side = math.isqrt(count // 12), math.isqrt(count)
+    return (4 * k, 3 * k) if 12 * k * k == count else (side, side) if side * side == count else None
+
+
+def vitpose_layout(state, path):
+    """(config, number of keypoints, state dict under our names) of a public ViTPose, or of MAE, which has no decoder."""
+    is_mmpose = any(name.startswith("backbone.layers.") for name in state)
+    state = translate(state, path)
+    state.pop("backbone.cls_token", None)
+    table = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D)
+    _, count, dim = table.shape
+    size = next((config for config in VIT_CONFIGS.values() if config.dim == dim and config.heads and not config.conv_stem), None)
+    grid = token_grid(count) or token_grid(count - 1)
+    if not size or not grid:
+        raise WeightsError(f"{path}: expected a ViTPose, found {count} positions of width {dim}, which none has")
+    if not token_grid(count):  # row 0 is the class token's: the authors add it to every other, mmpose does not
+        state["backbone.pos_embed"] = table[:, 1:] if is_mmpose else table[:, 1:] + table[:, :1]
+    if state["backbone.patch_embed.weight"].shape[2:] == (14, 14):  # MAE's huge: padded, as the authors do
+        state["backbone.patch_embed.weight"] = F.pad(state["backbone.patch_embed.weight"], (1, 1, 1, 1))
+    config = replace(size, depth=count_blocks(state), image_size=(grid[0] * PATCH, grid[1] * PATCH))
+    if not any(name.startswith("head.") for name in state):
+        return config, 17, state
+    keypoints, channels, kernel, _ = state["head.predictor.weight"].shape
+    return replace(config, head_dim=channels if kernel == 1 else 0), keypoints, state
+
+
+def resize_positions(table, old, new):
+    """A positional table (1, N, D) for images of another size (height, width)."""
+    table = table.float().transpose(1, 2).unflatten(2, (old[0] // PATCH, old[1] // PATCH))  # (1, D, h, w)
+    return F.interpolate(table, (new[0] // PATCH, new[1] // PATCH), mode="bicubic").flatten(2).transpose(1, 2)
 
 
 def load_strictly(module, state, path):
     """Loads tensors that must be exactly those that the module has."""
     own = module.state_dict()
+    # Old files lack BatchNorm's counters, which nothing here uses.
+    state = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")} | state
     for name in sorted(own.keys() | state.keys()):
-        expected, found = (f"{list(tensors[name].shape)}" if name in tensors else "nothing" for tensors in (own, state))
+        expected, found = (describe(tensors[name]) if name in tensors else "nothing" for tensors in (own, state))
         if expected != found:
             raise WeightsError(f"{path}: a checkpoint of another architecture: tensor {name} is {found}, expected {expected}")
     module.load_state_dict(state)
-    return module
+    return module.eval()
+
+
+def describe(tensor):
+    return f"{'float' if tensor.is_floating_point() else 'int'} {list(tensor.shape)}"
 
 
 FORMAT = "posebridge-1"
@@ -367,41 +750,71 @@ def save_checkpoint(path, model, **about):
                 "base": base.state_dict(), "about": about}
     if isinstance(model, VLPose):
         contents |= {"options": model.options, "adapter": model.adapter_state_dict()}
-    part = Path(f"{path}.{os.getpid()}.part")
+    part = f"{path}.{os.getpid()}.part"
     torch.save(contents, part)
     os.replace(part, path)
 
 
-def load_model(path_or_name):
-    """(model, about): what `save_checkpoint` wrote, or a ViTPose from any public file or name, and then {}."""
-    contents = read_checkpoint(path_or_name)
-    if contents.get("format") != FORMAT:
-        return load_vitpose(path_or_name), {}
-    config = contents["config"] | {"image_size": tuple(contents["config"]["image_size"])}
-    model = load_strictly(ViTPose(ViTConfig(**config), contents["num_keypoints"]), contents["base"], path_or_name)
-    if "adapter" in contents:
-        model = VLPose(model, **contents["options"])
-        model.load_adapter(contents["adapter"])
-    return model.eval(), contents["about"]
+def load_model(path_or_name, image_size=None):
+    """(model, about): what `save_checkpoint` wrote, or a ViTPose from any public file or name, and then {}.
+
+    image_size: height and width to use it with, if not those of its training. A backbone without a decoder (MAE's,
+    torchvision's) gets an untrained one. WeightsError if a tensor is missing, left over or of another shape.
+    """
+    if image_size and any(side % PATCH or side <= 0 for side in image_size):
+        raise ValueError(f"image size {image_size}: expected multiples of {PATCH}")
+    path = find_file(path_or_name)
+    contents = read_file(path)
+    state = state_dict(contents, path)
+    with reading(path, "a ViTPose"):
+        own = contents.get("format") == FORMAT
+        if own:
+            config, keypoints = ViTConfig(**contents["config"]), contents["num_keypoints"]
+        elif path_or_name in TRUNKS:
+            config, keypoints = VIT_CONFIGS[path_or_name], 17
+            state = {f"backbone.body.{name}": tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
+        else:
+            config, keypoints, state = vitpose_layout(state, path)
+        untrained = () if any(name.startswith("head.") for name in state) else ("head.", "backbone.up.")
+        image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
+        if image_size != config.image_size and not config.trunk:
+            state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)
+        model = ViTPose(replace(config, image_size=image_size), keypoints)
+        state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(untrained)}
+        if own and "adapter" in contents:
+            model = VLPose(model, **contents["options"])
+            state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"]
+        return load_strictly(model, state, path), contents["about"] if own else {}
 
 
-def load_vitpose(path_or_name):
-    model, _ = load_model(path_or_name)
-    return getattr(model, "base", model)
+def load_vitpose(path_or_name, image_size=None):
+    """The ViTPose in a file: in that of a VLPose, the original model. Otherwise like `load_model`."""
+    model, _ = load_model(path_or_name, image_size)
+    return getattr(model, "base", model).requires_grad_(True)
 
 
 def load_clip_text(path_or_name):
-    """CLIP's text tower; "random" is a small one without training, the same in every run."""
+    """CLIP's text tower from a file or name, OpenAI's or HF's. "random" is a small untrained one, always the same."""
     if path_or_name == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return CLIPText(CLIP_TEXT_CONFIGS["random"]).eval()
-    raise WeightsError(f"{path_or_name}: not written yet")
+    path = find_file(path_or_name)
+    other = ("visual", "vision_model.", "logit_", "input_resolution", "context_length", "vocab_size")
+    state = {name: tensor for name, tensor in load_weights(path).items() if not name.startswith(other)}
+    state.pop("text_model.embeddings.position_ids", None)
+    with reading(path, "CLIP's text tower"):
+        if "text_projection.weight" in state:  # HF has a linear layer, OpenAI a matrix to multiply from the right
+            state["text_projection.weight"] = state["text_projection.weight"].T
+        state = translate(state, path)
+        (vocabulary, width), (length, _) = state["token_embed.weight"].shape, state["pos_embed"].shape
+        config = CLIPTextConfig(width, width // 64, count_blocks(state), state["projection"].shape[1], vocabulary, length)
+        return load_strictly(CLIPText(config), state, path)
 
 
 @torch.no_grad()
 def encode_sentences(clip_text, sentences):
-    """{domain: sentence} -> {domain: features (1, E)}."""
+    """{domain: sentence} -> {domain: features (1, E)}, of the sentence's end token."""
     tokens = CLIPTokenizer()(list(sentences.values())).to(clip_text.projection.device)
     features = clip_text(tokens)  # (N, E)
     return dict(zip(sentences, features[:, None]))

@@ -1,13 +1,14 @@
-"""How fast eval.py is, and how much memory it needs, beside pycocotools and faster-coco-eval: python tests/benchmark_eval.py [10]
+"""How fast eval.py is, and how much memory it needs, beside json.load, pycocotools and faster-coco-eval.
 
-Made-up people and results as for COCO's validation set: 5,000 images, 11,000 people, 100,000 results, times the factor.
-Every tool runs in a process of its own; memory is what its peak has grown by since the imports.
+    python tests/benchmark_eval.py [10]
+
+Made-up people and results as for COCO's validation set, 5,000 images, 11,000 people, 100,000 results, or the given number
+of times as many. Each tool runs in a process of its own; memory is its peak above what the imports need (Linux only).
 """
 import contextlib
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def make_annotations(num_images, rng):
+    """COCO annotations, and of each person the row of the image (N,), the box (N, 4) and all keypoints (N, 17, 2)."""
     people = np.where(rng.random(num_images) < 0.54, np.minimum(rng.geometric(0.245, num_images), 20), 0)
     image = np.repeat(np.arange(num_images), people)
     size = np.exp(rng.normal(4.3, 0.8, len(image)))
@@ -33,7 +35,8 @@ def make_annotations(num_images, rng):
          "keypoints": keypoints[n].ravel().tolist(), "num_keypoints": int((flags[n] > 0).sum()),
          "area": float(0.6 * boxes[n, 2] * boxes[n, 3]), "bbox": boxes[n].tolist()} for n in range(len(image))]
     images = [{"id": n + 1, "file_name": f"{n}.jpg", "width": 640, "height": 480} for n in range(num_images)]
-    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}, image, boxes, points
+    categories = [{"id": 1, "name": "person"}]
+    return {"images": images, "annotations": annotations, "categories": categories}, image, boxes, points
 
 
 def make_results(num_results, num_images, image, boxes, points, rng):
@@ -47,8 +50,8 @@ def make_results(num_results, num_images, image, boxes, points, rng):
     poses[~somebody] = rng.uniform(0, 500, ((~somebody).sum(), 17, 2))
     keypoints = np.dstack([poses, rng.random((num_results, 17))]).round(3).reshape(num_results, 51)
     scores = np.clip(1 - 3 * noise + rng.normal(0, 0.1, num_results), 0, 1) * np.where(somebody, 1, 0.3)
-    return [{"image_id": int(where[n]) + 1, "category_id": 1, "keypoints": keypoints[n].tolist(), "score": float(scores[n])}
-            for n in range(num_results)]
+    return [{"image_id": int(where[n]) + 1, "category_id": 1, "keypoints": keypoints[n].tolist(),
+             "score": float(scores[n])} for n in range(num_results)]
 
 
 def ours(annotations, results):
@@ -92,14 +95,20 @@ def json_load(annotations, results):
 TOOLS = {tool.__name__: tool for tool in (json_load, ours, pycocotools, faster_coco_eval)}
 
 
+def memory(kind):
+    """VmRSS: in use now, VmHWM: the most so far; megabytes."""
+    return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0]) / 1024
+
+
 def measure(tool, annotations, results):
-    """Seconds to read, seconds to evaluate, megabytes, and the numbers. A tool stops after its imports and after reading."""
-    steps, times, peaks = TOOLS[tool](annotations, results), [], []
+    """Seconds to read and to evaluate, megabytes, and the numbers. A tool yields after its imports and after reading."""
+    times = []
     with contextlib.redirect_stdout(io.StringIO()):
-        for numbers in steps:
+        for numbers in TOOLS[tool](annotations, results):
             times.append(time.perf_counter())
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return {"read": times[1] - times[0], "evaluate": times[2] - times[1], "memory": peaks[2] - peaks[0], "numbers": numbers}
+            imports = memory("VmRSS") if len(times) == 1 else imports
+    return {"read": times[1] - times[0], "evaluate": times[2] - times[1], "memory": memory("VmHWM") - imports,
+            "numbers": numbers}
 
 
 def main():

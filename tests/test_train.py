@@ -1,0 +1,162 @@
+"""What must hold for training: its schedule and order, what each strategy trains, runs that repeat and resume exactly."""
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data import GENTLE, draw_figures, load_dataset
+from train import Recipe, batch_keys, learning_rate, main, parameter_groups
+from vlpose import VIT_CONFIGS, ViTPose, load_model
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    draw_figures(folder, {"train": (6, 2), "val": (3, 2)})
+    return folder
+
+
+def command(cache, out, *more):
+    return ["--cache", str(cache), "--out", str(out), "--base-steps", "4", "--steps", "6", "--batch-size", "4", "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def run(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    assert main(command(cache, folder)) == 0
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------- details
+
+def test_every_pass_visits_each_person_once_in_a_new_order():
+    keys = [key for batch in batch_keys(np.arange(10, 20), 4, 0, 0, 5) for key in batch]
+    rows = [row for row, _ in keys]
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10, 20)) and rows[:10] != rows[10:]
+    assert len({seed for _, seed in keys}) == 20
+
+
+def test_a_batch_depends_on_its_number_alone():
+    everything = list(batch_keys(np.arange(7), 3, 5, 0, 9))
+    assert list(batch_keys(np.arange(7), 3, 5, 4, 9)) == everything[4:]
+    assert list(batch_keys(np.arange(7), 3, 6, 0, 9)) != everything
+
+
+def test_a_data_set_smaller_than_a_batch_is_enough():
+    assert [len(batch) for batch in batch_keys(np.arange(2), 8, 0, 0, 3)] == [8, 8, 8]
+
+
+def test_the_learning_rate_warms_up_and_falls_twice():
+    factors = [learning_rate(step, 21000) for step in range(21000)]
+    assert factors[0] == 1 / 500 and factors[499] == 1
+    assert factors[16999] == 1 and math.isclose(factors[17000], 0.1) and math.isclose(factors[20000], 0.01)
+
+
+def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slowly():
+    model = ViTPose(VIT_CONFIGS["tiny"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, Recipe(1, 1, 1.0, 0, GENTLE, layer_decay=0.5))
+    settings = {names[id(parameter)]: group for group in groups for parameter in group["params"]}
+    assert len(settings) == len(names)
+    assert settings["backbone.pos_embed"]["weight_decay"] == settings["backbone.norm.bias"]["weight_decay"] == 0
+    assert settings["head.predictor.weight"]["weight_decay"] == 0.1
+    scales = [settings[name]["scale"] for name in ("backbone.pos_embed", "backbone.blocks.0.attn.qkv.weight",
+                                                   "backbone.blocks.3.attn.qkv.weight", "head.predictor.weight")]
+    assert scales == [0.5 ** 5, 0.5 ** 4, 0.5, 1]
+
+
+# ---------------------------------------------------------------------------------------------------------- whole runs
+
+def test_a_run_leaves_its_numbers_models_and_pictures(run):
+    assert {file.name for file in run.iterdir()} == {
+        "config.json", "log.csv", "results.json", "model.pth", "adapter.pth", "curves.png", "poses.png",
+        "base.checkpoint.pth", "adapt.checkpoint.pth"}
+    assert (run / "adapter.pth").stat().st_size < 2e6
+
+
+def test_with_the_adapter_off_the_original_is_back_exactly(run):
+    results = json.loads((run / "results.json").read_text())
+    assert results["adapter off"] == results["original"] != results["adapted"]
+
+
+def test_training_leaves_no_trace_in_the_frozen_base(run, cache):
+    model, about = load_model(run / "model.pth")
+    base, _ = load_model(next(cache.glob("base-*.pth")))
+    assert about["template"] == "a photo of a {domain} character"
+    for name, tensor in base.state_dict().items():
+        assert torch.equal(tensor, model.base.state_dict()[name]), name
+
+
+def test_the_same_command_gives_the_same_numbers_and_reuses_figures_and_base(run, cache, tmp_path, capsys):
+    assert main(command(cache, tmp_path / "again")) == 0
+    assert "trained before" in capsys.readouterr().out
+    assert (tmp_path / "again" / "results.json").read_text() == (run / "results.json").read_text()
+
+
+@pytest.mark.parametrize("stage", ["base", "adapt"])
+def test_a_run_that_was_stopped_resumes_to_the_same_numbers(run, cache, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    log = train.Run.log
+
+    def stop(self, at, step, *rest):
+        log(self, at, step, *rest)
+        if (at, step) == (stage, 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Run, "log", stop)
+    own_cache = tmp_path / "cache"
+    own_cache.mkdir()
+    (own_cache / train.FIGURES).symlink_to(cache / train.FIGURES)
+    with pytest.raises(KeyboardInterrupt):
+        main(command(own_cache, tmp_path / "stopped"))
+    monkeypatch.setattr(train.Run, "log", log)
+    assert main(["--resume", str(tmp_path / "stopped")]) == 0
+    assert (tmp_path / "stopped" / "results.json").read_text() == (run / "results.json").read_text()
+
+
+@pytest.mark.parametrize("strategy, trained", [("scratch", 0), ("full", 1.0), ("last", 0.18), ("prompt", 0.01)])
+def test_each_strategy_trains_its_share_of_the_parameters(cache, tmp_path, capsys, strategy, trained):
+    assert main(command(cache, tmp_path / strategy, "--strategy", strategy)) == 0
+    output = capsys.readouterr().out
+    share = float(output.split("parameters, ")[1].split("%")[0]) / 100 if trained else 0
+    assert abs(share - trained) < 0.01
+    results = json.loads((tmp_path / strategy / "results.json").read_text())
+    assert (results["adapted"] == results["original"]) == (strategy == "scratch")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--source", "nothing"], "unknown data set"),
+    (["--target", "coco:/nowhere"], "no such file or folder"),
+    (["--weights", "/nowhere.pth"], "/nowhere.pth"),
+    (["--batch-size", "0"], "batch-size"),
+])
+def test_bad_input_is_one_line_and_exit_status_2(cache, tmp_path, capsys, arguments, words):
+    try:
+        status = main(command(cache, tmp_path / "bad", *arguments))
+    except SystemExit as leaving:  # argparse
+        status = leaving.code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 and "error: " in error and words in error
+
+
+def test_a_finished_run_is_not_overwritten(run, cache, capsys):
+    assert main(command(cache, run)) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_resuming_a_folder_without_a_run_is_an_error(tmp_path, capsys):
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_a_truncated_image_stops_training_with_its_name(tmp_path, capsys):
+    folder = draw_figures(tmp_path / "own", {"train": (4, 1), "val": (2, 1)})
+    image = load_dataset(f"figures:{folder}", "train").files[0]
+    with open(image, "r+b") as file:
+        file.truncate(1500)
+    assert main(command(tmp_path, tmp_path / "run", "--source", f"figures:{folder}", "--target", f"figures:{folder}")) == 2
+    assert image in capsys.readouterr().err
