@@ -10,16 +10,19 @@ import json
 import os
 import sys
 from dataclasses import dataclass, replace
+from glob import glob
 from itertools import chain, groupby, islice
 from operator import itemgetter
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from data import (COCO17, Crops, DataError, JSONStream, crop_matrix, decode_heatmaps, domain_of, invert_matrix, normalize,
-                  open_image, read_records, transform_points, warp_image)
+from data import (COCO17, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, decode_heatmaps, domain_of,
+                  invert_matrix, load_dataset, normalize, open_image, read_records, transform_points, warp_image)
+from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the OKS from which a detection is right; AP is the mean over these
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
@@ -153,7 +156,8 @@ def read_detections(results, people):
         image_id = table["image_id"][unknown[0]]
         raise DataError(f"{name}: result {unknown[0]}: image_id {image_id} is none of the images of the annotations")
     points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
-    width, height = table["bbox"][:, 2:].T if "bbox" in table else np.ptp(points, axis=1).T
+    extent = [np.ptp(table["keypoints"][:, axis::3], axis=1) for axis in (0, 1)]
+    width, height = table["bbox"][:, 2:].T if "bbox" in table else extent
     cell = cells(table, people.image_ids, people.category_ids)
     order = np.lexsort((-table["score"], cell))  # stable: equal scores stay in the order of the file
     rank = np.arange(len(order)) - np.searchsorted(cell[order], cell[order])
@@ -451,15 +455,15 @@ def run_model(model, images, domains, texts):
 
 
 @torch.inference_mode()
-def predict(model, dataset, texts=None, flip=True, batch_size=64, workers=0):
-    """One result in COCO's format for each labelled person of `dataset`, in the order of `dataset.labelled`.
+def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, workers=0):
+    """One result in COCO's format for each person in rows `people`: all labelled ones, if it is None.
 
     model: normalised images -> heatmaps, with a `config`. texts: domain -> text features (L, E), None for no text.
-    flip: averages the heatmaps with those of the mirrored image. A result's score is the mean of its keypoints'.
+    flip: averages the heatmaps with those of the mirrored image. A result's score is the mean of its keypoints' above 0.2.
     """
     device, size = next(model.parameters()).device, model.config.image_size
     mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)
-    keys = [(row, 0) for row in dataset.labelled]
+    keys = [(int(row), 0) for row in (dataset.labelled if people is None else people)]
     batches = [keys[first:first + batch_size] for first in range(0, len(keys), batch_size)]
     training, results = model.training, []
     model.eval()
@@ -472,9 +476,9 @@ def predict(model, dataset, texts=None, flip=True, batch_size=64, workers=0):
             heatmaps = (heatmaps + other.flip(3)[:, mirrored]) / 2
         points, scores = (part.double().cpu().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
         points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) back in the image
-        for image_id, person in zip(dataset.image_ids[image_rows], np.concatenate([points, scores[:, :, None]], axis=2)):
-            results.append({"image_id": int(image_id), "category_id": 1, "keypoints": person.ravel().tolist(),
-                            "score": float(person[:, 2].mean())})
+        poses = np.concatenate([points, scores[:, :, None]], axis=2)  # (B, K, 3)
+        for image_id, pose, score in zip(dataset.image_ids[image_rows], poses, rescore(1.0, scores)):
+            results.append({"image_id": int(image_id), "category_id": 1, "keypoints": pose.ravel().tolist(), "score": float(score)})
     model.train(training)
     return results
 
@@ -498,6 +502,66 @@ def domain_table(dataset, results, size):
     return table
 
 
+# ------------------------------------------------------------------------------------------ other people, own pictures
+
+def with_boxes(dataset, image_index, boxes):
+    """The data set with other people in it: unlabelled ones, in boxes (N, 4) of the images in rows `image_index` (N,)."""
+    count = len(boxes)
+    return replace(dataset, ids=np.arange(1, count + 1), image_index=image_index, boxes=boxes, areas=boxes[:, 2] * boxes[:, 3],
+                   keypoints=np.zeros((count, len(dataset.skeleton.names), 3), np.float32), crowd=np.zeros(count, bool))
+
+
+def read_boxes(path, rows):
+    """A detector's COCO results, [{"image_id", "bbox", "score", "category_id"}, ...] -> image rows, boxes (N, 4), scores (N,).
+
+    rows: image_id -> row of the image. People's own pictures go by their file's name, with or without its ending.
+    """
+    found = []
+    for number, record in enumerate(stream_list(path)):
+        try:
+            box = [rows[record["image_id"]], *map(float, record["bbox"]), float(record.get("score", 1))]
+            usable = len(box) == 6 and np.isfinite(box).all() and box[3] > 0 and box[4] > 0
+        except (AttributeError, KeyError, TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise DataError(f"{path}: box {number}: expected the 'image_id' of an image, a 'bbox' [x, y, w, h] of some size "
+                            f"and a 'score', found {record!r:.120}")
+        if record.get("category_id", 1) == 1:  # a person
+            found.append(box)
+    found = np.array(found).reshape(-1, 6)
+    return found[:, 0].astype(int), found[:, 1:5], found[:, 5]
+
+
+def predict_in_boxes(model, dataset, texts, box_scores, workers):
+    """Poses in a detector's boxes, the people of `dataset`: scored and freed of repetitions as mmpose does it."""
+    results = predict(model, dataset, texts, people=np.arange(len(box_scores)), workers=workers)
+    for result, score in zip(results, box_scores):
+        result["score"] *= float(score)
+    poses = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
+    scores = np.array([result["score"] for result in results])
+    stays = oks_nms(poses[:, :, :2], scores, dataset.areas, dataset.image_index, sigmas=dataset.skeleton.sigmas)
+    return [results[row] for row in stays]
+
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def own_pictures(patterns):
+    """Files, folders and patterns such as '*.png' as a data set whose images are numbered from 1; nobody is in them yet."""
+    files = []
+    for pattern in patterns:
+        path = Path(pattern)
+        inside = sorted(str(file) for file in path.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        found = [pattern] if path.is_file() else inside or sorted(glob(pattern, recursive=True))
+        if not found:
+            raise DataError(f"{pattern}: no such image, no folder with images, and no pattern that fits any")
+        files += found
+    sizes = np.array([open_image(file)[0].size for file in files])
+    empty = PoseDataset("pictures", COCO17, files, np.arange(1, len(files) + 1), sizes, np.full(len(files), "picture"),
+                        *[None] * 6)
+    return with_boxes(empty, np.zeros(0, int), np.zeros((0, 4)))
+
+
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 LEFT, RIGHT, MIDDLE = (255, 140, 0), (0, 150, 255), (120, 220, 90)  # the person's left, right, and what joins them
@@ -509,25 +573,31 @@ def limb_color(skeleton, *keypoints):
 
 
 def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
-    """The Pillow image with a skeleton drawn over it: left orange, right blue; the surer the more opaque.
+    """A copy of the Pillow image with a skeleton drawn over it: left orange, right blue; the surer the more opaque.
 
     keypoints: (K, 3) x, y, score; those with a score of at most `threshold` are left out.
     """
-    fine = 4  # drawn four times larger and reduced again: smooth lines
-    overlay = Image.new("RGBA", (image.width * fine, image.height * fine))
-    draw = ImageDraw.Draw(overlay)
-    shown = keypoints[:, 2] > threshold
-    xy = [tuple(point) for point in (keypoints[:, :2] + 0.5) * fine]
+    image, shown = image.copy(), keypoints[:, 2] > threshold
+    if not shown.any():
+        return image
+    low, high = keypoints[shown, :2].min(0), keypoints[shown, :2].max(0)
+    width = max(1.0, (high - low).max() / 60)
+    corner = np.floor(low - 2 * width)
+    size = np.ceil(high + 2 * width - corner).astype(int) + 1
+    fine = 4 if size.max() < 1000 else 2  # drawn that many times larger and reduced again: smooth lines
+    layer = Image.new("RGBA", tuple(fine * size))
+    draw = ImageDraw.Draw(layer)
+    xy = [tuple(point) for point in (keypoints[:, :2] - corner + 0.5) * fine]
     alpha = (255 * np.clip(keypoints[:, 2], 0.35, 1)).astype(int)
-    extent = np.ptp(keypoints[shown, :2], axis=0).max() if shown.any() else 0
-    width = fine * max(1.0, extent / 60)
     for a, b in skeleton.edges:
         if shown[a] and shown[b]:
-            draw.line([xy[a], xy[b]], fill=(*limb_color(skeleton, a, b), min(alpha[a], alpha[b])), width=round(width))
+            draw.line([xy[a], xy[b]], fill=(*limb_color(skeleton, a, b), min(alpha[a], alpha[b])), width=round(width * fine))
     for k in np.flatnonzero(shown):
-        x, y = xy[k]
-        draw.ellipse([x - width, y - width, x + width, y + width], fill=(*limb_color(skeleton, k), alpha[k]))
-    return Image.alpha_composite(image.convert("RGBA"), overlay.resize(image.size, Image.Resampling.BOX)).convert("RGB")
+        (x, y), radius = xy[k], width * fine
+        draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(*limb_color(skeleton, k), alpha[k]))
+    layer = layer.reduce(fine)
+    image.paste(layer, tuple(corner.astype(int)), layer)
+    return image
 
 
 def draw_sheet(datasets, before, after, side=192, per_domain=1):
@@ -556,6 +626,23 @@ def draw_sheet(datasets, before, after, side=192, per_domain=1):
         for x, square in enumerate(row):
             sheet.paste(square, (x * side, y * side))
     return sheet
+
+
+def draw_heatmaps(image, model, dataset, texts, people):
+    """The image, darkened, with the heatmaps of some of its people (rows) glowing: each pixel the highest of all keypoints."""
+    glow = np.zeros((image.height, image.width), np.float32)
+    device, size = next(model.parameters()).device, model.config.image_size
+    for row in people:
+        crop = Crops(dataset, size)[int(row), 0]
+        with torch.inference_mode():
+            heatmaps = run_model(model, normalize(crop["image"][None].to(device)), [dataset.domains[dataset.image_index[row]]], texts)
+        highest = Image.fromarray(heatmaps[0].amax(0).float().cpu().numpy())
+        scale = (np.array(highest.size) - 1) / (np.array(size[::-1]) - 1)  # crop -> heatmap
+        a, b, c, d, e, f = (crop["matrix"].numpy() * scale[:, None]).ravel()
+        place = (a, b, c + 0.5 - (a + b) / 2, d, e, f + 0.5 - (d + e) / 2)  # Pillow counts from pixel corners
+        glow = np.maximum(glow, np.asarray(highest.transform(image.size, Image.Transform.AFFINE, place, Image.Resampling.BILINEAR)))
+    glow = np.clip(glow, 0, 1)[:, :, None]
+    return Image.fromarray((np.asarray(image) * (0.35 - 0.35 * glow) + np.array([255, 200, 60]) * glow).clip(0, 255).astype(np.uint8))
 
 
 def draw_curves(history, width=480, height=240):
@@ -603,29 +690,135 @@ def format_table(title, table):
     return "\n".join(lines)
 
 
-def report(args):
+def evaluate_results(args):
+    """The numbers of a results file."""
     people, found, sigmas = load(args.annotations, args.results)
     matches = match(people, found, sigmas)
     numbers, tables = summarize(matches), {}
     if args.details:
         tables = {"domains": by_domain(people, matches), "keypoints": by_keypoint(people, found, sigmas),
                   "errors": {"all": error_breakdown(people, found, sigmas)}}
+    print_numbers(args, numbers, tables)
+
+
+def print_numbers(args, numbers, tables):
     if args.json:
         print(json.dumps(numbers | tables))
     else:
         print("\n".join([format_coco(numbers), *(format_table(title, table) for title, table in tables.items())]))
 
 
+def load_texts(model, about, args, domains):
+    """{domain: text features} by --prompt or the sentence that the model was trained with; None: no adapter, or switched off."""
+    if not isinstance(model, VLPose) or args.prompt == "none":
+        return None
+    clip_text = load_clip_text(args.text_weights or about["text_weights"]).to(args.device)
+    template = args.prompt or about["template"]
+    return encode_sentences(clip_text, {domain: template.replace("{domain}", domain) for domain in np.unique(domains).tolist()})
+
+
+def evaluate_checkpoint(args):
+    """The numbers of a model on a data set, its results as COCO's JSON, and pictures."""
+    model, about = load_model(args.checkpoint)
+    model.to(args.device)
+    dataset = load_dataset(args.data, args.split, args.cache)
+    texts = load_texts(model, about, args, dataset.domains)
+    people, seen = dataset.labelled, dataset
+    if args.boxes:
+        rows, boxes, scores = read_boxes(args.boxes, {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())})
+        seen, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
+        results = predict_in_boxes(model, seen, texts, scores, args.workers)
+    else:
+        results = predict(model, dataset, texts, workers=args.workers)
+    annotations = dataset.to_coco()
+    loaded = load(annotations, results, dataset.skeleton.sigmas)
+    matches = match(*loaded)
+    tables = {"domains": by_domain(loaded[0], matches)}
+    if args.details:
+        tables |= {"keypoints": by_keypoint(*loaded, dataset.skeleton.names),
+                   "errors": {"all": error_breakdown(*loaded, dataset.skeleton.flip)}}
+    print_numbers(args, summarize(matches), tables)
+    if args.out:
+        write_results(args, model, seen, texts, people, results)
+
+
+def predict_pictures(args):
+    """Poses for people's own pictures, drawn and as COCO's JSON."""
+    model, about = load_model(args.checkpoint)
+    model.to(args.device)
+    if isinstance(model, VLPose) and not args.prompt:
+        raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character'; 'none' for the original model")
+    dataset = own_pictures(args.images)
+    texts = load_texts(model, about, args, dataset.domains)
+    if args.boxes:
+        names = {name: row for row, file in enumerate(dataset.files) for name in (Path(file).name, Path(file).stem, file)}
+        rows, boxes, scores = read_boxes(args.boxes, names)
+        dataset = with_boxes(dataset, rows, boxes)
+        results = predict_in_boxes(model, dataset, texts, scores, args.workers)
+    else:
+        whole = np.column_stack([np.zeros_like(dataset.sizes), dataset.sizes]).astype(float)
+        dataset = with_boxes(dataset, np.arange(len(whole)), whole)
+        results = predict(model, dataset, texts, np.arange(len(whole)), workers=args.workers)
+    write_results(args, model, dataset, texts, np.arange(len(dataset.ids)), results)
+
+
+def write_results(args, model, dataset, texts, people, results):
+    """results.json and one picture per image that has people; with --compare three side by side."""
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    columns = [results]
+    if args.compare:
+        columns.insert(0, predict(model, dataset, None, people, workers=args.workers) if texts else results)
+    image_rows = dataset.image_index[people]
+    for row in np.unique(image_rows)[:args.pictures]:
+        image, _ = open_image(dataset.files[row])
+        panels = []
+        for column in columns:
+            panels.append(image)
+            for result in column:
+                if result["image_id"] == dataset.image_ids[row]:
+                    panels[-1] = draw_pose(panels[-1], np.reshape(result["keypoints"], (-1, 3)), dataset.skeleton, threshold=0.1)
+        if args.compare:
+            panels.append(draw_heatmaps(image, model, dataset, texts, people[image_rows == row]))
+        sheet = Image.new("RGB", (image.width * len(panels), image.height))
+        for place, panel in enumerate(panels):
+            sheet.paste(panel, (place * image.width, 0))
+        sheet.save(folder / f"{dataset.image_ids[row]}-{Path(dataset.files[row]).stem}.jpg", quality=92)
+    print(f"{len(results)} poses in {folder / 'results.json'}, pictures beside it", file=sys.stderr)
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="COCO's keypoint numbers of a results file.")
-    parser.add_argument("--results", required=True, metavar="FILE", help="keypoint results in COCO's format (JSON)")
-    parser.add_argument("--annotations", required=True, metavar="FILE", help="the people, in COCO's format (JSON)")
-    parser.add_argument("--details", action="store_true", help="also by domain, by keypoint, and by kind of error")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = argparse.ArgumentParser(description="Numbers of a results file or of a model, and poses for pictures.")
+    add = parser.add_argument
+    add("--results", metavar="FILE", help="evaluate this: keypoint results in COCO's format (JSON)")
+    add("--annotations", metavar="FILE", help="against these people, in COCO's format (JSON)")
+    add("--checkpoint", metavar="FILE", help="evaluate, or draw the poses of, this model: a run's model.pth, or public weights")
+    add("--data", metavar="NAME:ROOT", help="on this data set, as in train.py")
+    add("--split", choices=["train", "val", "all"], default="val", help="of --data")
+    add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
+    add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON)")
+    add("--prompt", help="the sentence that VLPose reads instead of the one it was trained with; 'none' switches its adapter off")
+    add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")
+    add("--out", metavar="FOLDER", help="write results.json and pictures there")
+    add("--pictures", type=int, default=100, help="at most so many")
+    add("--compare", action="store_true", help="draw original | adapted | heatmaps side by side")
+    add("--details", action="store_true", help="numbers also by domain, by keypoint, and by kind of error")
+    add("--json", action="store_true", help="print the numbers as JSON")
+    add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
+    add("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    add("--workers", type=int, default=0, help="processes that cut out crops")
     args = parser.parse_args(argv)
     try:
-        report(args)
-    except (DataError, OSError) as error:
+        if args.results and args.annotations:
+            evaluate_results(args)
+        elif args.checkpoint and args.data:
+            evaluate_checkpoint(args)
+        elif args.checkpoint and args.images and args.out:
+            predict_pictures(args)
+        else:
+            parser.error("expected --results and --annotations, or --checkpoint and --data, or --checkpoint, --images and --out")
+    except (DataError, WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -25,6 +25,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -55,7 +56,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))  # each (B, heads, N, D/heads)
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))  # (B, heads, N, D/heads)
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)))
 
 
@@ -137,11 +138,13 @@ class ViT(nn.Module):
         super().__init__()
         height, width = config.image_size
         self.grid = (height // PATCH, width // PATCH)
-        # Padding 2, not 0, as in the released ViTPose: without it every token sees pixels two further right and down.
-        self.patch_embed = conv_stem(config.dim) if config.conv_stem else nn.Conv2d(3, config.dim, PATCH, PATCH, padding=2)
+        if config.conv_stem:
+            self.patch_embed = conv_stem(config.dim)
+        else:  # padding 2, as in the released ViTPose: without it every token sees pixels two further right and down
+            self.patch_embed = nn.Conv2d(3, config.dim, PATCH, stride=PATCH, padding=2)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.dim))
-        self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, drop_path=config.drop_path * i / max(config.depth - 1, 1)) for i in range(config.depth))
+        drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config.dim, config.heads, drop_path=rate) for rate in drop_path)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -149,7 +152,7 @@ class ViT(nn.Module):
         """Images (B, 3, H, W) -> features (B, D, H/16, W/16).
 
         `prompts` (layers, n, D) are learnable tokens in front of the image's (visual prompt tuning, arXiv 2203.12119).
-        One row is *shallow*: put there once. `depth` rows are *deep*: every layer gets its own, the last layer's are dropped.
+        One row is *shallow*: put there once. `depth` rows are *deep*: every layer has its own, drops the last one's.
         """
         x = self.patch_embed(images).flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
         count = 0 if prompts is None else prompts.shape[1]
@@ -162,7 +165,8 @@ class ViT(nn.Module):
 
 def deconv_block(c_in, c_out):
     """Doubles the resolution; one of the two blocks of ViTPose's classic decoder (figure 3a)."""
-    return nn.Sequential(nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+    deconvolution = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1, bias=False)
+    return nn.Sequential(deconvolution, nn.BatchNorm2d(c_out), nn.ReLU())
 
 
 class TorchvisionBackbone(nn.Module):
@@ -174,7 +178,8 @@ class TorchvisionBackbone(nn.Module):
     def __init__(self, config):
         super().__init__()
         classifier = torchvision.models.get_model(config.trunk)
-        self.body = nn.Sequential(OrderedDict(takewhile(lambda child: child[0] != "avgpool", classifier.named_children())))
+        layers = takewhile(lambda child: child[0] != "avgpool", classifier.named_children())
+        self.body = nn.Sequential(OrderedDict(layers))  # (B, C, H/32, W/32)
         *_, last = classifier.modules()  # the linear layer that reads the body's channels
         self.up = deconv_block(last.in_features, config.dim)
 
@@ -185,7 +190,7 @@ class TorchvisionBackbone(nn.Module):
 class HeatmapHead(nn.Module):
     """The decoder: features (B, D, h, w) -> heatmaps (B, K, 4h, 4w).
 
-    Classic: two deconvolution blocks, then a 1×1 convolution. Simple (no channels): ReLU, bilinear ×4, a 3×3 convolution.
+    Classic: two deconvolution blocks and a 1×1 convolution. Simple (0 channels): ReLU, bilinear ×4, a 3×3 convolution.
     """
 
     def __init__(self, dim, channels, num_keypoints):
@@ -246,7 +251,7 @@ class CLIPText(nn.Module):
         self.token_embed = nn.Embedding(config.vocab_size, config.width)
         self.pos_embed = nn.Parameter(torch.empty(config.context_length, config.width))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, eps=1e-5, activation=QuickGELU, causal=True) for _ in range(config.layers))
+            Block(config.width, config.heads, 1e-5, activation=QuickGELU, causal=True) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.projection = nn.Parameter(torch.empty(config.width, config.embed_dim))
         nn.init.normal_(self.token_embed.weight, std=0.02)
@@ -254,7 +259,7 @@ class CLIPText(nn.Module):
         nn.init.normal_(self.projection, std=config.width ** -0.5)
 
     def forward(self, tokens, per_token=False):
-        """With `per_token`, features (N, 77, E) of every token and a mask (N, 77) that is True up to the end of the text."""
+        """With `per_token`, features (N, 77, E) of every token and a mask (N, 77), True up to the end of the text."""
         x = self.token_embed(tokens) + self.pos_embed[:tokens.shape[1]]  # (N, 77, width)
         for block in self.blocks:
             x = block(x)
@@ -304,7 +309,8 @@ class VLPose(nn.Module):
     text: the domain's sentence as `CLIPText` encodes it. `None` switches the adapter off: that is the original model.
     decoder: how the relation R enters the frozen decoder, one of `DECODERS` (figure 3a to d; `dual` is the paper's,
         `dual-released` what the authors' code does instead).
-    num_prompts: visual prompts per layer, by default what the paper gives a model of this size; deep: fresh ones at every layer.
+    num_prompts: visual prompts per layer, by default what the paper gives a model of this size.
+    deep: fresh prompts at every layer.
     """
 
     def __init__(self, base, text_dim, decoder="dual", num_prompts=None, deep=True, matcher="concat"):
@@ -313,20 +319,23 @@ class VLPose(nn.Module):
             raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
         self.config = config = base.config
         if decoder != "baseline" and not config.head_dim:
-            raise ValueError(f"decoder {decoder!r} needs a base with the classic decoder; the simple one goes with 'baseline'")
+            raise ValueError(f"decoder {decoder!r} needs a base with the classic decoder; for the simple one: 'baseline'")
         if num_prompts and config.trunk:
-            raise ValueError(f"a base with the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
+            raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
         self.base = base.requires_grad_(False)
         self.decoder = decoder
         num_prompts = config.prompts if num_prompts is None else num_prompts
-        self.options = {"text_dim": text_dim, "decoder": decoder, "num_prompts": num_prompts, "deep": deep, "matcher": matcher}
+        self.options = {"text_dim": text_dim, "decoder": decoder, "num_prompts": num_prompts, "deep": deep,
+                        "matcher": matcher}  # what `save_checkpoint` keeps
         self.prompts = nn.Parameter(torch.empty(config.depth if deep else 1, num_prompts, config.dim))
         nn.init.trunc_normal_(self.prompts, std=0.02)
         if decoder != "baseline":
             self.matcher = RelationMatcher(config.dim, text_dim, variant=matcher)
+            nn.init.zeros_(self.matcher.norm.weight)  # R = 0: tuning starts from the original model, not from noise
         if decoder not in ("baseline", "injector"):
             self.block1 = deconv_block(config.dim, config.head_dim)  # A₁
             self.block2 = deconv_block(config.head_dim, config.head_dim)  # A₂
+            nn.init.constant_(self.block2[1].weight, 0.1)  # for the same reason: a quiet branch at first
         self.predictor = copy.deepcopy(base.head.predictor).requires_grad_(True)
         self.train()
 
@@ -365,24 +374,20 @@ class VLPose(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
 
     def load_adapter(self, state):
-        """Loads what `adapter_state_dict` gave; a ValueError names the tensors that do not fit."""
-        own = self.adapter_state_dict()
-        wrong = sorted(name for name in own.keys() | state.keys()
-                       if name not in own or name not in state or own[name].shape != state[name].shape)
-        if wrong:
-            raise ValueError(f"adapter does not fit this model: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}")
-        self.load_state_dict(state, strict=False)
+        """Loads what `adapter_state_dict` gave; a WeightsError names a tensor that does not fit."""
+        base = {f"base.{name}": tensor for name, tensor in self.base.state_dict().items()}
+        load_strictly(self, base | state, "adapter")
 
 
 # -------------------------------------------------------------------------------------------- public weights: files
 
 class WeightsError(ValueError):
-    """Weights that cannot be had, read or used. The message is one line: which file, what is wrong, what was expected."""
+    """Weights that cannot be had, read or used. The message is one line: file, what was expected, what was found."""
 
 
 @contextmanager
 def reading(path, expected):
-    """Whatever fails while a file is read becomes a WeightsError: a damaged file fails in too many ways to name them."""
+    """Whatever fails while a file is read becomes a WeightsError: a damaged one fails in too many ways to name them."""
     try:
         yield
     except WeightsError:
@@ -396,10 +401,12 @@ def reading(path, expected):
 MMPOSE = "https://download.openmmlab.com/mmpose/v1/body_2d_keypoint/topdown_heatmap"
 ADAIN = "https://github.com/naoto0804/pytorch-AdaIN/releases/download/v0.0.0"
 HUB = "https://huggingface.co/usyd-community"
+CLIP = "https://openaipublic.azureedge.net/clip/models"
 PUBLIC_FILES = {  # name -> (address, the first digits of its SHA-256, or "" where none is published)
     "vitpose-b-hf": (f"{HUB}/vitpose-base/resolve/main/model.safetensors", ""),
     "vitpose-b-simple-hf": (f"{HUB}/vitpose-base-simple/resolve/main/model.safetensors", ""),
-    "adain-encoder": (f"{ADAIN}/vgg_normalised.pth", "804ca2835ecf7539f0cd2a7ac3c18ce81e6f8468969ae7117ac0c148d286bb4a"),
+    "adain-encoder": (
+        f"{ADAIN}/vgg_normalised.pth", "804ca2835ecf7539f0cd2a7ac3c18ce81e6f8468969ae7117ac0c148d286bb4a"),
     "adain-decoder": (f"{ADAIN}/decoder.pth", "379ca41d59f3a37eed3599bbbc2560c19da5c458870a5ffd3a9dd41aa88f9472"),
 }
 for size, plain, simple, humanart in [  # trained on COCO with either decoder, and on Human-Art and COCO
@@ -416,7 +423,7 @@ for name, digest in [("ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73
                      ("ViT-B/16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
                      ("ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
                      ("RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762")]:
-    PUBLIC_FILES[name] = (f"https://openaipublic.azureedge.net/clip/models/{digest}/{name.replace('/', '-')}.pt", digest)
+    PUBLIC_FILES[name] = (f"{CLIP}/{digest}/{name.replace('/', '-')}.pt", digest)
 for size in ("base", "large", "huge"):
     PUBLIC_FILES[f"mae-{size[0]}"] = (f"https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_{size}.pth", "")
 for name in (*TRUNKS, "vgg19"):
@@ -436,7 +443,7 @@ def find_file(path_or_name):
     """
     if path_or_name not in PUBLIC_FILES:
         if not Path(path_or_name).is_file():
-            raise WeightsError(f"{path_or_name}: no such file, and not the name of a public one: {', '.join(sorted(PUBLIC_FILES))}")
+            raise WeightsError(f"{path_or_name}: expected a file, or one of {', '.join(sorted(PUBLIC_FILES))}")
         return Path(path_or_name)
     url, expected = PUBLIC_FILES[path_or_name]
     path = cache_folder() / "weights" / (path_or_name.replace("/", "-") + Path(url).suffix)
@@ -449,10 +456,10 @@ def find_file(path_or_name):
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if not found.startswith(expected):
             file.unlink()
-            raise WeightsError(f"{file}: removed, it was not {url}: its SHA-256 is {found}, expected {expected}")
+            raise WeightsError(f"{file}: removed: expected {url}, whose SHA-256 begins {expected}, found {found}")
         os.replace(file, path)
     except (OSError, http.client.HTTPException) as error:
-        raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); get it by other means and put it at {path}") from None
+        raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); if you have it, put it at {path}") from None
     return path
 
 
@@ -473,11 +480,11 @@ def download(url, part):
             print(f"\r{url}: {file.tell() / 1e6:.0f} of {total / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
         if file.tell() < total:
-            raise OSError(f"the connection broke after {file.tell()} of {total} bytes; the next attempt goes on from there")
+            raise OSError(f"the connection broke after {file.tell()} of {total} bytes; try again to go on from there")
 
 
 def load_weights(path_or_name):
-    """{name: tensor} from a .safetensors file, a PyTorch checkpoint or a TorchScript archive; nothing in it is executed.
+    """{name: tensor} from a safetensors file, a PyTorch checkpoint or a TorchScript archive; nothing in it is executed.
 
     A state dict that is nested in a checkpoint is unwrapped. WeightsError for whatever does not hold one.
     """
@@ -491,7 +498,12 @@ def read_file(path):
             start = file.read(9)
         if start[8:] == b"{":
             return read_safetensors(path)
-        return read_zip(path) if start.startswith(b"PK\x03\x04") else read_legacy(path)
+        zipped = start.startswith(b"PK\x03\x04")
+        if zipped:
+            check_zip(path)
+        with suppress(Exception), warnings.catch_warnings(action="ignore"):  # plain containers and tensors alone
+            return torch.load(path, map_location="cpu", weights_only=True)
+        return read_zip(path) if zipped else read_legacy(path)
 
 
 def unwrap(contents):
@@ -503,9 +515,12 @@ def state_dict(contents, path):
     """The tensors in a checkpoint."""
     with reading(path, "a state dict"):
         state = unwrap(contents)
+        if not state:
+            raise WeightsError(f"{path}: expected a state dict, found no tensors")
         for name, tensor in state.items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-                raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor but a {type(tensor).__name__}")
+                found = type(tensor).__name__
+                raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor but a {found}")
             if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
                 raise WeightsError(f"{path}: tensor {name} of shape {list(tensor.shape)} is larger than its data")
         return {name: tensor.detach() for name, tensor in state.items()}
@@ -521,28 +536,29 @@ def read_safetensors(path):
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         if start > min(size, 100_000_000):
-            raise WeightsError(f"{path}: its header is said to be {start - 8} bytes long, the file is {size}")
+            raise WeightsError(f"{path}: expected a header of {start - 8} bytes, found a file of {size}")
         header = json.loads(file.read(start - 8).decode("utf-8"))
     header.pop("__metadata__", None)
     data = torch.from_file(str(path), size=size, dtype=torch.uint8)[start:]  # mapped into memory, not read
     tensors, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         (first, last), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
-        if first != end or last > len(data) or last - first != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
-            raise WeightsError(f"{path}: tensor {name}, {entry['dtype']} {shape}, is said to be at bytes {first} to {last}; "
-                               f"the one before it ends at {end}, the data at {len(data)}")
+        nbytes = math.prod(shape) * dtype.itemsize
+        if first != end or last > len(data) or last - first != nbytes or min(shape, default=0) < 0:
+            raise WeightsError(f"{path}: expected tensor {name}, {entry['dtype']} {shape}, from byte {end} of {len(data)}, "
+                               f"found it at {first} to {last}")
         tensors[name] = data[first:last].clone().view(dtype).reshape(shape)
         end = last
     if end != len(data):
-        raise WeightsError(f"{path}: its tensors end at byte {end}, the data at {len(data)}")
+        raise WeightsError(f"{path}: expected tensors up to byte {len(data)}, found them up to {end}")
     return tensors
 
 
 class Inert(dict):
     """Stands for any object that a pickle describes. It remembers what to make of it, and nothing is ever made.
 
-    A pickle is a program: look up a global, call it, set attributes. Here each global is a new class of this kind, named
-    like it, so that calls end in `args` and attributes in `state`. It is a dict, for the program may fill it like one.
+    A pickle is a program: look up a global, call it, set attributes. Here each global is a new class of this kind with
+    its name, so that calls end in `args` and attributes in `state`. It is a dict, for the program may fill it like one.
     """
     args, state = (), None
 
@@ -582,35 +598,37 @@ STORAGES = {f"torch.{name}Storage": dtype for name, dtype in zip(
     ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"), DTYPES.values())}
 
 
-def read_zip(path):
-    """What torch.save or torch.jit.save wrote: plain containers and tensors as torch reads them, else the state dict alone."""
+def check_zip(path):
+    """Torch compresses nothing but code, so that no archive unpacks to more than its own size."""
     with zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if "/code/" not in entry.filename]
-        if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > os.path.getsize(path):
-            raise WeightsError(f"{path}: expected records that are neither compressed nor overlap, as torch writes them")
-        if not any(entry.filename.endswith("/constants.pkl") for entry in entries):  # which TorchScript has
-            with suppress(Exception):
-                return torch.load(path, map_location="cpu", weights_only=True)
-        root = next(entry.filename for entry in entries if entry.filename.endswith("data.pkl")).removesuffix("data.pkl")
+    size = sum(entry.file_size for entry in entries)
+    if any(entry.compress_type for entry in entries) or size > os.path.getsize(path):
+        raise WeightsError(f"{path}: expected records that are neither compressed nor overlap")
+
+
+def read_zip(path):
+    """The state dict that torch.save wrote beside foreign objects, or torch.jit.save: a pickle, a record a storage."""
+    with zipfile.ZipFile(path) as archive:
+        root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
         unpickler = InertUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")))
         return inert_tensors(unpickler.load(), unpickler.storages, lambda key: archive.read(f"{root}data/{key}"))
 
 
 def read_legacy(path):
-    """The same for the format before torch 1.6, in which mmpose publishes: five pickles, then the storages in a row."""
-    with suppress(Exception):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    """The same from before torch 1.6, as mmpose publishes it still: five pickles, then the storages in a row."""
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
-        unpickler = InertUnpickler(file)
-        if unpickler.load() != torch.serialization.MAGIC_NUMBER:
+        if InertUnpickler(file).load() != torch.serialization.MAGIC_NUMBER:
             raise ValueError("it begins like neither")
-        _, _, tree, keys = (unpickler.load() for _ in range(4))
+        unpicklers = [InertUnpickler(file) for _ in range(4)]
+        _, _, tree, keys = (unpickler.load() for unpickler in unpicklers)  # version, system
+        storages = unpicklers[2].storages
         places = {}
         for key in keys:
             count = int.from_bytes(file.read(8), "little")
-            places[key] = slice(file.tell(), file.tell() + count * unpickler.storages[key].itemsize)
+            places[key] = slice(file.tell(), file.tell() + count * storages[key].itemsize)
             file.seek(places[key].stop)
-        return inert_tensors(tree, unpickler.storages, lambda key: file[places[key]])
+        return inert_tensors(tree, storages, lambda key: file[places[key]])
 
 
 def inert_tensors(tree, storages, read):
@@ -690,27 +708,27 @@ def count_blocks(state):
 
 
 def token_grid(count):
-    """(rows, columns) of the tokens of an upright 4:3 image or, as in MAE, a square one; None where they fit neither."""
+    """(rows, columns) of the tokens of an upright 4:3 image or, as in MAE, a square one; None if they fit neither."""
     k, side = math.isqrt(count // 12), math.isqrt(count)
     return (4 * k, 3 * k) if 12 * k * k == count else (side, side) if side * side == count else None
 
 
 def vitpose_layout(state, path):
-    """(config, number of keypoints, state dict under our names) of a public ViTPose, or of MAE, which has no decoder."""
+    """(config, number of keypoints, tensors under our names) of a public ViTPose, or of MAE, which has no decoder."""
     is_mmpose = any(name.startswith("backbone.layers.") for name in state)
     state = translate(state, path)
     state.pop("backbone.cls_token", None)
     table = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D)
     _, count, dim = table.shape
-    size = next((config for config in VIT_CONFIGS.values() if config.dim == dim and config.heads and not config.conv_stem), None)
+    sizes = {VIT_CONFIGS[name].dim: VIT_CONFIGS[name] for name in ("small", "base", "large", "huge")}
     grid = token_grid(count) or token_grid(count - 1)
-    if not size or not grid:
+    if dim not in sizes or not grid:
         raise WeightsError(f"{path}: expected a ViTPose, found {count} positions of width {dim}, which none has")
     if not token_grid(count):  # row 0 is the class token's: the authors add it to every other, mmpose does not
         state["backbone.pos_embed"] = table[:, 1:] if is_mmpose else table[:, 1:] + table[:, :1]
     if state["backbone.patch_embed.weight"].shape[2:] == (14, 14):  # MAE's huge: padded, as the authors do
         state["backbone.patch_embed.weight"] = F.pad(state["backbone.patch_embed.weight"], (1, 1, 1, 1))
-    config = replace(size, depth=count_blocks(state), image_size=(grid[0] * PATCH, grid[1] * PATCH))
+    config = replace(sizes[dim], depth=count_blocks(state), image_size=(grid[0] * PATCH, grid[1] * PATCH))
     if not any(name.startswith("head.") for name in state):
         return config, 17, state
     keypoints, channels, kernel, _ = state["head.predictor.weight"].shape
@@ -731,9 +749,9 @@ def load_strictly(module, state, path):
     for name in sorted(own.keys() | state.keys()):
         expected, found = (describe(tensors[name]) if name in tensors else "nothing" for tensors in (own, state))
         if expected != found:
-            raise WeightsError(f"{path}: a checkpoint of another architecture: tensor {name} is {found}, expected {expected}")
+            raise WeightsError(f"{path}: another architecture: tensor {name} is {found}, expected {expected}")
     module.load_state_dict(state)
-    return module.eval()
+    return module
 
 
 def describe(tensor):
@@ -744,7 +762,7 @@ FORMAT = "posebridge-1"
 
 
 def save_checkpoint(path, model, **about):
-    """Writes a ViTPose or VLPose, and whatever plain values `about` says of it, in one step: no reader sees half a file."""
+    """Writes a ViTPose or VLPose, and what plain values `about` say of it, in one step: no reader sees half a file."""
     base = getattr(model, "base", model)
     contents = {"format": FORMAT, "config": asdict(base.config), "num_keypoints": base.num_keypoints,
                 "base": base.state_dict(), "about": about}
@@ -772,7 +790,8 @@ def load_model(path_or_name, image_size=None):
             config, keypoints = ViTConfig(**contents["config"]), contents["num_keypoints"]
         elif path_or_name in TRUNKS:
             config, keypoints = VIT_CONFIGS[path_or_name], 17
-            state = {f"backbone.body.{name}": tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
+            state = {f"backbone.body.{name}": tensor for name, tensor in state.items()
+                     if not name.startswith(("fc.", "head."))}  # the classifier
         else:
             config, keypoints, state = vitpose_layout(state, path)
         untrained = () if any(name.startswith("head.") for name in state) else ("head.", "backbone.up.")
@@ -784,7 +803,7 @@ def load_model(path_or_name, image_size=None):
         if own and "adapter" in contents:
             model = VLPose(model, **contents["options"])
             state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"]
-        return load_strictly(model, state, path), contents["about"] if own else {}
+        return load_strictly(model, state, path).eval(), contents["about"] if own else {}
 
 
 def load_vitpose(path_or_name, image_size=None):
@@ -808,8 +827,9 @@ def load_clip_text(path_or_name):
             state["text_projection.weight"] = state["text_projection.weight"].T
         state = translate(state, path)
         (vocabulary, width), (length, _) = state["token_embed.weight"].shape, state["pos_embed"].shape
-        config = CLIPTextConfig(width, width // 64, count_blocks(state), state["projection"].shape[1], vocabulary, length)
-        return load_strictly(CLIPText(config), state, path)
+        embed_dim = state["projection"].shape[1]
+        config = CLIPTextConfig(width, width // 64, count_blocks(state), embed_dim, vocabulary, length)
+        return load_strictly(CLIPText(config), state, path).eval()
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
     python tests/benchmark_eval.py [10]
 
-Made-up people and results as for COCO's validation set, 5,000 images, 11,000 people, 100,000 results, or the given number
-of times as many. Each tool runs in a process of its own; memory is its peak above what the imports need (Linux only).
+Made-up people and results as for COCO's validation set: 5,000 images, 11,000 people and 100,000 results, or the given
+number of times as many. Each tool runs in a process of its own; memory is its peak above the imports' (Linux only).
 """
 import contextlib
 import io
@@ -101,7 +101,7 @@ def memory(kind):
 
 
 def measure(tool, annotations, results):
-    """Seconds to read and to evaluate, megabytes, and the numbers. A tool yields after its imports and after reading."""
+    """Seconds to read and to evaluate, megabytes, the numbers. A tool yields after its imports and after reading."""
     times = []
     with contextlib.redirect_stdout(io.StringIO()):
         for numbers in TOOLS[tool](annotations, results):

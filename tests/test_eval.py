@@ -60,7 +60,7 @@ def person(x=0.0, labelled=17, size=100.0, image=1, **more):
 
 
 def pose(x=0.0, score=0.5, width=100.0, image=1, **more):
-    """Finds `person(x)`. The third number of the last keypoint sets nothing, the bbox sets the area."""
+    """Finds `person(x)`, with OKS 1. Its area is that of its box; its width says nothing else."""
     keypoints = [value for k in range(17) for value in (x, 10 * k, 1)]
     return {"image_id": image, "category_id": 1, "keypoints": keypoints, "score": score,
             "bbox": [0, 0, width, width]} | more
@@ -137,9 +137,10 @@ def test_equal_scores_stay_in_the_order_of_the_file_and_images_in_the_order_of_t
 
 
 def test_of_equally_similar_people_the_later_one_is_found():
-    twins = [person(size=50), person(size=100)]  # both OKS are 1
-    assert evaluate(scene(*twins), [pose()])["AR (L)"] == 1
-    assert evaluate(scene(*twins[::-1]), [pose()])["AR (M)"] == 1
+    whole, half, half_right = person(), person(labelled=9), pose(score=0.4)
+    half_right["keypoints"][27:] = [1000.0] * 24  # OKS 1 with one of them, 9 / 17 with the other
+    assert evaluate(scene(half, whole), [pose(), half_right])["AR .75"] == 1
+    assert evaluate(scene(whole, half), [pose(), half_right])["AR .75"] == 0.5
 
 
 def test_a_person_who_counts_is_preferred_to_a_more_similar_one_who_does_not():
@@ -433,6 +434,7 @@ def test_a_pose_that_was_removed_removes_nobody():
     assert oks_nms(keypoints[:2], *(a[:2] for a in arguments), 0.5).tolist() == [0]
     assert oks_nms(keypoints[1:], *(a[1:] for a in arguments), 0.5).tolist() == [0]
     assert oks_nms(keypoints, *arguments, 0.5).tolist() == [0, 2]
+    assert oks_nms(keypoints * 0, *arguments, 1.0).tolist() == [0, 1, 2]  # OKS 1 is not above 1
     assert oks_nms(keypoints[:0], *(a[:0] for a in arguments)).tolist() == []
 
 

@@ -1,0 +1,691 @@
+"""Loading in vlpose.py: public layouts against the programs that write them, hostile files, downloads."""
+import argparse
+import collections
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import vlpose
+from vlpose import (CLIP_TEXT_CONFIGS, DECODERS, PUBLIC_FILES, VIT_CONFIGS, ViTConfig, ViTPose, VLPose, WeightsError,
+                    encode_sentences, load_clip_text, load_model, load_vitpose, load_weights, save_checkpoint)
+
+SMALL = ViTConfig(384, 2, 12, 0.0, 3, 0.8)  # ViTPose-S with two layers
+
+
+def randomise(module, seed=0):
+    """Weights such that every tensor matters: norms and BatchNorm statistics too."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.05, generator=generator)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def vitpose():
+    return randomise(ViTPose(SMALL))
+
+
+@pytest.fixture(scope="module")
+def crops():
+    return torch.randn(1, 3, 256, 192, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def relative_error(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@torch.no_grad()
+def same_heatmaps(a, b, images):
+    return relative_error(a(images), b(images)) <= 1e-6
+
+
+# ------------------------------------------------------------------------------------- ViTPose, as others write it
+
+@pytest.mark.parametrize("simple", [False, True], ids=["classic", "simple"])
+@pytest.mark.parametrize("dim", [384, 768], ids=["S", "B"])
+def test_heatmaps_are_those_of_transformers_from_its_own_file(dim, simple, crops, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    backbone = transformers.VitPoseBackboneConfig(
+        image_size=[256, 192], hidden_size=dim, num_hidden_layers=3, num_attention_heads=12, mlp_ratio=4)
+    config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=17, use_simple_decoder=simple)
+    peer = randomise(transformers.VitPoseForPoseEstimation(config))
+    peer.save_pretrained(tmp_path)
+    model = load_vitpose(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert relative_error(model(crops), peer(crops).heatmaps) <= 1e-5
+    assert (model.config.depth, model.config.head_dim, model.config.image_size) == (3, 0 if simple else 256, (256, 192))
+
+
+# Ours, the authors' and mmpose's names, line by line as their published files have them.
+LAYOUTS = """
+backbone.patch_embed       backbone.patch_embed.proj       backbone.patch_embed.projection
+backbone.pos_embed         backbone.pos_embed              backbone.pos_embed
+backbone.blocks.{}.norm1   backbone.blocks.{}.norm1        backbone.layers.{}.ln1
+backbone.blocks.{}.attn    backbone.blocks.{}.attn         backbone.layers.{}.attn
+backbone.blocks.{}.norm2   backbone.blocks.{}.norm2        backbone.layers.{}.ln2
+backbone.blocks.{}.mlp.0   backbone.blocks.{}.mlp.fc1      backbone.layers.{}.ffn.layers.0.0
+backbone.blocks.{}.mlp.2   backbone.blocks.{}.mlp.fc2      backbone.layers.{}.ffn.layers.1
+backbone.norm              backbone.last_norm              backbone.ln1
+head.block1.0              keypoint_head.deconv_layers.0   head.deconv_layers.0
+head.block1.1              keypoint_head.deconv_layers.1   head.deconv_layers.1
+head.block2.0              keypoint_head.deconv_layers.3   head.deconv_layers.3
+head.block2.1              keypoint_head.deconv_layers.4   head.deconv_layers.4
+head.predictor             keypoint_head.final_layer       head.final_layer
+"""
+
+
+def rename(state, layout):
+    """A state dict of ours under the authors' (1) or mmpose's (2) names."""
+    result = {}
+    for line in LAYOUTS.split("\n")[1:-1]:
+        for block in range(SMALL.depth if "{}" in line else 1):
+            names = [name.format(block) for name in line.split()]
+            result |= {names[layout] + name.removeprefix(names[0]): tensor.clone() for name, tensor in state.items()
+                       if name == names[0] or name.startswith(f"{names[0]}.")}
+    assert len(result) == len(state)
+    return result
+
+
+def test_the_authors_layout_adds_the_class_position_to_every_other(vitpose, crops, tmp_path):
+    state = rename(vitpose.state_dict(), 1)
+    row = torch.randn(1, 1, 384)
+    state["backbone.pos_embed"] = torch.cat([row, state["backbone.pos_embed"] - row], dim=1)
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "authors.pth")
+    assert same_heatmaps(load_vitpose(tmp_path / "authors.pth"), vitpose, crops)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_mmposes_layout_has_no_class_position_or_one_that_is_not_used(class_token, vitpose, crops, tmp_path):
+    state = rename(vitpose.state_dict(), 2)
+    if class_token:
+        state["backbone.cls_token"] = torch.randn(1, 1, 384)
+        state["backbone.pos_embed"] = torch.cat([torch.randn(1, 1, 384), state["backbone.pos_embed"]], dim=1)
+    torch.save({"meta": {"sigmas": np.ones(17), "cfg": "..."}, "state_dict": collections.OrderedDict(state)},
+               tmp_path / "mmpose.pth", _use_new_zipfile_serialization=False)
+    assert same_heatmaps(load_vitpose(tmp_path / "mmpose.pth"), vitpose, crops)
+
+
+@pytest.mark.parametrize("dim, heads, patch", [(384, 12, 16), (1280, 16, 14)], ids=["small", "huge"])
+def test_a_mae_backbone_gets_a_decoder_and_a_table_of_our_shape(dim, heads, patch, tmp_path):
+    state = {name.removeprefix("backbone."): tensor for name, tensor in
+             rename(randomise(ViTPose(ViTConfig(dim, 2, heads, 0.0, 3, 0.8))).state_dict(), 1).items()
+             if name.startswith("backbone.")}
+    for part in ("weight", "bias"):
+        state[f"norm.{part}"] = state.pop(f"last_norm.{part}")
+    count = (224 // patch) ** 2
+    state |= {"cls_token": torch.zeros(1, 1, dim), "pos_embed": torch.full((1, 1 + count, dim), 0.5),
+              "patch_embed.proj.weight": torch.randn(dim, 3, patch, patch)}
+    state["pos_embed"][:, 0] = 0
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    backbone = load_vitpose(tmp_path / "mae.pth").backbone
+    assert backbone.grid == (16, 12) and torch.allclose(backbone.pos_embed, torch.tensor(0.5))
+    assert torch.equal(backbone.norm.weight, state["norm.weight"])
+    border = (16 - patch) // 2
+    assert torch.equal(backbone.patch_embed.weight[:, :, border:16 - border, border:16 - border], state["patch_embed.proj.weight"])
+
+
+def test_another_input_size_stretches_the_positional_table(vitpose, crops, tmp_path):
+    with torch.no_grad():
+        ramp = torch.linspace(-1, 1, 16)[:, None].expand(16, 12).reshape(1, 192, 1)
+        vitpose.backbone.pos_embed[:, :, :1] = ramp
+    save_checkpoint(tmp_path / "ours.pth", vitpose)
+    model = load_vitpose(tmp_path / "ours.pth", image_size=(384, 288))
+    table = model.backbone.pos_embed[0, :, 0].view(24, 18)
+    assert torch.allclose(table, table[:, :1], atol=1e-6) and (table[2:-2].diff(dim=0) > 0.05).all()  # a ramp still, and as high
+    assert table[12, 0].item() == pytest.approx(-table[11, 0].item(), abs=1e-6) and table[-1, 0] > 0.95
+    assert model(crops[:, :, :, :].new_zeros(1, 3, 384, 288)).shape == (1, 17, 96, 72)
+    assert model.config.image_size == (384, 288)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        load_vitpose(tmp_path / "ours.pth", image_size=(250, 192))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda state: state.pop("backbone.blocks.1.norm2.bias"), r"blocks\.1\.norm2\.bias is nothing, expected float \[384\]"),
+    (lambda state: state.update({"backbone.blocks.0.mlp.experts.0.weight": torch.zeros(96, 1536)}),
+     r"blocks\.0\.mlp\.experts\.0\.weight is float \[96, 1536\], expected nothing"),  # ViTPose+ has experts
+    (lambda state: state.update({"head.predictor.bias": torch.zeros(16)}), r"head\.predictor\.bias is float \[16\], expected .* \[17\]"),
+    (lambda state: state.update({"backbone.norm.weight": torch.zeros(384, dtype=torch.int32)}), "is int .* expected float"),
+    (lambda state: state.pop("backbone.pos_embed"), r"found no 'backbone\.pos_embed'"),
+    (lambda state: state.update({"backbone.pos_embed": torch.zeros(1, 190, 384)}), "190 positions of width 384"),
+    (lambda state: state.update({"backbone.pos_embed": torch.zeros(384)}), "expected a ViTPose"),
+    (lambda state: state.update({"keypoint_head.final_layer.bias": torch.zeros(17)}), "keypoint_head.final_layer.bias is there twice"),
+    (lambda state: state.update({"note": "hello"}), "'note' is not a tensor but a str"),
+], ids=["missing", "left over", "shape", "integer", "no table", "table", "dimensions", "twice", "text"])
+def test_a_tensor_that_does_not_fit_is_named(change, message, vitpose, tmp_path):
+    state = vitpose.state_dict()
+    change(state)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=message) as error:
+        load_vitpose(tmp_path / "other.pth")
+    assert str(error.value).startswith(str(tmp_path / "other.pth")) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "swin_t"])
+def test_torchvisions_networks_are_backbones_as_they_are(name, tmp_path, monkeypatch):
+    crops = torch.randn(1, 3, 64, 96)
+    monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
+    peer = torchvision.models.get_model(name).eval()
+    (tmp_path / "weights").mkdir()
+    torch.save(peer.state_dict(), tmp_path / "weights" / f"{name}.pth")
+    monkeypatch.setitem(PUBLIC_FILES, name, (PUBLIC_FILES[name][0], ""))
+    base = load_vitpose(name)
+    seen = []
+    peer.avgpool.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        peer(crops)
+        assert torch.equal(base.backbone.body(crops), seen[0]) and seen[0].shape[2:] == (2, 3)
+        assert base(crops).shape == (1, 17, 16, 24)
+    with pytest.raises(ValueError, match=f"{name} has no tokens that 5 prompts"):
+        VLPose(base, 32, num_prompts=5)
+    model = VLPose(base, 32).eval()
+    assert model(crops, torch.randn(1, 1, 32)).shape == (1, 17, 16, 24)
+    save_checkpoint(tmp_path / "model.pth", model)
+    again, _ = load_model(tmp_path / "model.pth")
+    with torch.no_grad():
+        assert torch.equal(again(crops), base(crops))
+
+
+# ----------------------------------------------------------------------------------------------- CLIP's text tower
+
+TEXTS = {"a": "a photo of a cartoon character", "b": "an oil painting of a person", "c": "a"}
+
+
+@pytest.fixture(scope="module")
+def openai_state():
+    """A CLIP in OpenAI's layout, as open_clip has it too, with the features of TEXTS that open_clip computes."""
+    open_clip = pytest.importorskip("open_clip")
+    peer = randomise(open_clip.model.CLIP(
+        embed_dim=96, quick_gelu=True, vision_cfg={"layers": 1, "width": 64, "image_size": 32, "patch_size": 16},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}))
+    with torch.no_grad():
+        return peer.state_dict(), peer.encode_text(open_clip.get_tokenizer("ViT-B-32")(list(TEXTS.values())))
+
+
+def test_text_features_are_those_of_open_clip_from_openais_layout(openai_state, tmp_path):
+    state, expected = openai_state
+    torch.save(state, tmp_path / "clip.pt")
+    features = encode_sentences(load_clip_text(tmp_path / "clip.pt"), TEXTS)
+    assert features.keys() == TEXTS.keys() and features["a"].shape == (1, 96)
+    assert relative_error(torch.cat(list(features.values())), expected) <= 1e-5
+
+
+def test_text_features_are_those_of_transformers_from_its_own_file(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPConfig(
+        text_config={"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 512,
+                     "eos_token_id": 49407}, projection_dim=96,
+        vision_config={"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 64})
+    peer = randomise(transformers.CLIPModel(config))
+    peer.save_pretrained(tmp_path)
+    model = load_clip_text(tmp_path / "model.safetensors")
+    tokens = vlpose.CLIPTokenizer()(list(TEXTS.values()))
+    with torch.no_grad():
+        hidden = peer.text_model(tokens).last_hidden_state  # (N, 77, width)
+        assert relative_error(model(tokens), peer.text_projection(hidden[torch.arange(3), tokens.argmax(1)])) <= 1e-5
+        features, mask = model(tokens, per_token=True)
+        assert relative_error(features[mask], peer.text_projection(hidden[mask])) <= 1e-5
+
+
+class Node(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def script(state):
+    """A TorchScript module with these tensors: half precision, as OpenAI's archives are."""
+    root = Node()
+    for name, tensor in state.items():
+        *path, last = name.split(".")
+        node = root
+        for part in path:
+            if not hasattr(node, part):
+                node.add_module(part, Node())
+            node = getattr(node, part)
+        node.register_parameter(last, nn.Parameter(tensor.half()))
+    root.register_buffer("context_length", torch.tensor(77))
+    return torch.jit.script(root)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_torchscript_archive_gives_the_same_tensors_and_its_code_is_not_run(openai_state, tmp_path, monkeypatch):
+    state, expected = openai_state
+    torch.jit.save(script(state), tmp_path / "clip.pt")
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("ran the archive"))
+    loaded = load_weights(tmp_path / "clip.pt")
+    assert loaded.keys() == state.keys() | {"context_length"}
+    assert all(torch.equal(loaded[name], tensor.half()) for name, tensor in state.items())
+    features = encode_sentences(load_clip_text(tmp_path / "clip.pt"), TEXTS)
+    assert relative_error(torch.cat(list(features.values())), expected) <= 1e-2  # half precision
+
+
+def test_the_random_text_tower_is_always_the_same_and_leaves_the_seed_alone():
+    torch.manual_seed(5)
+    first = load_clip_text("random").state_dict()
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(3))
+    assert all(torch.equal(tensor, first[name]) for name, tensor in load_clip_text("random").state_dict().items())
+
+
+def test_a_file_that_is_not_clip_is_refused(vitpose, tmp_path):
+    save_checkpoint(tmp_path / "pose.pth", vitpose)
+    with pytest.raises(WeightsError, match="expected CLIP's text tower, found no 'token_embed.weight'"):
+        load_clip_text(tmp_path / "pose.pth")
+    with pytest.raises(WeightsError, match="no such file, and not the name of a public one: RN50, ViT-B/16"):
+        load_clip_text("ViT-B/64")
+
+
+# ------------------------------------------------------------------------------------------------ our own checkpoints
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_vlpose_comes_back_whole(decoder, tmp_path):
+    crops, base = torch.randn(2, 3, 128, 96), randomise(ViTPose(VIT_CONFIGS["tiny"]))
+    model = randomise(VLPose(base, 8, decoder, num_prompts=2, deep=False, matcher="cross"), seed=2)
+    save_checkpoint(tmp_path / "model.pth", model, text_weights="random", template="a {}")
+    torch.load(tmp_path / "model.pth", weights_only=True)  # plain containers and tensors alone
+    again, about = load_model(tmp_path / "model.pth")
+    assert about == {"text_weights": "random", "template": "a {}"} and again.options == model.options
+    text = torch.randn(2, 1, 8)
+    with torch.no_grad():
+        assert torch.equal(again(crops, text), model(crops, text)) and torch.equal(again(crops), model(crops))
+        assert torch.equal(load_vitpose(tmp_path / "model.pth")(crops), model(crops))
+
+
+def test_a_simple_decoder_serves_prompts_alone(crops, tmp_path):
+    base = randomise(ViTPose(ViTConfig(384, 2, 12, 0.0, 3, 0.8, head_dim=0)))
+    model = randomise(VLPose(base, 8, "baseline"), seed=3)
+    save_checkpoint(tmp_path / "model.pth", model)
+    again, _ = load_model(tmp_path / "model.pth")
+    with torch.no_grad():
+        assert torch.equal(again(crops, torch.zeros(1, 1, 8)), model(crops, torch.zeros(1, 1, 8)))
+    with pytest.raises(ValueError, match="'dual' needs a base with the classic decoder"):
+        VLPose(base, 8)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda contents: contents.pop("config"), "found no 'config'"),
+    (lambda contents: contents["config"].update(width=3), "width"),
+    (lambda contents: contents["config"].update(depth=3), r"base\.backbone\.blocks\.2\.\S+ is nothing"),
+    (lambda contents: contents["options"].update(decoder="none"), "decoder: expected one of"),
+    (lambda contents: contents["adapter"].pop("prompts"), "tensor prompts is nothing"),
+    (lambda contents: contents.update(base=7), "not a tensor"),
+])
+def test_a_damaged_checkpoint_of_ours_is_one_error(change, message, tmp_path):
+    save_checkpoint(tmp_path / "model.pth", VLPose(ViTPose(SMALL), 8))
+    contents = torch.load(tmp_path / "model.pth")
+    change(contents)
+    torch.save(contents, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match=message):
+        load_model(tmp_path / "model.pth")
+
+
+def test_a_checkpoint_replaces_the_old_one_in_one_step(tmp_path, monkeypatch):
+    model = ViTPose(VIT_CONFIGS["tiny"])
+    save_checkpoint(tmp_path / "model.pth", model)
+    before = (tmp_path / "model.pth").read_bytes()
+
+    def disk_full(contents, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError):
+        save_checkpoint(tmp_path / "model.pth", model)
+    assert (tmp_path / "model.pth").read_bytes() == before
+
+
+# -------------------------------------------------------------------------------------------------------- safetensors
+
+def test_safetensors_are_read_as_the_library_reads_them(tmp_path):
+    library = pytest.importorskip("safetensors.torch")
+    tensors = {str(dtype): torch.randint(0, 2, (3, 5)).to(dtype) for dtype in vlpose.DTYPES.values()}
+    tensors |= {"scalar": torch.tensor(2.5), "nothing": torch.zeros(0, 4), "last": torch.arange(7)}
+    library.save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    loaded = load_weights(tmp_path / "x.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def safetensors(header, data):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def entry(first, last, shape, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
+
+
+GOOD = {"a": entry(0, 8, [2]), "b": entry(8, 20, [3, 1])}
+
+
+@pytest.mark.parametrize("content", [
+    safetensors(GOOD | {"b": entry(4, 16, [3])}, bytes(16)),
+    safetensors(GOOD | {"b": entry(0, 8, [2])}, bytes(8)),
+    safetensors(GOOD | {"b": entry(12, 24, [3])}, bytes(24)),
+    safetensors(GOOD, bytes(19)),
+    safetensors(GOOD, bytes(21)),
+    safetensors(GOOD | {"b": entry(8, 20, [4])}, bytes(20)),
+    safetensors(GOOD | {"b": entry(8, 20, [-1, -3])}, bytes(20)),
+    safetensors(GOOD | {"b": entry(8, 20, [2 ** 62, 4])}, bytes(20)),
+    safetensors(GOOD | {"b": entry(20, 8, [3])}, bytes(20)),
+    safetensors({"a": entry(-8, 0, [2])}, bytes(8)),
+    safetensors(GOOD | {"b": entry(8, 20, [3], "F31")}, bytes(20)),
+    safetensors(GOOD | {"b": entry(8, 20, 3)}, bytes(20)),
+    safetensors(GOOD | {"b": entry(8.0, 20.0, [3])}, bytes(20)),
+    safetensors(GOOD | {"b": [8, 20]}, bytes(20)),
+    safetensors(b'{"a":' * 100_000, b""),
+    safetensors(b'{"\xff": 1}', b""),
+    safetensors(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
+                b' "a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', bytes(8)),
+    struct.pack("<Q", 2 ** 63) + b"{}",
+    struct.pack("<Q", 99) + b"{}",
+    struct.pack("<Q", 0) + b"{",
+], ids=["overlap", "same place", "hole", "too short", "too long", "wrong shape", "negative shape", "overflow", "backwards",
+        "negative", "type", "shape", "fractions", "list", "deep", "not text", "twice", "header", "short header", "no header"])
+def test_safetensors_that_lie_are_refused(content, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="x.safetensors"):
+        load_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy", "foreign zip", "foreign legacy"])
+def test_a_damaged_file_is_an_error_or_still_a_state_dict(kind, tmp_path):
+    """Cut anywhere, or with bytes changed at random: never another exception, never a crash."""
+    path, rng = tmp_path / "x", random.Random(0)
+    state = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.arange(4).half()}
+    contents = {"state_dict": state, "args": argparse.Namespace(lr=0.1)} if "foreign" in kind else state
+    if kind == "safetensors":
+        path.write_bytes(safetensors({"a": entry(0, 24, [2, 3]), "b": entry(24, 32, [4], "F16")}, bytes(32)))
+    else:
+        torch.save(contents, path, _use_new_zipfile_serialization="zip" in kind)
+    assert load_weights(path).keys() == state.keys()
+    whole = path.read_bytes()
+    damaged = [whole[:rng.randrange(len(whole))] for _ in range(60)]
+    for _ in range(240):
+        content = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 4])):
+            content[rng.randrange(len(content))] = rng.choice([0, 1, 255, rng.randrange(256)])
+        damaged.append(bytes(content))
+    refused = 0
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            assert all(isinstance(tensor, torch.Tensor) for tensor in load_weights(path).values())
+        except WeightsError:
+            refused += 1
+    assert refused >= 60
+
+
+# ------------------------------------------------------------------------------------------- pickles and their objects
+
+class Configuration(dict):
+    """Stands for mmengine's and others' dictionaries with attributes."""
+
+
+class HistoryBuffer:
+    def __init__(self):
+        self.log = np.arange(3.0)
+        self.methods = {"mean": np.mean}
+
+
+FOREIGN = {"args": argparse.Namespace(lr=0.1, nested=argparse.Namespace(a=[1])), "cfg": Configuration(a=1, b=Configuration()),
+           "hub": HistoryBuffer(), "scalar": np.float64(3), "queue": collections.deque([1, 2], 5), "path": Path("a") / "b",
+           "counts": collections.defaultdict(list, a=[1]), "set": {1, (2, 3)}, "complex": 1j, "bytes": b"\0\xff"}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_tensors_beside_foreign_objects_are_read_and_the_objects_stay_inert(protocol, zipped, tmp_path, monkeypatch):
+    shared = torch.randn(5, 4)
+    state = {"whole": shared, "row": shared[2], "transposed": shared.T, "half": torch.randn(3).half(), "scalar": torch.tensor(7),
+             "bfloat16": torch.randn(3).bfloat16(), "bool": torch.tensor([True, False]), "parameter": nn.Parameter(torch.randn(2, 2))}
+    contents = {"state_dict": collections.OrderedDict(state), "optimizer": {"state": {0: {"m": torch.randn(9)}}}, **FOREIGN}
+    torch.save(contents, tmp_path / "x.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    for made in (HistoryBuffer, Configuration, argparse.Namespace):
+        monkeypatch.setattr(made, "__new__", lambda *args: pytest.fail("made a foreign object"))
+    loaded = load_weights(tmp_path / "x.pth")
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in state.items())
+
+
+def frame(pickled, path, zipped):
+    """A PyTorch file whose pickle is the given one, with one storage of 16 bytes."""
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+            archive.writestr("archive/data/0", bytes(16))
+            archive.writestr("archive/version", "3\n")
+    else:
+        start = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+        path.write_bytes(start + pickled + pickle.dumps(["0"], 2) + struct.pack("<q", 4) + bytes(16))
+
+
+class Reduce:
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def attacks(marker):
+    """(name, pickle): programs that would create the file `marker` if anything in them were carried out."""
+    command, code = f"touch {marker}", f"open({str(marker)!r}, 'w')"
+    text = lambda value: b"X" + struct.pack("<I", len(value)) + value.encode()  # noqa: E731
+    for function, argument in [(os.system, command), (eval, code), (exec, code), (os.mkdir, str(marker)), (open, str(marker) + "\0w")]:
+        yield function.__name__, pickle.dumps({"state_dict": {"a": Reduce(function, argument)}}, 2)
+        yield f"{function.__name__} as a frame", pickle.dumps(Reduce(function, argument), 4)
+    system = b"cposix\nsystem\n"
+    yield "INST", b"(" + text(command) + b"iposix\nsystem\n."
+    yield "OBJ", b"(" + system + text(command) + b"o."
+    yield "STACK_GLOBAL", b"\x80\x04" + text("builtins") + text("eval") + b"\x93" + text(code) + b"\x85R."
+    yield "NEWOBJ", b"\x80\x02" + system + text(command) + b"\x85\x81."
+    yield "NEWOBJ_EX", b"\x80\x04" + system + text(command) + b"\x85}\x92."
+    yield "attribute", b"\x80\x04" + text("os") + text("system.__call__") + b"\x93" + text(command) + b"\x85R."
+    yield "getattr", b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n" + text("os") + b"\x85R" + text("system") + b"tR" + text(command) + b"\x85R."
+    yield "BUILD an object", b"ccollections\nOrderedDict\n)R}" + text("__setstate__") + system + b"sb" + text(command) + b"b."
+    yield "BUILD a class", b"cargparse\nNamespace\nN}" + text("__new__") + system + b"s\x86b" + text(command) + b"\x85\x81."
+    yield "BUILD a rebuild function", (b"ctorch._utils\n_rebuild_tensor_v2\nN}" + text("__code__") + system + b"s\x86b" + text(command) + b"\x85R.")
+    yield "BUILD a call", b"cposix\nsystem\n(" + text(command) + b"tR" + text(command) + b"b."
+    yield "apply", b"cbuiltins\nmap\n(" + system + b"](" + text(command) + b"etRccollections\ndeque\n\x8c\0\x85R."
+    yield "extension", b"\x80\x02\x82\x01" + text(command) + b"\x85R."
+    yield "persistent id", b"(" + text("module") + system + text(command) + b"tQ."
+    yield "storage type", b"(" + text("storage") + system + text("0") + text(command) + b"K\x04tQ."
+    yield "torch.load", b"ctorch.hub\nload\n(" + text(command) + b"tR."
+    yield "subclass", pickle.dumps({"state_dict": {"a": Reduce(__import__, "antigravity")}}, 2)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_nothing_that_a_malicious_pickle_asks_for_is_done(zipped, tmp_path):
+    events = []
+    sys.addaudithook(lambda event, args: events.append((event, args)) if event in (
+        "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "os.mkdir") else None)
+    for name, pickled in attacks(tmp_path / "marker"):
+        frame(pickled, tmp_path / "x.pth", zipped)
+        events.clear()
+        with pytest.raises(WeightsError):
+            load_weights(tmp_path / "x.pth")
+        assert not (tmp_path / "marker").exists() and not events, name
+    assert "antigravity" not in sys.modules
+    torch.save({"w": torch.ones(2), "args": argparse.Namespace()}, tmp_path / "x.pth")  # and nothing stays behind
+    assert vars(argparse.Namespace()) == {} and type(argparse.Namespace()) is argparse.Namespace
+    assert collections.OrderedDict(a=1) == {"a": 1} and callable(torch._utils._rebuild_tensor_v2)
+
+
+def tensor_pickle(offset, size, stride, numel=4):
+    storage = Reduce(int)  # replaced by the persistent id below
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, "0", "cpu", numel) if value is storage else None
+    file = io.BytesIO()
+    call = Reduce(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, collections.OrderedDict())
+    Pickler(file, 2).dump({"state_dict": {"a": call}, "args": argparse.Namespace()})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_tensor_never_reaches_beyond_its_data(zipped, tmp_path):
+    frame(tensor_pickle(1, (3,), (1,)), tmp_path / "x.pth", zipped)
+    assert torch.equal(load_weights(tmp_path / "x.pth")["a"], torch.zeros(3))
+    for place in [(0, (5,), (1,)), (4, (1,), (1,)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (3, 1)), (0, (-2,), (1,)),
+                  (0, (2 ** 40,), (0,)), (0, (2 ** 62, 4), (1, 1)), (0, (3, 3), (0, 1)), (2 ** 62, (1,), (1,)), (0, ("a",), (1,))]:
+        frame(tensor_pickle(*place), tmp_path / "x.pth", zipped)
+        with pytest.raises(WeightsError):
+            load_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("pickled", [
+    b"]" * 200_000 + b".",
+    b"\x80\x02]r\xff\xff\xff\xff.",
+    b"\x80\x04\x8e" + struct.pack("<Q", 2 ** 62) + b"x.",
+    b"\x80\x05\x96" + struct.pack("<Q", 2 ** 62) + b"x.",
+    b"\x80\x04\x95" + struct.pack("<Q", 2 ** 62) + b"].",
+    b"}(X\x01\0\0\0a" + b"]2" + b"(h\x00h\x00l" * 0 + b"u.",
+    b"L" + b"9" * 100_000 + b"L\n.",
+    b"(l" + b"0(" * 1000 + b".",
+    b"",
+    b".",
+], ids=["nested", "memo", "bytes", "bytearray", "frame", "list as value", "number", "marks", "empty", "stop"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_that_asks_for_too_much_is_refused(pickled, zipped, tmp_path):
+    frame(pickled, tmp_path / "x.pth", zipped)
+    with pytest.raises(WeightsError):
+        load_weights(tmp_path / "x.pth")
+
+
+def test_an_archive_that_unpacks_to_more_than_itself_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({"a": "b"}, 2) + bytes(50_000_000))
+    with pytest.raises(WeightsError, match="neither compressed nor overlap"):
+        load_weights(tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({"a": "b"}, 2) + bytes(1000))
+        first = archive.filelist[0]
+        for number in range(100):  # a hundred names for the same bytes
+            info = zipfile.ZipInfo(f"x/data/{number}")
+            info.header_offset, info.file_size, info.compress_size, info.CRC = first.header_offset, first.file_size, first.file_size, first.CRC
+            archive.filelist.append(info)
+    with pytest.raises(WeightsError, match="neither compressed nor overlap"):
+        load_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04", b"not weights at all" * 9, pickle.dumps([1, 2]), bytes(100)])
+def test_a_file_of_another_kind_is_refused(content, tmp_path):
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises(WeightsError, match="x.bin: expected"):
+        load_weights(tmp_path / "x.bin")
+
+
+# ---------------------------------------------------------------------------------------------------------- downloads
+
+class Server(http.server.BaseHTTPRequestHandler):
+    content, ranges, breaks_after, knows_ranges = b"", [], None, True
+
+    def do_GET(self):
+        start = 0
+        if self.knows_ranges and self.headers["Range"]:
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        self.ranges.append(start)
+        if start >= len(self.content):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        self.wfile.write(self.content[start:self.breaks_after])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server with one file of weights, which is known as "test-weights" and goes into tmp_path/weights."""
+    torch.save({"w": torch.arange(50_000.0)}, tmp_path / "file.pth")
+    content = (tmp_path / "file.pth").read_bytes()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Server,), {"content": content, "ranges": []}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
+    url = f"http://127.0.0.1:{server.server_port}/file.pth"
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", (url, hashlib.sha256(content).hexdigest()[:8]))
+    yield server.RequestHandlerClass
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_name_is_fetched_once_checked_and_kept(server, tmp_path, capsys):
+    for _ in range(2):
+        assert torch.equal(load_weights("test-weights")["w"], torch.arange(50_000.0))
+    assert server.ranges == [0] and "MB" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "weights").iterdir()] == ["test-weights.pth"]
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_an_interrupted_download_goes_on_where_it_stopped(knows_ranges, server):
+    server.breaks_after, server.knows_ranges = 120_000, knows_ranges
+    with pytest.raises(WeightsError, match="the connection broke after 120000 of"):
+        load_weights("test-weights")
+    server.breaks_after = None
+    assert len(load_weights("test-weights")["w"]) == 50_000
+    assert server.ranges == [0, 120_000 if knows_ranges else 0]
+
+
+def test_a_finished_download_that_was_not_put_in_place_is_not_fetched_again(server, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "test-weights.pth.part").write_bytes(server.content)
+    assert len(load_weights("test-weights")["w"]) == 50_000
+
+
+def test_a_download_with_another_hash_is_removed(server, tmp_path):
+    server.content = server.content[:-1] + b"\0\0"
+    with pytest.raises(WeightsError, match="its SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{8}"):
+        load_weights("test-weights")
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_offline_the_error_says_which_file_goes_where(server, tmp_path, monkeypatch):
+    url, digest = PUBLIC_FILES["test-weights"]
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", ("http://127.0.0.1:9/file.pth", digest))
+    place = tmp_path / "weights" / "test-weights.pth"
+    with pytest.raises(WeightsError, match=f"cannot fetch http://127.0.0.1:9/file.pth .* put it at {place}"):
+        load_weights("test-weights")
+    place.write_bytes(server.content[:-1])
+    with pytest.raises(WeightsError, match="removed"):
+        load_weights("test-weights")
+    place.write_bytes(server.content)
+    assert len(load_weights("test-weights")["w"]) == 50_000
+
+
+def test_every_public_name_has_an_address_and_most_a_hash():
+    names = {f"vitpose-{size}{kind}" for size in "sblh" for kind in ("", "-simple", "-humanart")}
+    names |= {"vitpose-b-hf", "mae-b", "mae-l", "mae-h", "adain-encoder", "adain-decoder", "resnet50", "resnet101", "vgg19"}
+    assert names | CLIP_TEXT_CONFIGS.keys() - {"random"} <= PUBLIC_FILES.keys()
+    for name, (url, digest) in PUBLIC_FILES.items():
+        assert url.startswith("https://") and len(digest) in ((0,) if "hf" in name or "mae" in name else (8, 64))
+        assert set(digest) <= set("0123456789abcdef") and (len(digest) != 8 or f"-{digest}" in url)
+
+
+@pytest.mark.parametrize("name, count, last", [("adain-encoder", 34, (512, 512, 3, 3)), ("adain-decoder", 18, (3, 64, 3, 3))])
+def test_the_real_public_files_load_where_they_are_in_the_cache(name, count, last):
+    if not (vlpose.cache_folder() / "weights" / f"{name}.pth").exists():
+        pytest.skip(f"{name} is not in the cache folder")
+    weights = load_weights(name)
+    assert len(weights) == count and list(weights.values())[-2].shape == last
