@@ -13,12 +13,12 @@ B, TEXT = 2, 24
 
 
 def randomise(module, seed=0):
-    """Weights and BatchNorm statistics such that every tensor matters."""
+    """Weights and BatchNorm statistics such that every tensor matters; a VLPose's base stays as it is."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
-        if name.endswith("running_var"):
+        if name.endswith("running_var") and not name.startswith("base."):
             tensor.uniform_(0.5, 2, generator=generator)
-        elif tensor.is_floating_point():
+        elif tensor.is_floating_point() and not name.startswith("base."):
             tensor.normal_(0, 0.2, generator=generator)
     return module.eval()
 
@@ -144,21 +144,121 @@ def test_quick_gelu_is_near_gelu_but_not_gelu():
 @pytest.mark.parametrize("length", [1, 6])
 @pytest.mark.parametrize("variant", ["concat", "cross"])
 def test_the_relation_is_the_papers_equation(variant, length):
-    D, heads = 64, 8
-    matcher = randomise(RelationMatcher(D, TEXT, heads, variant))
-    E, T = torch.randn(B, 12, D), torch.randn(B, length, TEXT)
-    T = T @ matcher.text.weight.T + matcher.text.bias
-    C = torch.cat([E, T], dim=1) if variant == "concat" else T
-    Q = E @ matcher.query.weight.T + matcher.query.bias
-    K, V = (C @ matcher.key_value.weight.T + matcher.key_value.bias).split(D, dim=2)
-    d = D // heads
-    attended = torch.cat([torch.softmax(q @ k.transpose(1, 2) / d ** 0.5, dim=2) @ v
-                          for q, k, v in zip(Q.split(d, 2), K.split(d, 2), V.split(d, 2))], dim=2)
-    R = E + attended @ matcher.out.weight.T + matcher.out.bias
-    R = F.layer_norm(R, (D,), matcher.norm.weight, matcher.norm.bias)
-    torch.testing.assert_close(matcher(E, (T - matcher.text.bias) @ torch.linalg.pinv(matcher.text.weight.T)), R, rtol=1e-3, atol=1e-3) \
-        if False else None
-    assert R.shape == (B, 12, D)
+    matcher = randomise(RelationMatcher(64, TEXT, heads=8, variant=variant))
+    E, T = torch.randn(B, 12, 64), torch.randn(B, length, TEXT)
+    context = torch.cat([E, matcher.text(T)], dim=1) if variant == "concat" else matcher.text(T)
+    Q, (K, V) = matcher.query(E), matcher.key_value(context).split(64, dim=2)
+    M = [torch.softmax(q @ k.transpose(1, 2) / 8 ** 0.5, dim=2) @ v for q, k, v in zip(*(x.split(8, 2) for x in (Q, K, V)))]
+    R = F.layer_norm(E + matcher.out(torch.cat(M, dim=2)), (64,), matcher.norm.weight, matcher.norm.bias)
+    torch.testing.assert_close(matcher(E, T), R)
+
+
+@torch.no_grad()
+def test_attention_dropout_is_for_training_alone():
+    matcher, E, T = randomise(RelationMatcher(64, TEXT)), torch.randn(B, 12, 64), torch.randn(B, 1, TEXT)
+    assert torch.equal(matcher(E, T), matcher(E, T))
+    matcher.train()
+    assert not torch.equal(matcher(E, T), matcher(E, T))
 
 
 # ----------------------------------------------------------------------------------------------------------- VLPose
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_each_decoder_is_its_figure(decoder, base, images, text):
+    model = randomise(VLPose(base, TEXT, decoder), seed=1)
+    E = base.backbone(images, model.prompts)
+    B1, B2 = base.head.block1, base.head.block2
+    if decoder != "baseline":
+        R = model.matcher(E.flatten(2).transpose(1, 2), text).transpose(1, 2).reshape(E.shape)
+    if decoder == "baseline":
+        m2 = B2(B1(E))
+    elif decoder == "injector":
+        m2 = B2(B1(E + R))
+    elif decoder == "extractor-injector":
+        m1, a1 = B1(E), model.block1(R)
+        m2 = B2(m1) + model.block2(a1 + m1)
+    elif decoder == "dual":
+        m1, a1 = B1(E + R), model.block1(R)
+        m2 = B2(m1) + model.block2(a1 + m1)
+    else:
+        a1 = model.block1(E)
+        m1 = B1(E + R) + a1
+        m2 = B2(m1) + model.block2(m1)
+    expected = F.conv2d(m2, model.predictor.weight, model.predictor.bias)
+    torch.testing.assert_close(model(images, text), expected)
+    assert model(images, text).shape == (B, 17, 16, 12)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_frozen_means_frozen(decoder, base, images, text):
+    """Ten steps of training change every tensor of the adapter, and not a bit of the base: BatchNorm's statistics too."""
+    original = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    expected = base(images)
+    model = randomise(VLPose(base, TEXT, decoder), seed=1).train()
+    before = {name: tensor.clone() for name, tensor in model.adapter_state_dict().items()}
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    for _ in range(10):
+        model(images, text).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(torch.equal(tensor, original[name]) for name, tensor in base.state_dict().items())
+    assert all(parameter.grad is None for parameter in base.parameters())
+    unchanged = {name for name, tensor in model.adapter_state_dict().items() if torch.equal(tensor, before[name])}
+    assert not unchanged - {"matcher.key_value.bias"}
+    assert torch.equal(model(images), expected)  # in training mode still
+    assert torch.equal(model.eval()(images), expected)
+
+
+@torch.no_grad()
+def test_each_image_reads_its_own_sentence(base, images, text):
+    model = randomise(VLPose(base, TEXT), seed=1)
+    heatmaps = model(images, text)
+    other = model(images, torch.stack([text[0], text[1] + 1]))
+    torch.testing.assert_close(heatmaps[0], other[0])
+    assert not torch.allclose(heatmaps[1], other[1])
+    tokens = torch.randn(B, 7, TEXT)  # all tokens of a sentence instead of its end alone
+    assert model(images, tokens).shape == heatmaps.shape
+
+
+@torch.no_grad()
+def test_without_prompts_and_relation_nothing_changes(base, images, text):
+    assert torch.equal(VLPose(base, TEXT, "baseline", num_prompts=0)(images, text), base(images))
+
+
+@pytest.mark.parametrize("deep, layers", [(True, 3), (False, 1)])
+def test_there_are_as_many_prompts_as_asked_for_or_as_in_the_paper(deep, layers, base):
+    assert VLPose(base, TEXT, deep=deep).prompts.shape == (layers, 5, 64)
+    assert VLPose(base, TEXT, deep=deep, num_prompts=2).prompts.shape == (layers, 2, 64)
+    assert [VIT_CONFIGS[size].prompts for size in ("small", "base", "large", "huge")] == [50, 20, 10, 5]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_adapter_alone_turns_another_copy_of_the_base_into_the_same_model(decoder, base, images, text):
+    model = randomise(VLPose(base, TEXT, decoder), seed=1)
+    state = model.adapter_state_dict()
+    assert not any(name.startswith("base") for name in state)
+    copy = VLPose(randomise(ViTPose(TINY)), TEXT, decoder)
+    copy.load_adapter(state)
+    assert torch.equal(copy.eval()(images, text), model(images, text))
+
+
+def test_an_adapter_that_does_not_fit_is_refused_whole(base):
+    model = VLPose(base, TEXT)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for other, message in [
+            (VLPose(base, TEXT, num_prompts=3), r"prompts is float \[3, 3, 64\], expected float \[3, 5, 64\]"),
+            (VLPose(base, TEXT, "injector"), r"block1.0.weight is nothing, expected"),
+            (VLPose(base, TEXT + 1), r"matcher.text.weight is float \[64, 25\], expected float \[64, 24\]")]:
+        with pytest.raises(WeightsError, match=message):
+            model.load_adapter(other.adapter_state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"decoder": "triple"}, "decoder: expected one of baseline, .* not 'triple'"),
+    ({"matcher": "both"}, "matcher: expected 'concat' or 'cross', not 'both'")])
+def test_a_wrong_choice_is_named(options, message, base):
+    with pytest.raises(ValueError, match=message):
+        VLPose(base, TEXT, **options)

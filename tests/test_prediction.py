@@ -1,0 +1,166 @@
+"""What must hold for prediction: poses come back to where they are in the image, on data sets, in boxes, on own pictures."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import COCO17, Crops, draw_figures, encode_heatmaps, load_dataset
+from eval import domain_table, draw_curves, draw_pose, draw_sheet, evaluate_oks, main, predict
+from vlpose import VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, save_checkpoint
+
+CONFIG = VIT_CONFIGS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    return draw_figures(tmp_path_factory.mktemp("cache"), {"train": (1, 1), "val": (6, 1)})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    model = VLPose(ViTPose(CONFIG), 128)
+    torch.nn.init.normal_(model.predictor.weight, std=0.1)  # so that the adapter makes a difference
+    path = tmp_path_factory.mktemp("model") / "model.pth"
+    save_checkpoint(path, model, text_weights="random", template="a photo of a {domain} character")
+    return path
+
+
+class Oracle(torch.nn.Module):
+    """A model that knows: it answers each image of a data set, or its mirror image, with the true heatmaps."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.config, self.weight = CONFIG, torch.nn.Parameter(torch.zeros(1))
+        crops = [Crops(dataset, CONFIG.image_size)[int(row), 0] for row in dataset.labelled]
+        self.answers, self.asked = [encode(crop["keypoints"], crop["visible"]) for crop in crops], 0
+
+    def forward(self, images):
+        first = self.asked % len(self.answers)
+        mirrored = self.asked >= len(self.answers)
+        self.asked += len(images)
+        answers = torch.cat(self.answers[first:first + len(images)])
+        return answers.flip(3)[:, COCO17.flip] if mirrored else answers
+
+
+def encode(keypoints, visible):
+    return encode_heatmaps(keypoints[None], visible[None], CONFIG.image_size, (32, 24), CONFIG.sigma)[0]
+
+
+def test_true_heatmaps_give_a_perfect_score_with_and_without_the_flip_test(figures):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    for flip in (False, True):
+        results = predict(Oracle(dataset), dataset, flip=flip)
+        assert evaluate_oks(dataset.to_coco(), results)["AP"] > 0.99
+    table = domain_table(dataset, results, CONFIG.image_size)
+    assert set(table) == set(dataset.domains.tolist()) and all(row["PCK"] > 0.98 for row in table.values())
+
+
+def test_without_text_vlpose_predicts_what_its_base_predicts(figures):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    torch.manual_seed(0)
+    model = VLPose(ViTPose(CONFIG), 128)
+    texts = encode_sentences(load_clip_text("random"), {domain: domain for domain in dataset.domains.tolist()})
+    assert predict(model, dataset) == predict(model.base, dataset) != predict(model, dataset, texts)
+
+
+def test_prediction_leaves_the_model_in_the_mode_it_found(figures):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    model = ViTPose(CONFIG).train()
+    predict(model, dataset, people=dataset.labelled[:2])
+    assert model.training
+
+
+def test_a_drawn_skeleton_is_where_the_keypoints_are_at_any_size():
+    keypoints = np.column_stack([np.linspace(10, 90, 17), np.linspace(20, 180, 17), np.ones(17)])
+    for factor in (1, 10):
+        image = Image.new("RGB", (100 * factor, 200 * factor))
+        drawn = np.asarray(draw_pose(image, keypoints * [factor, factor, 1])).max(2)
+        y, x = np.nonzero(drawn > 100)
+        assert np.asarray(image).max() == 0  # the picture given is left as it was
+        assert drawn[20 * factor, 10 * factor] > 100 and drawn[180 * factor, 90 * factor] > 100
+        assert x.min() > 4 * factor and x.max() < 96 * factor and y.min() > 14 * factor and y.max() < 186 * factor
+
+
+def test_uncertain_keypoints_are_left_out_and_poses_may_leave_the_picture():
+    image = Image.new("RGB", (50, 50))
+    keypoints = np.column_stack([np.linspace(-30, 80, 17), np.linspace(-30, 80, 17), np.full(17, 0.3)])
+    assert np.asarray(draw_pose(image, keypoints)).max() > 0
+    assert np.asarray(draw_pose(image, keypoints, threshold=0.5)).max() == 0
+
+
+def test_sheets_and_curves_have_a_place_for_everything(figures):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    results = predict(Oracle(dataset), dataset, flip=False)
+    assert draw_sheet([dataset], [results], [results], side=64).size == (3 * 64, 8 * 64)
+    history = [{"stage": stage, "step": step, "loss": worst / step, "pck": step / 100 / worst}
+               for stage, worst in (("base", 1), ("adapt", 2)) for step in (1, 2, 50)]
+    colors = {color for _, color in draw_curves(history).getcolors(10 ** 6)}
+    assert {(65, 105, 225), (255, 140, 0)} <= colors  # a line for each stage
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+def test_a_checkpoint_is_evaluated_on_a_data_set(figures, checkpoint, tmp_path, capsys):
+    arguments = ["--checkpoint", str(checkpoint), "--data", f"figures:{figures}", "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path), "--json", "--details"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    dataset = load_dataset(f"figures:{figures}", "val")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results) == 13 and {"image_id", "category_id", "keypoints", "score"} == set(results[0])
+    assert numbers["AP"] == evaluate_oks(dataset.to_coco(), results)["AP"]
+    assert set(numbers["domains"]) == set(dataset.domains.tolist())
+    assert len(list(tmp_path.glob("*.jpg"))) == 13
+
+
+def test_the_prompt_changes_the_poses_and_none_gives_the_originals(figures, checkpoint, tmp_path):
+    results = {}
+    for prompt in ("a photo of a cartoon", "none"):
+        folder = tmp_path / prompt.replace(" ", "-")
+        assert main(["--checkpoint", str(checkpoint), "--images", str(figures / "images" / "photo"), "--prompt", prompt,
+                     "--out", str(folder), "--compare", "--device", "cpu"]) == 0
+        results[prompt] = json.loads((folder / "results.json").read_text())
+        picture = Image.open(next(folder.glob("*.jpg")))
+        assert picture.size == (480, 160)  # original, adapted, heatmaps
+    assert len(results["none"]) == 7 and results["none"] != results["a photo of a cartoon"]
+
+
+def test_a_detectors_boxes_are_looked_into_and_repeated_poses_removed(real, checkpoint, tmp_path, capsys):
+    boxes = real / "humanart" / "test_humanart_det_AP_H_56.json"
+    assert main(["--checkpoint", str(checkpoint), "--data", f"humanart:{real / 'humanart'}", "--split", "all", "--boxes", str(boxes),
+                 "--out", str(tmp_path), "--device", "cpu"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = json.loads(boxes.read_text())
+    assert 0 < len(results) <= len(found)
+    assert max(result["score"] for result in results) <= max(box["score"] for box in found)
+
+
+def test_boxes_for_own_pictures_go_by_the_files_names(figures, checkpoint, tmp_path):
+    picture = next((figures / "images" / "photo").iterdir())
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps([{"image_id": picture.stem, "bbox": [10, 10, 60, 100]}, {"image_id": picture.name, "bbox": [80, 10, 60, 100]}]))
+    assert main(["--checkpoint", str(checkpoint), "--images", str(picture), "--boxes", str(boxes), "--prompt", "none",
+                 "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--images", "nowhere*.jpg", "--prompt", "none", "--out", "out"], "nowhere*.jpg"),
+    (["--images", "{text}", "--prompt", "none", "--out", "out"], "not a readable image"),
+    (["--images", "{text}", "--out", "out"], "--prompt"),
+    (["--data", "coco:nowhere"], "no such file or folder"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "box 0"),
+    (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
+])
+def test_bad_input_is_one_line_and_exit_status_2(figures, checkpoint, tmp_path, capsys, arguments, words):
+    paths = SimpleNamespace(text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json",
+                            picture=next((figures / "images" / "photo").iterdir()))
+    paths.text.write_text("this is not an image")
+    paths.boxes.write_text('[{"image_id": "somebody else", "bbox": [0, 0, 1, 1]}]')
+    arguments = [argument.format(**vars(paths)) for argument in arguments]
+    assert main(["--checkpoint", str(checkpoint), *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and words in error and "\n" not in error
