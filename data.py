@@ -1,8 +1,8 @@
 """Data: skeletons, data sets, the geometry of crops, the heatmap codec, augmentation, and the built-in figures.
 
-Everything a pose estimator is trained and tested on passes through one class, `PoseDataset`: people as arrays, images as
-file names. `load_dataset("name:root", split)` makes it from COCO, Human-Art or any file in their format, and from the
-built-in figures, which are drawn once into a folder in Human-Art's own format and then read like any other data.
+Everything a pose estimator is trained and tested on passes through one class, `PoseDataset`: people as arrays, images
+as file names. `load_dataset("name:root", split)` makes it from COCO, Human-Art or any file in their format, and from
+the built-in figures, which are drawn once into a folder in Human-Art's own format and then read like any other data.
 
 Keypoints are pixels, x before y, in the image (or crop) that they go with; the centres of pixels are at integers.
 Images are read as stored: the EXIF orientation is ignored, because COCO's annotations ignore it too.
@@ -129,7 +129,8 @@ class JSONStream:
     def expect(self, *characters):
         found = self.peek()
         if found not in characters:
-            raise DataError(f"{self.path}: not COCO JSON: expected {' or '.join(characters)}, found {found or 'its end'}")
+            expected = " or ".join(characters)
+            raise DataError(f"{self.path}: not COCO JSON: expected {expected}, found {found or 'its end'}")
         self.position += 1
         return found
 
@@ -194,8 +195,8 @@ def read_coco(name, path, folders, skeleton=COCO17):
                 domains.append(domain_of(record))
             elif len(record["keypoints"]) != width or len(record["bbox"]) != 4:
                 raise DataError(
-                    f"{path}: annotation {record['id']}: expected {width} numbers in 'keypoints' (x, y, v of {width // 3}) "
-                    f"and 4 in 'bbox', found {len(record['keypoints'])} and {len(record['bbox'])}")
+                    f"{path}: annotation {record['id']}: expected {width} numbers in 'keypoints' (x, y, v of "
+                    f"{width // 3}) and 4 in 'bbox', found {len(record['keypoints'])} and {len(record['bbox'])}")
             else:
                 ids.append(int(record["id"]))
                 owners.append(int(record["image_id"]))
@@ -291,7 +292,8 @@ def load_dataset(spec, split, cache=None):
         raise DataError(f"{spec}: no such file or folder; expected {name}:FOLDER or {name}:FILE.json")
     path, own = annotation_file(root, ANNOTATION_FILES[name], split)
     home = root if root.is_dir() else root.parent
-    folders = [home, home / "images", home.parent, home.parent / "images", *(home / f"{s}2017" for s in ("train", "val"))]
+    folders = [home, home / "images", home / "train2017", home / "val2017", home.parent, home.parent / "images"]
+    folders += [home.parent / "train2017", home.parent / "val2017"]
     dataset = read_coco(spec, path, folders)
     if own or split == "all":
         return dataset
@@ -310,7 +312,7 @@ def annotation_file(root, names, split):
     found = [path for folder in folders for path in sorted(folder.glob("*.json"))
              if path.open("rb").read(1) == b"{"]  # a file of results or boxes begins with [
     if len(found) != 1:
-        raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single COCO file; found {len(found)} files")
+        raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single JSON file; found {len(found)}")
     return found[0], False
 
 
@@ -319,7 +321,7 @@ def annotation_file(root, names, split):
 def open_image(file, shrink=1.0):
     """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times.
 
-    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: much faster for a small crop of a large photo.
+    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
     """
     try:
         image = Image.open(file)
@@ -339,7 +341,8 @@ def crop_matrix(box, size, padding=1.25, scale=1.0, rotation=0.0, shift=(0.0, 0.
     """(2, 3) matrix from the pixels of an image to those of a crop of `size` (height, width) around `box` (x, y, w, h).
 
     The box grows to the crop's aspect ratio, then by `padding` and `scale`; it turns by `rotation` degrees and moves by
-    `shift` times its size. Unbiased alignment (UDP, arXiv 1911.07524): sizes are distances between pixel centres, w - 1.
+    `shift` times its size. Unbiased alignment (UDP, arXiv 1911.07524): a size is the distance between the outermost
+    pixels' centres, w - 1.
     """
     x, y, w, h = box
     height, width = size
@@ -506,8 +509,10 @@ class Crops(torch.utils.data.Dataset):
             image = jitter_color(image, aug.color, rng)
         points = transform_points(keypoints[:, :2], matrix)
         inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
-        return {"image": torch.from_numpy(image).permute(2, 0, 1), "keypoints": torch.tensor(points, dtype=torch.float32),
-                "visible": torch.tensor(keypoints[:, 2] * inside), "matrix": torch.tensor(matrix), "row": row}
+        return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
+                "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
+                "visible": torch.tensor(keypoints[:, 2] * inside),  # (K,) 0 where not labelled or outside
+                "matrix": torch.tensor(matrix), "row": row}  # (2, 3) from the image to the crop
 
 
 # ----------------------------------------------------------------------------------------------- the built-in figures
@@ -1031,5 +1036,6 @@ def save_figure_annotations(path, records):
                             "keypoints": np.round(figure.keypoints, 2).ravel().tolist(),
                             "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()),
                             "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area)})
-    category = {"id": 1, "name": "person", "keypoints": COCO17.names, "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges]}
+    category = {"id": 1, "name": "person", "keypoints": COCO17.names,
+                "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges]}
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [category]}))

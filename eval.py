@@ -20,8 +20,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from data import (COCO17, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, decode_heatmaps, domain_of,
-                  invert_matrix, load_dataset, normalize, open_image, read_records, transform_points, warp_image)
+from data import (COCO17, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, decode_heatmaps,
+                  domain_of, invert_matrix, load_dataset, normalize, open_image, read_records, transform_points,
+                  warp_image)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the OKS from which a detection is right; AP is the mean over these
@@ -459,7 +460,8 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     """One result in COCO's format for each person in rows `people`: all labelled ones, if it is None.
 
     model: normalised images -> heatmaps, with a `config`. texts: domain -> text features (L, E), None for no text.
-    flip: averages the heatmaps with those of the mirrored image. A result's score is the mean of its keypoints' above 0.2.
+    flip: averages the heatmaps with those of the mirrored image. A result's score is the mean of its keypoints' scores
+    above 0.2.
     """
     device, size = next(model.parameters()).device, model.config.image_size
     mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)
@@ -478,7 +480,8 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) back in the image
         poses = np.concatenate([points, scores[:, :, None]], axis=2)  # (B, K, 3)
         for image_id, pose, score in zip(dataset.image_ids[image_rows], poses, rescore(1.0, scores)):
-            results.append({"image_id": int(image_id), "category_id": 1, "keypoints": pose.ravel().tolist(), "score": float(score)})
+            results.append({"image_id": int(image_id), "category_id": 1, "keypoints": pose.ravel().tolist(),
+                            "score": float(score)})
     model.train(training)
     return results
 
@@ -505,16 +508,18 @@ def domain_table(dataset, results, size):
 # ------------------------------------------------------------------------------------------ other people, own pictures
 
 def with_boxes(dataset, image_index, boxes):
-    """The data set with other people in it: unlabelled ones, in boxes (N, 4) of the images in rows `image_index` (N,)."""
+    """The data set with other people in it: unlabelled ones, in boxes (N, 4) of the images in rows (N,)."""
     count = len(boxes)
-    return replace(dataset, ids=np.arange(1, count + 1), image_index=image_index, boxes=boxes, areas=boxes[:, 2] * boxes[:, 3],
-                   keypoints=np.zeros((count, len(dataset.skeleton.names), 3), np.float32), crowd=np.zeros(count, bool))
+    keypoints = np.zeros((count, len(dataset.skeleton.names), 3), np.float32)
+    return replace(dataset, ids=np.arange(1, count + 1), image_index=image_index, keypoints=keypoints, boxes=boxes,
+                   areas=boxes[:, 2] * boxes[:, 3], crowd=np.zeros(count, bool))
 
 
 def read_boxes(path, rows):
-    """A detector's COCO results, [{"image_id", "bbox", "score", "category_id"}, ...] -> image rows, boxes (N, 4), scores (N,).
+    """A detector's COCO results -> rows of images (N,), boxes (N, 4), scores (N,).
 
-    rows: image_id -> row of the image. People's own pictures go by their file's name, with or without its ending.
+    A result is {"image_id", "bbox", "score", "category_id"}. rows: image_id -> row of the
+    image. People's own pictures go by their file's name, with or without its ending.
     """
     found = []
     for number, record in enumerate(stream_list(path)):
@@ -524,8 +529,8 @@ def read_boxes(path, rows):
         except (AttributeError, KeyError, TypeError, ValueError):
             usable = False
         if not usable:
-            raise DataError(f"{path}: box {number}: expected the 'image_id' of an image, a 'bbox' [x, y, w, h] of some size "
-                            f"and a 'score', found {record!r:.120}")
+            raise DataError(f"{path}: box {number}: expected the 'image_id' of an image, a 'bbox' [x, y, w, h] of some "
+                            f"size and a 'score', found {record!r:.120}")
         if record.get("category_id", 1) == 1:  # a person
             found.append(box)
     found = np.array(found).reshape(-1, 6)
@@ -547,7 +552,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def own_pictures(patterns):
-    """Files, folders and patterns such as '*.png' as a data set whose images are numbered from 1; nobody is in them yet."""
+    """Files, folders and patterns such as '*.png' as a data set: images numbered from 1, and nobody in them yet."""
     files = []
     for pattern in patterns:
         path = Path(pattern)
@@ -591,7 +596,8 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     alpha = (255 * np.clip(keypoints[:, 2], 0.35, 1)).astype(int)
     for a, b in skeleton.edges:
         if shown[a] and shown[b]:
-            draw.line([xy[a], xy[b]], fill=(*limb_color(skeleton, a, b), min(alpha[a], alpha[b])), width=round(width * fine))
+            color = (*limb_color(skeleton, a, b), min(alpha[a], alpha[b]))
+            draw.line([xy[a], xy[b]], fill=color, width=round(width * fine))
     for k in np.flatnonzero(shown):
         (x, y), radius = xy[k], width * fine
         draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(*limb_color(skeleton, k), alpha[k]))
@@ -617,10 +623,11 @@ def draw_sheet(datasets, before, after, side=192, per_domain=1):
                 matrix = crop_matrix(dataset.boxes[row], (side, side))
                 image, shrink = open_image(dataset.files[dataset.image_index[row]], max(1.0, extent / side))
                 crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
-                truth = dataset.keypoints[row] * [1, 1, 0.5]
+                truth = dataset.keypoints[row] * [1, 1, 0.5]  # v 0, 1, 2 as a score
                 poses = [truth, *(np.reshape(found[place]["keypoints"], (-1, 3)) for found in predictions)]
-                squares.append([draw_pose(crop, np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]]), dataset.skeleton)
-                                for pose in poses])
+                for pose in poses:
+                    pose[:, :2] = transform_points(pose[:, :2], matrix)
+                squares.append([draw_pose(crop, pose, dataset.skeleton) for pose in poses])
     sheet = Image.new("RGB", (3 * side, len(squares) * side))
     for y, row in enumerate(squares):
         for x, square in enumerate(row):
@@ -629,24 +636,24 @@ def draw_sheet(datasets, before, after, side=192, per_domain=1):
 
 
 def draw_heatmaps(image, model, dataset, texts, people):
-    """The image, darkened, with the heatmaps of some of its people (rows) glowing: each pixel the highest of all keypoints."""
+    """The image, darkened, where the heatmaps of these people (rows) glow; each pixel shows the highest."""
     glow = np.zeros((image.height, image.width), np.float32)
     device, size = next(model.parameters()).device, model.config.image_size
     for row in people:
         crop = Crops(dataset, size)[int(row), 0]
         with torch.inference_mode():
-            heatmaps = run_model(model, normalize(crop["image"][None].to(device)), [dataset.domains[dataset.image_index[row]]], texts)
+            pixels = normalize(crop["image"][None].to(device))
+            heatmaps = run_model(model, pixels, dataset.domains[dataset.image_index[[row]]], texts)
         highest = Image.fromarray(heatmaps[0].amax(0).float().cpu().numpy())
         scale = (np.array(highest.size) - 1) / (np.array(size[::-1]) - 1)  # crop -> heatmap
-        a, b, c, d, e, f = (crop["matrix"].numpy() * scale[:, None]).ravel()
-        place = (a, b, c + 0.5 - (a + b) / 2, d, e, f + 0.5 - (d + e) / 2)  # Pillow counts from pixel corners
-        glow = np.maximum(glow, np.asarray(highest.transform(image.size, Image.Transform.AFFINE, place, Image.Resampling.BILINEAR)))
+        to_image = invert_matrix(crop["matrix"].numpy() * scale[:, None])
+        glow = np.maximum(glow, warp_image(highest, to_image, (image.height, image.width)))
     glow = np.clip(glow, 0, 1)[:, :, None]
-    return Image.fromarray((np.asarray(image) * (0.35 - 0.35 * glow) + np.array([255, 200, 60]) * glow).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(((1 - glow) * 0.35 * np.asarray(image) + glow * [255, 200, 60]).astype(np.uint8))
 
 
 def draw_curves(history, width=480, height=240):
-    """Loss and PCK over the steps: two panels side by side, a colour per stage. history: dicts of stage, step, loss, pck."""
+    """Loss and PCK over the steps, side by side, a color per stage. history: dicts of stage, step, loss and pck."""
     picture = Image.new("RGB", (2 * width, height), "white")
     draw = ImageDraw.Draw(picture)
     stages = list(dict.fromkeys(row["stage"] for row in history))
@@ -709,12 +716,13 @@ def print_numbers(args, numbers, tables):
 
 
 def load_texts(model, about, args, domains):
-    """{domain: text features} by --prompt or the sentence that the model was trained with; None: no adapter, or switched off."""
+    """{domain: text features}, by --prompt or the model's own template; None without an adapter, or for `none`."""
     if not isinstance(model, VLPose) or args.prompt == "none":
         return None
     clip_text = load_clip_text(args.text_weights or about["text_weights"]).to(args.device)
     template = args.prompt or about["template"]
-    return encode_sentences(clip_text, {domain: template.replace("{domain}", domain) for domain in np.unique(domains).tolist()})
+    sentences = {domain: template.replace("{domain}", domain) for domain in np.unique(domains).tolist()}
+    return encode_sentences(clip_text, sentences)
 
 
 def evaluate_checkpoint(args):
@@ -725,7 +733,8 @@ def evaluate_checkpoint(args):
     texts = load_texts(model, about, args, dataset.domains)
     people, seen = dataset.labelled, dataset
     if args.boxes:
-        rows, boxes, scores = read_boxes(args.boxes, {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())})
+        image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
+        rows, boxes, scores = read_boxes(args.boxes, image_rows)
         seen, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
         results = predict_in_boxes(model, seen, texts, scores, args.workers)
     else:
@@ -747,11 +756,12 @@ def predict_pictures(args):
     model, about = load_model(args.checkpoint)
     model.to(args.device)
     if isinstance(model, VLPose) and not args.prompt:
-        raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character'; 'none' for the original model")
+        raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
     dataset = own_pictures(args.images)
     texts = load_texts(model, about, args, dataset.domains)
     if args.boxes:
-        names = {name: row for row, file in enumerate(dataset.files) for name in (Path(file).name, Path(file).stem, file)}
+        names = {name: row for row, file in enumerate(dataset.files)
+                 for name in (Path(file).name, Path(file).stem)}
         rows, boxes, scores = read_boxes(args.boxes, names)
         dataset = with_boxes(dataset, rows, boxes)
         results = predict_in_boxes(model, dataset, texts, scores, args.workers)
@@ -778,7 +788,8 @@ def write_results(args, model, dataset, texts, people, results):
             panels.append(image)
             for result in column:
                 if result["image_id"] == dataset.image_ids[row]:
-                    panels[-1] = draw_pose(panels[-1], np.reshape(result["keypoints"], (-1, 3)), dataset.skeleton, threshold=0.1)
+                    pose = np.reshape(result["keypoints"], (-1, 3))
+                    panels[-1] = draw_pose(panels[-1], pose, dataset.skeleton, threshold=0.1)
         if args.compare:
             panels.append(draw_heatmaps(image, model, dataset, texts, people[image_rows == row]))
         sheet = Image.new("RGB", (image.width * len(panels), image.height))
@@ -788,17 +799,21 @@ def write_results(args, model, dataset, texts, people, results):
     print(f"{len(results)} poses in {folder / 'results.json'}, pictures beside it", file=sys.stderr)
 
 
+def default_device():
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Numbers of a results file or of a model, and poses for pictures.")
     add = parser.add_argument
     add("--results", metavar="FILE", help="evaluate this: keypoint results in COCO's format (JSON)")
     add("--annotations", metavar="FILE", help="against these people, in COCO's format (JSON)")
-    add("--checkpoint", metavar="FILE", help="evaluate, or draw the poses of, this model: a run's model.pth, or public weights")
+    add("--checkpoint", metavar="FILE", help="use this model: a run's model.pth, or public weights by file or name")
     add("--data", metavar="NAME:ROOT", help="on this data set, as in train.py")
     add("--split", choices=["train", "val", "all"], default="val", help="of --data")
     add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
     add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON)")
-    add("--prompt", help="the sentence that VLPose reads instead of the one it was trained with; 'none' switches its adapter off")
+    add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
     add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")
     add("--out", metavar="FOLDER", help="write results.json and pictures there")
     add("--pictures", type=int, default=100, help="at most so many")
@@ -806,7 +821,7 @@ def main(argv=None):
     add("--details", action="store_true", help="numbers also by domain, by keypoint, and by kind of error")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
-    add("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    add("--device", default=default_device())
     add("--workers", type=int, default=0, help="processes that cut out crops")
     args = parser.parse_args(argv)
     try:
@@ -817,7 +832,8 @@ def main(argv=None):
         elif args.checkpoint and args.images and args.out:
             predict_pictures(args)
         else:
-            parser.error("expected --results and --annotations, or --checkpoint and --data, or --checkpoint, --images and --out")
+            parser.error("expected --results and --annotations, --checkpoint and --data, or --checkpoint, --images and "
+                         "--out")
     except (DataError, WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data import (FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder, decode_heatmaps,
-                  encode_heatmaps, load_dataset, normalize)
-from eval import domain_table, draw_curves, draw_sheet, predict, run_model
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder,
+                  decode_heatmaps, encode_heatmaps, load_dataset, normalize)
+from eval import default_device, domain_table, draw_curves, draw_sheet, predict, run_model
 from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, WeightsError, encode_sentences, load_clip_text, load_model,
                     load_vitpose, save_checkpoint)
 
@@ -104,7 +104,7 @@ def batch_pck(predicted, batch, size, sigma):
 
 
 def fit(stage, model, dataset, texts, recipe, run):
-    """Trains what requires a gradient in `model` and returns it; a stage that was interrupted goes on from its checkpoint."""
+    """Trains what requires a gradient in `model` and returns it; a stage that was stopped goes on."""
     size = model.config.image_size
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
@@ -155,11 +155,13 @@ class Run:
 
     def log(self, stage, step, steps, loss, pck, speed, left):
         self.history.append({"stage": stage, "step": step, "loss": loss, "pck": pck})
-        print(f"{stage:8} {step:5}/{steps}  loss {loss:.5f}  PCK {pck:.3f}  {speed:4.0f} images/s  {left:4.0f} s left", flush=True)
+        print(f"{stage:6}{step:6}/{steps}  loss {loss:.5f}  PCK {pck:.3f}  {speed:4.0f} images/s  {left:4.0f} s left",
+              flush=True)
 
     def save(self, stage, step, model, optimizer):
-        """Everything that `restore` needs, and the learning curves so far. Written beside its place, then moved there."""
-        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": self.history}
+        """Writes what `restore` needs, beside its place and then moved there, and the learning curves so far."""
+        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                 "history": self.history}
         path = self.folder / f"{stage}.checkpoint.pth"
         torch.save(state, f"{path}.part")
         os.replace(f"{path}.part", path)
@@ -267,7 +269,7 @@ def train_vlpose(options, run):
     device = torch.device(options.device)
     validation = validation_sets(options)
     if options.text_weights == "random":
-        print("no CLIP weights given: a small random text tower with a fixed seed stands in (--text-weights ViT-B/32 for CLIP's)")
+        print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
     train_domains = load_dataset(options.target, "train", options.cache).domains
     domains = sorted(set(train_domains).union(*(dataset.domains for dataset in validation)))
     sentences = {domain: options.template.replace("{domain}", domain) for domain in domains}
@@ -302,8 +304,9 @@ def print_table(tables):
     for label, members in [*((domain, [domain]) for domain in natural + artificial),
                            ("mean of natural", natural), ("mean of artificial", artificial)]:
         if members:
-            means = (np.mean([table[domain][key] for domain in members]) for table in tables.values() for key in ("AP", "PCK"))
-            print(f"{label:20}" + "".join(f"{mean:{width}.3f}" for mean, width in zip(means, (10, 8) * len(tables))))
+            means = [{key: np.mean([table[domain][key] for domain in members]) for key in ("AP", "PCK")}
+                     for table in tables.values()]
+            print(f"{label:20}" + "".join(f"{mean['AP']:10.3f}{mean['PCK']:8.3f}" for mean in means))
     if "adapter off" in tables:
         same = tables["adapter off"] == tables["original"]
         print(f"adapter off gives the original's numbers exactly: {'yes' if same else 'NO'}")
@@ -318,7 +321,8 @@ def positive(text):
 
 
 def parse_options(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description="Trains and evaluates a pose estimator that crosses domains.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--mode", choices=["vlpose"], default="vlpose")
     add("--source", default="figures", help="name:root; its natural images train the base model")
@@ -338,7 +342,7 @@ def parse_options(argv):
     add("--lr", type=float, default=2e-3, help="of adaptation; the paper's, for a batch of 512, is 5e-4")
     add("--batch-size", type=positive, default=32)
     add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    add("--device", default=default_device())
     add("--workers", type=int, default=0, help="processes that cut out crops")
     add("--cache", default=str(cache_folder()), help="where figures and base models are kept")
     add("--out", help="the run's folder (default: runs/vlpose-1, -2, ...)")

@@ -9,7 +9,7 @@ photographs. VLPose leaves it as it is and adds an adapter that reads the name o
 Without a sentence the adapter is off, and the original model is back, bit for bit.
 
 Read from top to bottom: transformer block, ViT, ViTPose, CLIP's text tower, and then the paper's own three parts:
-relation matcher, dual extractor-injector decoder and VLPose.
+relation matcher, dual extractor-injector decoder and VLPose. What follows reads the weights that others have published.
 Shapes: B images, K keypoints, H×W image, h×w heatmap, N image tokens, L text tokens, D image width, E text width.
 """
 import copy
@@ -401,7 +401,7 @@ def reading(path, expected):
 MMPOSE = "https://download.openmmlab.com/mmpose/v1/body_2d_keypoint/topdown_heatmap"
 ADAIN = "https://github.com/naoto0804/pytorch-AdaIN/releases/download/v0.0.0"
 HUB = "https://huggingface.co/usyd-community"
-CLIP = "https://openaipublic.azureedge.net/clip/models"
+OPENAI = "https://openaipublic.azureedge.net/clip/models"
 PUBLIC_FILES = {  # name -> (address, the first digits of its SHA-256, or "" where none is published)
     "vitpose-b-hf": (f"{HUB}/vitpose-base/resolve/main/model.safetensors", ""),
     "vitpose-b-simple-hf": (f"{HUB}/vitpose-base-simple/resolve/main/model.safetensors", ""),
@@ -423,7 +423,7 @@ for name, digest in [("ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73
                      ("ViT-B/16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
                      ("ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
                      ("RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762")]:
-    PUBLIC_FILES[name] = (f"{CLIP}/{digest}/{name.replace('/', '-')}.pt", digest)
+    PUBLIC_FILES[name] = (f"{OPENAI}/{digest}/{name.replace('/', '-')}.pt", digest)
 for size in ("base", "large", "huge"):
     PUBLIC_FILES[f"mae-{size[0]}"] = (f"https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_{size}.pth", "")
 for name in (*TRUNKS, "vgg19"):
@@ -455,8 +455,8 @@ def find_file(path_or_name):
         with open(file, "rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if not found.startswith(expected):
-            file.unlink()
-            raise WeightsError(f"{file}: removed: expected {url}, whose SHA-256 begins {expected}, found {found}")
+            path.with_name(f"{path.name}.part").unlink(missing_ok=True)  # there is nothing to go on from
+            raise WeightsError(f"{file}: expected {url}, whose SHA-256 begins {expected}, found {found}")
         os.replace(file, path)
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); if you have it, put it at {path}") from None
