@@ -447,7 +447,7 @@ class Augmentation:
 
 
 TRAINING = Augmentation(flip=0.5, half_body=0.3, scale=0.5, shift=0.16, rotation=80, color=0.25)
-GENTLE = Augmentation(flip=0.5, scale=0.2, shift=0.16, rotation=20, color=0.25)  # for minutes, not days, of training
+GENTLE = Augmentation(flip=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)  # for minutes, not days, of training
 
 
 def truncated_normal(rng, size=None):
@@ -472,11 +472,11 @@ def half_body_box(keypoints, skeleton, rng):
 
 def jitter_color(image, strength, rng):
     """Random brightness, contrast and saturation, each 1 ± strength, of a byte image (H, W, 3)."""
-    brightness, contrast, saturation = np.float32(1 + strength * rng.uniform(-1, 1, 3))
-    image = image * brightness
-    image = (image - image.mean()) * contrast + image.mean()
-    grey = (image @ np.full(3, 1 / 3, np.float32))[:, :, None]
-    return ((image - grey) * saturation + grey).clip(0, 255).astype(np.uint8)
+    brightness, contrast, saturation = 1 + strength * rng.uniform(-1, 1, 3)
+    # All three are linear: towards black, towards the image's mean, and towards each pixel's own grey.
+    mix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) / 3)
+    offset = (1 - contrast) * brightness * image.mean()
+    return (image @ mix.astype(np.float32) + np.float32(offset)).clip(0, 255).astype(np.uint8)
 
 
 class Crops(torch.utils.data.Dataset):

@@ -112,7 +112,7 @@ class ViTConfig:
 
 VIT_CONFIGS = {
     # `tiny` is ours: it learns in minutes from nothing, which a 16×16 patch embedding does not.
-    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), head_dim=64, sigma=1.5,
+    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), head_dim=64, sigma=1.25,
                       conv_stem=True),
     "small": ViTConfig(384, 12, 12, 0.1, 50, 0.8),
     "base": ViTConfig(768, 12, 12, 0.3, 20, 0.75),
