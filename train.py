@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data import (FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder,
+from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder,
                   decode_heatmaps, encode_heatmaps, load_dataset, normalize)
 from eval import default_device, domain_table, draw_curves, draw_sheet, predict, run_model
 from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, WeightsError, encode_sentences, load_clip_text, load_model,
@@ -193,102 +193,103 @@ def new_folder(parent, mode):
 
 # ------------------------------------------------------------------------------------------------------------- VLPose
 
-def natural_and_artificial(dataset):
-    natural = np.isin(dataset.domains, list(NATURAL_DOMAINS))
-    return dataset.select_images(natural), dataset.select_images(~natural)
+def domain_set(spec, split, kind, options):
+    """The natural or the artificial images of a data set."""
+    dataset = load_dataset(spec, split, options.cache)
+    return dataset.select_images(np.isin(dataset.domains, list(NATURAL_DOMAINS)) == (kind == "natural"))
 
 
-def training_set(spec, natural, options):
-    """The natural or the artificial half of a data set, with a line on what it holds."""
-    dataset = natural_and_artificial(load_dataset(spec, "train", options.cache))[0 if natural else 1]
+def training_set(spec, kind, options):
+    """The images to train on, with a line on what they hold."""
+    dataset = domain_set(spec, "train", kind, options)
     skipped = len(dataset.ids) - len(dataset.labelled)
-    kind = "natural" if natural else "artificial"
     if not len(dataset.labelled):
-        raise DataError(f"{spec}: no labelled person in a {kind} image to train on")
-    print(f"{spec}: {len(dataset.labelled)} people in {len(dataset.files)} {kind} images"
+        raise DataError(f"{spec}: expected labelled people in {kind} images to train on, found none")
+    print(f"{spec}: {len(dataset.labelled)} people in {len(dataset.files)} {kind} images to train on"
           + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
     return dataset
 
 
-def base_model(options, run, device):
-    """The model to adapt: given by --weights, found in the cache, or trained on the natural images of --source."""
+def base_model(dataset, options, run):
+    """The model to adapt: given by --weights, found in the cache, or trained on natural images."""
     if options.weights:
-        base = load_vitpose(options.weights)
         print(f"base model: {options.weights}")
-        return base.to(device)
-    dataset = training_set(options.source, True, options)
-    config = VIT_CONFIGS[options.size]
-    recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed, augmentation_for(config))
-    identity = [options.source, FIGURES, len(dataset.ids), options.size, asdict(recipe)]
+        base = load_vitpose(options.weights)
+        if base.num_keypoints != len(COCO17.names):
+            raise DataError(f"{options.weights}: expected {len(COCO17.names)} keypoints, found {base.num_keypoints}")
+        return base.to(options.device)
+    torch.manual_seed(options.seed)
+    base = load_vitpose(options.init) if options.init else ViTPose(VIT_CONFIGS[options.size])
+    recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed,
+                    augmentation_for(base.config), base.config.layer_decay if options.init else 1.0)
+    identity = [options.source, FIGURES, len(dataset.ids), options.init, asdict(base.config), asdict(recipe)]
     path = Path(options.cache) / f"base-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
     if path.exists():
         print(f"base model: {path} (trained before)")
-        return load_vitpose(path).to(device)
-    torch.manual_seed(options.seed)
-    base = fit("base", ViTPose(config).to(device), dataset, None, recipe, run)
+        return load_vitpose(path).to(options.device)
+    fit("base", base.to(options.device), dataset, None, recipe, run)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, base)
     return base
 
 
-def adapt(base, options, texts, run):
-    """Tunes a copy of the base model on the artificial images of --target, by the chosen --strategy."""
+def model_to_tune(base, text_dim, options):
+    """A copy of the base model in which just what --strategy tunes requires a gradient."""
     torch.manual_seed(options.seed)
     base = copy.deepcopy(base)
-    text_dim = next(iter(texts.values())).shape[1]
     prompts = {"num_prompts": options.num_prompts, "deep": not options.shallow}
-    if options.strategy == "scratch":
-        return base
     if options.strategy == "vlpose":
-        model = VLPose(base, text_dim, options.decoder, matcher=options.matcher, **prompts)
-    elif options.strategy == "prompt":
-        model = VLPose(base, text_dim, "baseline", **prompts)
-    else:
-        model = base.requires_grad_(options.strategy == "full")
-        if options.strategy == "last":
-            for part in (model.backbone.blocks[-1], model.backbone.norm, model.head.predictor):
-                part.requires_grad_(True)
-    model.to(next(base.parameters()).device)
+        return VLPose(base, text_dim, options.decoder, matcher=options.matcher, **prompts)
+    if options.strategy == "prompt":
+        return VLPose(base, text_dim, "baseline", **prompts)
+    base.requires_grad_(options.strategy == "full")
+    if options.strategy == "last":
+        last = base.backbone.up if base.config.trunk else base.backbone.blocks[-1]
+        for layer in (last, base.head.predictor):
+            layer.requires_grad_(True)
+    return base
+
+
+def adapt(base, dataset, texts, options, run):
+    """Tunes a copy of the base model on artificial images."""
+    model = model_to_tune(base, next(iter(texts.values())).shape[1], options).to(options.device)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"{options.strategy}: {trainable:,} trainable parameters, "
-          f"{trainable / sum(parameter.numel() for parameter in base.parameters()):.1%} of the base model's")
-    recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed, augmentation_for(base.config),
-                    layer_decay=base.config.layer_decay if options.strategy == "full" else 1.0)
-    dataset = training_set(options.target, False, options)
-    return fit("adapt", model, dataset, texts if isinstance(model, VLPose) else None, recipe, run)
-
-
-def validation_sets(options):
-    """The natural images of --source and the artificial ones of --target that nothing trains on."""
-    natural = natural_and_artificial(load_dataset(options.source, "val", options.cache))[0]
-    artificial = natural_and_artificial(load_dataset(options.target, "val", options.cache))[1]
-    return [dataset for dataset in (natural, artificial) if len(dataset.labelled)]
+    share = trainable / sum(parameter.numel() for parameter in base.parameters())
+    print(f"{options.strategy}: {trainable:,} trainable parameters, {share:.1%} of the base model's")
+    if trainable:
+        recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed, augmentation_for(base.config),
+                        base.config.layer_decay if options.strategy == "full" else 1.0)
+        fit("adapt", model, dataset, texts if isinstance(model, VLPose) else None, recipe, run)
+    return model
 
 
 def train_vlpose(options, run):
-    device = torch.device(options.device)
-    validation = validation_sets(options)
+    natural = None if options.weights else training_set(options.source, "natural", options)
+    artificial = training_set(options.target, "artificial", options)
+    validation = [domain_set(options.source, "val", "natural", options),
+                  domain_set(options.target, "val", "artificial", options)]
+    validation = [dataset for dataset in validation if len(dataset.labelled)]
+    if not validation:
+        raise DataError(f"{options.source}, {options.target}: expected labelled people to validate on, found none")
+    domains = np.unique(np.concatenate([dataset.domains for dataset in (artificial, *validation)])).tolist()
     if options.text_weights == "random":
         print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
-    train_domains = load_dataset(options.target, "train", options.cache).domains
-    domains = sorted(set(train_domains).union(*(dataset.domains for dataset in validation)))
-    sentences = {domain: options.template.replace("{domain}", domain) for domain in domains}
-    texts = encode_sentences(load_clip_text(options.text_weights).to(device), sentences)
+    clip_text = load_clip_text(options.text_weights).to(options.device)
+    texts = encode_sentences(clip_text, {domain: options.template.replace("{domain}", domain) for domain in domains})
 
-    base = base_model(options, run, device).eval()
-    adapted = adapt(base, options, texts, run)
+    base = base_model(natural, options, run)
+    adapted = adapt(base, artificial, texts, options, run)
     save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights, template=options.template)
-
-    columns = {"original": (base, None), "adapted": (adapted, texts if isinstance(adapted, VLPose) else None)}
+    columns = {"original": (base, None), "adapted": (adapted, None)}
     if isinstance(adapted, VLPose):
-        columns["adapter off"] = (adapted, None)
+        columns |= {"adapted": (adapted, texts), "adapter off": (adapted, None)}
         torch.save(adapted.adapter_state_dict(), run.folder / "adapter.pth")
+
     tables, results = {}, {}
     for column, (model, given) in columns.items():
-        tables[column] = {}
         results[column] = [predict(model, dataset, given, workers=run.workers) for dataset in validation]
-        for dataset, found in zip(validation, results[column]):
-            tables[column].update(domain_table(dataset, found, base.config.image_size))
+        tables[column] = {domain: numbers for dataset, found in zip(validation, results[column])
+                          for domain, numbers in domain_table(dataset, found, base.config.image_size).items()}
     print_table(tables)
     (run.folder / "results.json").write_text(json.dumps(tables, indent=2))
     draw_sheet(validation, results["original"], results["adapted"]).save(run.folder / "poses.png")
@@ -327,8 +328,9 @@ def parse_options(argv):
     add("--mode", choices=["vlpose"], default="vlpose")
     add("--source", default="figures", help="name:root; its natural images train the base model")
     add("--target", default="figures", help="name:root; its artificial images are what is adapted to")
-    add("--size", choices=VIT_CONFIGS, default="tiny", help="of the base model, where --weights gives none")
-    add("--weights", help="a ViTPose to adapt: a file or the name of public weights")
+    add("--size", choices=VIT_CONFIGS, default="tiny", help="of the base model, where --init and --weights give none")
+    add("--init", help="weights that the base model's training starts from: a file or a name such as mae-b, resnet50")
+    add("--weights", help="a ViTPose to adapt, instead of training a base model: a file or a name such as vitpose-b")
     add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32")
     add("--template", default="a photo of a {domain} character", help="the sentence that names a domain")
     add("--strategy", choices=["scratch", "full", "last", "prompt", "vlpose"], default="vlpose", help="what is tuned")

@@ -319,7 +319,7 @@ class VLPose(nn.Module):
             raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
         self.config = config = base.config
         if decoder != "baseline" and not config.head_dim:
-            raise ValueError(f"decoder {decoder!r} needs the classic decoder; the base has the simple one: use 'baseline'")
+            raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple one: 'baseline'")
         if num_prompts and config.trunk:
             raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
         self.base = base.requires_grad_(False)
@@ -545,7 +545,7 @@ def read_safetensors(path):
         (first, last), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
         nbytes = math.prod(shape) * dtype.itemsize
         if first != end or last > len(data) or last - first != nbytes or min(shape, default=0) < 0:
-            raise WeightsError(f"{path}: expected tensor {name} ({entry['dtype']} {shape}) after byte {end} of {len(data)}, "
+            raise WeightsError(f"{path}: expected tensor {name} ({nbytes} bytes) after byte {end} of {len(data)}, "
                                f"found it at {first} to {last}")
         tensors[name] = data[first:last].clone().view(dtype).reshape(shape)
         end = last
