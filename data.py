@@ -326,7 +326,7 @@ def open_image(file, shrink=1.0):
     try:
         image = Image.open(file)
         full_width = image.width
-        image.draft("RGB", (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+        image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
         image.load()
     except FileNotFoundError:
         raise DataError(f"{file}: no such image") from None
@@ -502,7 +502,7 @@ class Crops(torch.utils.data.Dataset):
         if rng.random() < aug.flip:
             matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]
             keypoints = keypoints[data.skeleton.flip]
-        shrink = max(1.0, 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2]))))  # image pixels per pixel of the crop
+        shrink = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))  # image pixels per pixel of the crop
         image, shrink = open_image(data.files[data.image_index[row]], shrink)
         image = warp_image(image, matrix, self.size, shrink)
         if aug.color:
@@ -511,7 +511,7 @@ class Crops(torch.utils.data.Dataset):
         inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
         return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
                 "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
-                "visible": torch.tensor(keypoints[:, 2] * inside),  # (K,) 0 where not labelled or outside
+                "visible": torch.tensor(keypoints[:, 2] * inside, dtype=torch.float32),  # (K,) 0 where not labelled or outside
                 "matrix": torch.tensor(matrix), "row": row}  # (2, 3) from the image to the crop
 
 

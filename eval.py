@@ -476,7 +476,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         if flip:
             other = run_model(model, images.flip(3), dataset.domains[image_rows], texts)
             heatmaps = (heatmaps + other.flip(3)[:, mirrored]) / 2
-        points, scores = (part.double().cpu().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
+        points, scores = (part.cpu().double().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
         points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) back in the image
         poses = np.concatenate([points, scores[:, :, None]], axis=2)  # (B, K, 3)
         for image_id, pose, score in zip(dataset.image_ids[image_rows], poses, rescore(1.0, scores)):
@@ -586,7 +586,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     if not shown.any():
         return image
     low, high = keypoints[shown, :2].min(0), keypoints[shown, :2].max(0)
-    width = max(1.0, (high - low).max() / 60)
+    width = max(1.0, (high - low).max() / 50)
     corner = np.floor(low - 2 * width)
     size = np.ceil(high + 2 * width - corner).astype(int) + 1
     fine = 4 if size.max() < 1000 else 2  # drawn that many times larger and reduced again: smooth lines
@@ -606,32 +606,31 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     return image
 
 
-def draw_sheet(datasets, before, after, side=192, per_domain=1):
-    """People as the annotators, the original and the adapted model see them: a row of three squares per domain.
+def draw_sheet(datasets, before, after, side=192):
+    """A column for each domain: one person as the annotators, the original model and the adapted model see them.
 
     before, after: for each data set what `predict` gave.
     """
-    squares = []
+    columns = {}
     for dataset, *predictions in zip(datasets, before, after):
         people = dataset.labelled
-        domains = dataset.domains[dataset.image_index[people]]
-        for domain in np.unique(domains):
-            for place in np.flatnonzero(domains == domain)[:per_domain]:
-                row = people[place]
-                x, y, w, h = dataset.boxes[row]
-                extent = 1.25 * max(w, h)
-                matrix = crop_matrix(dataset.boxes[row], (side, side))
-                image, shrink = open_image(dataset.files[dataset.image_index[row]], max(1.0, extent / side))
-                crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
-                truth = dataset.keypoints[row] * [1, 1, 0.5]  # v 0, 1, 2 as a score
-                poses = [truth, *(np.reshape(found[place]["keypoints"], (-1, 3)) for found in predictions)]
-                for pose in poses:
-                    pose[:, :2] = transform_points(pose[:, :2], matrix)
-                squares.append([draw_pose(crop, pose, dataset.skeleton) for pose in poses])
-    sheet = Image.new("RGB", (3 * side, len(squares) * side))
-    for y, row in enumerate(squares):
-        for x, square in enumerate(row):
-            sheet.paste(square, (x * side, y * side))
+        domains, first = np.unique(dataset.domains[dataset.image_index[people]], return_index=True)
+        for domain, place in zip(domains, first):
+            row = people[place]
+            matrix = crop_matrix(dataset.boxes[row], (side, side))
+            image, shrink = open_image(dataset.files[dataset.image_index[row]], dataset.boxes[row, 2:].max() / side)
+            crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
+            truth = dataset.keypoints[row] * [1, 1, 0.5]  # visibility 0, 1, 2 as a score
+            poses = [truth, *(np.reshape(found[place]["keypoints"], (-1, 3)) for found in predictions)]
+            columns[domain] = [draw_pose(crop, np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]]),
+                                         dataset.skeleton) for pose in poses]
+    sheet = Image.new("RGB", (len(columns) * side, 3 * side + 18), "white")
+    for x, (domain, squares) in enumerate(columns.items()):
+        ImageDraw.Draw(sheet).text((x * side + 4, 3), domain, "black")
+        for y, square in enumerate(squares):
+            sheet.paste(square, (x * side, 18 + y * side))
+    for y, label in enumerate(("truth", "original", "adapted")):
+        ImageDraw.Draw(sheet).text((4, 22 + y * side), label, "white", stroke_width=1, stroke_fill="black")
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""Training: the loops of both methods, and the command that runs them.
+"""Training: the loop, the run's folder, and the command.
 
     python train.py --mode vlpose        a base model on photographs, then VLPose's adapter on art
 
@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder,
                   decode_heatmaps, encode_heatmaps, load_dataset, normalize)
 from eval import default_device, domain_table, draw_curves, draw_sheet, predict, run_model
-from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, WeightsError, encode_sentences, load_clip_text, load_model,
-                    load_vitpose, save_checkpoint)
+from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, WeightsError, encode_sentences, load_clip_text, load_vitpose,
+                    save_checkpoint)
 
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
 
@@ -91,27 +91,33 @@ def batch_keys(rows, batch_size, seed, first, last):
         yield keys
 
 
-def heatmap_loss(predicted, target, weights):
-    """Mean squared error over the labelled keypoints' heatmaps; all (B, K, h, w), weights (B, K)."""
-    return ((predicted - target) ** 2 * weights[:, :, None, None]).mean()
+def heatmap_loss(model, batch, dataset, texts):
+    """Mean squared error over the heatmaps of the labelled keypoints; also the predicted heatmaps (B, K, h, w)."""
+    device, size = next(model.parameters()).device, model.config.image_size
+    images = normalize(batch["image"].to(device))
+    domains = dataset.domains[dataset.image_index[batch["row"]]]
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        predicted = run_model(model, images, domains, texts).float()
+    keypoints, visible = batch["keypoints"].to(device), batch["visible"].to(device)
+    target, weights = encode_heatmaps(keypoints, visible, size, predicted.shape[2:], model.config.sigma)
+    return ((predicted - target) ** 2 * weights[:, :, None, None]).mean(), predicted
 
 
-def batch_pck(predicted, batch, size, sigma):
+def batch_pck(predicted, batch, config):
     """Share of a batch's labelled keypoints that lie closer than 0.05 of the crop's height to the truth."""
-    points, _ = decode_heatmaps(predicted.detach().float().cpu(), size, sigma)
-    right = (points - batch["keypoints"]).norm(dim=2) < 0.05 * size[0]
+    points, _ = decode_heatmaps(predicted.detach().cpu(), config.image_size, config.sigma)
+    right = (points - batch["keypoints"]).norm(dim=2) < 0.05 * config.image_size[0]
     return right[batch["visible"] > 0].float().mean().item()
 
 
 def fit(stage, model, dataset, texts, recipe, run):
-    """Trains what requires a gradient in `model` and returns it; a stage that was stopped goes on."""
-    size = model.config.image_size
-    device = next(model.parameters()).device
+    """Trains what requires a gradient in `model`. A stage that was stopped goes on from its checkpoint."""
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     first = run.restore(stage, model, optimizer)
     keys = batch_keys(dataset.labelled, recipe.batch_size, recipe.seed, first, recipe.steps)
-    loader = DataLoader(Crops(dataset, size, recipe.augmentation), batch_sampler=keys, num_workers=run.workers)
+    crops = Crops(dataset, model.config.image_size, recipe.augmentation)
+    loader = DataLoader(crops, batch_sampler=keys, num_workers=run.workers)
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
@@ -121,13 +127,7 @@ def fit(stage, model, dataset, texts, recipe, run):
         torch.manual_seed(recipe.seed + step)  # dropout and drop path depend on the step alone, too
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * group["scale"] * learning_rate(step, recipe.steps)
-        images = normalize(batch["image"].to(device))
-        domains = dataset.domains[dataset.image_index[batch["row"]]]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            predicted = run_model(model, images, domains, texts).float()
-        target, weights = encode_heatmaps(
-            batch["keypoints"].to(device), batch["visible"].to(device), size, predicted.shape[2:], model.config.sigma)
-        loss = heatmap_loss(predicted, target, weights)
+        loss, predicted = heatmap_loss(model, batch, dataset, texts)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -136,11 +136,10 @@ def fit(stage, model, dataset, texts, recipe, run):
         done = step + 1
         if done % LOG_EVERY == 0 or done == recipe.steps:
             speed = (done - first) / (time.perf_counter() - started)
-            run.log(stage, done, recipe.steps, loss.item(), batch_pck(predicted, batch, size, model.config.sigma),
+            run.log(stage, done, recipe.steps, loss.item(), batch_pck(predicted, batch, model.config),
                     speed * recipe.batch_size, (recipe.steps - done) / speed)
         if done % CHECKPOINT_EVERY == 0 or done == recipe.steps:
             run.save(stage, done, model, optimizer)
-    return model
 
 
 # ------------------------------------------------------------------------------------------------------ the run folder

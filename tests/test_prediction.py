@@ -95,7 +95,7 @@ def test_uncertain_keypoints_are_left_out_and_poses_may_leave_the_picture():
 def test_sheets_and_curves_have_a_place_for_everything(figures):
     dataset = load_dataset(f"figures:{figures}", "val")
     results = predict(Oracle(dataset), dataset, flip=False)
-    assert draw_sheet([dataset], [results], [results], side=64).size == (3 * 64, 8 * 64)
+    assert draw_sheet([dataset], [results], [results], side=64).size == (8 * 64, 3 * 64 + 18)
     history = [{"stage": stage, "step": step, "loss": worst / step, "pck": step / 100 / worst}
                for stage, worst in (("base", 1), ("adapt", 2)) for step in (1, 2, 50)]
     colors = {color for _, color in draw_curves(history).getcolors(10 ** 6)}
