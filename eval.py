@@ -471,7 +471,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     model.eval()
     for batch in DataLoader(Crops(dataset, size), batch_sampler=batches, num_workers=workers):
         images = normalize(batch["image"].to(device))
-        image_rows = dataset.image_index[batch["row"]]
+        image_rows = dataset.image_index[batch["row"].numpy()]
         heatmaps = run_model(model, images, dataset.domains[image_rows], texts)
         if flip:
             other = run_model(model, images.flip(3), dataset.domains[image_rows], texts)

@@ -95,7 +95,7 @@ def heatmap_loss(model, batch, dataset, texts):
     """Mean squared error over the heatmaps of the labelled keypoints; also the predicted heatmaps (B, K, h, w)."""
     device, size = next(model.parameters()).device, model.config.image_size
     images = normalize(batch["image"].to(device))
-    domains = dataset.domains[dataset.image_index[batch["row"]]]
+    domains = dataset.domains[dataset.image_index[batch["row"].numpy()]]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         predicted = run_model(model, images, domains, texts).float()
     keypoints, visible = batch["keypoints"].to(device), batch["visible"].to(device)

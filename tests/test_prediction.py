@@ -67,6 +67,13 @@ def test_without_text_vlpose_predicts_what_its_base_predicts(figures):
     assert predict(model, dataset) == predict(model.base, dataset) != predict(model, dataset, texts)
 
 
+def test_a_single_person_is_predicted_as_in_a_batch(figures):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    model = ViTPose(CONFIG)
+    alone, first = predict(model, dataset, people=dataset.labelled[:1]), predict(model, dataset)[0]
+    assert len(alone) == 1 and np.allclose(alone[0]["keypoints"], first["keypoints"], atol=1e-3)
+
+
 def test_prediction_leaves_the_model_in_the_mode_it_found(figures):
     dataset = load_dataset(f"figures:{figures}", "val")
     model = ViTPose(CONFIG).train()
