@@ -486,23 +486,20 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     return results
 
 
-def domain_table(dataset, results, size):
-    """AP (COCO's, over OKS .50:.95) and PCK@0.05 of the crop's height, per domain: domain -> {"AP": ..., "PCK": ...}.
-
-    results: what `predict` gave for this data set and crop `size`.
-    """
-    people = dataset.labelled
-    predicted = np.array([result["keypoints"] for result in results]).reshape(len(people), -1, 3)
-    width, height = dataset.boxes[people, 2:].T
+def pck_of_results(dataset, results, size, chosen=slice(None), groups=None):
+    """PCK@0.05 of the crop's height (`evaluate_pck`) of what `predict` gave, for some rows of `dataset.labelled`."""
+    people = dataset.labelled[chosen]
+    predicted = np.array([result["keypoints"] for result in results])[chosen].reshape(len(people), len(dataset.skeleton.names), 3)
+    truth, (width, height) = dataset.keypoints[people], dataset.boxes[people, 2:].T
     crop_heights = 1.25 * np.maximum(height, width * size[0] / size[1])
-    domains = dataset.domains[dataset.image_index[people]]
-    table = {}
-    for domain, numbers in evaluate_domains(dataset.to_coco(), results, dataset.skeleton.sigmas).items():
-        rows = domains == domain
-        truth = dataset.keypoints[people[rows]]
-        pck = evaluate_pck(predicted[rows, :, :2], truth[:, :, :2], truth[:, :, 2] > 0, crop_heights[rows])
-        table[domain] = {"AP": numbers["AP"], "PCK": pck["mean"]}
-    return table
+    return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights, groups=groups)
+
+
+def domain_table(dataset, results, size):
+    """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave: COCO's AP and PCK@0.05 of the crop's height."""
+    domains = dataset.domains[dataset.image_index[dataset.labelled]]
+    return {domain: {"AP": numbers["AP"], "PCK": pck_of_results(dataset, results, size, domains == domain)["mean"]}
+            for domain, numbers in evaluate_domains(dataset.to_coco(), results, dataset.skeleton.sigmas).items()}
 
 
 # ------------------------------------------------------------------------------------------ other people, own pictures
@@ -745,6 +742,9 @@ def evaluate_checkpoint(args):
     if args.details:
         tables |= {"keypoints": by_keypoint(*loaded, dataset.skeleton.names),
                    "errors": {"all": error_breakdown(*loaded, dataset.skeleton.flip)}}
+        if not args.boxes:  # in detected boxes nobody knows whose pose it is
+            groups = dataset.skeleton.groups
+            tables["PCK@0.05"] = {"all": pck_of_results(dataset, results, model.config.image_size, groups=groups)}
     print_numbers(args, summarize(matches), tables)
     if args.out:
         write_results(args, model, seen, texts, people, results)

@@ -1,0 +1,365 @@
+"""Domain adaptive pose estimation via multi-level alignment (arXiv 2404.14885).
+
+Labels exist for a source domain alone (drawn people, say); of the target domain there are images and nothing else. A
+student learns from the labels. On the way it is drawn towards the target domain on three levels:
+
+    image     source images are restyled with the statistics of target images          adain, StyleTransfer
+    feature   a discriminator must not be able to tell the domains' features apart     reverse_gradient, L_adv
+    pose      sure heatmaps for each target image, different ones over all of them     L_im
+
+A teacher, the student's running average, labels one view of a target image for the student, which sees another (L_con):
+
+    target image ─┬─ view 1 ─► teacher ─► heatmaps ─► warp back ─► rectify, mask ─┐
+                  └─ view 2 ─► occlude ─► student ─► heatmaps ─► warp back ───────┴─► L_con, L_im
+
+    L = L_sup + 1.0 L_con + 0.1 L_adv + 0.3 L_im
+
+Shapes: B images, K keypoints, H×W image, h×w heatmap, C channels. Points are x before y; pixel centres are at integers.
+What changes images (style, color, warp, occlusion) takes and gives RGB in [0, 1]; the networks want them normalised.
+"""
+import copy
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from data import MEAN, STD, encode_heatmaps, transform_points
+from vlpose import ViTConfig, ViTPose, load_strictly, load_weights, reading
+
+# ------------------------------------------------------------------------------------------------------- the student
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+class PoseNet(nn.Module):
+    """Any ViTPose, with a view of its features: images (B, 3, H, W) -> heatmaps (B, K, h, w), features (B, C, h, w).
+
+    The features are what the last convolution makes heatmaps of. `pose` is the ViTPose itself, with the same weights:
+    for prediction, checkpoints, and the teacher, where heatmaps are all that is wanted.
+    """
+
+    def __init__(self, pose):
+        super().__init__()
+        self.pose = pose
+
+    def forward(self, images):
+        head = self.pose.head
+        features = head.block2(head.block1(self.pose.backbone(images)))
+        return head.predictor(features), features
+
+
+class PoseResNet(PoseNet):
+    """Simple Baselines (arXiv 1804.06208): a ResNet, three deconvolutions of 256 channels, a 1×1 convolution.
+
+    images (B, 3, H, W) -> heatmaps (B, K, H/4, W/4), features (B, 256, H/4, W/4).
+    weights: torchvision's for that ResNet, a file or a name; its classifier is left out. None: random ones.
+    """
+
+    def __init__(self, name="resnet101", num_keypoints=16, weights=None, image_size=(256, 256), sigma=2.0):
+        if name not in RESNETS:
+            raise ValueError(f"network: expected one of {', '.join(RESNETS)}, not {name!r}")
+        config = ViTConfig(256, 0, 0, 0.0, 0, 1.0, image_size, sigma=sigma, trunk=name)
+        super().__init__(ViTPose(config, num_keypoints))
+        if weights:
+            state = {key: tensor for key, tensor in load_weights(weights).items() if not key.startswith("fc.")}
+            load_strictly(self.pose.backbone.body, state, weights)
+
+
+def supervised_loss(predicted, target, weights):
+    """L_sup = mean of ½ w (y - ŷ)²; heatmaps (B, K, h, w), weights (B, K)."""
+    return 0.5 * (weights[:, :, None, None] * (target - predicted) ** 2).mean()
+
+
+# ------------------------------------------------------------------------------------------------ image level: style
+
+def adain(content, style, eps=1e-5):
+    """Adaptive instance normalization (arXiv 1703.06868): content (B, C, h, w) with each channel's mean and deviation
+    those of style (B, C, h', w'): σ(s) (c - μ(c)) / σ(c) + μ(s)."""
+    (content_var, content_mean), (style_var, style_mean) = (
+        torch.var_mean(x, dim=(2, 3), keepdim=True) for x in (content, style))  # (B, C, 1, 1)
+    return ((style_var + eps) / (content_var + eps)).sqrt() * (content - content_mean) + style_mean
+
+
+def convolution(c_in, c_out):
+    layer = nn.Conv2d(c_in, c_out, 3)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # an untrained encoder must not fade out
+    nn.init.zeros_(layer.bias)
+    return [nn.ReflectionPad2d(1), layer, nn.ReLU()]
+
+
+LEVELS = (0, 4, 11, 18, 31)  # layers of the encoder, up to relu1_1, relu2_1, relu3_1 and relu4_1
+VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19)  # where torchvision's VGG-19 has the encoder's 3×3 convolutions
+
+
+class StyleTransfer(nn.Module):
+    """Redraws one image in the style of another; images (B, 3, H, W) are RGB in [0, 1].
+
+    `encoder` is VGG-19 up to relu4_1 behind a 1×1 convolution that normalises its input, and never trained;
+    `decoder`, its mirror image, makes a picture of features whose statistics have been replaced.
+    width: channels of the first layer, 64 in VGG-19. Small ones are for training with a random encoder in minutes.
+    encoder, decoder: files or names, such as "adain-encoder" and "adain-decoder" (the public pair), or "vgg19" for the
+    encoder alone. WeightsError if a tensor is missing, left over or of another shape.
+    """
+
+    def __init__(self, width=64, encoder=None, decoder=None):
+        super().__init__()
+        a, b, c, d = width, 2 * width, 4 * width, 8 * width
+        pool, double = nn.MaxPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 3, 1),
+            *convolution(3, a), *convolution(a, a), pool,
+            *convolution(a, b), *convolution(b, b), pool,
+            *convolution(b, c), *convolution(c, c), *convolution(c, c), *convolution(c, c), pool,
+            *convolution(c, d)).requires_grad_(False)
+        self.decoder = nn.Sequential(
+            *convolution(d, c), double,
+            *convolution(c, c), *convolution(c, c), *convolution(c, c), *convolution(c, b), double,
+            *convolution(b, b), *convolution(b, a), double,
+            *convolution(a, a), *convolution(a, 3)[:2])
+        mean, std = torch.tensor(MEAN), torch.tensor(STD)
+        self.encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])  # what torchvision's VGG-19 expects;
+        self.encoder[0].bias.copy_(-mean / std)  # the public pair has its own: BGR · 255 - mean
+        if encoder:
+            self.load_encoder(encoder)
+        if decoder:
+            load_strictly(self.decoder, load_weights(decoder), decoder)
+
+    def load_encoder(self, path_or_name):
+        state = load_weights(path_or_name)
+        with reading(path_or_name, "VGG-19, its layers numbered as in the public AdaIN encoder or in torchvision"):
+            if "features.0.weight" in state:
+                ours = [n for n, layer in enumerate(self.encoder) if isinstance(layer, nn.Conv2d)][1:]
+                state = {f"{our}.{kind}": state[f"features.{their}.{kind}"]
+                         for our, their in zip(ours, VGG19) for kind in ("weight", "bias")}
+                state |= self.encoder[0].state_dict(prefix="0.")
+            state = {name: tensor for name, tensor in state.items() if int(name.split(".")[0]) < len(self.encoder)}
+            load_strictly(self.encoder, state, path_or_name)
+
+    @torch.no_grad()
+    def forward(self, content, style, alpha=1.0):
+        """Content in the style's colors and textures. alpha, a number or (B,): how much so, from 0 to 1."""
+        features = self.encoder(content)
+        alpha = torch.as_tensor(alpha).to(features).view(-1, 1, 1, 1)
+        mixed = torch.lerp(features, adain(features, self.encoder(style)), alpha)  # α adain(c, s) + (1 - α) c
+        height, width = content.shape[2:]
+        return self.decoder(mixed).clamp(0, 1)[:, :, :height, :width]  # three times doubled: a multiple of 8
+
+    def loss(self, content, style):
+        """What the decoder is trained with: (content loss, style loss). The paper adds them up as 1 : 0.1.
+
+        Content: MSE at relu4_1 to the AdaIN target. Style: MSE of Gram matrices at all four levels.
+        """
+        style_levels = self.levels(style)
+        target = adain(self.encoder(content), style_levels[-1])
+        levels = self.levels(self.decoder(target))
+        content_loss = F.mse_loss(levels[-1], target)
+        return content_loss, sum(F.mse_loss(gram(x), gram(s)) for x, s in zip(levels, style_levels))
+
+    def levels(self, images):
+        """Features at relu1_1, relu2_1, relu3_1, relu4_1."""
+        outputs = [images]
+        for first, last in pairwise(LEVELS):
+            outputs.append(self.encoder[first:last](outputs[-1]))
+        return outputs[1:]
+
+
+def gram(features):
+    """How strongly each two channels of (B, C, h, w) fire together: F Fᵀ / (C h w), (B, C, C)."""
+    flat = features.flatten(2)  # (B, C, h w)
+    return flat @ flat.mT / flat[0].numel()
+
+
+# ------------------------------------------------------------------------------------- feature level: discriminator
+
+class GradientReversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -ctx.scale * gradient, None
+
+
+def reverse_gradient(x, scale=1.0):
+    """x itself, but its gradient comes back times -scale: what is before it learns the opposite of what is after it."""
+    return GradientReversal.apply(x, scale)
+
+
+class DomainDiscriminator(nn.Sequential):
+    """Features (B, C, h, w) -> logits (B, 1, h, w): target (high) or source (low), at each place of the map."""
+
+    def __init__(self, channels):
+        half = channels // 2
+        super().__init__(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, half, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(half, half, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(half, 1, 3, padding=1))
+
+
+def adversarial_loss(source, target):
+    """L_adv = mean of -log(1 - σ(source)) + mean of -log σ(target): binary cross-entropy of the logits of
+    `reverse_gradient(features)`. The discriminator makes it small, the student, behind the reversal, large."""
+    return F.softplus(source).mean() + F.softplus(-target).mean()
+
+
+# --------------------------------------------------------------------------------- pose level: information maximization
+
+def information_maximization_loss(heatmaps):
+    """L_im = Ĥ(p_row) + Ĥ(p_col) - Ĥ(p̄) of heatmaps (B, K, h, w).
+
+    Each heatmap should be sure of a row and of a column, and all of a keypoint's together should cover the picture, lest
+    they all point to one place.
+    """
+    h, w = heatmaps.shape[2:]
+    rows = entropy(heatmaps.mean(3))  # (B, K, h)
+    columns = entropy(heatmaps.mean(2))  # (B, K, w)
+    together = entropy(heatmaps.mean(0).flatten(1))  # (K, h w)
+    return (rows + columns - together) / (h * w)
+
+
+def entropy(logits):
+    """H = -Σ p log p of p = softmax over the last dimension; the mean over the others."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).mean()
+
+
+# ------------------------------------------------------------------------------------------------------------- views
+#
+# A view is a random affine map of the image's pixels. Matrices (B, 2, 3) map as `data.crop_matrix`'s do: from where a
+# pixel is to where it goes. Heatmaps are brought back to the image's own frame with the inverse of the same map, in
+# heatmap pixels: warp(heatmaps, invert_affine(resize_affine(matrix, image_size, heatmap_size))).
+
+def random_affine(count, size, rotation=60.0, shear=30.0, shift=0.05, scale=(0.6, 1.3)):
+    """(count, 2, 3) maps of images of `size` (height, width), about their centre.
+
+    rotation, shear: at most so many degrees either way; shift: fraction of the size; scale: the least and the greatest.
+    """
+    def uniform(low, high, *shape):
+        return torch.empty(count, *shape).uniform_(low, high)
+
+    sides = torch.tensor(size[::-1], dtype=torch.float32)
+    angle, slant = uniform(-rotation, rotation).deg2rad(), uniform(-shear, shear).deg2rad().tan()
+    cos, sin, center = angle.cos(), angle.sin(), (sides - 1) / 2
+    turn = torch.stack([cos, cos * slant - sin, sin, sin * slant + cos], dim=1).view(-1, 2, 2)  # rotation · shear along x
+    linear = turn * uniform(*scale, 1, 1)
+    offset = center + uniform(-shift, shift, 2) * sides - linear @ center
+    return torch.cat([linear, offset[:, :, None]], dim=2)
+
+
+def invert_affine(matrix):
+    linear = torch.linalg.inv(matrix[:, :, :2])
+    return torch.cat([linear, -linear @ matrix[:, :, 2:]], dim=2)
+
+
+def grid_scale(old, new, like):
+    """(2,) factors of x and y from a grid of size `old` (height, width) to one of size `new`, corner on corner (UDP)."""
+    return torch.tensor([(n - 1) / (o - 1) for o, n in zip(old[::-1], new[::-1])]).to(like)
+
+
+def resize_affine(matrix, old, new):
+    """The same map (B, 2, 3) for a grid of size `new` (height, width) instead of `old`: S M S⁻¹."""
+    scale = grid_scale(old, new, matrix)
+    return scale[:, None] * matrix / torch.cat([scale, scale.new_ones(1)])
+
+
+def warp(x, matrix):
+    """Moves each pixel p of x (B, C, h, w) to matrix · (p, 1), bilinearly; 0 where nothing comes from. matrix (B, 2, 3)."""
+    h, w = x.shape[2:]
+    pixels = torch.cartesian_prod(torch.arange(h), torch.arange(w)).flip(1).to(matrix)  # (h w, 2), x before y
+    sources = transform_points(pixels, invert_affine(matrix))  # (B, h w, 2): where each comes from
+    grid = 2 * sources / torch.tensor([w - 1, h - 1]).to(sources) - 1  # the outermost pixels' centres are -1 and 1
+    return F.grid_sample(x, grid.view(-1, h, w, 2), align_corners=True)
+
+
+def jitter_color(images, strength=0.25):
+    """Random brightness, contrast and saturation, each 1 ± strength, of images (B, 3, H, W) in [0, 1]; the formula of
+    `data.jitter_color`."""
+    brightness, contrast, saturation = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1).to(images) - 1)
+    images = torch.lerp(images.mean(1, keepdim=True), images, saturation)
+    images = torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast)
+    return (brightness * images).clamp(0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ the teacher
+
+def peaks(heatmaps):
+    """Highest pixels (B, K, 2) of heatmaps (B, K, h, w), and how high they are (B, K): the teacher's confidence."""
+    confidence, place = heatmaps.flatten(2).max(2)
+    width = heatmaps.shape[3]
+    return torch.stack([place % width, place // width], dim=2).to(heatmaps), confidence
+
+
+def rectify(heatmaps, sigma):
+    """Pseudo-labels: a Gaussian at each heatmap's peak, the same as in the targets of labelled images."""
+    points, confidence = peaks(heatmaps)
+    size = heatmaps.shape[2:]
+    return encode_heatmaps(points, torch.ones_like(confidence), size, size, sigma)[0]
+
+
+def confidence_mask(heatmaps, ratio=0.5):
+    """(B, K), True for a peak higher than that share of all the batch's: higher than their median, if it is 0.5."""
+    _, confidence = peaks(heatmaps)
+    return confidence > confidence.quantile(ratio)
+
+
+def consistency_loss(student, teacher, mask):
+    """L_con = mean over images and pixels of the mean over keypoints of (mask (y_s - y_t))²; mask (B, K)."""
+    return (mask[:, :, None, None] * (student - teacher) ** 2).mean()
+
+
+def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
+    """Adaptive occlusion: covers a keypoint that the teacher is sure of, so that the student infers it from the others.
+
+    images (B, 3, H, W) are the student's views, each with this probability changed: one keypoint, drawn from those with
+    a confidence of at least `threshold`, disappears under a patch of size×size pixels from elsewhere in the view.
+    heatmaps (B, K, h, w): the teacher's, in the images' own frame. matrix (B, 2, 3): the views'.
+    """
+    height, width = images.shape[2:]
+    if min(height, width) < 3 * size - 1:
+        raise ValueError(f"occlusion: {height}×{width} images have no {size}×{size} patch elsewhere: expected at least "
+                         f"{3 * size - 1} pixels each way")
+    points, confidence = peaks(heatmaps)
+    scale = grid_scale(heatmaps.shape[2:], (height, width), points)
+    points = transform_points(points * scale, matrix).round().long()  # (B, K, 2) in the view
+    sides = torch.tensor([width, height], device=points.device)
+    sure = (confidence >= threshold) & ((points >= 0) & (points < sides)).all(2)  # (B, K)
+    chosen = torch.rand_like(confidence).masked_fill(~sure, -1).argmax(1)  # (B,)
+    image = torch.nonzero(sure.any(1) & (torch.rand_like(confidence[:, 0]) < probability))[:, 0]  # (n,) to be changed
+    places = sides - size + 1  # that a patch's upper left corner can have along x and along y
+    corner = (points[image, chosen[image]] - size // 2).clamp(torch.zeros_like(sides), places - 1)  # (n, 2)
+    # A step of at least `size` either way round a circle of all places: then the patches do not touch.
+    step = size + (torch.rand(len(image), 2, device=sides.device) * (places - 2 * size + 1)).long()
+
+    def patch(corner):
+        x, y = (corner[:, axis, None] + torch.arange(size, device=corner.device) for axis in (0, 1))  # (n, size)
+        return image[:, None, None], slice(None), y[:, :, None], x[:, None, :]
+
+    covered = images.clone()
+    covered[patch(corner)] = images[patch((corner + step) % places)]
+    return covered
+
+
+def make_teacher(student):
+    """A copy of the student that never gets a gradient, and stays in training mode for its BatchNorm's sake.
+
+    It sees target images alone. In training mode it normalises them with their own statistics, not with the source's
+    (adaptive BatchNorm, arXiv 1603.04779), and gathers these in its buffers for the test. Averaging the student's
+    buffers instead would mix in the source images that the student sees. Drop path is off: a label must not be noisy.
+    """
+    teacher = copy.deepcopy(student).requires_grad_(False).train()
+    for module in teacher.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0
+    return teacher
+
+
+@torch.no_grad()
+def ema_update(teacher, student, decay=0.999):
+    """teacher ← decay · teacher + (1 - decay) · student, parameters alone: `make_teacher` says why not the buffers."""
+    for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - decay)
