@@ -166,16 +166,18 @@ def read_records(path, sections, piece=1 << 20):
     As Python objects COCO's training annotations need 1.1 GB; nobody needs them all at once.
     """
     stream = JSONStream(path, piece)
-    stream.expect("{")
-    for _ in stream.members("}"):
-        section = stream.value()
-        stream.expect(":")
-        if section in sections and stream.peek() == "[":
-            stream.expect("[")
-            for _ in stream.members("]"):
-                yield section, stream.value()
-        else:
-            stream.value()
+    with stream.file:
+        stream.expect("{")
+        for _ in stream.members("}"):
+            section = stream.value()
+            stream.expect(":")
+            if section in sections and stream.peek() == "[":
+                stream.expect("[")
+                for _ in stream.members("]"):
+                    yield section, stream.value()
+            else:
+                stream.value()
+
 
 
 NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama", "movie"})  # the others are artificial
@@ -324,17 +326,17 @@ def open_image(file, shrink=1.0):
     JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
     """
     try:
-        image = Image.open(file)
-        full_width = image.width
-        image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
-        image.load()
+        with Image.open(file) as image:
+            full_width = image.width
+            image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
+            if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
+                pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+                return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
+            return image.convert("RGB"), round(full_width / image.width)
     except FileNotFoundError:
         raise DataError(f"{file}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: not a readable image: {error}") from None
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB"), round(full_width / image.width)
 
 
 def crop_matrix(box, size, padding=1.25, scale=1.0, rotation=0.0, shift=(0.0, 0.0)):

@@ -168,9 +168,10 @@ def read_detections(results, people):
 
 def stream_list(path):
     stream = JSONStream(path)
-    stream.expect("[")
-    for _ in stream.members("]"):
-        yield stream.value()
+    with stream.file:
+        stream.expect("[")
+        for _ in stream.members("]"):
+            yield stream.value()
 
 
 def is_path(source):
@@ -745,9 +746,9 @@ def evaluate_checkpoint(args):
         if not args.boxes:  # in detected boxes nobody knows whose pose it is
             groups = dataset.skeleton.groups
             tables["PCK@0.05"] = {"all": pck_of_results(dataset, results, model.config.image_size, groups=groups)}
-    print_numbers(args, summarize(matches), tables)
     if args.out:
         write_results(args, model, seen, texts, people, results)
+    print_numbers(args, summarize(matches), tables)
 
 
 def predict_pictures(args):

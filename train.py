@@ -368,7 +368,7 @@ def main(argv=None):
         (folder / "config.json").write_text(json.dumps(vars(options), indent=2))
         print(f"run folder: {folder}")
         train_vlpose(options, run)
-    except (DataError, WeightsError) as error:
+    except (DataError, WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

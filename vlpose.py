@@ -443,7 +443,7 @@ def find_file(path_or_name):
     """
     if path_or_name not in PUBLIC_FILES:
         if not Path(path_or_name).is_file():
-            raise WeightsError(f"{path_or_name}: expected a file, or one of {', '.join(sorted(PUBLIC_FILES))}")
+            raise WeightsError(f"{path_or_name}: no such file, nor the name of public weights such as vitpose-b")
         return Path(path_or_name)
     url, expected = PUBLIC_FILES[path_or_name]
     path = cache_folder() / "weights" / (path_or_name.replace("/", "-") + Path(url).suffix)
