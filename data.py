@@ -303,6 +303,12 @@ def load_dataset(spec, split, cache=None):
     return dataset.select_images(held_out if split == "val" else ~held_out)
 
 
+def begins_with_object(path):
+    """True for annotations; a file of results or boxes holds a list."""
+    with open(path, "rb") as file:
+        return file.read(1) == b"{"
+
+
 def annotation_file(root, names, split):
     """The annotation file of a split, and whether it holds that split alone."""
     if root.is_file():
@@ -311,8 +317,7 @@ def annotation_file(root, names, split):
     official = {s: folder / name for s, name in names.items() for folder in folders if (folder / name).is_file()}
     if len(official) == len(names) and split in official:
         return official[split], True
-    found = [path for folder in folders for path in sorted(folder.glob("*.json"))
-             if path.open("rb").read(1) == b"{"]  # a file of results or boxes begins with [
+    found = [path for folder in folders for path in sorted(folder.glob("*.json")) if begins_with_object(path)]
     if len(found) != 1:
         raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single JSON file; found {len(found)}")
     return found[0], False
