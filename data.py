@@ -183,7 +183,7 @@ def read_records(path, sections, piece=1 << 20):
 NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama", "movie"})  # the others are artificial
 
 
-def read_coco(name, path, folders, skeleton=COCO17):
+def read_coco(name, path, folders, skeleton=COCO17, folder_is_domain=False):
     """Reads a keypoint file in COCO's format; its images are looked for in `folders`."""
     image_ids, file_names, sizes, domains = [], [], [], []
     ids, owners, keypoints, boxes, areas, crowd = [], [], array("f"), array("d"), array("d"), array("b")
@@ -194,7 +194,7 @@ def read_coco(name, path, folders, skeleton=COCO17):
                 image_ids.append(int(record["id"]))
                 file_names.append(record["file_name"])
                 sizes.append((record.get("width", 0), record.get("height", 0)))
-                domains.append(domain_of(record))
+                domains.append(domain_of(record) if folder_is_domain else record.get("category", "photo"))
             elif len(record["keypoints"]) != width or len(record["bbox"]) != 4:
                 raise DataError(
                     f"{path}: annotation {record['id']}: expected {width} numbers in 'keypoints' (x, y, v of "
@@ -222,7 +222,7 @@ def read_coco(name, path, folders, skeleton=COCO17):
 
 
 def domain_of(image):
-    """Human-Art names an image's domain in `category`, or by its folder; a COCO image has neither: a photo."""
+    """Human-Art names an image's domain in `category`, or else by its folder; an image in COCO's has neither."""
     folder = PurePosixPath(image["file_name"]).parent.name
     return (image.get("category") or (folder if not folder.endswith("2017") else "") or "photo").replace("_", " ")
 
@@ -296,7 +296,7 @@ def load_dataset(spec, split, cache=None):
     home = root if root.is_dir() else root.parent
     folders = [home, home / "images", home / "train2017", home / "val2017", home.parent, home.parent / "images"]
     folders += [home.parent / "train2017", home.parent / "val2017"]
-    dataset = read_coco(spec, path, folders)
+    dataset = read_coco(spec, path, folders, folder_is_domain=name != "coco")
     if own or split == "all":
         return dataset
     held_out = np.arange(len(dataset.files)) % HELD_OUT == 0

@@ -110,6 +110,12 @@ def test_folders_in_a_file_name_that_do_not_exist_are_stripped(tmp_path):
     assert dataset.files == [str(tmp_path / "a.jpg")] and dataset.domains.tolist() == ["cartoon"]
 
 
+def test_a_folder_names_the_domain_in_human_art_but_not_in_coco(tmp_path):
+    path = write_coco(tmp_path, [person()], "images/a.jpg")
+    assert load_dataset(f"humanart:{path}", "all").domains.tolist() == ["images"]
+    assert load_dataset(f"coco:{path}", "all").domains.tolist() == ["photo"]
+
+
 def test_ids_must_be_unique(tmp_path):
     with pytest.raises(DataError, match="annotation id 7 appears more than once"):
         load_dataset(f"coco:{write_coco(tmp_path, [person(), person()])}", "all")
