@@ -1,13 +1,13 @@
 """Domain adaptive pose estimation via multi-level alignment (arXiv 2404.14885).
 
-Labels exist for a source domain alone (drawn people, say); of the target domain there are images and nothing else. A
-student learns from the labels. On the way it is drawn towards the target domain on three levels:
+Labels exist for a source domain (drawn people, say); of the target domain there are images and nothing else. A student
+learns from the labels, and is drawn towards the target domain on three levels:
 
     image     source images are restyled with the statistics of target images          adain, StyleTransfer
     feature   a discriminator must not be able to tell the domains' features apart     reverse_gradient, L_adv
     pose      sure heatmaps for each target image, different ones over all of them     L_im
 
-A teacher, the student's running average, labels one view of a target image for the student, which sees another (L_con):
+A teacher, the student's running average, labels a view of each target image for the student, which sees another one:
 
     target image ─┬─ view 1 ─► teacher ─► heatmaps ─► warp back ─► rectify, mask ─┐
                   └─ view 2 ─► occlude ─► student ─► heatmaps ─► warp back ───────┴─► L_con, L_im
@@ -89,7 +89,8 @@ def convolution(c_in, c_out):
     return [nn.ReflectionPad2d(1), layer, nn.ReLU()]
 
 
-LEVELS = (0, 4, 11, 18, 31)  # layers of the encoder, up to relu1_1, relu2_1, relu3_1 and relu4_1
+ENCODER_ENDS = (4, 11, 18, 31)  # layers up to relu1_1, relu2_1, relu3_1 and relu4_1
+DECODER_STARTS = (27, 20, 13, 0)  # from there back to an image
 VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19)  # where torchvision's VGG-19 has the encoder's 3×3 convolutions
 
 
@@ -98,13 +99,15 @@ class StyleTransfer(nn.Module):
 
     `encoder` is VGG-19 up to relu4_1 behind a 1×1 convolution that normalises its input, and never trained;
     `decoder`, its mirror image, makes a picture of features whose statistics have been replaced.
-    width: channels of the first layer, 64 in VGG-19. Small ones are for training with a random encoder in minutes.
-    encoder, decoder: files or names, such as "adain-encoder" and "adain-decoder" (the public pair), or "vgg19" for the
-    encoder alone. WeightsError if a tensor is missing, left over or of another shape.
+    encoder, decoder: files or names: "adain-encoder" and "adain-decoder" are the public pair, "vgg19" fits the encoder.
+        WeightsError if a tensor is missing, left over or of another shape.
+    width, depth: channels of the first layer, and at which of the four levels the encoder ends. A random encoder of
+        width 16 and depth 2 does for figures, and its decoder is trained in a minute; a deeper random one blurs.
     """
 
-    def __init__(self, width=64, encoder=None, decoder=None):
+    def __init__(self, encoder=None, decoder=None, width=64, depth=4):
         super().__init__()
+        self.depth = depth
         a, b, c, d = width, 2 * width, 4 * width, 8 * width
         pool, double = nn.MaxPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2)
         self.encoder = nn.Sequential(
@@ -112,15 +115,17 @@ class StyleTransfer(nn.Module):
             *convolution(3, a), *convolution(a, a), pool,
             *convolution(a, b), *convolution(b, b), pool,
             *convolution(b, c), *convolution(c, c), *convolution(c, c), *convolution(c, c), pool,
-            *convolution(c, d)).requires_grad_(False)
+            *convolution(c, d))[:ENCODER_ENDS[depth - 1]].requires_grad_(False)
         self.decoder = nn.Sequential(
             *convolution(d, c), double,
             *convolution(c, c), *convolution(c, c), *convolution(c, c), *convolution(c, b), double,
             *convolution(b, b), *convolution(b, a), double,
-            *convolution(a, a), *convolution(a, 3)[:2])
+            *convolution(a, a), *convolution(a, 3)[:2])[DECODER_STARTS[depth - 1]:]
+        nn.init.normal_(self.decoder[-1].weight, std=0.01)
+        nn.init.constant_(self.decoder[-1].bias, 0.5)  # grey: a good place to start from
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
-        self.encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])  # what torchvision's VGG-19 expects;
-        self.encoder[0].bias.copy_(-mean / std)  # the public pair has its own: BGR · 255 - mean
+        self.encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])  # what torchvision's VGG-19 wants;
+        self.encoder[0].bias.copy_(-mean / std)  # the public encoder has its own here, BGR · 255 - mean
         if encoder:
             self.load_encoder(encoder)
         if decoder:
@@ -130,10 +135,10 @@ class StyleTransfer(nn.Module):
         state = load_weights(path_or_name)
         with reading(path_or_name, "VGG-19, its layers numbered as in the public AdaIN encoder or in torchvision"):
             if "features.0.weight" in state:
-                ours = [n for n, layer in enumerate(self.encoder) if isinstance(layer, nn.Conv2d)][1:]
-                state = {f"{our}.{kind}": state[f"features.{their}.{kind}"]
-                         for our, their in zip(ours, VGG19) for kind in ("weight", "bias")}
-                state |= self.encoder[0].state_dict(prefix="0.")
+                ours = [n for n, layer in enumerate(self.encoder) if isinstance(layer, nn.Conv2d)]
+                state = self.encoder[0].state_dict(prefix="0.") | {
+                    f"{our}.{kind}": state[f"features.{their}.{kind}"]
+                    for our, their in zip(ours[1:], VGG19) for kind in ("weight", "bias")}
             state = {name: tensor for name, tensor in state.items() if int(name.split(".")[0]) < len(self.encoder)}
             load_strictly(self.encoder, state, path_or_name)
 
@@ -144,12 +149,12 @@ class StyleTransfer(nn.Module):
         alpha = torch.as_tensor(alpha).to(features).view(-1, 1, 1, 1)
         mixed = torch.lerp(features, adain(features, self.encoder(style)), alpha)  # α adain(c, s) + (1 - α) c
         height, width = content.shape[2:]
-        return self.decoder(mixed).clamp(0, 1)[:, :, :height, :width]  # three times doubled: a multiple of 8
+        return self.decoder(mixed).clamp(0, 1)[:, :, :height, :width]  # decoded sides are multiples of 8
 
     def loss(self, content, style):
         """What the decoder is trained with: (content loss, style loss). The paper adds them up as 1 : 0.1.
 
-        Content: MSE at relu4_1 to the AdaIN target. Style: MSE of Gram matrices at all four levels.
+        Content: MSE at the last level to the AdaIN target. Style: MSE of Gram matrices, summed over the levels.
         """
         style_levels = self.levels(style)
         target = adain(self.encoder(content), style_levels[-1])
@@ -160,7 +165,7 @@ class StyleTransfer(nn.Module):
     def levels(self, images):
         """Features at relu1_1, relu2_1, relu3_1, relu4_1."""
         outputs = [images]
-        for first, last in pairwise(LEVELS):
+        for first, last in pairwise((0, *ENCODER_ENDS[:self.depth])):
             outputs.append(self.encoder[first:last](outputs[-1]))
         return outputs[1:]
 
@@ -173,20 +178,13 @@ def gram(features):
 
 # ------------------------------------------------------------------------------------- feature level: discriminator
 
-class GradientReversal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, scale):
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -ctx.scale * gradient, None
-
-
 def reverse_gradient(x, scale=1.0):
-    """x itself, but its gradient comes back times -scale: what is before it learns the opposite of what is after it."""
-    return GradientReversal.apply(x, scale)
+    """x itself, but its gradient comes back times -scale: what is before it learns the opposite of what is after it
+    (arXiv 1409.7495)."""
+    x = x.view_as(x)
+    if x.requires_grad:
+        x.register_hook(lambda gradient: -scale * gradient)
+    return x
 
 
 class DomainDiscriminator(nn.Sequential):
@@ -212,8 +210,7 @@ def adversarial_loss(source, target):
 def information_maximization_loss(heatmaps):
     """L_im = Ĥ(p_row) + Ĥ(p_col) - Ĥ(p̄) of heatmaps (B, K, h, w).
 
-    Each heatmap should be sure of a row and of a column, and all of a keypoint's together should cover the picture, lest
-    they all point to one place.
+    Each heatmap should be sure of a row and of a column; a keypoint's over the whole batch should not all agree.
     """
     h, w = heatmaps.shape[2:]
     rows = entropy(heatmaps.mean(3))  # (B, K, h)
@@ -230,14 +227,14 @@ def entropy(logits):
 
 # ------------------------------------------------------------------------------------------------------------- views
 #
-# A view is a random affine map of the image's pixels. Matrices (B, 2, 3) map as `data.crop_matrix`'s do: from where a
-# pixel is to where it goes. Heatmaps are brought back to the image's own frame with the inverse of the same map, in
-# heatmap pixels: warp(heatmaps, invert_affine(resize_affine(matrix, image_size, heatmap_size))).
+# A view is an image under a random affine map. Matrices (B, 2, 3) lead from where a pixel is to where it goes, as in
+# data.py. A view's heatmaps return to the frame of the whole image by the inverse map, in heatmap pixels:
+#     warp(heatmaps, invert_affine(resize_affine(matrix, image_size, heatmap_size)))
 
 def random_affine(count, size, rotation=60.0, shear=30.0, shift=0.05, scale=(0.6, 1.3)):
     """(count, 2, 3) maps of images of `size` (height, width), about their centre.
 
-    rotation, shear: at most so many degrees either way; shift: fraction of the size; scale: the least and the greatest.
+    rotation, shear: degrees, at most, either way; shift: fraction of the size; scale: the least and the greatest.
     """
     def uniform(low, high, *shape):
         return torch.empty(count, *shape).uniform_(low, high)
@@ -245,8 +242,8 @@ def random_affine(count, size, rotation=60.0, shear=30.0, shift=0.05, scale=(0.6
     sides = torch.tensor(size[::-1], dtype=torch.float32)
     angle, slant = uniform(-rotation, rotation).deg2rad(), uniform(-shear, shear).deg2rad().tan()
     cos, sin, center = angle.cos(), angle.sin(), (sides - 1) / 2
-    turn = torch.stack([cos, cos * slant - sin, sin, sin * slant + cos], dim=1).view(-1, 2, 2)  # rotation · shear along x
-    linear = turn * uniform(*scale, 1, 1)
+    linear = torch.stack([cos, cos * slant - sin, sin, sin * slant + cos], dim=1).view(-1, 2, 2)  # rotation · shear
+    linear = linear * uniform(*scale, 1, 1)
     offset = center + uniform(-shift, shift, 2) * sides - linear @ center
     return torch.cat([linear, offset[:, :, None]], dim=2)
 
@@ -257,7 +254,7 @@ def invert_affine(matrix):
 
 
 def grid_scale(old, new, like):
-    """(2,) factors of x and y from a grid of size `old` (height, width) to one of size `new`, corner on corner (UDP)."""
+    """(2,) factors of x and y from a grid of size `old` (height, width) to `new`: corner on corner (UDP)."""
     return torch.tensor([(n - 1) / (o - 1) for o, n in zip(old[::-1], new[::-1])]).to(like)
 
 
@@ -268,7 +265,7 @@ def resize_affine(matrix, old, new):
 
 
 def warp(x, matrix):
-    """Moves each pixel p of x (B, C, h, w) to matrix · (p, 1), bilinearly; 0 where nothing comes from. matrix (B, 2, 3)."""
+    """Moves each pixel p of x (B, C, h, w) to matrix · (p, 1), bilinearly; 0 where none goes. matrix (B, 2, 3)."""
     h, w = x.shape[2:]
     pixels = torch.cartesian_prod(torch.arange(h), torch.arange(w)).flip(1).to(matrix)  # (h w, 2), x before y
     sources = transform_points(pixels, invert_affine(matrix))  # (B, h w, 2): where each comes from
@@ -277,8 +274,7 @@ def warp(x, matrix):
 
 
 def jitter_color(images, strength=0.25):
-    """Random brightness, contrast and saturation, each 1 ± strength, of images (B, 3, H, W) in [0, 1]; the formula of
-    `data.jitter_color`."""
+    """Random brightness, contrast and saturation, each 1 ± strength, of images (B, 3, H, W); as `data.jitter_color`."""
     brightness, contrast, saturation = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1).to(images) - 1)
     images = torch.lerp(images.mean(1, keepdim=True), images, saturation)
     images = torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast)
@@ -312,35 +308,35 @@ def consistency_loss(student, teacher, mask):
     return (mask[:, :, None, None] * (student - teacher) ** 2).mean()
 
 
-def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
-    """Adaptive occlusion: covers a keypoint that the teacher is sure of, so that the student infers it from the others.
+def occlude(views, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
+    """Adaptive occlusion: covers a keypoint that the teacher is sure of, for the student to infer it from the others.
 
-    images (B, 3, H, W) are the student's views, each with this probability changed: one keypoint, drawn from those with
-    a confidence of at least `threshold`, disappears under a patch of size×size pixels from elsewhere in the view.
-    heatmaps (B, K, h, w): the teacher's, in the images' own frame. matrix (B, 2, 3): the views'.
+    views (B, 3, H, W): the student's; each is changed with this probability. One keypoint with a confidence of at least
+        `threshold` disappears under a patch of size×size pixels from elsewhere in the same view.
+    heatmaps (B, K, h, w): the teacher's, in the frame of the whole images, which `matrix` (B, 2, 3) maps to the views.
     """
-    height, width = images.shape[2:]
+    height, width = views.shape[2:]
     if min(height, width) < 3 * size - 1:
-        raise ValueError(f"occlusion: {height}×{width} images have no {size}×{size} patch elsewhere: expected at least "
-                         f"{3 * size - 1} pixels each way")
+        raise ValueError(f"occlusion: expected images of at least {3 * size - 1} pixels each way to take a patch of "
+                         f"{size}×{size} from elsewhere, found {height}×{width}")
     points, confidence = peaks(heatmaps)
     scale = grid_scale(heatmaps.shape[2:], (height, width), points)
     points = transform_points(points * scale, matrix).round().long()  # (B, K, 2) in the view
     sides = torch.tensor([width, height], device=points.device)
     sure = (confidence >= threshold) & ((points >= 0) & (points < sides)).all(2)  # (B, K)
-    chosen = torch.rand_like(confidence).masked_fill(~sure, -1).argmax(1)  # (B,)
-    image = torch.nonzero(sure.any(1) & (torch.rand_like(confidence[:, 0]) < probability))[:, 0]  # (n,) to be changed
-    places = sides - size + 1  # that a patch's upper left corner can have along x and along y
-    corner = (points[image, chosen[image]] - size // 2).clamp(torch.zeros_like(sides), places - 1)  # (n, 2)
-    # A step of at least `size` either way round a circle of all places: then the patches do not touch.
-    step = size + (torch.rand(len(image), 2, device=sides.device) * (places - 2 * size + 1)).long()
+    chosen = torch.rand_like(confidence).masked_fill(~sure, -1).argmax(1)  # (B,) any one that is sure
+    row = torch.nonzero(sure.any(1) & (torch.rand_like(confidence[:, 0]) < probability))[:, 0]  # (n,) to be changed
+    places = sides - size + 1  # how many a patch's upper left corner can have along x and along y
+    corner = (points[row, chosen[row]] - size // 2).clamp(torch.zeros_like(sides), places - 1)  # (n, 2)
+    # On a circle of all places, a step of at least `size` either way round: the two patches do not overlap.
+    step = size + (torch.rand(len(row), 2, device=sides.device) * (places - 2 * size + 1)).long()
 
     def patch(corner):
         x, y = (corner[:, axis, None] + torch.arange(size, device=corner.device) for axis in (0, 1))  # (n, size)
-        return image[:, None, None], slice(None), y[:, :, None], x[:, None, :]
+        return row[:, None, None], slice(None), y[:, :, None], x[:, None, :]
 
-    covered = images.clone()
-    covered[patch(corner)] = images[patch((corner + step) % places)]
+    covered = views.clone()
+    covered[patch(corner)] = views[patch((corner + step) % places)]
     return covered
 
 
@@ -360,6 +356,6 @@ def make_teacher(student):
 
 @torch.no_grad()
 def ema_update(teacher, student, decay=0.999):
-    """teacher ← decay · teacher + (1 - decay) · student, parameters alone: `make_teacher` says why not the buffers."""
+    """teacher ← decay · teacher + (1 - decay) · student: the parameters; `make_teacher` says why not the buffers."""
     for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
         mine.lerp_(theirs, 1 - decay)

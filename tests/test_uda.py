@@ -1,0 +1,582 @@
+"""The parts of uda.py: each against its equation written out with loops, or against SciPy, torchvision or data.py."""
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import InterpolationMode, affine
+
+import data
+from data import COCO17, PoseDataset, draw_figure, encode_heatmaps, transform_points, warp_image
+from eval import predict
+from uda import (DomainDiscriminator, PoseNet, PoseResNet, StyleTransfer, adain, adversarial_loss, confidence_mask,
+                 consistency_loss, ema_update, information_maximization_loss, invert_affine, jitter_color,
+                 make_teacher, occlude, peaks, random_affine, rectify, resize_affine, reverse_gradient,
+                 supervised_loss, warp)
+from vlpose import ViTConfig, ViTPose, WeightsError, cache_folder, load_vitpose, save_checkpoint
+
+VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), head_dim=16, sigma=1.0)
+SIMPLE = ViTConfig(32, 2, 4, 0.5, 0, 1.0, image_size=(64, 64), head_dim=0)
+B, K, H, W = 3, 4, 12, 10  # heatmaps
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def heatmaps():
+    return torch.rand(B, K, H, W)
+
+
+def to_tensor(picture):
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+
+
+@pytest.fixture
+def figures():
+    """Two drawn people (2, 3, 96, 96), RGB in [0, 1]."""
+    pictures = [Image.fromarray(draw_figure(style, np.random.default_rng(0)).image) for style in ("photo", "cartoon")]
+    return torch.stack([to_tensor(picture.resize((96, 96))) for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return PoseResNet("resnet18", num_keypoints=17, image_size=(64, 64))
+
+
+# ------------------------------------------------------------------------------------------------------- the student
+
+@torch.no_grad()
+def test_a_resnet_becomes_three_deconvolutions_of_256_channels_and_a_quiet_predictor(resnet):
+    heatmaps, features = resnet(torch.randn(2, 3, 64, 64))
+    assert heatmaps.shape == (2, 17, 16, 16) and features.shape == (2, 256, 16, 16)
+    deconvolutions = [layer for layer in resnet.modules() if isinstance(layer, nn.ConvTranspose2d)]
+    assert [layer.out_channels for layer in deconvolutions] == [256, 256, 256]
+    assert resnet.pose.head.predictor.weight.std() == pytest.approx(0.001, rel=0.1)
+    assert PoseResNet("resnet50", 5, sigma=1.0).pose.config.image_size == (256, 256)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [VIT, SIMPLE, None], ids=["ViT", "ViT with the simple decoder", "ResNet"])
+def test_the_features_of_every_student_are_what_its_heatmaps_are_made_of(config, resnet):
+    student = (PoseNet(ViTPose(config, 5)) if config else resnet).eval()
+    images = torch.randn(2, 3, 64, 64)
+    heatmaps, features = student(images)
+    predictor = student.pose.head.predictor
+    assert features.shape == (2, predictor.in_channels, 16, 16)
+    torch.testing.assert_close(heatmaps, student.pose(images))
+    torch.testing.assert_close(heatmaps, predictor(features))
+
+
+@torch.no_grad()
+def test_a_resnet_starts_from_torchvisions_weights_without_their_classifier(tmp_path):
+    public = torchvision.models.resnet18().eval()
+    torch.save(public.state_dict(), tmp_path / "resnet18.pth")
+    body = PoseResNet("resnet18", 3, tmp_path / "resnet18.pth").pose.backbone.body.eval()
+    public.avgpool = public.fc = nn.Identity()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(body(images).flatten(1), public(images))
+    with pytest.raises(WeightsError, match="resnet18.pth: another architecture: tensor layer1.0.bn3.bias is nothing"):
+        PoseResNet("resnet50", 3, tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError, match="network: expected one of resnet18, .*, not 'vgg19'"):
+        PoseResNet("vgg19")
+
+
+def test_a_students_pose_predicts_and_is_saved_like_any_other_vitpose(tmp_path, resnet):
+    figure = draw_figure("photo", np.random.default_rng(0))
+    Image.fromarray(figure.image).save(tmp_path / "a.png")
+    dataset = PoseDataset("one", COCO17, [str(tmp_path / "a.png")], np.array([1]), np.array([[160, 160]]),
+                          np.array(["photo"]), np.array([7]), np.array([0]), figure.keypoints[None].astype(np.float32),
+                          np.array([figure.box], float), np.array([figure.area]), np.array([False]))
+    save_checkpoint(tmp_path / "model.pth", resnet.pose)
+    before = predict(resnet.pose, dataset)
+    assert len(before) == 1 and before == predict(load_vitpose(tmp_path / "model.pth"), dataset)
+
+
+def test_the_supervised_loss_is_the_mean_of_half_the_weighted_squares(heatmaps):
+    target, weights = torch.rand_like(heatmaps), torch.tensor([[0.0, 1, 1, 0.5]] * B)
+    total = sum(0.5 * weights[b, k] * (heatmaps[b, k] - target[b, k]).pow(2).sum() for b in range(B) for k in range(K))
+    torch.testing.assert_close(supervised_loss(heatmaps, target, weights), total / heatmaps.numel())
+
+
+# ------------------------------------------------------------------------------------------------ image level: style
+
+def test_adain_gives_each_channel_the_styles_mean_and_deviation():
+    content, style = 3 * torch.randn(2, 5, 8, 6) + 1, 2 * torch.rand(2, 5, 4, 9) - 7
+    restyled = adain(content, style)
+    for b in range(2):
+        for c in range(5):
+            x, s = content[b, c], style[b, c]
+            expected = s.std() * (x - x.mean()) / x.std() + s.mean()
+            torch.testing.assert_close(restyled[b, c], expected, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(restyled[b, c].std(), s.std(), rtol=1e-4, atol=0)
+    flat = adain(torch.ones(1, 1, 4, 4), style[:1, :1])
+    torch.testing.assert_close(flat, style[:1, :1].mean().expand(1, 1, 4, 4))  # no division by a deviation of 0
+
+
+def test_the_layers_are_numbered_as_in_the_public_adain_pair():
+    net = StyleTransfer()
+    convolutions = [0, 2, 5, 9, 12, 16, 19, 22, 25, 29]
+    assert list(net.encoder.state_dict()) == [f"{n}.{kind}" for n in convolutions for kind in ("weight", "bias")]
+    assert net.encoder[29].weight.shape == (512, 256, 3, 3) and len(net.encoder) == 31
+    convolutions = [1, 5, 8, 11, 14, 18, 21, 25, 28]
+    assert list(net.decoder.state_dict()) == [f"{n}.{kind}" for n in convolutions for kind in ("weight", "bias")]
+    assert net.decoder[1].weight.shape == (256, 512, 3, 3) and net.decoder[28].weight.shape == (3, 64, 3, 3)
+
+
+@torch.no_grad()
+def test_torchvisions_vgg19_fits_the_encoder_behind_imagenets_normalisation(tmp_path, figures):
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:12])  # up to relu4_1
+    state = {f"features.{name}": tensor for name, tensor in layers.state_dict().items()}
+    others = {"features.21.weight": torch.rand(9), "classifier.0.bias": torch.rand(2)}
+    torch.save(state | others, tmp_path / "vgg19.pth")
+    encoder = StyleTransfer(tmp_path / "vgg19.pth").encoder
+    for n, layer in enumerate(encoder):
+        if isinstance(layer, nn.ReflectionPad2d):
+            encoder[n] = nn.ZeroPad2d(1)  # torchvision's padding
+    expected = layers(data.normalize(figures[:, :, :32, :32] * 255))
+    torch.testing.assert_close(encoder(figures[:, :, :32, :32]), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_the_losses_are_those_of_the_paper_at_every_level(depth, figures):
+    net, content, style = StyleTransfer(width=4, depth=depth), figures[:, :, ::2, ::2], figures.flip(0)[:, :, ::2, ::2]
+
+    def after_each_relu(x):
+        outputs = []
+        for layer in net.encoder:
+            x = layer(x)
+            outputs += [x] if isinstance(layer, nn.ReLU) else []
+        return [outputs[n] for n in (0, 2, 4, 8)[:depth]]  # relu1_1, relu2_1, relu3_1, relu4_1
+
+    target = adain(after_each_relu(content)[-1], after_each_relu(style)[-1])
+    painted = after_each_relu(net.decoder(target))
+    style_loss = 0
+    for x, s in zip(painted, after_each_relu(style)):
+        gram_x, gram_s = (torch.einsum("bihw,bjhw->bij", y, y) / y[0].numel() for y in (x, s))
+        style_loss += ((gram_x - gram_s) ** 2).mean()
+    found = net.loss(content, style)
+    torch.testing.assert_close(found, (((painted[-1] - target) ** 2).mean(), style_loss), rtol=1e-4, atol=1e-6)
+    sum(found).backward()
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in net.encoder.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in net.decoder.parameters())
+
+
+def test_a_small_decoder_learns_to_restyle(figures):
+    net = StyleTransfer(width=8, depth=2)
+    optimizer = torch.optim.Adam(net.decoder.parameters(), 5e-3)
+    losses = []
+    for _ in range(25):
+        content, style = net.loss(figures[:, :, ::2, ::2], figures.flip(0)[:, :, ::2, ::2])
+        optimizer.zero_grad()
+        (content + 0.1 * style).backward()
+        optimizer.step()
+        losses.append(content.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@torch.no_grad()
+def test_alpha_goes_from_the_content_itself_to_the_full_style_for_each_image(figures):
+    net, style = StyleTransfer(width=4), figures.flip(0)
+    nn.init.kaiming_normal_(net.decoder[-1].weight)
+    mixed = net(figures, style, torch.tensor([0.0, 0.3]))
+    torch.testing.assert_close(mixed[:1], net.decoder(net.encoder(figures[:1])).clamp(0, 1))
+    torch.testing.assert_close(mixed[1:], net(figures[1:], style[1:], 0.3))
+    features = net.encoder(figures)
+    torch.testing.assert_close(net(figures, style), net.decoder(adain(features, net.encoder(style))).clamp(0, 1))
+    assert not torch.allclose(net(figures, style), net(figures, style, 0.3))
+
+
+def test_restyled_images_keep_their_size_and_range_and_carry_no_gradient():
+    net = StyleTransfer(width=4)
+    nn.init.kaiming_normal_(net.decoder[-1].weight, a=0.01)
+    images = net(torch.rand(1, 3, 45, 61), torch.rand(1, 3, 32, 50))
+    assert images.shape == (1, 3, 45, 61) and images.min() == 0 and images.max() == 1 and not images.requires_grad
+
+
+def test_public_files_load_by_layer_and_deeper_layers_are_left_out(tmp_path):
+    theirs = StyleTransfer(width=4)
+    deeper = {"32.weight": torch.rand(7), "51.bias": torch.rand(3)}
+    torch.save(theirs.encoder.state_dict() | deeper, tmp_path / "vgg.pth")
+    torch.save(theirs.decoder.state_dict(), tmp_path / "decoder.pth")
+    ours = StyleTransfer(tmp_path / "vgg.pth", tmp_path / "decoder.pth", width=4)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+    assert not any(parameter.requires_grad for parameter in ours.encoder.parameters())
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda state: state.pop("12.bias"), r"tensor 12.bias is nothing, expected float \[8\]"),
+    (lambda state: state.update({"3.weight": torch.rand(2)}), r"tensor 3.weight is float \[2\], expected nothing"),
+    (lambda state: state.update({"2.weight": torch.rand(4, 3, 5, 5)}), r"tensor 2.weight is float \[4, 3, 5, 5\]"),
+    (lambda state: state.update({"conv1.weight": torch.rand(2)}), "expected VGG-19, its layers numbered .*'conv1'"),
+    (lambda state: state.update({"features.0.weight": torch.rand(2)}), "expected VGG-19, .* no 'features.0.bias'"),
+], ids=["missing", "left over", "another shape", "another network", "half of torchvision's"])
+def test_an_encoder_that_does_not_fit_is_refused_in_one_line(tmp_path, change, message):
+    state = StyleTransfer(width=4).encoder.state_dict()
+    change(state)
+    torch.save(state, tmp_path / "vgg.pth")
+    with pytest.raises(WeightsError, match=f"vgg.pth: .*{message}") as error:
+        StyleTransfer(tmp_path / "vgg.pth", width=4)
+    assert "\n" not in str(error.value)
+
+
+def test_a_decoder_that_does_not_fit_is_refused(tmp_path):
+    torch.save(StyleTransfer(width=8).decoder.state_dict(), tmp_path / "decoder.pth")
+    with pytest.raises(WeightsError, match=r"decoder.pth: another architecture: tensor 1.bias is float \[32\]"):
+        StyleTransfer(decoder=tmp_path / "decoder.pth", width=4)
+
+
+def test_the_public_adain_pair_restyles_photographs(figures, real):
+    if not all((cache_folder() / "weights" / f"adain-{part}.pth").exists() for part in ("encoder", "decoder")):
+        pytest.skip("the public AdaIN pair is not in the cache folder")
+    net = StyleTransfer("adain-encoder", "adain-decoder")
+    photo = to_tensor(Image.open(real / "lsp" / "images" / "im0020.jpg").convert("RGB").resize((128, 128)))[None]
+    cartoon = figures[1:]
+    # It was scaled so that each layer's mean activation on photographs is 1, which wrong inputs would not give.
+    assert all(0.7 < level.mean() < 1.4 for level in net.levels(photo))
+    undone = net(photo, cartoon, 0.0)
+    assert torch.corrcoef(torch.stack([undone.flatten(), photo.flatten()]))[0, 1] > 0.7
+
+    def palette(images):
+        return torch.cat([images.mean((0, 2, 3)), images.std((0, 2, 3))])
+
+    restyled = net(photo, cartoon)
+    assert (palette(restyled) - palette(cartoon)).norm() < 0.5 * (palette(photo) - palette(cartoon)).norm()
+
+
+# ------------------------------------------------------------------------------------- feature level: discriminator
+
+def test_gradients_are_reversed_and_scaled_on_the_way_back_alone():
+    x = torch.randn(4, requires_grad=True)
+    y = reverse_gradient(x, 0.3)
+    assert torch.equal(x, y)
+    (y ** 3).sum().backward()
+    torch.testing.assert_close(x.grad, -0.3 * 3 * x.detach() ** 2)
+    assert torch.equal(reverse_gradient(x.detach()), x)  # nothing to reverse: for evaluation
+
+
+def test_the_discriminator_is_four_convolutions_that_keep_the_features_size():
+    network, features = DomainDiscriminator(32), torch.randn(2, 32, 9, 7)
+    x = features
+    for n, width in zip((0, 2, 4, 6), (32, 16, 16, 1)):
+        assert network[n].weight.shape == (width, x.shape[1], 3, 3)
+        x = F.conv2d(x, network[n].weight, network[n].bias, padding=1)
+        x = torch.where(x > 0, x, 0.2 * x) if n < 6 else x
+    assert x.shape == (2, 1, 9, 7)
+    torch.testing.assert_close(network(features), x)
+
+
+def test_the_adversarial_loss_is_cross_entropy_with_source_0_and_target_1():
+    source, target = 3 * torch.randn(2, 1, 4, 4), 3 * torch.randn(3, 1, 4, 4)
+    expected = (F.binary_cross_entropy(source.sigmoid(), torch.zeros_like(source))
+                + F.binary_cross_entropy(target.sigmoid(), torch.ones_like(target)))
+    torch.testing.assert_close(adversarial_loss(source, target), expected)
+    assert torch.isfinite(adversarial_loss(torch.tensor([1e4]), torch.tensor([-1e4])))
+
+
+def test_a_step_makes_the_discriminator_better_and_the_features_harder_to_tell_apart():
+    network, features = DomainDiscriminator(8), torch.randn(4, 8, 6, 6, requires_grad=True)
+
+    def loss(features):
+        logits = network(reverse_gradient(features))
+        return adversarial_loss(logits[:2], logits[2:])
+
+    start = loss(features)
+    start.backward()
+    with torch.no_grad():
+        assert loss(features - 1e-1 * features.grad) > start  # gradient descent on the features
+        for parameter in network.parameters():
+            parameter -= 1e-2 * parameter.grad
+        assert loss(features) < start
+
+
+# --------------------------------------------------------------------------------- pose level: information maximization
+
+def test_information_maximization_is_the_entropies_of_scipy():
+    stats, softmax = pytest.importorskip("scipy.stats"), pytest.importorskip("scipy.special").softmax
+    heatmaps = 5 * np.random.default_rng(0).standard_normal((B, K, H, W))
+    rows = [stats.entropy(softmax(heatmaps[b, k].mean(1))) for b in range(B) for k in range(K)]
+    columns = [stats.entropy(softmax(heatmaps[b, k].mean(0))) for b in range(B) for k in range(K)]
+    together = [stats.entropy(softmax(heatmaps[:, k].mean(0).ravel())) for k in range(K)]
+    expected = (np.mean(rows) + np.mean(columns) - np.mean(together)) / (H * W)
+    assert information_maximization_loss(torch.tensor(heatmaps)).item() == pytest.approx(expected)
+
+
+def test_information_maximization_wants_sure_heatmaps_that_differ_from_image_to_image():
+    def peaks_at(*places):
+        heatmaps = torch.zeros(len(places), 1, 16, 16)
+        for heatmap, (y, x) in zip(heatmaps, places):
+            heatmap[0, y, x] = 100
+        return heatmaps
+
+    different, same = peaks_at((2, 3), (8, 12), (13, 5)), peaks_at(*[(2, 3)] * 3)
+    losses = [information_maximization_loss(x).item() for x in (different, same, 0.1 * different)]
+    assert losses[0] == min(losses) and len(set(losses)) == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- views
+
+def test_a_pixel_goes_where_the_matrix_sends_it():
+    x = torch.zeros(2, 1, 9, 9)
+    x[:, 0, 2, 3] = 1  # at x 3, y 2
+    shift = [[1.0, 0, 2], [0, 1, 4]]  # to x 5, y 6
+    turn = [[0.0, -1, 8], [1, 0, 0]]  # to x 6, y 3
+    moved = warp(x, torch.tensor([shift, turn]))
+    assert [peaks(moved)[0][b, 0].tolist() for b in range(2)] == [[5, 6], [6, 3]]
+    torch.testing.assert_close(moved.sum((1, 2, 3)), torch.ones(2))
+
+
+def test_warping_is_that_of_data_py(figures):
+    matrices = random_affine(2, (96, 96))
+    warped = (255 * warp(figures, matrices)).permute(0, 2, 3, 1).numpy()
+    for image, matrix, found in zip(figures, matrices, warped):
+        picture = Image.fromarray((255 * image).byte().permute(1, 2, 0).numpy())
+        expected = warp_image(picture, matrix.double().numpy(), (96, 96)).astype(float)
+        difference = np.abs(found - expected)
+        covered = warp_image(Image.new("RGB", (96, 96), "white"), matrix.double().numpy(), (96, 96)).min(2) == 255
+        covered = torch.from_numpy(covered)[None].float()
+        core = (F.avg_pool2d(covered, 5, 1, 2) == 1)[0].numpy()  # not the border, where Pillow repeats pixels
+        assert core.mean() > 0.2 and difference[core].max() < 3
+
+
+def test_warping_there_and_back_changes_nothing_that_stayed_inside():
+    y, x = torch.meshgrid(torch.linspace(0, 3, 64), torch.linspace(0, 3, 48), indexing="ij")
+    smooth = torch.stack([(x + y).sin(), (x * y / 3).cos()])[None].expand(5, -1, -1, -1)
+    matrices = random_affine(5, (64, 48), scale=(0.6, 0.7), shear=10)
+    back = warp(warp(smooth, matrices), invert_affine(matrices))
+    assert (back - smooth)[:, :, 10:-10, 10:-10].abs().max() < 0.01
+    product = torch.cat([matrices, torch.tensor([[[0.0, 0, 1]]]).expand(5, 1, 3)], dim=1)
+    torch.testing.assert_close(invert_affine(matrices), product.inverse()[:, :2], rtol=1e-4, atol=1e-3)
+
+
+def test_random_maps_stay_within_the_limits_and_are_those_of_torchvision(figures):
+    matrices = random_affine(500, (96, 96))
+    assert matrices.shape == (500, 2, 3)
+    scale = matrices[:, :, 0].norm(dim=1)
+    angle = torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])
+    slant = ((angle.cos() * matrices[:, 0, 1] + angle.sin() * matrices[:, 1, 1]) / scale).atan()
+    shift = transform_points(torch.full((1, 2), 47.5), matrices)[:, 0] - 47.5
+    for values, low, high in [(scale, 0.6, 1.3), (angle.rad2deg(), -60, 60), (slant.rad2deg(), -30, 30),
+                              (shift, -4.8, 4.8)]:
+        margin = 0.05 * (high - low)
+        assert low - 1e-3 <= values.min() < low + margin and high - margin < values.max() <= high + 1e-3
+    for matrix, s, a, t, d in zip(matrices[:4], scale, angle.rad2deg(), slant.rad2deg(), shift):
+        expected = affine(figures, a.item(), d.tolist(), s.item(), [-t.item(), 0.0], InterpolationMode.BILINEAR)
+        difference = (warp(figures, matrix.expand(2, 2, 3)) - expected).abs()
+        assert difference.mean() < 5e-3 and difference[:, :, 40:56, 40:56].max() < 0.02
+
+
+def test_heatmaps_return_from_a_view_by_the_same_map_in_their_own_pixels():
+    size, small = (64, 48), (32, 24)
+    points = torch.tensor([[[20.0, 40.0], [30.0, 25.0]]] * 4)
+    views = random_affine(4, size, scale=(0.8, 1.0))
+    matrices = resize_affine(views, size, small)
+    factor = torch.tensor([23 / 47, 31 / 63])
+    torch.testing.assert_close(transform_points(points * factor, matrices), transform_points(points, views) * factor)
+    seen = encode_heatmaps(transform_points(points, views), torch.ones(4, 2), size, small, sigma=1.5)[0]
+    found, height = peaks(warp(seen, invert_affine(matrices)))
+    assert (found - points * factor).abs().max() < 1 and height.min() > 0.8
+
+
+def test_color_jitter_is_that_of_data_py(figures, monkeypatch):
+    factors = torch.rand(3, 2)
+    monkeypatch.setattr(torch, "rand", lambda *shape: factors.view(shape))
+    found = jitter_color(figures, 0.25)
+
+    class Fixed:
+        def __init__(self, n):
+            self.n = n
+
+        def uniform(self, low, high, size):
+            return (2 * factors[:, self.n] - 1).double().numpy()
+
+    for n, image in enumerate(figures):
+        bytes_ = (255 * image).round().permute(1, 2, 0).numpy().astype(np.uint8)
+        expected = data.jitter_color(bytes_, 0.25, Fixed(n))
+        assert np.abs(255 * found[n].permute(1, 2, 0).numpy() - expected).max() < 1.5
+
+
+# ------------------------------------------------------------------------------------------------------- the teacher
+
+def test_pseudo_labels_are_gaussians_at_the_peaks(heatmaps):
+    labels = rectify(heatmaps, sigma=1.5)
+    points, confidence = peaks(heatmaps)
+    for b in range(B):
+        for k in range(K):
+            y, x = np.unravel_index(heatmaps[b, k].numpy().argmax(), (H, W))
+            assert points[b, k].tolist() == [x, y] and confidence[b, k] == heatmaps[b, k, y, x]
+            for row in range(H):
+                for column in range(W):
+                    near = max(abs(row - y), abs(column - x)) <= 4.5
+                    expected = near * math.exp(-((row - y) ** 2 + (column - x) ** 2) / (2 * 1.5 ** 2))
+                    assert labels[b, k, row, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_mask_keeps_what_is_strictly_above_the_batchs_median(heatmaps):
+    confidence = heatmaps.amax((2, 3))
+    assert torch.equal(confidence_mask(heatmaps), confidence > np.median(confidence))
+    assert confidence_mask(heatmaps).sum() == B * K / 2
+    assert confidence_mask(heatmaps, 0.75).sum() == B * K / 4
+    assert not confidence_mask(torch.ones(2, 3, 4, 4)).any()  # none is above the others
+
+
+def test_the_consistency_loss_ignores_masked_keypoints(heatmaps):
+    teacher, mask = torch.rand_like(heatmaps), torch.rand(B, K) < 0.5
+    total = sum(((mask[b, k] * (heatmaps[b, k] - teacher[b, k])) ** 2).mean() / K for b in range(B) for k in range(K))
+    torch.testing.assert_close(consistency_loss(heatmaps, teacher, mask), total / B)
+    assert consistency_loss(heatmaps, teacher, torch.zeros(B, K, dtype=torch.bool)) == 0
+
+
+def spikes(points, heights, size):
+    """Heatmaps that are 0 but for a height (B, K) at a point (B, K, 2), x before y."""
+    heatmaps = torch.zeros(*heights.shape, *size)
+    for b in range(heights.shape[0]):
+        for k in range(heights.shape[1]):
+            x, y = points[b][k]
+            heatmaps[b, k, y, x] = heights[b, k]
+    return heatmaps
+
+
+def test_occlusion_covers_one_confident_keypoint_with_a_patch_from_elsewhere_in_the_image():
+    count, size = 40, (96, 72)
+    images = torch.rand(count, 3, *size)  # no two pixels are alike
+    points = torch.stack([torch.randint(0, 18, (count, 4)), torch.randint(0, 24, (count, 4))], dim=2)
+    heights = torch.tensor([[0.95, 0.3, 0.9, 0.89]]).expand(count, -1)
+    matrix = random_affine(count, size, rotation=20)
+    covered = occlude(images, spikes(points, heights, (24, 18)), matrix, probability=1.0)
+    in_view = transform_points(points * torch.tensor([71 / 17, 95 / 23]), matrix).round()
+    chosen, steps = set(), set()
+    for image, before, places in zip(covered, images, in_view):
+        places = {k: (int(x), int(y)) for k, (x, y) in enumerate(places.tolist()) if 0 <= x < 72 and 0 <= y < 96}
+        changed = (image != before).any(0)
+        if not places.keys() & {0, 2}:
+            assert not changed.any()
+            continue
+        rows, columns = changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
+        top, left = rows[0].item(), columns[0].item()
+        assert changed.sum() == 400 and changed[top:top + 20, left:left + 20].all()  # one patch and nothing else
+        hidden = {k for k, (x, y) in places.items() if left <= x < left + 20 and top <= y < top + 20}
+        assert hidden & {0, 2}
+        chosen |= hidden
+        source = (before == image[:, top, left, None, None]).all(0).nonzero()[0].tolist()
+        patch = before[:, source[0]:source[0] + 20, source[1]:source[1] + 20]
+        assert torch.equal(image[:, top:top + 20, left:left + 20], patch)
+        steps |= {source[0] - top, source[1] - left}
+    assert {0, 2} <= chosen
+    assert min(map(abs, steps)) >= 20 and len(steps) > 25  # the two do not overlap, and it is another place each time
+
+
+def test_the_hidden_keypoint_is_in_the_middle_of_its_patch_unless_the_border_is_near():
+    images, identity = torch.rand(3, 3, 64, 64), torch.eye(2, 3).expand(3, 2, 3)
+    heatmaps = spikes([[(30, 40)], [(1, 2)], [(63, 63)]], torch.ones(3, 1), (64, 64))
+    changed = (occlude(images, heatmaps, identity, probability=1.0) != images).any(1)
+    corners = [row.nonzero()[0].tolist() for row in changed]
+    assert corners == [[30, 20], [0, 0], [44, 44]]
+
+
+def test_occlusion_happens_with_its_probability_to_any_confident_keypoint():
+    count = 400
+    images, identity = torch.rand(count, 3, 16, 16), torch.eye(2, 3).expand(count, 2, 3)
+    heatmaps = spikes([[(2, 2), (12, 12), (2, 12)]] * count, torch.tensor([[1.0, 1.0, 0.5]] * count), (16, 16))
+    changed = (occlude(images, heatmaps, identity, size=4) != images).any(1)
+    assert changed.any(2).any(1).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    hits = [changed[:, y, x].sum().item() for x, y in [(2, 2), (12, 12), (2, 12)]]
+    assert min(hits[:2]) > 70 and hits[2] == 0
+    assert torch.equal(occlude(images, heatmaps, identity, threshold=1.1, size=4), images)
+    with pytest.raises(ValueError, match="at least 59 pixels each way to take a patch of 20×20 .*, found 16×16"):
+        occlude(images, heatmaps, identity)
+
+
+def test_the_teachers_parameters_are_the_students_running_average():
+    student = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    teacher = make_teacher(student)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    for tensor in student.state_dict().values():
+        tensor.add_(1)
+    ema_update(teacher, student, 0.9)
+    for name, parameter in teacher.named_parameters():
+        torch.testing.assert_close(parameter, 0.9 * before[name] + 0.1 * student.get_parameter(name))
+    for name, buffer in teacher.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    with pytest.raises(ValueError):
+        ema_update(teacher, nn.Sequential(nn.Conv2d(2, 3, 1)), 0.9)
+
+
+@torch.no_grad()
+def test_the_teacher_gathers_the_statistics_of_what_it_sees_itself():
+    student = nn.Sequential(nn.BatchNorm2d(1, momentum=1.0))
+    teacher = make_teacher(student)
+    student(torch.randn(2, 1, 8, 8) + 100)  # source images
+    target = 3 * torch.randn(64, 1, 8, 8) + 5
+    out = teacher(target)
+    torch.testing.assert_close(torch.stack([out.mean(), out.std()]), torch.tensor([0.0, 1.0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(teacher[0].running_mean, target.mean()[None])
+    torch.testing.assert_close(teacher[0].running_var, target.var()[None])
+
+
+@torch.no_grad()
+def test_the_teachers_labels_are_not_noisy_though_the_students_drop_path_is():
+    student = PoseNet(ViTPose(SIMPLE, 5)).train()
+    nn.init.normal_(student.pose.head.predictor.weight)
+    teacher, images = make_teacher(student), torch.randn(2, 3, 64, 64)
+    assert torch.equal(teacher(images)[0], teacher(images)[0])
+    assert any(not torch.equal(student(images)[0], student(images)[0]) for _ in range(10))
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ all of it together
+
+@pytest.mark.parametrize("function", [
+    lambda x: rectify(x, 1.5), confidence_mask, lambda x: adain(x, x.flip(2) ** 2), lambda x: peaks(x)[0],
+    lambda x: warp(x, resize_affine(x.mean((1, 2, 3)).view(-1, 1, 1) * torch.eye(2, 3), (24, 20), (H, W)))])
+def test_what_becomes_of_an_image_does_not_depend_on_its_place_in_the_batch(function, heatmaps):
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(function(heatmaps[order]), function(heatmaps)[order])
+
+
+def test_every_level_of_an_adaptation_step_teaches_the_student_and_none_the_teacher():
+    """The step of the paper, as a training loop would write it, for 64×64 images and 16×16 heatmaps."""
+    size, small = (64, 64), (16, 16)
+    student = PoseNet(ViTPose(VIT, K)).train()
+    nn.init.normal_(student.pose.head.predictor.weight, std=0.1)
+    discriminator, teacher = DomainDiscriminator(16), make_teacher(student)
+    source, target, labels = torch.rand(4, 3, *size), torch.rand(4, 3, *size), torch.rand(4, K, *small)
+    style = StyleTransfer(width=4, depth=2)
+    source = style(source, target, torch.rand(4))
+    teacher_view, student_view = random_affine(4, size), random_affine(4, size)
+
+    def back(heatmaps, view):
+        return warp(heatmaps, invert_affine(resize_affine(view, size, small)))
+
+    with torch.no_grad():
+        found = back(teacher.pose(warp(jitter_color(target), teacher_view)), teacher_view)
+    views = occlude(warp(jitter_color(target), student_view), found, student_view, threshold=0.0, size=8)
+    source_heatmaps, source_features = student(source)
+    target_heatmaps, target_features = student(views)
+    target_heatmaps = back(target_heatmaps, student_view)
+    losses = {
+        "sup": supervised_loss(source_heatmaps, labels, torch.ones(4, K)),
+        "con": consistency_loss(target_heatmaps, rectify(found, VIT.sigma), confidence_mask(found)),
+        "adv": adversarial_loss(*(discriminator(reverse_gradient(x)) for x in (source_features, target_features))),
+        "im": information_maximization_loss(target_heatmaps)}
+    embedding = student.pose.backbone.patch_embed.weight
+    for name, loss in losses.items():
+        gradient, = torch.autograd.grad(loss, embedding, retain_graph=True)
+        assert torch.isfinite(loss) and gradient.abs().max() > 0, name
+    before = copy.deepcopy(teacher.state_dict())
+    sum(losses.values()).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    with torch.no_grad():
+        embedding += 1
+    ema_update(teacher, student, 0.9)
+    moved = teacher.pose.backbone.patch_embed.weight - before["pose.backbone.patch_embed.weight"]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-3, atol=1e-5)
