@@ -11,18 +11,19 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from array import array
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 
 class DataError(ValueError):
@@ -39,12 +40,13 @@ class Skeleton:
     sigmas: np.ndarray  # (K,) OKS: the spread of human annotators, relative to the person's size
     upper: tuple[int, ...]  # the half-body augmentation keeps either these or the rest
     groups: dict  # group name -> keypoints that a PCK table averages
-    flip: np.ndarray = field(init=False)  # (K,) the keypoint's counterpart in a mirrored image
 
-    def __post_init__(self):
+    @cached_property
+    def flip(self):
+        """(K,) each keypoint's counterpart in a mirrored image."""
         swap = {"left": "right", "right": "left"}
         mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in self.names]
-        object.__setattr__(self, "flip", np.array([self.names.index(name) for name in mirrored]))
+        return np.array([self.names.index(name) for name in mirrored])
 
 
 COCO17 = Skeleton(
@@ -76,6 +78,7 @@ class PoseDataset:
     boxes: np.ndarray  # (N, 4) left, top, width, height
     areas: np.ndarray  # (N,) pixels
     crowd: np.ndarray  # (N,) bool: a box around a group
+    upright: bool = False  # images are turned as their EXIF orientation says
 
     @property
     def labelled(self):
@@ -206,9 +209,11 @@ def read_coco(name, path, folders, skeleton=COCO17, folder_is_domain=False):
                 boxes.extend(record["bbox"])
                 areas.append(record.get("area", record["bbox"][2] * record["bbox"][3]))
                 crowd.append(record.get("iscrowd", 0))
-        except (KeyError, TypeError, AttributeError) as error:
+        except DataError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             label = record.get("id", "?") if isinstance(record, dict) else record
-            raise DataError(f"{path}: {section[:-1]} {label}: wrong or missing field {error}") from None
+            raise DataError(f"{path}: {section[:-1]} {label}: wrong or missing field: {error}") from None
     if not ids or not image_ids:
         raise DataError(f"{path}: not COCO keypoints: it has no 'images' or no 'annotations'")
     dataset = PoseDataset(
@@ -223,8 +228,9 @@ def read_coco(name, path, folders, skeleton=COCO17, folder_is_domain=False):
 
 def domain_of(image):
     """Human-Art names an image's domain in `category`, or else by its folder; an image in COCO's has neither."""
-    folder = PurePosixPath(image["file_name"]).parent.name
-    return (image.get("category") or (folder if not folder.endswith("2017") else "") or "photo").replace("_", " ")
+    folder = PurePosixPath(str(image["file_name"])).parent.name
+    domain = image.get("category") or (folder if not folder.endswith("2017") else "") or "photo"
+    return str(domain).replace("_", " ")
 
 
 def match_ids(path, image_ids, ids, owners):
@@ -241,19 +247,22 @@ def match_ids(path, image_ids, ids, owners):
 
 
 def locate_images(path, file_names, folders):
-    """Full paths. Leading folders of a name that do not exist here (Human-Art's `HumanArt/images/`) are stripped."""
-    files, folder, start = [], folders[0], 0
-    for name in file_names:
-        parts = PurePosixPath(name).parts
-        if ".." in parts or name.startswith("/"):
+    """Full paths. Leading folders that do not exist here (Human-Art's `HumanArt/images/`) are stripped from all names."""
+    parts = [PureWindowsPath(name).parts for name in file_names]  # knows both separators
+    for name, pieces in zip(file_names, parts):
+        if ".." in pieces or PureWindowsPath(name).anchor:
             raise DataError(f"{path}: image file name {name!r} leads outside the data set's folder")
-        file = os.path.join(folder, *parts[start:])
-        if not os.path.isfile(file):
-            places = ((folder, start) for start in range(len(parts)) for folder in folders)
-            folder, start = next((p for p in places if os.path.isfile(os.path.join(p[0], *parts[p[1]:]))), (None, 0))
-            if folder is None:
-                raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(map(str, folders))}")
-            file = os.path.join(folder, *parts[start:])
+    start = next((start for start in range(len(parts[0]))
+                  if any(os.path.isfile(os.path.join(folder, *parts[0][start:])) for folder in folders)), 0)
+    files, likely = [], folders[0]
+    for name, pieces in zip(file_names, parts):
+        for folder in (likely, *folders):
+            file = os.path.join(folder, *pieces[start:])
+            if os.path.isfile(file):
+                break
+        else:
+            raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(map(str, folders))}")
+        likely = folder
         files.append(file)
     return files
 
@@ -263,8 +272,9 @@ def check_people(path, dataset):
     used = np.zeros(len(dataset.ids), bool)
     used[dataset.labelled] = True
     boxes = dataset.boxes
+    finite = np.isfinite(dataset.keypoints).all((1, 2)) & np.isfinite(boxes).all(1) & np.isfinite(dataset.areas)
     problems = {
-        "has a coordinate that is not finite": ~np.isfinite(dataset.keypoints).all((1, 2)) | ~np.isfinite(boxes).all(1),
+        "has a number that is not finite": ~finite,
         "has a box of zero or negative size": used & ~(boxes[:, 2:] > 0).all(1)}
     for problem, wrong in problems.items():
         if wrong.any():
@@ -281,10 +291,11 @@ HELD_OUT = 5  # where one file is all there is, every fifth image is for validat
 
 
 def load_dataset(spec, split, cache=None):
-    """Opens "name:root" for split "train", "val" or "all" (both). Raises DataError for what cannot be read.
+    """Opens "name:root" for split "train", "val" or "all". Raises DataError for what cannot be read.
 
     name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`.
-    root: the data set's folder, or one file in COCO's format: where only one file is there, every fifth image is "val".
+    root: the data set's folder, or one file in COCO's format. Where only one file is there, every fifth image is "val",
+        the others are "train", and "all" is the whole file.
     """
     name, _, root = spec.partition(":")
     if name not in ANNOTATION_FILES:
@@ -315,19 +326,23 @@ def annotation_file(root, names, split):
         return root, False
     folders = (root, root / "annotations")
     official = {s: folder / name for s, name in names.items() for folder in folders if (folder / name).is_file()}
-    if len(official) == len(names) and split in official:
+    if split in official and (len(official) == len(names) or split == "val"):
         return official[split], True
+    if list(official) == ["val"]:
+        raise DataError(f"{root}: expected {names['train']} to train on, found {names['val']} alone")
     found = [path for folder in folders for path in sorted(folder.glob("*.json")) if begins_with_object(path)]
-    if len(found) != 1:
-        raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single JSON file; found {len(found)}")
+    if len(found) != 1 or split == "all" and official and found != list(official.values()):
+        raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single JSON file, which 'all' needs; "
+                        f"found {len(found)}")
     return found[0], False
 
 
 # ------------------------------------------------------------------------------------------------- images and crops
 
-def open_image(file, shrink=1.0):
+def open_image(file, shrink=1.0, upright=False):
     """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times.
 
+    upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations ignore it.
     JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
     """
     try:
@@ -337,14 +352,23 @@ def open_image(file, shrink=1.0):
             if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
                 pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
                 return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
-            return image.convert("RGB"), round(full_width / image.width)
+            smaller = round(full_width / image.width)
+            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB"), smaller
     except FileNotFoundError:
         raise DataError(f"{file}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: not a readable image: {error}") from None
 
 
-def crop_matrix(box, size, padding=1.25, scale=1.0, rotation=0.0, shift=(0.0, 0.0)):
+PADDING = 1.25  # of a box, so that nothing near it is cut off
+
+
+def crop_width(boxes, size, padding=PADDING):
+    """Width (...) in image pixels of the crops of shape `size` (height, width) around boxes (..., 4)."""
+    return padding * np.maximum(boxes[..., 2], boxes[..., 3] * size[1] / size[0])
+
+
+def crop_matrix(box, size, padding=PADDING, scale=1.0, rotation=0.0, shift=(0.0, 0.0)):
     """(2, 3) matrix from the pixels of an image to those of a crop of `size` (height, width) around `box` (x, y, w, h).
 
     The box grows to the crop's aspect ratio, then by `padding` and `scale`; it turns by `rotation` degrees and moves by
@@ -353,7 +377,7 @@ def crop_matrix(box, size, padding=1.25, scale=1.0, rotation=0.0, shift=(0.0, 0.
     """
     x, y, w, h = box
     height, width = size
-    side = max(w, h * width / height) * padding * scale  # the box's width in image pixels, aspect ratio corrected
+    side = crop_width(np.asarray(box), size, padding) * scale
     center = np.array([x + w / 2 + shift[0] * side, y + h / 2 + shift[1] * side * height / width])
     angle = math.radians(rotation)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -498,7 +522,7 @@ class Crops(torch.utils.data.Dataset):
     def __getitem__(self, key):
         row, seed = key
         rng, aug, data = np.random.default_rng(seed), self.augmentation, self.dataset
-        keypoints, box, padding = data.keypoints[row].astype(np.float64), data.boxes[row], 1.25
+        keypoints, box, padding = data.keypoints[row].astype(np.float64), data.boxes[row], PADDING
         if rng.random() < aug.half_body:
             half = half_body_box(keypoints, data.skeleton, rng)
             box, padding = (box, padding) if half is None else (half, 1.0)
@@ -510,7 +534,7 @@ class Crops(torch.utils.data.Dataset):
             matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]
             keypoints = keypoints[data.skeleton.flip]
         shrink = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))  # image pixels per pixel of the crop
-        image, shrink = open_image(data.files[data.image_index[row]], shrink)
+        image, shrink = open_image(data.files[data.image_index[row]], shrink, data.upright)
         image = warp_image(image, matrix, self.size, shrink)
         if aug.color:
             image = jitter_color(image, aug.color, rng)
@@ -1002,7 +1026,7 @@ def draw_figures(cache, counts=FIGURE_COUNTS, seed=0):
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    print(f"drawing the built-in figures into {folder}")
+    print(f"drawing the built-in figures into {folder}", file=sys.stderr)
     draft = Path(tempfile.mkdtemp(prefix=f"{FIGURES}.", dir=folder.parent))
     try:
         (draft / "annotations").mkdir()
@@ -1014,7 +1038,7 @@ def draw_figures(cache, counts=FIGURE_COUNTS, seed=0):
                     for n in range(natural if style in NATURAL_DOMAINS else artificial)]
             with ProcessPoolExecutor() as pool:
                 records = list(pool.map(write_figure, jobs, chunksize=50))
-            save_figure_annotations(draft / "annotations" / ANNOTATION_FILES["figures"][split], records)
+            save_annotations(draft / "annotations" / ANNOTATION_FILES["figures"][split], records)
         draft.rename(folder)
     except OSError:
         if not folder.exists():  # else another program was faster
@@ -1025,24 +1049,23 @@ def draw_figures(cache, counts=FIGURE_COUNTS, seed=0):
 
 
 def write_figure(job):
+    """Draws and saves one figure; returns its image and its annotation in Human-Art's format, COCO's with a domain."""
     folder, style, split, number, seed = job
     figure = draw_figure(style, np.random.default_rng(seed))
     file_name = f"images/{style.replace(' ', '_')}/{split}_{number:05d}.jpg"
     Image.fromarray(figure.image).save(folder / file_name, quality=92)
-    return style, file_name, figure
+    height, width = figure.image.shape[:2]
+    image = {"file_name": file_name, "width": width, "height": height, "category": style,
+             "description": f"a {style} of a person"}
+    person = {"category_id": 1, "iscrowd": 0, "keypoints": np.round(figure.keypoints, 2).ravel().tolist(),
+              "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()),
+              "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area)}
+    return image, person
 
 
-def save_figure_annotations(path, records):
-    """Human-Art's own format: COCO's, with the domain and a description beside every image."""
-    images, annotations = [], []
-    for number, (style, file_name, figure) in enumerate(records, start=1):
-        height, width = figure.image.shape[:2]
-        images.append({"id": number, "file_name": file_name, "width": width, "height": height, "category": style,
-                       "description": f"a {style} of a person"})
-        annotations.append({"id": number, "image_id": number, "category_id": 1, "iscrowd": 0,
-                            "keypoints": np.round(figure.keypoints, 2).ravel().tolist(),
-                            "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()),
-                            "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area)})
+def save_annotations(path, records):
+    images = [image | {"id": number} for number, (image, _) in enumerate(records, start=1)]
+    people = [person | {"id": number, "image_id": number} for number, (_, person) in enumerate(records, start=1)]
     category = {"id": 1, "name": "person", "keypoints": COCO17.names,
                 "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges]}
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [category]}))
+    path.write_text(json.dumps({"images": images, "annotations": people, "categories": [category]}))
