@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from data import (COCO17, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, decode_heatmaps,
-                  domain_of, invert_matrix, load_dataset, normalize, open_image, read_records, transform_points,
+from data import (COCO17, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, crop_width,
+                  decode_heatmaps, domain_of, invert_matrix, load_dataset, normalize, open_image, read_records, transform_points,
                   warp_image)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
@@ -464,6 +464,9 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     flip: averages the heatmaps with those of the mirrored image. A result's score is the mean of its keypoints' scores
     above 0.2.
     """
+    joints = len(dataset.skeleton.names)
+    if getattr(model, "num_keypoints", joints) != joints:
+        raise DataError(f"{dataset.name}: {joints} keypoints, but the model predicts {model.num_keypoints}")
     device, size = next(model.parameters()).device, model.config.image_size
     mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)
     keys = [(int(row), 0) for row in (dataset.labelled if people is None else people)]
@@ -490,9 +493,9 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
 def pck_of_results(dataset, results, size, chosen=slice(None), groups=None):
     """PCK@0.05 of the crop's height (`evaluate_pck`) of what `predict` gave, for some rows of `dataset.labelled`."""
     people = dataset.labelled[chosen]
-    predicted = np.array([result["keypoints"] for result in results])[chosen].reshape(len(people), len(dataset.skeleton.names), 3)
-    truth, (width, height) = dataset.keypoints[people], dataset.boxes[people, 2:].T
-    crop_heights = 1.25 * np.maximum(height, width * size[0] / size[1])
+    poses = np.array([result["keypoints"] for result in results])[chosen]
+    predicted, truth = poses.reshape(len(people), len(dataset.skeleton.names), 3), dataset.keypoints[people]
+    crop_heights = crop_width(dataset.boxes[people], size) * size[0] / size[1]
     return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights, groups=groups)
 
 
@@ -500,7 +503,8 @@ def domain_table(dataset, results, size):
     """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave: COCO's AP and PCK@0.05 of the crop's height."""
     domains = dataset.domains[dataset.image_index[dataset.labelled]]
     return {domain: {"AP": numbers["AP"], "PCK": pck_of_results(dataset, results, size, domains == domain)["mean"]}
-            for domain, numbers in evaluate_domains(dataset.to_coco(), results, dataset.skeleton.sigmas).items()}
+            for domain, numbers in evaluate_domains(dataset.to_coco(), results, dataset.skeleton.sigmas).items()
+            if (domains == domain).any()}
 
 
 # ------------------------------------------------------------------------------------------ other people, own pictures
@@ -514,7 +518,7 @@ def with_boxes(dataset, image_index, boxes):
 
 
 def read_boxes(path, rows):
-    """A detector's COCO results -> rows of images (N,), boxes (N, 4), scores (N,).
+    """A detector's COCO results for people -> rows of images (N,), boxes (N, 4), scores (N,).
 
     A result is {"image_id", "bbox", "score", "category_id"}. rows: image_id -> row of the
     image. People's own pictures go by their file's name, with or without its ending.
@@ -527,11 +531,14 @@ def read_boxes(path, rows):
         except (AttributeError, KeyError, TypeError, ValueError):
             usable = False
         if not usable:
-            raise DataError(f"{path}: box {number}: expected the 'image_id' of an image, a 'bbox' [x, y, w, h] of some "
-                            f"size and a 'score', found {record!r:.120}")
+            image_id = record.get("image_id") if isinstance(record, dict) else None
+            raise DataError(f"{path}: box {number}: expected the 'image_id' of one of the {len(rows)} images (or its file "
+                            f"name), a 'bbox' [x, y, w, h] of some size and a 'score'; found {image_id}: {record!r:.120}")
         if record.get("category_id", 1) == 1:  # a person
             found.append(box)
-    found = np.array(found).reshape(-1, 6)
+    if not found:
+        raise DataError(f"{path}: expected boxes of category 1, a person; found none")
+    found = np.array(found)  # (N, 6)
     return found[:, 0].astype(int), found[:, 1:5], found[:, 5]
 
 
@@ -542,7 +549,9 @@ def predict_in_boxes(model, dataset, texts, box_scores, workers):
         result["score"] *= float(score)
     poses = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
     scores = np.array([result["score"] for result in results])
-    stays = oks_nms(poses[:, :, :2], scores, dataset.areas, dataset.image_index, sigmas=dataset.skeleton.sigmas)
+    height, width = size = model.config.image_size
+    areas = crop_width(dataset.boxes, size) ** 2 * height / width
+    stays = oks_nms(poses[:, :, :2], scores, areas, dataset.image_index, sigmas=dataset.skeleton.sigmas)
     return [results[row] for row in stays]
 
 
@@ -554,14 +563,17 @@ def own_pictures(patterns):
     files = []
     for pattern in patterns:
         path = Path(pattern)
-        inside = sorted(str(file) for file in path.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        found = [pattern] if path.is_file() else inside or sorted(glob(pattern, recursive=True))
+        if path.is_dir():
+            found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            found = [pattern] if path.is_file() else sorted(glob(pattern, recursive=True))
         if not found:
             raise DataError(f"{pattern}: no such image, no folder with images, and no pattern that fits any")
         files += found
-    sizes = np.array([open_image(file)[0].size for file in files])
+    files = list(dict.fromkeys(files))
+    sizes = np.array([open_image(file, upright=True)[0].size for file in files])
     empty = PoseDataset("pictures", COCO17, files, np.arange(1, len(files) + 1), sizes, np.full(len(files), "picture"),
-                        *[None] * 6)
+                        *[None] * 6, upright=True)
     return with_boxes(empty, np.zeros(0, int), np.zeros((0, 4)))
 
 
@@ -587,7 +599,8 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     width = max(1.0, (high - low).max() / 50)
     corner = np.floor(low - 2 * width)
     size = np.ceil(high + 2 * width - corner).astype(int) + 1
-    fine = 4 if size.max() < 1000 else 2  # drawn that many times larger and reduced again: smooth lines
+    # Drawn larger and reduced again, for smooth lines; on a huge picture the lines are smooth enough, and memory is not.
+    fine = 4 if size.max() < 1000 else 2 if size.max() < 3000 else 1
     layer = Image.new("RGBA", tuple(fine * size))
     draw = ImageDraw.Draw(layer)
     xy = [tuple(point) for point in (keypoints[:, :2] - corner + 0.5) * fine]
@@ -696,12 +709,15 @@ def format_table(title, table):
 
 def evaluate_results(args):
     """The numbers of a results file."""
-    people, found, sigmas = load(args.annotations, args.results)
+    people, found, sigmas = load(args.annotations, args.results, args.sigmas)
     matches = match(people, found, sigmas)
     numbers, tables = summarize(matches), {}
     if args.details:
-        tables = {"domains": by_domain(people, matches), "keypoints": by_keypoint(people, found, sigmas),
-                  "errors": {"all": error_breakdown(people, found, sigmas)}}
+        known = len(sigmas) == len(COCO17.names)
+        names = COCO17.names if known else [f"keypoint {k}" for k in range(1, len(sigmas) + 1)]
+        tables = {"domains": by_domain(people, matches), "keypoints": by_keypoint(people, found, sigmas, names)}
+        if known:
+            tables["errors"] = {"all": error_breakdown(people, found, sigmas)}
     print_numbers(args, numbers, tables)
 
 
@@ -716,8 +732,13 @@ def load_texts(model, about, args, domains):
     """{domain: text features}, by --prompt or the model's own template; None without an adapter, or for `none`."""
     if not isinstance(model, VLPose) or args.prompt == "none":
         return None
-    clip_text = load_clip_text(args.text_weights or about["text_weights"]).to(args.device)
-    template = args.prompt or about["template"]
+    weights, template = args.text_weights or about.get("text_weights"), args.prompt or about.get("template")
+    if not weights or not template:
+        raise DataError(f"{args.checkpoint}: does not say how it reads text; --text-weights and --prompt do")
+    clip_text = load_clip_text(weights).to(args.device)
+    if clip_text.config.embed_dim != model.options["text_dim"]:
+        raise WeightsError(f"{weights}: expected text features of width {model.options['text_dim']}, which the adapter "
+                           f"was trained with, found {clip_text.config.embed_dim}")
     sentences = {domain: template.replace("{domain}", domain) for domain in np.unique(domains).tolist()}
     return encode_sentences(clip_text, sentences)
 
@@ -727,17 +748,16 @@ def evaluate_checkpoint(args):
     model, about = load_model(args.checkpoint)
     model.to(args.device)
     dataset = load_dataset(args.data, args.split, args.cache)
+    if not len(dataset.labelled):
+        raise DataError(f"{args.data}: expected labelled people in split {args.split!r}, found none")
     texts = load_texts(model, about, args, dataset.domains)
-    people, seen = dataset.labelled, dataset
+    boxed, people, box_scores = dataset, dataset.labelled, None
     if args.boxes:
         image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
-        rows, boxes, scores = read_boxes(args.boxes, image_rows)
-        seen, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
-        results = predict_in_boxes(model, seen, texts, scores, args.workers)
-    else:
-        results = predict(model, dataset, texts, workers=args.workers)
-    annotations = dataset.to_coco()
-    loaded = load(annotations, results, dataset.skeleton.sigmas)
+        rows, boxes, box_scores = read_boxes(args.boxes, image_rows)
+        boxed, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
+    results = predict_and_write(args, model, boxed, texts, people, box_scores)
+    loaded = load(dataset.to_coco(), results, dataset.skeleton.sigmas)
     matches = match(*loaded)
     tables = {"domains": by_domain(loaded[0], matches)}
     if args.details:
@@ -746,8 +766,6 @@ def evaluate_checkpoint(args):
         if not args.boxes:  # in detected boxes nobody knows whose pose it is
             groups = dataset.skeleton.groups
             tables["PCK@0.05"] = {"all": pck_of_results(dataset, results, model.config.image_size, groups=groups)}
-    if args.out:
-        write_results(args, model, seen, texts, people, results)
     print_numbers(args, summarize(matches), tables)
 
 
@@ -757,39 +775,39 @@ def predict_pictures(args):
     model.to(args.device)
     if isinstance(model, VLPose) and not args.prompt:
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    dataset = own_pictures(args.images)
-    texts = load_texts(model, about, args, dataset.domains)
+    pictures = own_pictures(args.images)
+    texts = load_texts(model, about, args, pictures.domains)
+    rows, box_scores = np.arange(len(pictures.files)), None
+    boxes = np.column_stack([np.zeros_like(pictures.sizes), pictures.sizes]).astype(float)  # the whole picture
     if args.boxes:
-        names = {name: row for row, file in enumerate(dataset.files)
-                 for name in (Path(file).name, Path(file).stem)}
-        rows, boxes, scores = read_boxes(args.boxes, names)
-        dataset = with_boxes(dataset, rows, boxes)
-        results = predict_in_boxes(model, dataset, texts, scores, args.workers)
-    else:
-        whole = np.column_stack([np.zeros_like(dataset.sizes), dataset.sizes]).astype(float)
-        dataset = with_boxes(dataset, np.arange(len(whole)), whole)
-        results = predict(model, dataset, texts, np.arange(len(whole)), workers=args.workers)
-    write_results(args, model, dataset, texts, np.arange(len(dataset.ids)), results)
+        names = [{Path(file).name, Path(file).stem} for file in pictures.files]
+        by_name = {name: row for row, both in enumerate(names) for name in both}
+        if len(by_name) < sum(map(len, names)):
+            raise DataError(f"{args.boxes}: two of the pictures have the same name, so that boxes could be of either")
+        rows, boxes, box_scores = read_boxes(args.boxes, by_name)
+    predict_and_write(args, model, with_boxes(pictures, rows, boxes), texts, np.arange(len(rows)), box_scores)
 
 
-def write_results(args, model, dataset, texts, people, results):
-    """results.json and one picture per image that has people; with --compare three side by side."""
+def predict_and_write(args, model, dataset, texts, people, box_scores):
+    """The poses of the people in these rows; with --out also results.json and a picture per image that has people."""
+    def poses(texts):
+        if box_scores is not None:
+            return predict_in_boxes(model, dataset, texts, box_scores, args.workers)
+        return predict(model, dataset, texts, people, workers=args.workers)
+
+    results = poses(texts)
+    if not args.out:
+        return results
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results))
-    columns = [results]
-    if args.compare:
-        columns.insert(0, predict(model, dataset, None, people, workers=args.workers) if texts else results)
+    files = dict(zip(dataset.image_ids.tolist(), dataset.files))
+    named = [result | {"file_name": files[result["image_id"]]} for result in results]
+    (folder / "results.json").write_text(json.dumps(named))
+    columns = [poses(None), results] if args.compare else [results]
     image_rows = dataset.image_index[people]
     for row in np.unique(image_rows)[:args.pictures]:
-        image, _ = open_image(dataset.files[row])
-        panels = []
-        for column in columns:
-            panels.append(image)
-            for result in column:
-                if result["image_id"] == dataset.image_ids[row]:
-                    pose = np.reshape(result["keypoints"], (-1, 3))
-                    panels[-1] = draw_pose(panels[-1], pose, dataset.skeleton, threshold=0.1)
+        image, _ = open_image(dataset.files[row], upright=dataset.upright)
+        panels = [draw_people(image, column, dataset.image_ids[row], dataset.skeleton) for column in columns]
         if args.compare:
             panels.append(draw_heatmaps(image, model, dataset, texts, people[image_rows == row]))
         sheet = Image.new("RGB", (image.width * len(panels), image.height))
@@ -797,10 +815,40 @@ def write_results(args, model, dataset, texts, people, results):
             sheet.paste(panel, (place * image.width, 0))
         sheet.save(folder / f"{dataset.image_ids[row]}-{Path(dataset.files[row]).stem}.jpg", quality=92)
     print(f"{len(results)} poses in {folder / 'results.json'}, pictures beside it", file=sys.stderr)
+    return results
+
+
+def draw_people(image, results, image_id, skeleton):
+    """The image with all poses that were found in it."""
+    for result in results:
+        if result["image_id"] == image_id:
+            image = draw_pose(image, np.reshape(result["keypoints"], (-1, 3)), skeleton, threshold=0.1)
+    return image
 
 
 def default_device():
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device(text):
+    """Type of the option --device: one that works here."""
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} does not work here: {str(error).splitlines()[0]}") from None
+    return text
+
+
+def fail(error):
+    """One line for the user; an error in a worker process arrives as a whole traceback, whose last line says it."""
+    message = str(error).strip().splitlines()[-1]
+    print(f"error: {message.removeprefix('data.DataError: ')}", file=sys.stderr)
+    return 2
+
+
+def sigma_list(text):
+    """Type of the option --sigmas: "0.026,0.025,..."."""
+    return np.array([float(sigma) for sigma in text.split(",")])
 
 
 def main(argv=None):
@@ -808,11 +856,14 @@ def main(argv=None):
     add = parser.add_argument
     add("--results", metavar="FILE", help="evaluate this: keypoint results in COCO's format (JSON)")
     add("--annotations", metavar="FILE", help="against these people, in COCO's format (JSON)")
+    add("--sigmas", type=sigma_list, default=COCO17.sigmas, metavar="S1,S2,...",
+        help="OKS sigmas, one for each keypoint (default: COCO's 17)")
     add("--checkpoint", metavar="FILE", help="use this model: a run's model.pth, or public weights by file or name")
     add("--data", metavar="NAME:ROOT", help="on this data set, as in train.py")
     add("--split", choices=["train", "val", "all"], default="val", help="of --data")
     add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
-    add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON)")
+    add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON); "
+        "the image_id of an own picture is its file's name")
     add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
     add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")
     add("--out", metavar="FOLDER", help="write results.json and pictures there")
@@ -821,7 +872,7 @@ def main(argv=None):
     add("--details", action="store_true", help="numbers also by domain, by keypoint, and by kind of error")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
-    add("--device", default=default_device())
+    add("--device", type=device, default=default_device())
     add("--workers", type=int, default=0, help="processes that cut out crops")
     args = parser.parse_args(argv)
     try:
@@ -834,9 +885,8 @@ def main(argv=None):
         else:
             parser.error("expected --results and --annotations, --checkpoint and --data, or --checkpoint, --images and "
                          "--out")
-    except (DataError, WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return fail(error)
     return 0
 
 

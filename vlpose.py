@@ -317,7 +317,8 @@ class VLPose(nn.Module):
         super().__init__()
         if decoder not in DECODERS:
             raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
-        self.config = config = base.config
+        self.config, self.num_keypoints = base.config, base.num_keypoints
+        config = base.config
         if decoder != "baseline" and not config.head_dim:
             raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple one: 'baseline'")
         if num_prompts and config.trunk:
@@ -795,6 +796,8 @@ def load_model(path_or_name, image_size=None):
         else:
             config, keypoints, state = vitpose_layout(state, path)
         untrained = () if any(name.startswith("head.") for name in state) else ("head.", "backbone.up.")
+        if untrained:
+            print(f"{path_or_name}: a backbone alone; its decoder is new and untrained", file=sys.stderr)
         image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
         if image_size != config.image_size and not config.trunk:
             state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)

@@ -78,6 +78,9 @@ def test_a_file_that_is_not_coco_is_an_error_that_names_it(tmp_path, text):
     ({"bbox": [1, 2, 3, math.inf]}, "annotation 7.*not finite"),
     ({"bbox": [1, 2, 3]}, "annotation 7.*4 in 'bbox'"),
     ({"bbox": None}, "annotation 7"),
+    ({"area": math.nan}, "annotation 7.*not finite"),
+    ({"image_id": "img_a"}, "annotation 7.*img_a"),
+    ({"iscrowd": 300}, "annotation 7"),
     ({"image_id": 99}, "annotation 7.*image_id 99"),
 ])
 def test_a_wrong_record_is_an_error_that_names_file_record_and_reason(tmp_path, changes, words):
@@ -94,7 +97,7 @@ def test_a_missing_field_is_named(tmp_path):
         load_dataset(f"coco:{write_coco(tmp_path, [record])}", "all")
 
 
-@pytest.mark.parametrize("file_name", ["../secret.jpg", "/etc/passwd", "images/../../secret.jpg"])
+@pytest.mark.parametrize("file_name", ["../secret.jpg", "/etc/passwd", "images/../../secret.jpg", "..\\secret.jpg", "C:/a.jpg"])
 def test_a_file_name_that_leads_outside_is_refused(tmp_path, file_name):
     with pytest.raises(DataError, match="outside"):
         load_dataset(f"coco:{write_coco(tmp_path, [person()], file_name)}", "all")
@@ -114,6 +117,24 @@ def test_a_folder_names_the_domain_in_human_art_but_not_in_coco(tmp_path):
     path = write_coco(tmp_path, [person()], "images/a.jpg")
     assert load_dataset(f"humanart:{path}", "all").domains.tolist() == ["images"]
     assert load_dataset(f"coco:{path}", "all").domains.tolist() == ["photo"]
+
+
+def test_a_missing_image_is_not_replaced_by_another_of_the_same_name(tmp_path):
+    path = write_coco(tmp_path, [person()], "x/a.jpg")
+    content = json.loads(path.read_text())
+    content["images"].append({"id": 4, "file_name": "y/a.jpg", "width": 64, "height": 64})
+    (tmp_path / "x").mkdir()
+    (tmp_path / "a.jpg").rename(tmp_path / "x" / "a.jpg")
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="'y/a.jpg' is missing"):
+        load_dataset(f"coco:{path}", "all")
+
+
+def test_an_official_validation_file_alone_is_validation_data_as_a_whole(tmp_path):
+    write_coco(tmp_path, [person()]).rename(tmp_path / "person_keypoints_val2017.json")
+    assert len(load_dataset(f"coco:{tmp_path}", "val").ids) == 1
+    with pytest.raises(DataError, match="expected person_keypoints_train2017.json to train on"):
+        load_dataset(f"coco:{tmp_path}", "train")
 
 
 def test_ids_must_be_unique(tmp_path):

@@ -117,7 +117,8 @@ def test_a_checkpoint_is_evaluated_on_a_data_set(figures, checkpoint, tmp_path, 
     numbers = json.loads(capsys.readouterr().out)
     dataset = load_dataset(f"figures:{figures}", "val")
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results) == 13 and {"image_id", "category_id", "keypoints", "score"} == set(results[0])
+    assert len(results) == 13
+    assert set(results[0]) == {"image_id", "category_id", "keypoints", "score", "file_name"}
     assert numbers["AP"] == evaluate_oks(dataset.to_coco(), results)["AP"]
     assert set(numbers["domains"]) == set(dataset.domains.tolist())
     assert len(list(tmp_path.glob("*.jpg"))) == 13
@@ -154,18 +155,31 @@ def test_boxes_for_own_pictures_go_by_the_files_names(figures, checkpoint, tmp_p
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
 
 
+def test_a_photo_that_the_camera_held_sideways_is_turned_upright(figures, checkpoint, tmp_path):
+    picture = Image.open(next((figures / "images" / "photo").iterdir())).crop((0, 0, 160, 100))
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # to be turned by 90 degrees
+    picture.save(tmp_path / "phone.jpg", exif=orientation)
+    assert main(["--checkpoint", str(checkpoint), "--images", str(tmp_path / "phone.jpg"), "--prompt", "none",
+                 "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert Image.open(next((tmp_path / "out").glob("*.jpg"))).size == (100, 160)
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--images", "nowhere*.jpg", "--prompt", "none", "--out", "out"], "nowhere*.jpg"),
     (["--images", "{text}", "--prompt", "none", "--out", "out"], "not a readable image"),
     (["--images", "{text}", "--out", "out"], "--prompt"),
     (["--data", "coco:nowhere"], "no such file or folder"),
+    (["--images", "{picture}", "--prompt", "word " * 90, "--out", "out"], "92 tokens"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{nobody}"], "expected boxes of category 1"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "box 0"),
     (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
 ])
 def test_bad_input_is_one_line_and_exit_status_2(figures, checkpoint, tmp_path, capsys, arguments, words):
-    paths = SimpleNamespace(text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json",
+    paths = SimpleNamespace(text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json", nobody=tmp_path / "nobody.json",
                             picture=next((figures / "images" / "photo").iterdir()))
     paths.text.write_text("this is not an image")
+    paths.nobody.write_text("[]")
     paths.boxes.write_text('[{"image_id": "somebody else", "bbox": [0, 0, 1, 1]}]')
     arguments = [argument.format(**vars(paths)) for argument in arguments]
     assert main(["--checkpoint", str(checkpoint), *arguments]) == 2
