@@ -247,7 +247,7 @@ def match_ids(path, image_ids, ids, owners):
 
 
 def locate_images(path, file_names, folders):
-    """Full paths. Leading folders that do not exist here (Human-Art's `HumanArt/images/`) are stripped from all names."""
+    """Full paths. Leading folders that do not exist here (Human-Art's `HumanArt/images/`) are stripped."""
     parts = [PureWindowsPath(name).parts for name in file_names]  # knows both separators
     for name, pieces in zip(file_names, parts):
         if ".." in pieces or PureWindowsPath(name).anchor:
@@ -542,7 +542,7 @@ class Crops(torch.utils.data.Dataset):
         inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
         return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
                 "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
-                "visible": torch.tensor(keypoints[:, 2] * inside, dtype=torch.float32),  # (K,) 0 where not labelled or outside
+                "visible": torch.tensor(keypoints[:, 2] * inside, dtype=torch.float32),  # (K,) 0: not labelled or outside
                 "matrix": torch.tensor(matrix), "row": row}  # (2, 3) from the image to the crop
 
 

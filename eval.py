@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
 from data import (COCO17, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, crop_width,
-                  decode_heatmaps, domain_of, invert_matrix, load_dataset, normalize, open_image, read_records, transform_points,
-                  warp_image)
+                  decode_heatmaps, domain_of, invert_matrix, load_dataset, normalize, open_image, read_records,
+                  transform_points, warp_image)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the OKS from which a detection is right; AP is the mean over these
@@ -532,8 +532,8 @@ def read_boxes(path, rows):
             usable = False
         if not usable:
             image_id = record.get("image_id") if isinstance(record, dict) else None
-            raise DataError(f"{path}: box {number}: expected the 'image_id' of one of the {len(rows)} images (or its file "
-                            f"name), a 'bbox' [x, y, w, h] of some size and a 'score'; found {image_id}: {record!r:.120}")
+            raise DataError(f"{path}: box {number}: expected the 'image_id' of one of the images (or its file name), "
+                            f"a 'bbox' [x, y, w, h] of some size and a 'score'; found {image_id}: {record!r:.120}")
         if record.get("category_id", 1) == 1:  # a person
             found.append(box)
     if not found:
@@ -599,7 +599,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     width = max(1.0, (high - low).max() / 50)
     corner = np.floor(low - 2 * width)
     size = np.ceil(high + 2 * width - corner).astype(int) + 1
-    # Drawn larger and reduced again, for smooth lines; on a huge picture the lines are smooth enough, and memory is not.
+    # Drawn larger and reduced again, for smooth lines; thick lines on a huge picture do without.
     fine = 4 if size.max() < 1000 else 2 if size.max() < 3000 else 1
     layer = Image.new("RGBA", tuple(fine * size))
     draw = ImageDraw.Draw(layer)
@@ -830,7 +830,7 @@ def default_device():
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def device(text):
+def usable_device(text):
     """Type of the option --device: one that works here."""
     try:
         torch.zeros(1, device=text)
@@ -872,7 +872,7 @@ def main(argv=None):
     add("--details", action="store_true", help="numbers also by domain, by keypoint, and by kind of error")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
-    add("--device", type=device, default=default_device())
+    add("--device", type=usable_device, default=default_device())
     add("--workers", type=int, default=0, help="processes that cut out crops")
     args = parser.parse_args(argv)
     try:

@@ -9,6 +9,7 @@ import argparse
 import copy
 import csv
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -22,8 +23,8 @@ from torch.utils.data import DataLoader
 
 from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder,
                   decode_heatmaps, encode_heatmaps, load_dataset, normalize)
-from eval import default_device, domain_table, draw_curves, draw_sheet, predict, run_model
-from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, WeightsError, encode_sentences, load_clip_text, load_vitpose,
+from eval import default_device, domain_table, draw_curves, draw_sheet, fail, predict, run_model, usable_device
+from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, load_vitpose, reading,
                     save_checkpoint)
 
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
@@ -147,10 +148,17 @@ def fit(stage, model, dataset, texts, recipe, run):
 class Run:
     """A run's folder: config.json, log.csv, a checkpoint per stage, and the results."""
 
-    def __init__(self, folder, workers):
-        self.folder, self.workers = Path(folder), workers
+    def __init__(self, options):
+        self.workers = options.workers
+        self.folder = Path(options.resume or options.out or new_folder(options.mode))
         self.folder.mkdir(parents=True, exist_ok=True)
+        write(self.folder / "config.json", json.dumps(vars(options) | {"resume": None}, indent=2))
+        print(f"run folder: {self.folder}")
         self.history = []  # rows of log.csv
+        if (self.folder / "log.csv").exists():
+            with open(self.folder / "log.csv", newline="") as file:
+                self.history = [{"stage": row["stage"], "step": int(row["step"]), "loss": float(row["loss"]),
+                                 "pck": float(row["pck"])} for row in csv.DictReader(file)]
 
     def log(self, stage, step, steps, loss, pck, speed, left):
         self.history.append({"stage": stage, "step": step, "loss": loss, "pck": pck})
@@ -175,19 +183,29 @@ class Run:
         path = self.folder / f"{stage}.checkpoint.pth"
         if not path.exists():
             return 0
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.history = state["history"]
-        return state["step"]
+        with reading(path, "a checkpoint of this run"):
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.history = state["history"]
+            return state["step"]
 
 
-def new_folder(parent, mode):
-    """runs/vlpose-1, or the first number that is free."""
-    number = 1
-    while (folder := Path(parent) / f"{mode}-{number}").exists():
-        number += 1
-    return folder
+def write(path, text):
+    """Writes a file beside its place and moves it there: nobody finds half of it."""
+    Path(f"{path}.part").write_text(text)
+    os.replace(f"{path}.part", path)
+
+
+def new_folder(mode):
+    """Makes runs/vlpose-1, or with the first number that is free."""
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{mode}-{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            pass
 
 
 # ------------------------------------------------------------------------------------------------------------- VLPose
@@ -201,24 +219,27 @@ def domain_set(spec, split, kind, options):
 def training_set(spec, kind, options):
     """The images to train on, with a line on what they hold."""
     dataset = domain_set(spec, "train", kind, options)
-    skipped = len(dataset.ids) - len(dataset.labelled)
     if not len(dataset.labelled):
-        raise DataError(f"{spec}: expected labelled people in {kind} images to train on, found none")
+        domains = np.unique(load_dataset(spec, "train", options.cache).domains).tolist()
+        raise DataError(f"{spec}: expected labelled people in {kind} images to train on; its domains are {domains[:8]}")
+    skipped = len(dataset.ids) - len(dataset.labelled)
     print(f"{spec}: {len(dataset.labelled)} people in {len(dataset.files)} {kind} images to train on"
           + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
     return dataset
 
 
-def base_model(dataset, options, run):
-    """The model to adapt: given by --weights, found in the cache, or trained on natural images."""
-    if options.weights:
-        print(f"base model: {options.weights}")
-        base = load_vitpose(options.weights)
-        if base.num_keypoints != len(COCO17.names):
-            raise DataError(f"{options.weights}: expected {len(COCO17.names)} keypoints, found {base.num_keypoints}")
-        return base.to(options.device)
+def starting_model(options):
+    """The model of --weights or --init, or a new one of --size."""
     torch.manual_seed(options.seed)
-    base = load_vitpose(options.init) if options.init else ViTPose(VIT_CONFIGS[options.size])
+    given = options.weights or options.init
+    base = load_vitpose(given) if given else ViTPose(VIT_CONFIGS[options.size])
+    if base.num_keypoints != len(COCO17.names):
+        raise DataError(f"{given}: expected {len(COCO17.names)} keypoints, found {base.num_keypoints}")
+    return base.to(options.device)
+
+
+def train_base(base, dataset, options, run):
+    """Trains the base model on natural images, or finds it in the cache, trained before."""
     recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed,
                     augmentation_for(base.config), base.config.layer_decay if options.init else 1.0)
     identity = [options.source, FIGURES, len(dataset.ids), options.init, asdict(base.config), asdict(recipe)]
@@ -226,7 +247,8 @@ def base_model(dataset, options, run):
     if path.exists():
         print(f"base model: {path} (trained before)")
         return load_vitpose(path).to(options.device)
-    fit("base", base.to(options.device), dataset, None, recipe, run)
+    torch.manual_seed(options.seed)
+    fit("base", base, dataset, None, recipe, run)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, base)
     return base
@@ -262,7 +284,7 @@ def adapt(base, dataset, texts, options, run):
     return model
 
 
-def train_vlpose(options, run):
+def train_vlpose(options):
     natural = None if options.weights else training_set(options.source, "natural", options)
     artificial = training_set(options.target, "artificial", options)
     validation = [domain_set(options.source, "val", "natural", options),
@@ -275,8 +297,12 @@ def train_vlpose(options, run):
         print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
     clip_text = load_clip_text(options.text_weights).to(options.device)
     texts = encode_sentences(clip_text, {domain: options.template.replace("{domain}", domain) for domain in domains})
+    base = starting_model(options)
+    model_to_tune(base, clip_text.config.embed_dim, options)  # what cannot be should fail before anything is trained
 
-    base = base_model(natural, options, run)
+    run = Run(options)
+    if natural:
+        base = train_base(base, natural, options, run)
     adapted = adapt(base, artificial, texts, options, run)
     save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights, template=options.template)
     columns = {"original": (base, None), "adapted": (adapted, None)}
@@ -290,7 +316,10 @@ def train_vlpose(options, run):
         tables[column] = {domain: numbers for dataset, found in zip(validation, results[column])
                           for domain, numbers in domain_table(dataset, found, base.config.image_size).items()}
     print_table(tables)
-    (run.folder / "results.json").write_text(json.dumps(tables, indent=2))
+    if "adapter off" in tables:
+        same = results["adapter off"] == results["original"]  # every coordinate and score
+        print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
+    write(run.folder / "results.json", json.dumps(tables, indent=2))
     draw_sheet(validation, results["original"], results["adapted"]).save(run.folder / "poses.png")
 
 
@@ -307,15 +336,18 @@ def print_table(tables):
             means = [{key: np.mean([table[domain][key] for domain in members]) for key in ("AP", "PCK")}
                      for table in tables.values()]
             print(f"{label:20}" + "".join(f"{mean['AP']:10.3f}{mean['PCK']:8.3f}" for mean in means))
-    if "adapter off" in tables:
-        same = tables["adapter off"] == tables["original"]
-        print(f"adapter off gives the original's numbers exactly: {'yes' if same else 'NO'}")
 
 
 # -------------------------------------------------------------------------------------------------------- the command
 
 def positive(text):
     if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def not_negative(text):
+    if int(text) < 0:
         raise ValueError
     return int(text)
 
@@ -335,42 +367,41 @@ def parse_options(argv):
     add("--strategy", choices=["scratch", "full", "last", "prompt", "vlpose"], default="vlpose", help="what is tuned")
     add("--decoder", choices=DECODERS, default="dual")
     add("--matcher", choices=["concat", "cross"], default="concat")
-    add("--num-prompts", type=int, help="visual prompts per layer (default: the paper's number for the size)")
+    add("--num-prompts", type=not_negative, help="visual prompts per layer (default: the paper's number for the size)")
     add("--shallow", action="store_true", help="prompts before the first layer alone")
     add("--base-steps", type=positive, default=3300)
     add("--base-lr", type=float, default=1.5e-3)
     add("--steps", type=positive, default=1200, help="of adaptation")
     add("--lr", type=float, default=1.5e-3, help="of adaptation; the paper's, for a batch of 512, is 5e-4")
     add("--batch-size", type=positive, default=16)
-    add("--seed", type=int, default=0)
-    add("--device", default=default_device())
-    add("--workers", type=int, default=0, help="processes that cut out crops")
+    add("--seed", type=not_negative, default=0)
+    add("--device", type=usable_device, default=default_device())
+    add("--workers", type=not_negative, default=0, help="processes that cut out crops")
     add("--cache", default=str(cache_folder()), help="where figures and base models are kept")
     add("--out", help="the run's folder (default: runs/vlpose-1, -2, ...)")
     add("--resume", metavar="FOLDER", help="go on with the run in this folder; every other option comes from there")
     return parser.parse_args(argv)
 
 
+def resumed(folder):
+    """The options of the run in a folder."""
+    config = Path(folder) / "config.json"
+    if not config.exists():
+        raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
+    with reading(config, "the options of a run"):
+        return argparse.Namespace(**json.loads(config.read_text()) | {"resume": folder})
+
+
 def main(argv=None):
     options = parse_options(argv)
     try:
         if options.resume:
-            config = Path(options.resume) / "config.json"
-            if not config.exists():
-                raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
-            options = argparse.Namespace(**json.loads(config.read_text()))
-            folder = config.parent
-        else:
-            folder = Path(options.out) if options.out else new_folder("runs", options.mode)
-            if (folder / "config.json").exists():
-                raise DataError(f"{folder}: holds a run already; continue it with --resume, or name another folder")
-        run = Run(folder, options.workers)
-        (folder / "config.json").write_text(json.dumps(vars(options), indent=2))
-        print(f"run folder: {folder}")
-        train_vlpose(options, run)
-    except (DataError, WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            options = resumed(options.resume)
+        elif options.out and (Path(options.out) / "config.json").exists():
+            raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
+        train_vlpose(options)
+    except (ValueError, OSError) as error:
+        return fail(error)
     return 0
 
 

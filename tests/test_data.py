@@ -51,8 +51,8 @@ def test_a_coco_file_becomes_arrays(tmp_path):
 
 
 def test_records_are_read_whole_wherever_the_pieces_of_the_file_end(tmp_path):
-    content = {"info": {"numbers": [1, 2.5, -3e7, None, True]}, "images": [{"id": n, "text": "ü\"[{" * n} for n in range(300)],
-               "annotations": [], "last": 12345}
+    images = [{"id": n, "text": "ü\"[{" * n} for n in range(300)]
+    content = {"info": {"numbers": [1, 2.5, -3e7, None, True]}, "images": images, "annotations": [], "last": 12345}
     path = tmp_path / "file.json"
     path.write_text(json.dumps(content, indent=1))
     for piece in (1, 2, 7, 1000):
@@ -97,7 +97,7 @@ def test_a_missing_field_is_named(tmp_path):
         load_dataset(f"coco:{write_coco(tmp_path, [record])}", "all")
 
 
-@pytest.mark.parametrize("file_name", ["../secret.jpg", "/etc/passwd", "images/../../secret.jpg", "..\\secret.jpg", "C:/a.jpg"])
+@pytest.mark.parametrize("file_name", ["../secret.jpg", "/etc/passwd", "a/../../secret.jpg", "..\\secret.jpg", "C:/a.jpg"])
 def test_a_file_name_that_leads_outside_is_refused(tmp_path, file_name):
     with pytest.raises(DataError, match="outside"):
         load_dataset(f"coco:{write_coco(tmp_path, [person()], file_name)}", "all")
@@ -142,8 +142,8 @@ def test_ids_must_be_unique(tmp_path):
         load_dataset(f"coco:{write_coco(tmp_path, [person(), person()])}", "all")
 
 
-@pytest.mark.parametrize("spec, words", [("cocoo:x", "unknown data set 'cocoo'"), ("coco:nowhere", "no such file or folder"),
-                                         ("coco", "expected coco:FOLDER")])
+@pytest.mark.parametrize("spec, words", [
+    ("cocoo:x", "unknown data set 'cocoo'"), ("coco:nowhere", "no such file or folder"), ("coco", "coco:FOLDER")])
 def test_a_data_set_that_is_not_there_is_an_error(spec, words):
     with pytest.raises(DataError, match=words):
         load_dataset(spec, "train")
@@ -233,7 +233,8 @@ def test_encoding_draws_a_gaussian_at_the_exact_position():
 
 
 def test_a_keypoint_outside_the_crop_has_no_weight():
-    _, weights = encode_heatmaps(torch.tensor([[[-60.0, 10], [10, 400], [190, 250]]]), torch.ones(1, 3), (256, 192), (64, 48))
+    keypoints = torch.tensor([[[-60.0, 10], [10, 400], [190, 250]]])
+    _, weights = encode_heatmaps(keypoints, torch.ones(1, 3), (256, 192), (64, 48))
     assert weights.tolist() == [[0, 0, 1]]
 
 
@@ -286,10 +287,12 @@ def test_keypoints_follow_the_picture_through_every_augmentation(tmp_path):
     dots = np.zeros((200, 200, 3), np.uint8)
     keypoints = np.random.default_rng(0).integers(30, 170, (17, 2))
     dots[keypoints[:, 1, None, None] + np.arange(-1, 2)[:, None], keypoints[:, 0, None, None] + np.arange(-1, 2)] = 255
-    path = write_coco(tmp_path, [person(keypoints=np.column_stack([keypoints, np.full(17, 2)]).ravel().tolist(), bbox=[30, 30, 140, 140])])
+    labels = np.column_stack([keypoints, np.full(17, 2)]).ravel().tolist()
+    path = write_coco(tmp_path, [person(keypoints=labels, bbox=[30, 30, 140, 140])])
     Image.fromarray(dots).save(tmp_path / "a.png")
     path.write_text(path.read_text().replace("a.jpg", "a.png"))
-    crops = Crops(load_dataset(f"coco:{path}", "all"), (256, 192), Augmentation(flip=0.5, half_body=0.5, scale=0.3, shift=0.16, rotation=80))
+    everything = Augmentation(flip=0.5, half_body=0.5, scale=0.3, shift=0.16, rotation=80)
+    crops = Crops(load_dataset(f"coco:{path}", "all"), (256, 192), everything)
     for seed in range(30):
         crop = crops[0, seed]
         for (x, y), visible in zip(crop["keypoints"].tolist(), crop["visible"]):
@@ -304,10 +307,8 @@ def test_figures_are_written_in_human_arts_format(figures):
     assert {"id", "file_name", "width", "height", "category", "description"} <= set(content["images"][0])
     assert len(content["images"]) == 3 + 2 * (len(data.STYLES) - 1)
     assert content["categories"][0]["keypoints"] == list(COCO17.names)
-    humanart = figures.parent / "renamed"
-    if not humanart.exists():
-        humanart.symlink_to(figures / "annotations" / "training_figures.json")
-    assert len(load_dataset(f"humanart:{figures / 'annotations' / 'training_figures.json'}", "all").ids) == len(content["annotations"])
+    as_human_art = load_dataset(f"humanart:{figures / 'annotations' / 'training_figures.json'}", "all")
+    assert len(as_human_art.ids) == len(content["annotations"])
 
 
 @pytest.mark.parametrize("style", list(data.STYLES))

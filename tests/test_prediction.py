@@ -1,4 +1,4 @@
-"""What must hold for prediction: poses come back to where they are in the image, on data sets, in boxes, on own pictures."""
+"""What must hold for prediction: poses are where people are, on data sets, in boxes and on own pictures."""
 import json
 from types import SimpleNamespace
 
@@ -138,8 +138,8 @@ def test_the_prompt_changes_the_poses_and_none_gives_the_originals(figures, chec
 
 def test_a_detectors_boxes_are_looked_into_and_repeated_poses_removed(real, checkpoint, tmp_path, capsys):
     boxes = real / "humanart" / "test_humanart_det_AP_H_56.json"
-    assert main(["--checkpoint", str(checkpoint), "--data", f"humanart:{real / 'humanart'}", "--split", "all", "--boxes", str(boxes),
-                 "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert main(["--checkpoint", str(checkpoint), "--data", f"humanart:{real / 'humanart'}", "--split", "all",
+                 "--boxes", str(boxes), "--out", str(tmp_path), "--device", "cpu"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     found = json.loads(boxes.read_text())
     assert 0 < len(results) <= len(found)
@@ -149,7 +149,8 @@ def test_a_detectors_boxes_are_looked_into_and_repeated_poses_removed(real, chec
 def test_boxes_for_own_pictures_go_by_the_files_names(figures, checkpoint, tmp_path):
     picture = next((figures / "images" / "photo").iterdir())
     boxes = tmp_path / "boxes.json"
-    boxes.write_text(json.dumps([{"image_id": picture.stem, "bbox": [10, 10, 60, 100]}, {"image_id": picture.name, "bbox": [80, 10, 60, 100]}]))
+    boxes.write_text(json.dumps([{"image_id": picture.stem, "bbox": [10, 10, 60, 100]},
+                                 {"image_id": picture.name, "bbox": [80, 10, 60, 100]}]))
     assert main(["--checkpoint", str(checkpoint), "--images", str(picture), "--boxes", str(boxes), "--prompt", "none",
                  "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
@@ -171,7 +172,7 @@ def test_a_photo_that_the_camera_held_sideways_is_turned_upright(figures, checkp
     (["--images", "{text}", "--out", "out"], "--prompt"),
     (["--data", "coco:nowhere"], "no such file or folder"),
     (["--images", "{picture}", "--prompt", "word " * 90, "--out", "out"], "92 tokens"),
-    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{nobody}"], "expected boxes of category 1"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{nobody}"], "boxes of category 1"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "box 0"),
     (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
 ])

@@ -1,4 +1,4 @@
-"""What must hold for training: its schedule and order, what each strategy trains, runs that repeat and resume exactly."""
+"""What must hold for training: schedule and order, what each strategy trains, runs that repeat and resume exactly."""
 import json
 import math
 
@@ -20,7 +20,8 @@ def cache(tmp_path_factory):
 
 
 def command(cache, out, *more):
-    return ["--cache", str(cache), "--out", str(out), "--base-steps", "4", "--steps", "6", "--batch-size", "4", "--device", "cpu", *more]
+    return ["--cache", str(cache), "--out", str(out), "--base-steps", "4", "--steps", "6", "--batch-size", "4",
+            "--device", "cpu", *more]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,8 @@ def test_a_run_that_was_stopped_resumes_to_the_same_numbers(run, cache, tmp_path
     monkeypatch.setattr(train.Run, "log", log)
     assert main(["--resume", str(tmp_path / "stopped")]) == 0
     assert (tmp_path / "stopped" / "results.json").read_text() == (run / "results.json").read_text()
+    stages = [line.split(",")[0] for line in (tmp_path / "stopped" / "log.csv").read_text().splitlines()]
+    assert {"base", "adapt"} <= set(stages)
 
 
 @pytest.mark.parametrize("strategy, trained", [("scratch", 0), ("full", 1.0), ("last", 0.18), ("prompt", 0.01)])
@@ -133,6 +136,9 @@ def test_each_strategy_trains_its_share_of_the_parameters(cache, tmp_path, capsy
     (["--target", "coco:/nowhere"], "no such file or folder"),
     (["--weights", "/nowhere.pth"], "/nowhere.pth"),
     (["--batch-size", "0"], "batch-size"),
+    (["--device", "abacus"], "does not work here"),
+    (["--size", "resnet50", "--num-prompts", "3"], "prompts"),
+    (["--template", "word " * 90], "92 tokens"),
 ])
 def test_bad_input_is_one_line_and_exit_status_2(cache, tmp_path, capsys, arguments, words):
     try:
@@ -141,6 +147,7 @@ def test_bad_input_is_one_line_and_exit_status_2(cache, tmp_path, capsys, argume
         status = leaving.code
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert status == 2 and "error: " in error and words in error
+    assert not (tmp_path / "bad").exists()  # so that the corrected command may use the same folder
 
 
 def test_a_finished_run_is_not_overwritten(run, cache, capsys):
@@ -158,5 +165,6 @@ def test_a_truncated_image_stops_training_with_its_name(tmp_path, capsys):
     image = load_dataset(f"figures:{folder}", "train").files[0]
     with open(image, "r+b") as file:
         file.truncate(1500)
-    assert main(command(tmp_path, tmp_path / "run", "--source", f"figures:{folder}", "--target", f"figures:{folder}")) == 2
+    spec = f"figures:{folder}"
+    assert main(command(tmp_path, tmp_path / "run", "--source", spec, "--target", spec)) == 2
     assert image in capsys.readouterr().err
