@@ -242,8 +242,9 @@ def train_base(base, dataset, options, run):
     """Trains the base model on natural images, or finds it in the cache, trained before."""
     recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed,
                     augmentation_for(base.config), base.config.layer_decay if options.init else 1.0)
-    identity = [options.source, FIGURES, len(dataset.ids), options.init, asdict(base.config), asdict(recipe)]
-    path = Path(options.cache) / f"base-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
+    labels = hashlib.sha256(dataset.keypoints.tobytes()).hexdigest()
+    identity = json.dumps([FIGURES, labels, options.init, asdict(base.config), asdict(recipe)])
+    path = Path(options.cache) / f"base-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.pth"
     if path.exists():
         print(f"base model: {path} (trained before)")
         return load_vitpose(path).to(options.device)
@@ -285,6 +286,7 @@ def adapt(base, dataset, texts, options, run):
 
 
 def train_vlpose(options):
+    """A base model on natural images, its adaptation to artificial ones, and what came of it."""
     natural = None if options.weights else training_set(options.source, "natural", options)
     artificial = training_set(options.target, "artificial", options)
     validation = [domain_set(options.source, "val", "natural", options),
@@ -305,14 +307,19 @@ def train_vlpose(options):
         base = train_base(base, natural, options, run)
     adapted = adapt(base, artificial, texts, options, run)
     save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights, template=options.template)
+    if isinstance(adapted, VLPose):
+        torch.save(adapted.adapter_state_dict(), run.folder / "adapter.pth")
+    compare(base, adapted, texts, validation, run)
+
+
+def compare(base, adapted, texts, validation, run):
+    """Prints and keeps the table of the original and the adapted model, and draws what both see."""
     columns = {"original": (base, None), "adapted": (adapted, None)}
     if isinstance(adapted, VLPose):
         columns |= {"adapted": (adapted, texts), "adapter off": (adapted, None)}
-        torch.save(adapted.adapter_state_dict(), run.folder / "adapter.pth")
-
     tables, results = {}, {}
-    for column, (model, given) in columns.items():
-        results[column] = [predict(model, dataset, given, workers=run.workers) for dataset in validation]
+    for column, (model, read) in columns.items():
+        results[column] = [predict(model, dataset, read, workers=run.workers) for dataset in validation]
         tables[column] = {domain: numbers for dataset, found in zip(validation, results[column])
                           for domain, numbers in domain_table(dataset, found, base.config.image_size).items()}
     print_table(tables)
