@@ -119,7 +119,7 @@ VIT_CONFIGS = {
     "large": ViTConfig(1024, 24, 16, 0.5, 10, 0.8),
     "huge": ViTConfig(1280, 32, 16, 0.55, 5, 0.85),
 }
-TRUNKS = ("resnet50", "resnet101", "resnet152", "swin_t", "swin_s", "swin_b")
+TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t", "swin_s", "swin_b")
 VIT_CONFIGS |= {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name) for name in TRUNKS}
 
 

@@ -131,8 +131,8 @@ def test_the_prompt_changes_the_poses_and_none_gives_the_originals(figures, chec
         assert main(["--checkpoint", str(checkpoint), "--images", str(figures / "images" / "photo"), "--prompt", prompt,
                      "--out", str(folder), "--compare", "--device", "cpu"]) == 0
         results[prompt] = json.loads((folder / "results.json").read_text())
-        picture = Image.open(next(folder.glob("*.jpg")))
-        assert picture.size == (480, 160)  # original, adapted, heatmaps
+        with Image.open(next(folder.glob("*.jpg"))) as picture:
+            assert picture.size == (480, 160)  # original, adapted, heatmaps
     assert len(results["none"]) == 7 and results["none"] != results["a photo of a cartoon"]
 
 
@@ -157,13 +157,13 @@ def test_boxes_for_own_pictures_go_by_the_files_names(figures, checkpoint, tmp_p
 
 
 def test_a_photo_that_the_camera_held_sideways_is_turned_upright(figures, checkpoint, tmp_path):
-    picture = Image.open(next((figures / "images" / "photo").iterdir())).crop((0, 0, 160, 100))
     orientation = Image.Exif()
     orientation[0x0112] = 6  # to be turned by 90 degrees
-    picture.save(tmp_path / "phone.jpg", exif=orientation)
+    Image.new("RGB", (160, 100)).save(tmp_path / "phone.jpg", exif=orientation)
     assert main(["--checkpoint", str(checkpoint), "--images", str(tmp_path / "phone.jpg"), "--prompt", "none",
                  "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    assert Image.open(next((tmp_path / "out").glob("*.jpg"))).size == (100, 160)
+    with Image.open(next((tmp_path / "out").glob("*.jpg"))) as picture:
+        assert picture.size == (100, 160)
 
 
 @pytest.mark.parametrize("arguments, words", [
