@@ -182,7 +182,6 @@ def read_records(path, sections, piece=1 << 20):
                 stream.value()
 
 
-
 NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama", "movie"})  # the others are artificial
 
 
@@ -331,7 +330,7 @@ def annotation_file(root, names, split):
     if list(official) == ["val"]:
         raise DataError(f"{root}: expected {names['train']} to train on, found {names['val']} alone")
     found = [path for folder in folders for path in sorted(folder.glob("*.json")) if begins_with_object(path)]
-    if len(found) != 1 or split == "all" and official and found != list(official.values()):
+    if len(found) != 1:
         raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single JSON file, which 'all' needs; "
                         f"found {len(found)}")
     return found[0], False

@@ -559,7 +559,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def own_pictures(patterns):
-    """Files, folders and patterns such as '*.png' as a data set: images numbered from 1, and nobody in them yet."""
+    """Files, folders and patterns such as '*.png' as a data set: images numbered from 1, each one person as a whole."""
     files = []
     for pattern in patterns:
         path = Path(pattern)
@@ -574,7 +574,7 @@ def own_pictures(patterns):
     sizes = np.array([open_image(file, upright=True)[0].size for file in files])
     empty = PoseDataset("pictures", COCO17, files, np.arange(1, len(files) + 1), sizes, np.full(len(files), "picture"),
                         *[None] * 6, upright=True)
-    return with_boxes(empty, np.zeros(0, int), np.zeros((0, 4)))
+    return with_boxes(empty, np.arange(len(files)), np.column_stack([np.zeros_like(sizes), sizes]).astype(float))
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -775,17 +775,16 @@ def predict_pictures(args):
     model.to(args.device)
     if isinstance(model, VLPose) and not args.prompt:
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    pictures = own_pictures(args.images)
+    pictures, box_scores = own_pictures(args.images), None
     texts = load_texts(model, about, args, pictures.domains)
-    rows, box_scores = np.arange(len(pictures.files)), None
-    boxes = np.column_stack([np.zeros_like(pictures.sizes), pictures.sizes]).astype(float)  # the whole picture
     if args.boxes:
         names = [{Path(file).name, Path(file).stem} for file in pictures.files]
         by_name = {name: row for row, both in enumerate(names) for name in both}
         if len(by_name) < sum(map(len, names)):
             raise DataError(f"{args.boxes}: two of the pictures have the same name, so that boxes could be of either")
         rows, boxes, box_scores = read_boxes(args.boxes, by_name)
-    predict_and_write(args, model, with_boxes(pictures, rows, boxes), texts, np.arange(len(rows)), box_scores)
+        pictures = with_boxes(pictures, rows, boxes)
+    predict_and_write(args, model, pictures, texts, np.arange(len(pictures.ids)), box_scores)
 
 
 def predict_and_write(args, model, dataset, texts, people, box_scores):
@@ -841,7 +840,7 @@ def usable_device(text):
 
 def fail(error):
     """One line for the user; an error in a worker process arrives as a whole traceback, whose last line says it."""
-    message = str(error).strip().splitlines()[-1]
+    message = (str(error).strip() or repr(error)).splitlines()[-1]
     print(f"error: {message.removeprefix('data.DataError: ')}", file=sys.stderr)
     return 2
 
