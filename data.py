@@ -1,8 +1,10 @@
 """Data: skeletons, data sets, the geometry of crops, the heatmap codec, augmentation, and the built-in figures.
 
 Everything a pose estimator is trained and tested on passes through one class, `PoseDataset`: people as arrays, images
-as file names. `load_dataset("name:root", split)` makes it from COCO, Human-Art or any file in their format, and from
-the built-in figures, which are drawn once into a folder in Human-Art's own format and then read like any other data.
+as file names. `load_dataset("name:root", split)` makes it from COCO, Human-Art or any file in their format, from the
+data sets of domain adaptation (LSP, SURREAL, Human3.6M and three of animals), and from the built-in figures, which are
+drawn once into a folder in Human-Art's own format and then read like any other data. `with_skeleton` gives a data set
+the keypoints of another one.
 
 Keypoints are pixels, x before y, in the image (or crop) that they go with; the centres of pixels are at integers.
 Images are read as stored: the EXIF orientation is ignored, because COCO's annotations ignore it too.
@@ -10,11 +12,13 @@ Images are read as stored: the EXIF orientation is ignored, because COCO's annot
 import json
 import math
 import os
+import random
 import shutil
 import sys
 import tempfile
 from array import array
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -60,6 +64,35 @@ COCO17 = Skeleton(
     groups={"head": (0, 1, 2, 3, 4), "shoulder": (5, 6), "elbow": (7, 8), "wrist": (9, 10), "hip": (11, 12),
             "knee": (13, 14), "ankle": (15, 16)})
 
+BODY16 = Skeleton(  # MPII's; PCK counts the 12 joints of the limbs, which all data sets label
+    names=("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax", "neck",
+           "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist"),
+    edges=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (2, 12), (3, 13), (12, 13), (8, 12), (8, 13), (8, 9), (10, 11),
+           (11, 12), (13, 14), (14, 15)),
+    # COCO's; neck and head top as in CrowdPose; pelvis and thorax as the hips and shoulders that they lie between
+    sigmas=np.array([.89, .87, 1.07, 1.07, .87, .89, 1.07, .79, .79, .79, .62, .72, .79, .79, .72, .62]) / 10,
+    upper=tuple(range(7, 16)),
+    groups={"shoulder": (12, 13), "elbow": (11, 14), "wrist": (10, 15), "hip": (2, 3), "knee": (1, 4),
+            "ankle": (0, 5)})
+
+HOOVES, KNEES, ELBOWS = (tuple(f"{leg}_{joint}" for leg in ("left_front", "right_front", "left_back", "right_back"))
+                         for joint in ("hoof", "knee", "elbow"))
+ANIMAL18 = Skeleton(  # of SyntheticAnimal and TigDog
+    names=("left_eye", "right_eye", "chin", *HOOVES, "tail_base", *KNEES, "left_shoulder", "right_shoulder", *ELBOWS),
+    edges=((3, 8), (8, 14), (4, 9), (9, 15), (5, 10), (10, 16), (6, 11), (11, 17), (14, 12), (15, 13), (16, 7), (17, 7),
+           (7, 12), (7, 13), (0, 2), (1, 2)),
+    # mmpose's for AnimalPose; chin and shoulders as nose and shoulders of AP-10K
+    sigmas=np.array([.25] * 2 + [.26] + [.89] * 4 + [1.0] + [.87] * 4 + [.79] * 2 + [1.07] * 4) / 10,
+    upper=(0, 1, 2, 3, 4, 8, 9, 12, 13, 14, 15),
+    groups={"eye": (0, 1), "chin": (2,), "shoulder": (12, 13), "hip": (7,), "elbow": (14, 15, 16, 17),
+            "knee": (8, 9, 10, 11), "hoof": (3, 4, 5, 6)})  # what the papers call hip is where the tail begins
+ANIMAL14 = Skeleton(  # what SyntheticAnimal and AnimalPose share
+    names=("left_eye", "right_eye", *HOOVES, *KNEES, *ELBOWS),
+    edges=((0, 1), (2, 6), (6, 10), (3, 7), (7, 11), (4, 8), (8, 12), (5, 9), (9, 13)),
+    sigmas=np.array([.25] * 2 + [.89] * 4 + [.87] * 4 + [1.07] * 4) / 10,  # mmpose's for AnimalPose
+    upper=(0, 1, 2, 3, 6, 7, 10, 11),
+    groups={"eye": (0, 1), "hoof": (2, 3, 4, 5), "knee": (6, 7, 8, 9), "elbow": (10, 11, 12, 13)})
+
 
 # -------------------------------------------------------------------------------------------------------- data sets
 
@@ -85,14 +118,24 @@ class PoseDataset:
         """Rows of the people that can be trained on and predicted: one person, at least one keypoint, a box."""
         return np.flatnonzero((self.keypoints[:, :, 2] > 0).any(1) & ~self.crowd)
 
+    def select_people(self, rows):
+        """The data set with only the people in `rows`, indices or (N,) bool; all images stay."""
+        return replace(self, ids=self.ids[rows], image_index=self.image_index[rows], keypoints=self.keypoints[rows],
+                       boxes=self.boxes[rows], areas=self.areas[rows], crowd=self.crowd[rows])
+
     def select_images(self, keep):
         """The data set with only the images where `keep` (M,) is true, and the people in them."""
-        people = keep[self.image_index]
+        people = self.select_people(keep[self.image_index])
         return replace(
-            self, files=[file for file, kept in zip(self.files, keep) if kept], image_ids=self.image_ids[keep],
-            sizes=self.sizes[keep], domains=self.domains[keep], ids=self.ids[people],
-            image_index=(np.cumsum(keep) - 1)[self.image_index[people]], keypoints=self.keypoints[people],
-            boxes=self.boxes[people], areas=self.areas[people], crowd=self.crowd[people])
+            people, files=[file for file, kept in zip(self.files, keep) if kept], image_ids=self.image_ids[keep],
+            sizes=self.sizes[keep], domains=self.domains[keep], image_index=(np.cumsum(keep) - 1)[people.image_index])
+
+    def unlabelled(self):
+        """The data set as a target domain without labels shows it: everyone with a box, all keypoints 0."""
+        people = self.select_people((self.boxes[:, 2:] > 0).all(1) & ~self.crowd)
+        if not len(people.ids):
+            raise DataError(f"{self.name}: expected a person with a box, found none")
+        return replace(people, keypoints=np.zeros_like(people.keypoints))
 
     def to_coco(self):
         """The annotations as COCO's JSON would hold them, for evaluation."""
@@ -103,6 +146,31 @@ class PoseDataset:
              "bbox": self.boxes[n].tolist(), "area": float(self.areas[n]), "iscrowd": int(self.crowd[n])}
             for n in range(len(self.ids))]
         return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+
+
+# COCO labels nothing near the top of the head or the upper neck: both stay unlabelled, a guess would teach a bias.
+MIDPOINTS = {"pelvis": ("left_hip", "right_hip"), "thorax": ("left_shoulder", "right_shoulder")}
+
+
+def with_skeleton(dataset, skeleton):
+    """The data set with the keypoints of another skeleton: those of the same name, or the middle of two (MIDPOINTS).
+
+    What the data set lacks is unlabelled; a DataError names what is missing of the keypoints that PCK counts.
+    """
+    have = {name: k for k, name in enumerate(dataset.skeleton.names)}
+    pairs = [(name, name) if name in have else MIDPOINTS.get(name, ("", "")) for name in skeleton.names]
+    known = [first in have and second in have for first, second in pairs]
+    counted = sorted(set().union(*skeleton.groups.values()))
+    missing = [skeleton.names[k] for k in counted if not known[k]]
+    if missing:
+        raise DataError(f"{dataset.name}: its skeleton lacks {', '.join(missing)}")
+    blank = np.zeros_like(dataset.keypoints[:, :1])
+    points = np.concatenate([dataset.keypoints, blank], 1)  # its last keypoint stands for all that are missing
+    first, second = (points[:, [have.get(pair[side], -1) for pair in pairs]] for side in (0, 1))  # (N, K, 3)
+    keypoints = (first + second) / 2
+    keypoints[:, :, 2] = np.minimum(first[:, :, 2], second[:, :, 2])
+    keypoints[keypoints[:, :, 2] == 0] = 0
+    return replace(dataset, skeleton=skeleton, keypoints=keypoints)
 
 
 class JSONStream:
@@ -133,7 +201,7 @@ class JSONStream:
         found = self.peek()
         if found not in characters:
             expected = " or ".join(characters)
-            raise DataError(f"{self.path}: not COCO JSON: expected {expected}, found {found or 'its end'}")
+            raise DataError(f"{self.path}: not the right JSON: expected {expected}, found {found or 'its end'}")
         self.position += 1
         return found
 
@@ -155,7 +223,7 @@ class JSONStream:
             except json.JSONDecodeError as error:
                 end, problem = len(self.buffer), error.msg
             except RecursionError:
-                raise DataError(f"{self.path}: not COCO JSON: lists in lists in lists ...") from None
+                raise DataError(f"{self.path}: not the right JSON: lists in lists in lists ...") from None
             if end < len(self.buffer):  # up to the very end of the buffer: the value may go on in the next piece
                 self.position = end
                 return value
@@ -292,16 +360,50 @@ HELD_OUT = 5  # where one file is all there is, every fifth image is for validat
 def load_dataset(spec, split, cache=None):
     """Opens "name:root" for split "train", "val" or "all". Raises DataError for what cannot be read.
 
-    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`.
+    "name:root#domain" is the part with images of that domain; several are separated by commas.
+    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`; or one of READERS.
     root: the data set's folder, or one file in COCO's format. Where only one file is there, every fifth image is "val",
         the others are "train", and "all" is the whole file.
+
+    name              skeleton  root                                        "train" and "val"
+    lsp               BODY16    joints.mat, images/                         its own: the first and last 1000 images
+                                or those of LSP-Extended                    "train" alone
+    surreal           BODY16    {train,val}/run{0,1,2}.json and images,     by folder, as in RegDA
+                                as RegDA distributes it
+    human36m          BODY16    annotations/keypoints2d_*.json and          subjects 1, 5, 6, 7, 8; RegDA's 3200 frames
+                                crop_images/, as RegDA prepares it          of 9 and 11
+    synthetic-animal  ANIMAL18  clean_data/keypoints_18.json or _14.json    `train_idxs`, `valid_idxs` in that file
+                                (ANIMAL14), images
+    tigdog            ANIMAL18  behaviorDiscovery2.0/ and cached_data/      CC-SSL's lists: no video is in both
+                                real_animal/*/{train,valid}_idxs_by_video.npy
+    animalpose        ANIMAL14  keypoints.json (or mmpose's), images/       every fifth image is "val" (or mmpose's)
+
+    `domains` is "photo" for people, "render" for SURREAL, and the species for animals.
     """
+    path, _, chosen = spec.partition("#")
+    dataset = open_dataset(path, split, cache)
+    if not chosen:
+        return dataset
+    unknown = set(chosen.split(",")) - set(dataset.domains.tolist())
+    if unknown:
+        raise DataError(f"{spec}: no image of domain {', '.join(sorted(unknown))}; expected some of "
+                        f"{', '.join(np.unique(dataset.domains))}")
+    return replace(dataset.select_images(np.isin(dataset.domains, chosen.split(","))), name=spec)
+
+
+def open_dataset(spec, split, cache):
+    """`load_dataset` with all domains."""
     name, _, root = spec.partition(":")
-    if name not in ANNOTATION_FILES:
-        raise DataError(f"unknown data set {name!r} in {spec!r}: expected one of {', '.join(ANNOTATION_FILES)}")
+    names = [*ANNOTATION_FILES, *READERS]
+    if name not in names:
+        raise DataError(f"unknown data set {name!r} in {spec!r}: expected one of {', '.join(names)}")
+    if split not in ("train", "val", "all"):
+        raise DataError(f"{spec}: unknown split {split!r}: expected train, val or all")
     root = Path(root) if root else draw_figures(cache or cache_folder()) if name == "figures" else None
     if root is None or not root.exists():
         raise DataError(f"{spec}: no such file or folder; expected {name}:FOLDER or {name}:FILE.json")
+    if name in READERS:
+        return READERS[name](spec, root, split)
     path, own = annotation_file(root, ANNOTATION_FILES[name], split)
     home = root if root.is_dir() else root.parent
     folders = [home, home / "images", home / "train2017", home / "val2017", home.parent, home.parent / "images"]
@@ -336,7 +438,267 @@ def annotation_file(root, names, split):
     return found[0], False
 
 
+# ------------------------------------------------------------------------------- the data sets of domain adaptation
+#
+# Each has one body to an image: where several share a picture, it is listed for each of them. The crops are those of
+# RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
+
+def one_each(spec, path, skeleton, home, names, domains, keypoints, corners=None):
+    """The data set of N images with a body each: keypoints (N, K, 3), corners (N, 4) left, top, right, bottom.
+
+    Without corners the crop is the whole image, padded to a square. Joints outside the image are not labelled.
+    """
+    if not len(names):
+        raise DataError(f"{path}: expected images, found none")
+    files = locate_images(path, names, [home, home / "images", home.parent, home.parent / "images"])
+    sizes = np.array([image_size(file) for file in files])
+    keypoints = np.array(keypoints, np.float32)
+    outside = ((keypoints[:, :, :2] < 0) | (keypoints[:, :, :2] > sizes[:, None] - 1)).any(2)
+    keypoints[outside | (keypoints[:, :, 2] == 0)] = 0
+    if corners is None:
+        extent = np.tile((sizes.max(1, keepdims=True) - 1) / PADDING, 2)
+        low = (sizes - 1 - extent) / 2
+    else:
+        low = np.maximum(corners[:, :2], 0)
+        extent = np.minimum(corners[:, 2:], sizes) - low
+    numbers = np.arange(len(files))
+    dataset = PoseDataset(
+        name=spec, skeleton=skeleton, files=files, image_ids=numbers + 1, sizes=sizes, domains=np.array(domains),
+        ids=numbers + 1, image_index=numbers, keypoints=keypoints, boxes=np.hstack([low, extent]),
+        areas=extent.prod(1), crowd=np.zeros(len(files), bool))
+    check_people(path, dataset)
+    return dataset
+
+
+def image_size(file):
+    with image_file(file) as image:  # which reads no pixels
+        return image.size
+
+
+def existing(path, what):
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected {what}")
+    return path
+
+
+def load_json(path, what):
+    try:
+        return json.loads(existing(path, what).read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+
+
+def load_matlab(path, variable, what):
+    """An array from a MATLAB file."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise DataError(f"{path}: MATLAB files need SciPy: pip install scipy") from None
+    existing(path, what)
+    try:
+        content = loadmat(path, variable_names=[variable])
+    except Exception as error:  # a broken file makes SciPy raise almost anything
+        raise DataError(f"{path}: not a readable MATLAB file: {error}") from None
+    if variable not in content:
+        raise DataError(f"{path}: expected {what}, found no variable {variable!r}")
+    return content[variable]
+
+
+LSP_JOINTS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8, 9]  # in BODY16
+
+
+def read_lsp(spec, root, split):
+    """LSP and LSP-Extended. RegDA adapts to and tests on all 2000 images; here the test images are held out."""
+    path = root / "joints.mat" if root.is_dir() else root
+    what = "'joints' (3, 14, 2000), or LSP-Extended's (14, 3, 10000)"
+    joints = load_matlab(path, "joints", what)
+    extended = joints.shape[:2] == (14, 3)
+    joints = joints.swapaxes(0, 1) if extended else joints
+    if joints.ndim != 3 or joints.shape[:2] != (3, 14) or joints.dtype.kind not in "uif":
+        raise DataError(f"{path}: expected {what}, found {joints.dtype} {joints.shape}")
+    if extended and split == "val":
+        raise DataError(f"{path}: LSP-Extended has no split 'val'; expected 'train' or 'all', or LSP for testing")
+    count = joints.shape[2]
+    half = count if extended else count // 2
+    rows = {"train": range(half), "val": range(half, count), "all": range(count)}[split]
+    x, y, flag = joints.transpose(0, 2, 1)[:, rows].astype(np.float32)  # (N, 14) each
+    visible = 2 * flag if extended else 2 - flag  # flag 1 means labelled, but in LSP itself occluded
+    keypoints = np.zeros((len(rows), 16, 3))
+    keypoints[:, LSP_JOINTS] = np.stack([x, y, visible], 2)
+    names = [f"images/im{row + 1:0{5 if extended else 4}}.jpg" for row in rows]
+    # The whole image is the crop, as in RegDA: a box around the joints would give the target's labels away.
+    return one_each(spec, path, BODY16, path.parent, names, ["photo"] * len(rows), keypoints)
+
+
+BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)  # what a wrong record raises
+# BODY16 in SURREAL, as RegDA takes it: its shoulders are SMPL's collars.
+SMPL_JOINTS = [7, 4, 1, 2, 5, 8, 0, 9, 12, 15, 20, 18, 13, 14, 19, 21]
+CROPPED = {  # data set -> split -> annotations and image folder of each part
+    "surreal": {split: [(f"{split}/run{run}.json", f"{split}/run{run}") for run in range(3)]
+                for split in ("train", "val")},
+    "human36m": {split: [(f"annotations/keypoints2d_{subject}.json", "crop_images") for subject in subjects]
+                 for split, subjects in (("train", (1, 5, 6, 7, 8)), ("val", (9, 11)))}}
+
+
+def read_cropped(spec, root, split):
+    """SURREAL and Human3.6M as RegDA prepares them: images are cut out at 1.5 times the box of the joints."""
+    data = spec.partition(":")[0]
+    joints, total = (SMPL_JOINTS, 24) if data == "surreal" else (range(16), 16)
+    parts, names, points = CROPPED[data], [], []
+    for annotations, folder in parts["train"] + parts["val"] if split == "all" else parts[split]:
+        stream = JSONStream(existing(root / annotations, f"{data} as RegDA prepares it"))
+        with stream.file:
+            stream.expect("[")
+            for number, _ in enumerate(stream.members("]")):
+                record = stream.value()
+                try:
+                    points.append(np.array(record["keypoint2d"], np.float32).reshape(total, 2)[joints])
+                    names.append(f"{folder}/{record['name']}")
+                except BROKEN as error:
+                    raise DataError(f"{stream.path}: record {number}: wrong or missing field: {error}") from None
+    rows, chance = list(range(len(names))), random.Random(42)  # what RegDA leaves out of training, and tests on
+    if (data, split) == ("surreal", "train"):
+        chance.shuffle(rows)
+        rows = rows[min(len(rows) // 5, 3200):]
+    elif (data, split) == ("human36m", "val") and len(rows) > 3200:
+        rows = chance.choices(rows, k=3200)
+    keypoints = np.pad(np.array(points).reshape(-1, 16, 2)[rows], ((0, 0), (0, 0), (0, 1)), constant_values=2)
+    # The whole image is the crop, as in RegDA: it has been cut out already.
+    return one_each(spec, root, BODY16, root, [names[row] for row in rows],
+                    ["render" if data == "surreal" else "photo"] * len(rows), keypoints)
+
+
+def read_synthetic_animal(spec, root, split):
+    """SyntheticAnimal with the annotations that UDA-Animal-Pose (horse, tiger) and UniFrame (dog, sheep) cleaned."""
+    path = root / "clean_data" / "keypoints_18.json" if root.is_dir() else root
+    content = load_json(path, "SyntheticAnimal's clean_data/keypoints_18.json")
+    names, domains, keypoints, corners = [], [], [], []
+    try:
+        for animal, records in content.items():
+            rows = {"train": records["train_idxs"], "val": records["valid_idxs"],
+                    "all": records["train_idxs"] + records["valid_idxs"]}[split]
+            names += [str(records["imgpath"][row]) for row in rows]
+            domains += ["dog" if animal == "hound" else animal] * len(rows)
+            keypoints.append(np.array(records["keypoints"], np.float32)[rows])
+            corners.append(np.array(records["bbox"], float)[rows][:, [0, 2, 1, 3]])  # from left, right, top, bottom
+        keypoints = np.concatenate(keypoints)
+        keypoints[:, :, 2] = 1 + (keypoints[:, :, 2] > 0)  # a hidden joint is known all the same
+        skeleton = {18: ANIMAL18, 14: ANIMAL14}[keypoints.shape[1]]
+    except BROKEN as error:
+        raise DataError(f"{path}: not SyntheticAnimal's annotations: {type(error).__name__} {error}") from None
+    return one_each(spec, path, skeleton, path.parent, names, domains, keypoints, np.concatenate(corners))
+
+
+TIGER_JOINTS = [*range(8), 14, 15, 16, 17, 12, 13, 8, 9, 10, 11]  # ANIMAL18 in the files of tigers
+
+
+def read_tigdog(spec, root, split):
+    """TigDog's horses and tigers, split by video as in CC-SSL, with its boxes: of the joints, for want of others."""
+    home = root / "behaviorDiscovery2.0" if (root / "behaviorDiscovery2.0").is_dir() else root
+    names, domains, keypoints = [], [], []
+    for animal, joints in (("horse", range(18)), ("tiger", TIGER_JOINTS)):
+        path, frames, points = home / "ranges" / animal / "ranges.mat", [], []
+        ranges = load_matlab(path, "ranges", "TigDog's shots")
+        if ranges.ndim != 2 or ranges.shape[1] != 3 or ranges.dtype.kind not in "uif":
+            raise DataError(f"{path}: expected 'ranges' (N, 3), found {ranges.dtype} {ranges.shape}")
+        for shot, first, last in ranges.astype(int).tolist():
+            path = home / "landmarks" / animal / f"{shot}.mat"
+            if path.is_file():  # some shots have no labels
+                frames += [f"{animal}/{frame:08d}.jpg" for frame in range(first, last + 1)]
+                points += read_landmarks(path, last + 1 - first)
+        rows = range(len(frames)) if split == "all" else tigdog_rows(home, animal, split, len(frames))
+        names += [frames[row] for row in rows]
+        domains += [animal] * len(rows)
+        keypoints += [points[row][joints] for row in rows]
+    keypoints = np.array(keypoints, np.float32).reshape(-1, 18, 3)
+    known = keypoints[:, :, :2] > 0
+    low = np.where(known, keypoints[:, :, :2], np.inf).min(1) - 15  # pixels
+    high = np.where(known, keypoints[:, :, :2], -np.inf).max(1) + 15
+    corners = np.where((low < high).all(1, keepdims=True), np.hstack([low, high]), 0)  # of nothing: an empty box
+    keypoints[:, :, 2] = 2 * ((keypoints[:, :, 2] > 0) & known.all(2))
+    return one_each(spec, home, ANIMAL18, home, names, domains, keypoints, corners)
+
+
+def read_landmarks(path, frames):
+    """(18, 3) x, y, visible for each frame of a shot: a cell with a structure of positions and visibilities."""
+    cells = load_matlab(path, "landmarks", "TigDog's landmarks")
+    try:
+        return [np.hstack(list(cells[frame, 0][0, 0])[:2])[:18].reshape(18, 3) for frame in range(frames)]
+    except BROKEN as error:
+        raise DataError(f"{path}: expected 'landmarks' of {frames} frames: {error}") from None
+
+
+def tigdog_rows(home, animal, split, frames):
+    """The list of a split's frames, from the folder `cached_data` of UniFrame's code or `data` of CC-SSL's."""
+    name = f"real_animal/{animal}/{'train' if split == 'train' else 'valid'}_idxs_by_video.npy"
+    found = [path for folder in home.resolve().parents[:2] for path in folder.glob(f"*data/{name}")]
+    if not found:
+        raise DataError(f"{home.parent}: expected UniFrame's cached_data/{name} in it or beside it for split {split!r}")
+    try:
+        rows = np.load(found[0], allow_pickle=False)
+        if rows.ndim != 1 or rows.dtype.kind not in "ui" or rows.min() < 0 or rows.max() >= frames:
+            raise ValueError(f"found {rows.dtype} {rows.shape}, or one that is not below {frames}")
+        return rows.tolist()
+    except (*BROKEN, OSError, EOFError) as error:
+        raise DataError(f"{found[0]}: expected numbers of labelled frames: {error}") from None
+
+
+JOINT_WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}  # in AnimalPose's names
+SPECIES = {"ca": "cat", "co": "cow", "do": "dog", "ho": "horse", "sh": "sheep"}  # in image names like do12.jpeg
+
+
+def read_animalpose(spec, root, split):
+    """AnimalPose, from its authors' keypoints.json or from mmpose's files in COCO's format.
+
+    UniFrame divides the animals at random, so that pictures are in both of its splits; here every fifth picture is held
+    out. mmpose has lost the species in PASCAL VOC's pictures: their domain is "animal".
+    """
+    path, own = annotation_file(root, {part: f"animalpose_{part}.json" for part in ("train", "val")}, split)
+    content = load_json(path, "AnimalPose's annotations")
+    names, domains, keypoints, corners = [], [], [], []
+    try:
+        joints = ["_".join(JOINT_WORDS.get(word, word) for word in joint.lower().split("_"))
+                  for joint in content["categories"][0]["keypoints"]]
+        species = {category["id"]: category["name"] for category in content["categories"]}
+        images, coco = content["images"], isinstance(content["images"], list)
+        files = {str(image["id"]): image["file_name"] for image in images} if coco else images
+        for record in content["annotations"]:
+            names.append(str(files[str(record["image_id"])]))
+            stem = PurePosixPath(names[-1]).stem
+            domains.append(SPECIES.get(stem[:2] if stem[2:].isdigit() else "", species[record["category_id"]]))
+            keypoints.append(np.array(record["keypoints"], np.float32).reshape(len(joints), 3))
+            x, y, right, bottom = record["bbox"]
+            corners.append((x, y, x + right, y + bottom) if coco else (x, y, right, bottom))
+        keypoints, corners = np.array(keypoints), np.array(corners, float)
+        keypoints[:, :, 2] = 2 * (keypoints[:, :, 2] > 0)
+    except BROKEN as error:
+        raise DataError(f"{path}: annotation {len(names)}: not AnimalPose's: {type(error).__name__} {error}") from None
+    own_joints = replace(ANIMAL14, names=tuple(joints))
+    dataset = one_each(spec, path, own_joints, path.parent, names, domains, keypoints, corners)
+    dataset = with_skeleton(dataset, ANIMAL14)
+    if own or split == "all":
+        return dataset
+    held_out = np.unique(names, return_inverse=True)[1] % HELD_OUT == 0
+    return dataset.select_images(held_out if split == "val" else ~held_out)
+
+
+READERS = {"lsp": read_lsp, "surreal": read_cropped, "human36m": read_cropped, "tigdog": read_tigdog,
+           "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
+
+
 # ------------------------------------------------------------------------------------------------- images and crops
+
+@contextmanager
+def image_file(file):
+    """An open Pillow image; a DataError if it cannot be opened or, within the block, be decoded."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: not a readable image: {error}") from None
+
 
 def open_image(file, shrink=1.0, upright=False):
     """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times.
@@ -344,19 +706,14 @@ def open_image(file, shrink=1.0, upright=False):
     upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations ignore it.
     JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
     """
-    try:
-        with Image.open(file) as image:
-            full_width = image.width
-            image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
-            if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-                pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
-                return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
-            smaller = round(full_width / image.width)
-            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB"), smaller
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not a readable image: {error}") from None
+    with image_file(file) as image:
+        full_width = image.width
+        image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
+            pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+            return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
+        smaller = round(full_width / image.width)
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB"), smaller
 
 
 PADDING = 1.25  # of a box, so that nothing near it is cut off
@@ -407,9 +764,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what ev
 
 
 def normalize(images):
-    """Byte images (B, 3, H, W) -> float images as the models take them."""
+    """RGB images (B, 3, H, W), bytes or floats from 0 to 1 -> images as the models take them."""
     mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
+    return ((images.float() / 255 if images.dtype == torch.uint8 else images) - mean) / std
 
 
 # ----------------------------------------------------------------------------------------------------- heatmap codec
@@ -541,7 +898,7 @@ class Crops(torch.utils.data.Dataset):
         inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
         return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
                 "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
-                "visible": torch.tensor(keypoints[:, 2] * inside, dtype=torch.float32),  # (K,) 0: not labelled or outside
+                "visible": torch.tensor(keypoints[:, 2] * inside, dtype=torch.float32),  # (K,) 0: unlabelled or outside
                 "matrix": torch.tensor(matrix), "row": row}  # (2, 3) from the image to the crop
 
 

@@ -7,6 +7,7 @@ follows works on the flat list of all (person, detection) pairs that share one: 
 """
 import argparse
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -490,13 +491,14 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     return results
 
 
-def pck_of_results(dataset, results, size, chosen=slice(None), groups=None):
-    """PCK@0.05 of the crop's height (`evaluate_pck`) of what `predict` gave, for some rows of `dataset.labelled`."""
+def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
+    """PCK (`evaluate_pck`) of what `predict` gave, for some rows of `dataset.labelled`; the threshold is a share of the
+    crop's height."""
     people = dataset.labelled[chosen]
     poses = np.array([result["keypoints"] for result in results])[chosen]
     predicted, truth = poses.reshape(len(people), len(dataset.skeleton.names), 3), dataset.keypoints[people]
     crop_heights = crop_width(dataset.boxes[people], size) * size[0] / size[1]
-    return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights, groups=groups)
+    return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights, threshold, groups)
 
 
 def domain_table(dataset, results, size):
@@ -617,32 +619,26 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     return image
 
 
-def draw_sheet(datasets, before, after, side=192):
-    """A column for each domain: one person as the annotators, the original model and the adapted model see them.
-
-    before, after: for each data set what `predict` gave.
-    """
-    columns = {}
-    for dataset, *predictions in zip(datasets, before, after):
-        people = dataset.labelled
-        domains, first = np.unique(dataset.domains[dataset.image_index[people]], return_index=True)
-        for domain, place in zip(domains, first):
-            row = people[place]
-            matrix = crop_matrix(dataset.boxes[row], (side, side))
-            image, shrink = open_image(dataset.files[dataset.image_index[row]], dataset.boxes[row, 2:].max() / side)
-            crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
-            truth = dataset.keypoints[row] * [1, 1, 0.5]  # visibility 0, 1, 2 as a score
-            poses = [truth, *(np.reshape(found[place]["keypoints"], (-1, 3)) for found in predictions)]
-            columns[domain] = [draw_pose(crop, np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]]),
-                                         dataset.skeleton) for pose in poses]
-    sheet = Image.new("RGB", (len(columns) * side, 3 * side + 18), "white")
-    for x, (domain, squares) in enumerate(columns.items()):
-        ImageDraw.Draw(sheet).text((x * side + 4, 3), domain, "black")
-        for y, square in enumerate(squares):
-            sheet.paste(square, (x * side, 18 + y * side))
-    for y, label in enumerate(("truth", "original", "adapted")):
+def draw_sheet(people, side=192):
+    """A column for each of `people`: (title, data set, row, {label: pose}), each pose (K, 3) x, y, score a square."""
+    labels = list(people[0][3])
+    sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
+    for x, (title, dataset, row, poses) in enumerate(people):
+        matrix = crop_matrix(dataset.boxes[row], (side, side))
+        image, shrink = open_image(dataset.files[dataset.image_index[row]], dataset.boxes[row, 2:].max() / side)
+        crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
+        ImageDraw.Draw(sheet).text((x * side + 4, 3), title, "black")
+        for y, pose in enumerate(poses.values()):
+            moved = np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]])
+            sheet.paste(draw_pose(crop, moved, dataset.skeleton), (x * side, 18 + y * side))
+    for y, label in enumerate(labels):
         ImageDraw.Draw(sheet).text((4, 22 + y * side), label, "white", stroke_width=1, stroke_fill="black")
     return sheet
+
+
+def true_pose(dataset, row):
+    """A person's keypoints (K, 3) to draw: x, y, and the visibility 0, 1, 2 as a score."""
+    return dataset.keypoints[row] * [1, 1, 0.5]
 
 
 def draw_heatmaps(image, model, dataset, texts, people):
@@ -662,26 +658,29 @@ def draw_heatmaps(image, model, dataset, texts, people):
     return Image.fromarray(((1 - glow) * 0.35 * np.asarray(image) + glow * [255, 200, 60]).astype(np.uint8))
 
 
-def draw_curves(history, width=480, height=240):
-    """Loss and PCK over the steps, side by side, a color per stage. history: dicts of stage, step, loss and pck."""
-    picture = Image.new("RGB", (2 * width, height), "white")
-    draw = ImageDraw.Draw(picture)
+def draw_curves(history, width=480, height=180):
+    """Loss and PCK over the steps, side by side, a row per stage. history: dicts of stage, step, loss and pck."""
     stages = list(dict.fromkeys(row["stage"] for row in history))
-    last = max(row["step"] for row in history)
-    for panel, key in enumerate(("loss", "pck")):
-        left, top, right, bottom = panel * width + 50, 30, (panel + 1) * width - 15, height - 25
-        highest = max(row[key] for row in history) or 1
-        draw.text((left, 8), {"loss": "loss", "pck": "PCK@0.05 of training batches"}[key], "black")
-        for tick in range(5):
-            y = bottom - tick / 4 * (bottom - top)
-            draw.line([(left, y), (right, y)], (225, 225, 225))
-            draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
-        draw.text((right, bottom + 5), f"{last} steps", "black", anchor="ra")
-        for stage, color in zip(stages, ("royalblue", "darkorange", "seagreen", "crimson")):
+    picture = Image.new("RGB", (2 * width, height * len(stages)), "white")
+    draw = ImageDraw.Draw(picture)
+    for line, stage in enumerate(stages):
+        rows = [row for row in history if row["stage"] == stage]
+        last = rows[-1]["step"]
+        for panel, (key, title) in enumerate([("loss", "loss"), ("pck", "PCK@0.05 of training batches")]):
+            left, top, right = panel * width + 50, line * height + 30, (panel + 1) * width - 15
+            bottom = top + height - 55
+            if math.isnan(rows[0][key]):  # a stage that predicts no keypoints
+                continue
+            highest = max(row[key] for row in rows) or 1
+            draw.text((left, top - 22), f"{stage}: {title}", "black")
+            for tick in range(5):
+                y = bottom - tick / 4 * (bottom - top)
+                draw.line([(left, y), (right, y)], (225, 225, 225))
+                draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
+            draw.text((right, bottom + 5), f"{last} steps", "black", anchor="ra")
             points = [(left + row["step"] / last * (right - left), bottom - row[key] / highest * (bottom - top))
-                      for row in history if row["stage"] == stage]
-            draw.line(points, color, 2)
-            draw.text((left + 80 * stages.index(stage) + 5, bottom + 5), stage, color)
+                      for row in rows]
+            draw.line(points, "royalblue", 2)
     return picture
 
 

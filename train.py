@@ -1,6 +1,7 @@
 """Training: the loop, the run's folder, and the command.
 
     python train.py --mode vlpose        a base model on photographs, then VLPose's adapter on art
+    python train.py --mode uda           labels on one domain, and multi-level alignment to images of another
 
 A run leaves everything in its folder: config.json, log.csv, results.json, the models, and pictures to look at.
 `--resume FOLDER` goes on where a run was stopped, and ends with the same numbers as if it had not been.
@@ -11,21 +12,27 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.utils import make_grid
 
-from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Augmentation, Crops, DataError, cache_folder,
-                  decode_heatmaps, encode_heatmaps, load_dataset, normalize)
-from eval import default_device, domain_table, draw_curves, draw_sheet, fail, predict, run_model, usable_device
-from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, load_vitpose, reading,
-                    save_checkpoint)
+from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Crops, DataError, cache_folder,
+                  decode_heatmaps, encode_heatmaps, load_dataset, normalize, with_skeleton)
+from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, pck_of_results, predict,
+                  run_model, true_pose, usable_device)
+from uda import (GENTLE_VIEWS, RESNETS, MultiLevelAlignment, PoseNet, PoseResNet, StyleTransfer, Views, Weights,
+                 look, supervised_loss)
+from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, load_strictly,
+                    load_vitpose, load_weights, reading, save_checkpoint)
 
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
 
@@ -38,14 +45,8 @@ class Recipe:
     batch_size: int
     lr: float
     seed: int
-    augmentation: Augmentation
     layer_decay: float = 1.0
     weight_decay: float = 0.1  # ViTPose's
-
-
-def augmentation_for(config):
-    """The paper's for the paper's models; `tiny` trains for minutes, too short for crops turned by 80 degrees."""
-    return GENTLE if config == VIT_CONFIGS["tiny"] else TRAINING
 
 
 def learning_rate(step, steps):
@@ -92,16 +93,10 @@ def batch_keys(rows, batch_size, seed, first, last):
         yield keys
 
 
-def heatmap_loss(model, batch, dataset, texts):
-    """Mean squared error over the heatmaps of the labelled keypoints; also the predicted heatmaps (B, K, h, w)."""
-    device, size = next(model.parameters()).device, model.config.image_size
-    images = normalize(batch["image"].to(device))
-    domains = dataset.domains[dataset.image_index[batch["row"].numpy()]]
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        predicted = run_model(model, images, domains, texts).float()
-    keypoints, visible = batch["keypoints"].to(device), batch["visible"].to(device)
-    target, weights = encode_heatmaps(keypoints, visible, size, predicted.shape[2:], model.config.sigma)
-    return ((predicted - target) ** 2 * weights[:, :, None, None]).mean(), predicted
+def labels_of(batch, config):
+    """Heatmaps (B, K, h, w) of a batch's keypoints, and weights (B, K): 0 where a keypoint is not labelled."""
+    height, width = config.image_size
+    return encode_heatmaps(batch["keypoints"], batch["visible"], (height, width), (height // 4, width // 4), config.sigma)
 
 
 def batch_pck(predicted, batch, config):
@@ -111,24 +106,29 @@ def batch_pck(predicted, batch, config):
     return right[batch["visible"] > 0].float().mean().item()
 
 
-def fit(stage, model, dataset, texts, recipe, run):
-    """Trains what requires a gradient in `model`. A stage that was stopped goes on from its checkpoint."""
+def fit(stage, model, objective, data, recipe, run):
+    """Trains what requires a gradient in `model`. A stage that was stopped goes on from its checkpoint.
+
+    data: pairs of crops and the rows to draw from. objective: a batch from each of them -> the loss, and the heatmaps
+    (B, K, h, w) predicted for the first one (None where there are none).
+    """
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     first = run.restore(stage, model, optimizer)
-    keys = batch_keys(dataset.labelled, recipe.batch_size, recipe.seed, first, recipe.steps)
-    crops = Crops(dataset, model.config.image_size, recipe.augmentation)
-    loader = DataLoader(crops, batch_sampler=keys, num_workers=run.workers)
+    loaders = []
+    for number, (crops, rows) in enumerate(data):  # each in an order of its own
+        keys = batch_keys(rows, recipe.batch_size, recipe.seed + 10 ** 6 * number, first, recipe.steps)
+        loaders.append(DataLoader(crops, batch_sampler=keys, num_workers=run.workers))
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
             module.eval()  # statistics of frozen layers stay frozen too
     started = time.perf_counter()
-    for step, batch in enumerate(loader, start=first):
-        torch.manual_seed(recipe.seed + step)  # dropout and drop path depend on the step alone, too
+    for step, batches in enumerate(zip(*loaders), start=first):
+        torch.manual_seed(recipe.seed + step)  # whatever is random depends on the step alone, too
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * group["scale"] * learning_rate(step, recipe.steps)
-        loss, predicted = heatmap_loss(model, batch, dataset, texts)
+        loss, predicted = objective(*batches)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -137,10 +137,35 @@ def fit(stage, model, dataset, texts, recipe, run):
         done = step + 1
         if done % LOG_EVERY == 0 or done == recipe.steps:
             speed = (done - first) / (time.perf_counter() - started)
-            run.log(stage, done, recipe.steps, loss.item(), batch_pck(predicted, batch, model.config),
-                    speed * recipe.batch_size, (recipe.steps - done) / speed)
+            pck = math.nan if predicted is None else batch_pck(predicted, batches[0], model.config)
+            run.log(stage, done, recipe.steps, loss.item(), pck, speed * recipe.batch_size, (recipe.steps - done) / speed)
         if done % CHECKPOINT_EVERY == 0 or done == recipe.steps:
             run.save(stage, done, model, optimizer)
+
+
+def state_hash(model):
+    state = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        state.update(tensor.cpu().numpy().tobytes())
+    return state.hexdigest()
+
+
+def fit_or_find(stage, pose, model, objective, data, recipe, run, *also):
+    """`fit`, unless `pose`, which is (in) `model`, was trained before from the same start in the same way: then it is
+    in the cache. also: what else the outcome depends on."""
+    identity = [FIGURES, state_hash(pose), asdict(pose.config), asdict(recipe), *also]
+    for crops, rows in data:
+        people, files = crops.dataset, [Path(file).name for file in crops.dataset.files]
+        labels = hashlib.sha256(people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()).hexdigest()
+        identity += [files, labels, crops.size, asdict(crops.augmentation)]
+    path = run.cache / f"{stage}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
+    if path.exists():
+        print(f"{stage} model: {path} (trained before)")
+        pose.load_state_dict(load_vitpose(path).state_dict())
+        return
+    fit(stage, model, objective, data, recipe, run)
+    run.cache.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, pose)
 
 
 # ------------------------------------------------------------------------------------------------------ the run folder
@@ -149,7 +174,7 @@ class Run:
     """A run's folder: config.json, log.csv, a checkpoint per stage, and the results."""
 
     def __init__(self, options):
-        self.workers = options.workers
+        self.workers, self.cache = options.workers, Path(options.cache)
         self.folder = Path(options.resume or options.out or new_folder(options.mode))
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / "config.json", json.dumps(vars(options) | {"resume": None}, indent=2))
@@ -162,7 +187,7 @@ class Run:
 
     def log(self, stage, step, steps, loss, pck, speed, left):
         self.history.append({"stage": stage, "step": step, "loss": loss, "pck": pck})
-        print(f"{stage:6}{step:6}/{steps}  loss {loss:.5f}  PCK {pck:.3f}  {speed:4.0f} images/s  {left:4.0f} s left",
+        print(f"{stage:8}{step:6}/{steps}  loss {loss:.5f}  PCK {pck:.3f}  {speed:4.0f} images/s  {left:4.0f} s left",
               flush=True)
 
     def save(self, stage, step, model, optimizer):
@@ -208,6 +233,11 @@ def new_folder(mode):
             pass
 
 
+def gently(config, options):
+    """Whether to augment less than the papers: `tiny` trains for minutes, too short for crops turned by 80 degrees."""
+    return options.augmentation == "gentle" or options.augmentation is None and config.conv_stem
+
+
 # ------------------------------------------------------------------------------------------------------------- VLPose
 
 def domain_set(spec, split, kind, options):
@@ -216,16 +246,32 @@ def domain_set(spec, split, kind, options):
     return dataset.select_images(np.isin(dataset.domains, list(NATURAL_DOMAINS)) == (kind == "natural"))
 
 
+def say_people(spec, kind, dataset):
+    """One line on what there is to train on."""
+    skipped = len(dataset.ids) - len(dataset.labelled)
+    print(f"{spec}: {len(dataset.labelled)} people in {len(dataset.files)} {kind} images to train on"
+          + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
+
+
 def training_set(spec, kind, options):
-    """The images to train on, with a line on what they hold."""
+    """The images to train on."""
     dataset = domain_set(spec, "train", kind, options)
     if not len(dataset.labelled):
         domains = np.unique(load_dataset(spec, "train", options.cache).domains).tolist()
         raise DataError(f"{spec}: expected labelled people in {kind} images to train on; its domains are {domains[:8]}")
-    skipped = len(dataset.ids) - len(dataset.labelled)
-    print(f"{spec}: {len(dataset.labelled)} people in {len(dataset.files)} {kind} images to train on"
-          + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
+    say_people(spec, kind, dataset)
     return dataset
+
+
+def heatmap_loss(model, batch, dataset, texts, bf16):
+    """Mean squared error over the heatmaps of the labelled keypoints; also the predicted heatmaps (B, K, h, w)."""
+    device = next(model.parameters()).device
+    images = normalize(batch["image"].to(device))
+    domains = dataset.domains[dataset.image_index[batch["row"].numpy()]]
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        predicted = run_model(model, images, domains, texts).float()
+    target, weights = (tensor.to(device) for tensor in labels_of(batch, model.config))
+    return ((predicted - target) ** 2 * weights[:, :, None, None]).mean(), predicted
 
 
 def starting_model(options):
@@ -241,18 +287,11 @@ def starting_model(options):
 def train_base(base, dataset, options, run):
     """Trains the base model on natural images, or finds it in the cache, trained before."""
     recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed,
-                    augmentation_for(base.config), base.config.layer_decay if options.init else 1.0)
-    labels = hashlib.sha256(dataset.keypoints.tobytes()).hexdigest()
-    identity = json.dumps([FIGURES, labels, options.init, asdict(base.config), asdict(recipe)])
-    path = Path(options.cache) / f"base-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.pth"
-    if path.exists():
-        print(f"base model: {path} (trained before)")
-        return load_vitpose(path).to(options.device)
+                    base.config.layer_decay if options.init else 1.0)
     torch.manual_seed(options.seed)
-    fit("base", base, dataset, None, recipe, run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, base)
-    return base
+    crops = Crops(dataset, base.config.image_size, GENTLE if gently(base.config, options) else TRAINING)
+    fit_or_find("base", base, base, lambda batch: heatmap_loss(base, batch, dataset, None, options.bf16),
+                [(crops, dataset.labelled)], recipe, run)
 
 
 def model_to_tune(base, text_dim, options):
@@ -279,9 +318,12 @@ def adapt(base, dataset, texts, options, run):
     share = trainable / sum(parameter.numel() for parameter in base.parameters())
     print(f"{options.strategy}: {trainable:,} trainable parameters, {share:.1%} of the base model's")
     if trainable:
-        recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed, augmentation_for(base.config),
+        recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed,
                         base.config.layer_decay if options.strategy == "full" else 1.0)
-        fit("adapt", model, dataset, texts if isinstance(model, VLPose) else None, recipe, run)
+        crops = Crops(dataset, base.config.image_size, GENTLE if gently(base.config, options) else TRAINING)
+        read = texts if isinstance(model, VLPose) else None
+        fit("adapt", model, lambda batch: heatmap_loss(model, batch, dataset, read, options.bf16),
+            [(crops, dataset.labelled)], recipe, run)
     return model
 
 
@@ -304,7 +346,7 @@ def train_vlpose(options):
 
     run = Run(options)
     if natural:
-        base = train_base(base, natural, options, run)
+        train_base(base, natural, options, run)
     adapted = adapt(base, artificial, texts, options, run)
     save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights, template=options.template)
     if isinstance(adapted, VLPose):
@@ -327,7 +369,20 @@ def compare(base, adapted, texts, validation, run):
         same = results["adapter off"] == results["original"]  # every coordinate and score
         print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
     write(run.folder / "results.json", json.dumps(tables, indent=2))
-    draw_sheet(validation, results["original"], results["adapted"]).save(run.folder / "poses.png")
+    draw_sheet(one_of_each_domain(validation, results)).save(run.folder / "poses.png")
+
+
+def one_of_each_domain(validation, results):
+    """A person of each domain as the annotators, the original model and the adapted model see them, to draw."""
+    people = []
+    for number, dataset in enumerate(validation):
+        domains, places = np.unique(dataset.domains[dataset.image_index[dataset.labelled]], return_index=True)
+        for domain, place in zip(domains, places):
+            row = dataset.labelled[place]
+            poses = {label: np.reshape(results[label][number][place]["keypoints"], (-1, 3))
+                     for label in ("original", "adapted")}
+            people.append((domain, dataset, row, {"truth": true_pose(dataset, row)} | poses))
+    return people
 
 
 def print_table(tables):
@@ -345,6 +400,180 @@ def print_table(tables):
             print(f"{label:20}" + "".join(f"{mean['AP']:10.3f}{mean['PCK']:8.3f}" for mean in means))
 
 
+# ----------------------------------------------------------------------------------------------- multi-level alignment
+
+PREVIEWS = 8  # images in a picture
+
+
+def new_student(options, skeleton):
+    """An untrained student, but for the backbone of --init; or the trained one of --weights."""
+    torch.manual_seed(options.seed)
+    size, keypoints = tuple(options.image_size) if options.image_size else None, len(skeleton.names)
+    if options.weights:
+        student = PoseNet(load_vitpose(options.weights, size))
+        if student.pose.num_keypoints != keypoints:
+            raise DataError(f"{options.weights}: expected {keypoints} keypoints, as the target has, "
+                            f"found {student.pose.num_keypoints}")
+    elif options.size in RESNETS:
+        student = PoseResNet(options.size, keypoints, options.init, size or (256, 256), options.sigma or 2.0)
+    else:
+        config = VIT_CONFIGS[options.size]
+        config = replace(config, image_size=size or config.image_size, sigma=options.sigma or config.sigma)
+        student = PoseNet(ViTPose(config, keypoints))
+        if options.init:
+            backbone = load_vitpose(options.init, student.config.image_size).backbone
+            load_strictly(student.pose.backbone, backbone.state_dict(), options.init)
+    return student.to(options.device)
+
+
+def new_stylist(options):
+    """The style network: a small one for small images, or the one of --style-encoder and --style-weights."""
+    torch.manual_seed(options.seed)
+    stylist = StyleTransfer(options.style_encoder) if options.style_encoder else StyleTransfer(width=16, depth=2)
+    if options.style_weights:
+        state = load_weights(options.style_weights)  # a run's style.pth, or a decoder alone
+        part = stylist if "encoder.0.weight" in state else stylist.decoder
+        load_strictly(part, state, options.style_weights)
+    return stylist.to(options.device)
+
+
+def read_domains(options):
+    """The source with its labels, the target without, and the target's images for the test."""
+    test = load_dataset(options.target, "val", options.cache)
+    target = load_dataset(options.target, "train", options.cache).unlabelled()
+    source = with_skeleton(load_dataset(options.source, "train", options.cache), test.skeleton)
+    for option, spec, people in (("--source", options.source, len(source.labelled)),
+                                 ("--target", options.target, len(target.ids))):
+        if people < options.batch_size:
+            raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, found {people}")
+    if not len(test.labelled):
+        raise DataError(f"--target {options.target}: expected labelled people to test on, found none")
+    say_people(options.source, "source", source)
+    print(f"{options.target}: {len(target.ids)} people in {len(target.files)} target images, their labels unread")
+    return source, target, test
+
+
+def rgb(batch, device):
+    return batch["image"].to(device) / 255
+
+
+def train_style(stylist, source, target, options, run):
+    """Stage 0: the decoder learns to redraw source images in the style of target images."""
+    def objective(content, style):
+        content_loss, style_loss = stylist.loss(rgb(content, options.device), rgb(style, options.device))
+        return content_loss + 0.1 * style_loss, None
+
+    recipe = Recipe(options.style_steps, options.batch_size, options.style_lr, options.seed, weight_decay=0.0)
+    fit("style", stylist, objective, [source, target], recipe, run)
+
+
+def train_supervised(stage, student, stylist, data, recipe, options, run):
+    """Stage 1: the student learns from labels, those of the first of `data`. With a stylist its images are redrawn as
+    those of the second."""
+    def objective(batch, style=None):
+        images = rgb(batch, options.device)
+        if stylist:
+            images = stylist.restyle(images, rgb(style, options.device), options.image_level)
+        heatmaps, _ = look(student, images, options.bf16)
+        labels, labelled = (tensor.to(options.device) for tensor in labels_of(batch, student.config))
+        return supervised_loss(heatmaps, labels, labelled), heatmaps
+
+    also = [state_hash(stylist), options.image_level] if stylist else []
+    fit_or_find(stage, student.pose, student, objective, data, recipe, run, *also)
+
+
+def align(student, stylist, data, recipe, options, run):
+    """Stage 2: from stage 1's student, with the target's images. Returns the student and its teacher."""
+    weights = Weights(options.consistency, options.feature_level, options.pose_level, options.occlusion)
+    views = GENTLE_VIEWS if gently(student.config, options) else Views()
+    torch.manual_seed(options.seed)
+    model = MultiLevelAlignment(copy.deepcopy(student), weights, views, options.ema_decay, options.bf16)
+    model.to(options.device)
+
+    def objective(batch, images):
+        images, target_images = rgb(batch, options.device), rgb(images, options.device)
+        if stylist:
+            images = stylist.restyle(images, target_images, options.image_level)
+        labels = (tensor.to(options.device) for tensor in labels_of(batch, student.config))
+        return model(images, *labels, target_images)
+
+    fit("adapt", model, objective, data, recipe, run)
+    return model.student, model.teacher
+
+
+def train_uda(options):
+    """Style, supervision, adaptation, and what came of them; with --oracle also what the target's labels would give."""
+    source, target, test = read_domains(options)
+    student = new_student(options, test.skeleton)
+    stylist = new_stylist(options) if options.image_level else None
+    size, augmentation = student.config.image_size, GENTLE if gently(student.config, options) else TRAINING
+    sources = Crops(source, size, augmentation), source.labelled
+    targets = Crops(target, size), np.arange(len(target.ids))
+    stage1 = Recipe(options.supervised_steps, options.batch_size, options.lr, options.seed)
+    stage2 = Recipe(options.steps, options.batch_size, options.adapt_lr, options.seed)
+
+    run = Run(options)
+    if stylist and not options.style_weights:
+        train_style(stylist, sources, targets, options, run)
+    source_only = copy.deepcopy(student)
+    if not options.weights:
+        train_supervised("source", source_only, None, [sources], stage1, options, run)
+        if stylist:
+            train_supervised("restyled", student, stylist, [sources, targets], stage1, options, run)
+        else:
+            student = source_only
+    student, teacher = align(student, stylist, [sources, targets], stage2, options, run)
+    models = {"source only": source_only, "student": student, "teacher": teacher}
+    if options.oracle:
+        models["oracle"] = copy.deepcopy(source_only)
+        labelled = load_dataset(options.target, "train", options.cache)
+        data = [(Crops(labelled, size, augmentation), labelled.labelled)]
+        train_supervised("oracle", models["oracle"], None, data, stage2, options, run)
+
+    for name, model in models.items():
+        save_checkpoint(run.folder / f"{name.replace(' ', '-')}.pth", model.pose)
+    if stylist:
+        torch.save(stylist.state_dict(), run.folder / "style.pth")
+        draw_styles(stylist, sources, targets, options).save(run.folder / "style.png")
+    compare_students(models, test, run)
+
+
+def draw_styles(stylist, sources, targets, options):
+    """Source images, target images, and the one in the style of the other, below each other."""
+    count = min(PREVIEWS, options.batch_size)
+    content, style = (torch.stack([rgb(crops[int(row), 0], options.device) for row in rows[:count]])
+                      for crops, rows in (sources, targets))
+    grid = make_grid(torch.cat([content, style, stylist(content, style)]).cpu(), nrow=count)
+    return Image.fromarray((255 * grid).byte().permute(1, 2, 0).numpy())
+
+
+def compare_students(models, test, run):
+    """Prints and keeps the PCK of each model on the target's test images, and draws what some of them see."""
+    table, poses = {}, {}
+    for name, model in models.items():
+        size, results = model.config.image_size, predict(model.pose, test, flip=False, workers=run.workers)
+        table[name] = pck_of_results(test, results, size, groups=test.skeleton.groups)
+        table[name]["mean at 0.2"] = pck_of_results(test, results, size, groups=test.skeleton.groups, threshold=0.2)["mean"]
+        poses[name] = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
+    print(format_table("PCK@0.05", {group: {name: column[group] for name, column in table.items()}
+                                    for group in table["teacher"]}))
+    if "oracle" in table:
+        means = {name: column["mean"] for name, column in table.items()}
+        gap = means["oracle"] - means["source only"]
+        print("share of the gap between source only and oracle that is closed: " + ", ".join(
+            f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
+    write(run.folder / "results.json", json.dumps(table, indent=2))
+
+    sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # as `confidence_mask` has it
+    people = []
+    for place in np.linspace(0, len(test.labelled) - 1, PREVIEWS).astype(int):
+        row, labels = test.labelled[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
+        people.append((Path(test.files[test.image_index[row]]).name, test, row, {
+            "truth": true_pose(test, row), "source only": poses["source only"][place],
+            "pseudo-labels": labels, "teacher": poses["teacher"][place]}))
+    draw_sheet(people).save(run.folder / "poses.png")
+
+
 # -------------------------------------------------------------------------------------------------------- the command
 
 def positive(text):
@@ -359,16 +588,29 @@ def not_negative(text):
     return int(text)
 
 
-def parse_options(argv):
-    parser = argparse.ArgumentParser(description="Trains and evaluates a pose estimator that crosses domains.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--mode", choices=["vlpose"], default="vlpose")
+def share(text):
+    """Type of probabilities and of the teacher's decay."""
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
+def weight(text):
+    if not 0 <= float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
+def side(text):
+    """Type of an image's height and width: all networks here halve it up to five times."""
+    if int(text) < 32 or int(text) % 32:
+        raise argparse.ArgumentTypeError(f"{text}: expected a multiple of 32")
+    return int(text)
+
+
+def vlpose_options(add):
     add("--source", default="figures", help="name:root; its natural images train the base model")
     add("--target", default="figures", help="name:root; its artificial images are what is adapted to")
-    add("--size", choices=VIT_CONFIGS, default="tiny", help="of the base model, where --init and --weights give none")
-    add("--init", help="weights that the base model's training starts from: a file or a name such as mae-b, resnet50")
-    add("--weights", help="a ViTPose to adapt, instead of training a base model: a file or a name such as vitpose-b")
     add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32")
     add("--template", default="a photo of a {domain} character", help="the sentence that names a domain")
     add("--strategy", choices=["scratch", "full", "last", "prompt", "vlpose"], default="vlpose", help="what is tuned")
@@ -380,11 +622,55 @@ def parse_options(argv):
     add("--base-lr", type=float, default=1.5e-3)
     add("--steps", type=positive, default=1200, help="of adaptation")
     add("--lr", type=float, default=1.5e-3, help="of adaptation; the paper's, for a batch of 512, is 5e-4")
+
+
+def uda_options(add):
+    add("--source", default="figures#photo", help="name:root; its labels are learned from")
+    add("--target", default="figures#oil painting", help="name:root; its images are adapted to, its labels test")
+    add("--image-size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        help="of crops (default: 256 256 for ResNets, else the size's own)")
+    add("--sigma", type=float, help="of the heatmaps' Gaussians, in their pixels (default: 2, 1.25 for tiny; the "
+        "paper's for animals is 1)")
+    add("--style-encoder", help="VGG-19 for style transfer, a file or a name: adain-encoder, vgg19 (default: a small "
+        "random network)")
+    add("--style-weights", help="its decoder, instead of training one: a file or a name: adain-decoder, RUN/style.pth")
+    add("--style-steps", type=positive, default=300)
+    add("--style-lr", type=float, default=3e-3)
+    add("--supervised-steps", type=positive, default=2000)
+    add("--lr", type=float, default=1.5e-3, help="of supervised training; the paper's is 1e-4")
+    add("--steps", type=positive, default=800, help="of adaptation")
+    add("--adapt-lr", type=float, default=5e-4, help="of adaptation")
+    add("--ema-decay", type=share, default=0.99, help="of the teacher; the paper's, for 15,000 steps, is 0.999")
+    add("--image-level", type=share, default=0.5, help="probability that a source image is restyled; 0: level off")
+    add("--feature-level", type=weight, default=0.1, help="weight of the adversarial loss; 0: level off")
+    add("--pose-level", type=weight, default=0.3, help="weight of information maximization; 0: level off")
+    add("--consistency", type=weight, default=1.0, help="weight of the teacher's pseudo-labels; 0: off")
+    add("--occlusion", type=share, default=0.5, help="probability that a sure keypoint is covered; 0: off")
+    add("--oracle", action="store_true", help="also train with the target's labels, to see what is left to gain")
+
+
+MODES = {"vlpose": vlpose_options, "uda": uda_options}
+
+
+def parse_options(argv):
+    """Each mode has options of its own: `--mode uda --help` lists them."""
+    mode = argparse.ArgumentParser(add_help=False)
+    mode.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or multi-level alignment")
+    parser = argparse.ArgumentParser(description="Trains and evaluates a pose estimator that crosses domains.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, parents=[mode])
+    add = parser.add_argument
+    MODES[mode.parse_known_args(argv)[0].mode](add)
+    add("--size", choices=VIT_CONFIGS, default="tiny", help="of the model, where no weights give one")
+    add("--init", help="weights that training starts from: a file or a name such as mae-b, resnet50")
+    add("--weights", help="a trained ViTPose to adapt, instead of training one: a file or a name such as vitpose-b")
     add("--batch-size", type=positive, default=16)
+    add("--augmentation", choices=["gentle", "paper"], help="how much (default: gentle for tiny, the paper's else)")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
+        help="compute in bfloat16 where that is safe: faster on GPUs and on recent CPUs")
     add("--seed", type=not_negative, default=0)
     add("--device", type=usable_device, default=default_device())
     add("--workers", type=not_negative, default=0, help="processes that cut out crops")
-    add("--cache", default=str(cache_folder()), help="where figures and base models are kept")
+    add("--cache", default=str(cache_folder()), help="where figures and trained base models are kept")
     add("--out", help="the run's folder (default: runs/vlpose-1, -2, ...)")
     add("--resume", metavar="FOLDER", help="go on with the run in this folder; every other option comes from there")
     return parser.parse_args(argv)
@@ -406,7 +692,7 @@ def main(argv=None):
             options = resumed(options.resume)
         elif options.out and (Path(options.out) / "config.json").exists():
             raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
-        train_vlpose(options)
+        {"vlpose": train_vlpose, "uda": train_uda}[options.mode](options)
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

@@ -18,6 +18,7 @@ Shapes: B images, K keypoints, H×W image, h×w heatmap, C channels. Points are 
 What changes images (style, color, warp, occlusion) takes and gives RGB in [0, 1]; the networks want them normalised.
 """
 import copy
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from data import MEAN, STD, encode_heatmaps, transform_points
+from data import MEAN, STD, encode_heatmaps, normalize, transform_points
 from vlpose import ViTConfig, ViTPose, load_strictly, load_weights, reading
 
 # ------------------------------------------------------------------------------------------------------- the student
@@ -42,7 +43,7 @@ class PoseNet(nn.Module):
 
     def __init__(self, pose):
         super().__init__()
-        self.pose = pose
+        self.pose, self.config = pose, pose.config
 
     def forward(self, images):
         head = self.pose.head
@@ -161,6 +162,14 @@ class StyleTransfer(nn.Module):
         levels = self.levels(self.decoder(target))
         content_loss = F.mse_loss(levels[-1], target)
         return content_loss, sum(F.mse_loss(gram(x), gram(s)) for x, s in zip(levels, style_levels))
+
+    def restyle(self, content, style, probability):
+        """Image level: each source image is, with this probability, redrawn as the target image beside it, α ~ U(0, 1)."""
+        chosen = torch.rand(len(content)) < probability
+        mixed = content.clone()
+        if chosen.any():
+            mixed[chosen] = self(content[chosen], style[chosen], torch.rand(int(chosen.sum())))
+        return mixed
 
     def levels(self, images):
         """Features at relu1_1, relu2_1, relu3_1, relu4_1."""
@@ -359,3 +368,92 @@ def ema_update(teacher, student, decay=0.999):
     """teacher ← decay · teacher + (1 - decay) · student: the parameters; `make_teacher` says why not the buffers."""
     for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
         mine.lerp_(theirs, 1 - decay)
+
+
+# ------------------------------------------------------------------------------------------------ a step of adaptation
+
+@dataclass(frozen=True)
+class Views:
+    """How far the views of a target image go. The defaults are the paper's, for 256×256 pixels and many epochs."""
+    rotation: float = 60.0  # degrees, at most, either way
+    shear: float = 30.0  # degrees
+    shift: float = 0.05  # of the image's size
+    scale: tuple[float, float] = (0.6, 1.3)
+    color: float = 0.25  # strength of the colour jitter
+    patch: float = 20 / 256  # side of the square that covers a keypoint, of the image's height
+
+
+GENTLE_VIEWS = Views(rotation=15.0, shear=5.0, scale=(0.85, 1.15))  # for minutes of training
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each part of the loss counts; a part of weight 0 is left out."""
+    consistency: float = 1.0
+    adversarial: float = 0.1
+    information: float = 0.3
+    occlusion: float = 0.5  # probability
+
+
+class MultiLevelAlignment(nn.Module):
+    """Stage 2: the student, its teacher and the discriminator; `forward` is the loss of one step.
+
+    student: a PoseNet that has learned from the source's labels. decay: the teacher's share that stays at each step.
+    """
+
+    def __init__(self, student, weights=Weights(), views=Views(), decay=0.999, bf16=False):
+        super().__init__()
+        self.student, self.teacher = student, make_teacher(student)
+        self.discriminator = DomainDiscriminator(student.pose.head.predictor.in_channels)
+        self.config, self.weights, self.views = student.config, weights, views
+        self.decay, self.bf16 = decay, bf16
+
+    def forward(self, images, labels, labelled, target):
+        """(loss, the student's heatmaps of the source images).
+
+        images (B, 3, H, W): the source's, restyled; labels (B, K, h, w), labelled (B, K): as `encode_heatmaps` gives
+        them; target (B, 3, H, W): the target's. Images are RGB in [0, 1].
+        """
+        ema_update(self.teacher, self.student, self.decay)  # what the last step taught
+        self.teacher.train()  # see `make_teacher`
+        heatmaps, source_features = look(self.student, images, self.bf16)
+        loss = supervised_loss(heatmaps, labels, labelled)
+        weights, back = self.weights, self.back_to_image
+        if not (weights.consistency or weights.adversarial or weights.information):
+            return loss, heatmaps
+
+        first, second = self.random_view(target), self.random_view(target)  # matrices (B, 2, 3)
+        with torch.no_grad():
+            seen = back(look(self.teacher, self.view(target, first), self.bf16)[0], first)
+        covered = occlude(self.view(target, second), seen, second, weights.occlusion,
+                          size=round(self.views.patch * target.shape[2]))
+        guessed, target_features = look(self.student, covered, self.bf16)
+        guessed = back(guessed, second)
+        if weights.consistency:
+            pseudo_labels, sure = rectify(seen, self.config.sigma), confidence_mask(seen)
+            loss = loss + weights.consistency * consistency_loss(guessed, pseudo_labels, sure)
+        if weights.adversarial:
+            logits = (self.discriminator(reverse_gradient(x)) for x in (source_features, target_features))
+            loss = loss + weights.adversarial * adversarial_loss(*logits)
+        if weights.information:
+            loss = loss + weights.information * information_maximization_loss(guessed)
+        return loss, heatmaps
+
+    def random_view(self, images):
+        views = self.views
+        matrix = random_affine(len(images), images.shape[2:], views.rotation, views.shear, views.shift, views.scale)
+        return matrix.to(images.device)
+
+    def view(self, images, matrix):
+        return jitter_color(warp(images, matrix), self.views.color)
+
+    def back_to_image(self, heatmaps, matrix):
+        """A view's heatmaps in the frame of the whole image."""
+        return warp(heatmaps, invert_affine(resize_affine(matrix, self.config.image_size, heatmaps.shape[2:])))
+
+
+def look(network, images, bf16):
+    """What a PoseNet makes of RGB images in [0, 1]; with bf16 all but the result is computed in bfloat16."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        heatmaps, features = network(normalize(images))
+    return heatmaps.float(), features.float()

@@ -1,5 +1,6 @@
 """What must hold for prediction: poses are where people are, on data sets, in boxes and on own pictures."""
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from data import COCO17, Crops, draw_figures, encode_heatmaps, load_dataset
-from eval import domain_table, draw_curves, draw_pose, draw_sheet, evaluate_oks, main, predict
+from eval import domain_table, draw_curves, draw_pose, draw_sheet, evaluate_oks, main, predict, true_pose
 from vlpose import VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]
@@ -102,11 +103,14 @@ def test_uncertain_keypoints_are_left_out_and_poses_may_leave_the_picture():
 def test_sheets_and_curves_have_a_place_for_everything(figures):
     dataset = load_dataset(f"figures:{figures}", "val")
     results = predict(Oracle(dataset), dataset, flip=False)
-    assert draw_sheet([dataset], [results], [results], side=64).size == (8 * 64, 3 * 64 + 18)
-    history = [{"stage": stage, "step": step, "loss": worst / step, "pck": step / 100 / worst}
-               for stage, worst in (("base", 1), ("adapt", 2)) for step in (1, 2, 50)]
-    colors = {color for _, color in draw_curves(history).getcolors(10 ** 6)}
-    assert {(65, 105, 225), (255, 140, 0)} <= colors  # a line for each stage
+    row, pose = dataset.labelled[0], np.reshape(results[0]["keypoints"], (-1, 3))
+    person = "photo", dataset, row, {"truth": true_pose(dataset, row), "predicted": pose}
+    assert draw_sheet([person] * 3, side=64).size == (3 * 64, 2 * 64 + 18)
+    history = [{"stage": stage, "step": step, "loss": worst / step, "pck": pck}
+               for stage, worst, pck in (("style", 1, math.nan), ("adapt", 2, 0.5)) for step in (1, 2, 50)]
+    panels = np.asarray(draw_curves(history, width=200, height=100))
+    drawn = (panels == (65, 105, 225)).all(2).reshape(2, 100, 2, 200).any((1, 3))
+    assert drawn.tolist() == [[True, False], [True, True]]  # no PCK in a stage that predicts no keypoints
 
 
 # -------------------------------------------------------------------------------------------------------- the command

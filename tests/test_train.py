@@ -1,13 +1,16 @@
 """What must hold for training: schedule and order, what each strategy trains, runs that repeat and resume exactly."""
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import train
-from data import GENTLE, draw_figures, load_dataset
+import uda
+from data import COCO17, draw_figures, load_dataset
 from train import Recipe, batch_keys, learning_rate, main, parameter_groups
 from vlpose import VIT_CONFIGS, ViTPose, load_model
 
@@ -15,7 +18,7 @@ from vlpose import VIT_CONFIGS, ViTPose, load_model
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    draw_figures(folder, {"train": (6, 2), "val": (3, 2)})
+    draw_figures(folder, {"train": (6, 4), "val": (3, 2)})
     return folder
 
 
@@ -59,7 +62,7 @@ def test_the_learning_rate_warms_up_and_falls_twice():
 def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slowly():
     model = ViTPose(VIT_CONFIGS["tiny"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, Recipe(1, 1, 1.0, 0, GENTLE, layer_decay=0.5))
+    groups = parameter_groups(model, Recipe(1, 1, 1.0, 0, layer_decay=0.5))
     settings = {names[id(parameter)]: group for group in groups for parameter in group["params"]}
     assert len(settings) == len(names)
     assert settings["backbone.pos_embed"]["weight_decay"] == settings["backbone.norm.bias"]["weight_decay"] == 0
@@ -168,3 +171,130 @@ def test_a_truncated_image_stops_training_with_its_name(tmp_path, capsys):
     spec = f"figures:{folder}"
     assert main(command(tmp_path, tmp_path / "run", "--source", spec, "--target", spec)) == 2
     assert image in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- multi-level alignment
+
+def uda_command(cache, out, *more):
+    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), "--style-steps", "2", "--supervised-steps", "3",
+            "--steps", "4", "--batch-size", "4", "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def aligned(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "aligned"
+    assert main(uda_command(cache, folder, "--oracle")) == 0
+    return folder
+
+
+def weights(folder, name):
+    return load_model(folder / f"{name}.pth")[0].state_dict()
+
+
+def test_alignment_leaves_its_numbers_models_and_pictures(aligned):
+    stages, models = ("style", "source", "restyled", "adapt", "oracle"), ("source-only", "student", "teacher", "oracle")
+    assert {file.name for file in aligned.iterdir()} == {
+        "config.json", "log.csv", "results.json", "curves.png", "poses.png", "style.png", "style.pth",
+        *(f"{stage}.checkpoint.pth" for stage in stages), *(f"{model}.pth" for model in models)}
+    table = json.loads((aligned / "results.json").read_text())
+    assert list(table) == ["source only", "student", "teacher", "oracle"]
+    assert set(table["teacher"]) == {*COCO17.groups, "mean", "mean at 0.2"}
+    assert all(0 <= number <= 1 for column in table.values() for number in column.values())
+
+
+@pytest.mark.parametrize("stage", ["style", "source", "restyled", "adapt", "oracle"])
+def test_alignment_that_was_stopped_resumes_to_the_same_numbers(aligned, cache, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    log = train.Run.log
+
+    def stop(self, at, step, *rest):
+        log(self, at, step, *rest)
+        if (at, step) == (stage, 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Run, "log", stop)
+    own_cache = tmp_path / "cache"
+    own_cache.mkdir()
+    (own_cache / train.FIGURES).symlink_to(cache / train.FIGURES)
+    with pytest.raises(KeyboardInterrupt):
+        main(uda_command(own_cache, tmp_path / "stopped", "--oracle"))
+    monkeypatch.setattr(train.Run, "log", log)
+    assert main(["--resume", str(tmp_path / "stopped")]) == 0
+    for model in ("source-only", "student", "teacher", "oracle"):
+        for name, tensor in weights(aligned, model).items():
+            assert torch.equal(tensor, weights(tmp_path / "stopped", model)[name]), (model, name)
+
+
+def test_the_targets_labels_are_never_read_in_training(aligned, cache, tmp_path):
+    other = shutil.copytree(cache / train.FIGURES, tmp_path / "other")
+    path = other / "annotations" / "training_figures.json"
+    contents, rng = json.loads(path.read_text()), np.random.default_rng(0)
+    for person in contents["annotations"]:
+        person |= {"keypoints": rng.integers(0, 2, 51).tolist(), "num_keypoints": int(rng.integers(18)), "area": 1}
+    path.write_text(json.dumps(contents))
+    assert main(uda_command(cache, tmp_path / "run", "--target", f"figures:{other}#oil painting")) == 0
+    for model in ("student", "teacher"):
+        for name, tensor in weights(aligned, model).items():
+            assert torch.equal(tensor, weights(tmp_path / "run", model)[name]), (model, name)
+
+
+def test_stages_that_are_given_are_skipped(aligned, cache, tmp_path, capsys):
+    style, source = str(aligned / "style.pth"), str(aligned / "source-only.pth")
+    assert main(uda_command(cache, tmp_path / "run", "--style-weights", style, "--weights", source)) == 0
+    files = {file.name for file in (tmp_path / "run").glob("*.checkpoint.pth")}
+    assert files == {"adapt.checkpoint.pth"}
+    for name, tensor in weights(aligned, "source-only").items():
+        assert torch.equal(tensor, weights(tmp_path / "run", "source-only")[name]), name
+    for name, tensor in torch.load(style).items():
+        assert torch.equal(tensor, torch.load(tmp_path / "run" / "style.pth")[name]), name
+
+
+@pytest.mark.parametrize("option", ["--image-level", "--feature-level", "--pose-level", "--consistency", "--occlusion"])
+def test_each_part_of_the_alignment_can_be_left_out(aligned, cache, tmp_path, monkeypatch, option):
+    monkeypatch.setattr(uda, "peaks", lambda heatmaps, peaks=uda.peaks: (peaks(heatmaps)[0], 1 + peaks(heatmaps)[1]))
+    outcomes = []
+    for number, more in enumerate([[], [option, "0"]]):  # an untrained teacher is sure of nothing; here it is
+        assert main(uda_command(cache, tmp_path / str(number), *more)) == 0
+        outcomes.append(weights(tmp_path / str(number), "student")["head.predictor.weight"])
+    assert not torch.equal(*outcomes)
+    assert (tmp_path / "1" / "style.png").exists() == (option != "--image-level")
+
+
+def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_path):
+    torch.manual_seed(0)
+    torchvision_state = torchvision.models.resnet18(num_classes=3).state_dict()
+    torch.save(torchvision_state, tmp_path / "resnet18.pth")
+    assert main(uda_command(cache, tmp_path / "run", "--size", "resnet18", "--init", str(tmp_path / "resnet18.pth"),
+                            "--image-size", "64", "64", "--sigma", "1", "--image-level", "0", "--lr", "1e-9")) == 0
+    model, _ = load_model(tmp_path / "run" / "source-only.pth")
+    assert (model.config.image_size, model.config.sigma, model.config.trunk) == ((64, 64), 1.0, "resnet18")
+    torch.testing.assert_close(model.backbone.body.conv1.weight, torchvision_state["conv1.weight"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--source", "figures#marble"], "marble"),
+    (["--target", "coco:/nowhere"], "no such file or folder"),
+    (["--batch-size", "5"], "oil painting: expected enough people for a batch of 5, found 4"),
+    (["--style-weights", "{run}/teacher.pth"], "teacher.pth"),
+    (["--style-encoder", "{run}/style.pth"], "expected VGG-19"),
+    (["--weights", "{run}/style.pth"], "style.pth"),
+    (["--size", "resnet18", "--image-size", "60", "64"], "60: expected a multiple of 32"),
+    (["--feature-level", "-1"], "feature-level"),
+    (["--occlusion", "2"], "occlusion"),
+])
+def test_bad_input_to_alignment_is_one_line_and_exit_status_2(aligned, cache, tmp_path, capsys, arguments, words):
+    try:
+        status = main(uda_command(cache, tmp_path / "bad", *(word.format(run=aligned) for word in arguments)))
+    except SystemExit as leaving:  # argparse
+        status = leaving.code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 and "error: " in error and words in error
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_target_with_other_joints_is_refused_by_their_names(cache, tmp_path, real, capsys):
+    target = f"animalpose:{real / 'animals' / 'animalpose' / 'test_animalpose.json'}"
+    assert main(uda_command(cache, tmp_path / "bad", "--target", target)) == 2
+    error = capsys.readouterr().err
+    assert "left_front_hoof" in error and not (tmp_path / "bad").exists()

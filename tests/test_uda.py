@@ -1,6 +1,6 @@
 """The parts of uda.py: each against its equation written out with loops, or against SciPy, torchvision or data.py."""
-import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +12,13 @@ from torch import nn
 from torchvision.transforms.functional import InterpolationMode, affine
 
 import data
+import uda
 from data import COCO17, PoseDataset, draw_figure, encode_heatmaps, transform_points, warp_image
 from eval import predict
-from uda import (DomainDiscriminator, PoseNet, PoseResNet, StyleTransfer, adain, adversarial_loss, confidence_mask,
-                 consistency_loss, ema_update, information_maximization_loss, invert_affine, jitter_color,
-                 make_teacher, occlude, peaks, random_affine, rectify, resize_affine, reverse_gradient,
-                 supervised_loss, warp)
+from uda import (GENTLE_VIEWS, DomainDiscriminator, MultiLevelAlignment, PoseNet, PoseResNet, StyleTransfer, Weights,
+                 adain, adversarial_loss, confidence_mask, consistency_loss, ema_update, information_maximization_loss,
+                 invert_affine, jitter_color, make_teacher, occlude, peaks, random_affine, rectify, resize_affine,
+                 reverse_gradient, supervised_loss, warp)
 from vlpose import ViTConfig, ViTPose, WeightsError, cache_folder, load_vitpose, save_checkpoint
 
 VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), head_dim=16, sigma=1.0)
@@ -141,7 +142,7 @@ def test_torchvisions_vgg19_fits_the_encoder_behind_imagenets_normalisation(tmp_
     for n, layer in enumerate(encoder):
         if isinstance(layer, nn.ReflectionPad2d):
             encoder[n] = nn.ZeroPad2d(1)  # torchvision's padding
-    expected = layers(data.normalize(figures[:, :, :32, :32] * 255))
+    expected = layers(data.normalize(figures[:, :, :32, :32]))
     torch.testing.assert_close(encoder(figures[:, :, :32, :32]), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -543,40 +544,107 @@ def test_what_becomes_of_an_image_does_not_depend_on_its_place_in_the_batch(func
     torch.testing.assert_close(function(heatmaps[order]), function(heatmaps)[order])
 
 
-def test_every_level_of_an_adaptation_step_teaches_the_student_and_none_the_teacher():
-    """The step of the paper, as a training loop would write it, for 64×64 images and 16×16 heatmaps."""
-    size, small = (64, 64), (16, 16)
-    student = PoseNet(ViTPose(VIT, K)).train()
+SIZE, SMALL = (64, 64), (16, 16)
+
+
+@pytest.fixture
+def step():
+    """Source images with labels, and target images, of one step."""
+    visible = torch.ones(4, K)
+    visible[0, 0] = 0
+    labels = encode_heatmaps(64 * torch.rand(4, K, 2), visible, SIZE, SMALL, VIT.sigma)
+    return torch.rand(4, 3, *SIZE), *labels, torch.rand(4, 3, *SIZE)
+
+
+def aligned(**weights):
+    torch.manual_seed(0)
+    student = PoseNet(ViTPose(VIT, K))
     nn.init.normal_(student.pose.head.predictor.weight, std=0.1)
-    discriminator, teacher = DomainDiscriminator(16), make_teacher(student)
-    source, target, labels = torch.rand(4, 3, *size), torch.rand(4, 3, *size), torch.rand(4, K, *small)
-    style = StyleTransfer(width=4, depth=2)
-    source = style(source, target, torch.rand(4))
-    teacher_view, student_view = random_affine(4, size), random_affine(4, size)
+    views = replace(GENTLE_VIEWS, patch=0.15)
+    return MultiLevelAlignment(student, replace(NONE, **weights), views, decay=0.9).train()
 
-    def back(heatmaps, view):
-        return warp(heatmaps, invert_affine(resize_affine(view, size, small)))
 
+NONE = Weights(consistency=0.0, adversarial=0.0, information=0.0, occlusion=0.0)
+PARTS = {"consistency": 1.0, "adversarial": 0.1, "information": 0.3}
+
+
+def loss_of(model, step):
+    torch.manual_seed(1)
+    return model(*step)[0]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(step):
+    supervised = loss_of(aligned(), step)
+    expected = supervised_loss(aligned().student(data.normalize(step[0]))[0], *step[1:3])
+    torch.testing.assert_close(supervised, expected)
+    parts = {name: loss_of(aligned(**{name: weight}), step) - supervised for name, weight in PARTS.items()}
+    assert all(abs(part) > 1e-6 for part in parts.values()), parts
+    torch.testing.assert_close(loss_of(aligned(**PARTS), step), supervised + sum(parts.values()))
+    twice = loss_of(aligned(adversarial=0.2), step) - supervised
+    torch.testing.assert_close(twice, 2 * parts["adversarial"])
+
+
+@pytest.mark.parametrize("part", [{}, *({name: weight} for name, weight in PARTS.items())], ids=str)
+def test_every_level_teaches_the_student_and_none_the_teacher(step, part):
+    model = aligned(**part)
+    loss_of(model, step).backward()
+    gradient = model.student.pose.backbone.patch_embed.weight.grad
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    judged = any(parameter.grad is not None for parameter in model.discriminator.parameters())
+    assert judged == ("adversarial" in part)
+
+
+def test_the_student_sees_a_covered_view_and_the_teacher_does_not(step, monkeypatch):
+    seen = []
+    monkeypatch.setattr(uda, "occlude", lambda views, *rest, size: seen.append((views, size)) or torch.zeros_like(views))
+    model = aligned(consistency=1.0, occlusion=0.5)
+    shown = {}
+    for name in ("student", "teacher"):
+        network = getattr(model, name)
+        network.register_forward_pre_hook(lambda _, inputs, name=name: shown.setdefault(name, []).append(inputs[0]))
+    loss_of(model, step)
+    black = data.normalize(torch.zeros(4, 3, *SIZE))
+    assert seen[0][1] == round(0.15 * 64)
+    assert torch.equal(shown["student"][1], black) and not torch.equal(shown["teacher"][0], black)
+
+
+def test_the_teacher_follows_the_student_from_step_to_step(step):
+    model = aligned(consistency=1.0)
+    weight, start = model.student.pose.backbone.pos_embed, model.teacher.pose.backbone.pos_embed.clone()
+    loss_of(model, step)
+    assert torch.equal(model.teacher.pose.backbone.pos_embed, start)
     with torch.no_grad():
-        found = back(teacher.pose(warp(jitter_color(target), teacher_view)), teacher_view)
-    views = occlude(warp(jitter_color(target), student_view), found, student_view, threshold=0.0, size=8)
-    source_heatmaps, source_features = student(source)
-    target_heatmaps, target_features = student(views)
-    target_heatmaps = back(target_heatmaps, student_view)
-    losses = {
-        "sup": supervised_loss(source_heatmaps, labels, torch.ones(4, K)),
-        "con": consistency_loss(target_heatmaps, rectify(found, VIT.sigma), confidence_mask(found)),
-        "adv": adversarial_loss(*(discriminator(reverse_gradient(x)) for x in (source_features, target_features))),
-        "im": information_maximization_loss(target_heatmaps)}
-    embedding = student.pose.backbone.patch_embed.weight
-    for name, loss in losses.items():
-        gradient, = torch.autograd.grad(loss, embedding, retain_graph=True)
-        assert torch.isfinite(loss) and gradient.abs().max() > 0, name
-    before = copy.deepcopy(teacher.state_dict())
-    sum(losses.values()).backward()
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    with torch.no_grad():
-        embedding += 1
-    ema_update(teacher, student, 0.9)
-    moved = teacher.pose.backbone.patch_embed.weight - before["pose.backbone.patch_embed.weight"]
-    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-3, atol=1e-5)
+        weight += 1
+    loss_of(model, step)
+    torch.testing.assert_close(model.teacher.pose.backbone.pos_embed, start + 0.1)
+
+
+def test_the_teachers_batchnorm_learns_from_the_target_even_when_the_step_begins_in_evaluation_mode(step):
+    model = aligned(consistency=1.0).eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("running_mean")}
+    loss_of(model, step)
+    moved = {name.split(".")[0] for name, buffer in model.named_buffers()
+             if name in before and not torch.equal(buffer, before[name])}
+    assert moved == {"teacher"}
+
+
+def test_steps_bring_the_loss_down(step):
+    model = aligned(**PARTS)
+    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 1e-3)
+    losses = []
+    for _ in range(15):
+        losses.append(loss_of(model, step))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.97 * losses[0]
+
+
+def test_source_images_are_redrawn_with_the_given_probability(figures):
+    net, content = StyleTransfer(width=4, depth=2), torch.rand(200, 3, 16, 16)
+    torch.testing.assert_close(net.restyle(content, content.flip(0), 0.0), content)
+    mixed = net.restyle(content, content.flip(0), 0.5)
+    changed = (mixed != content).flatten(1).any(1)
+    assert 70 < changed.sum() < 130 and mixed.shape == content.shape
+    assert (net.restyle(content, content.flip(0), 1.0) != content).flatten(1).any(1).all()

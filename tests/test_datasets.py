@@ -1,0 +1,542 @@
+"""What must hold for the data sets of domain adaptation and for what makes them fit each other."""
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, HOOVES, Crops, DataError, crop_matrix, load_dataset,
+                  transform_points, with_skeleton)
+
+COCO_IN_BODY16 = {name: BODY16.names.index(name) for name in COCO17.names if name in BODY16.names}
+
+
+def write_images(folder, names, size=(64, 48)):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(folder / name)
+
+
+def save_matlab(path, **variables):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pytest.importorskip("scipy.io").savemat(path, variables)
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------- skeletons
+
+@pytest.mark.parametrize("skeleton", [COCO17, BODY16, ANIMAL18, ANIMAL14])
+def test_a_skeleton_is_consistent(skeleton):
+    K = len(skeleton.names)
+    assert len(set(skeleton.names)) == K == len(skeleton.sigmas) and (skeleton.sigmas > 0).all()
+    assert (skeleton.flip[skeleton.flip] == np.arange(K)).all()
+    assert (skeleton.sigmas[skeleton.flip] == skeleton.sigmas).all()
+    for k, other in enumerate(skeleton.flip):
+        assert (other == k) == ("left" not in skeleton.names[k] and "right" not in skeleton.names[k])
+    used = {k for edge in skeleton.edges for k in edge} | {k for group in skeleton.groups.values() for k in group}
+    assert used | set(skeleton.upper) <= set(range(K))
+    for a, b in skeleton.edges:  # a mirrored drawing has the same lines
+        assert {tuple(sorted(edge)) for edge in skeleton.edges} >= {tuple(sorted((skeleton.flip[a], skeleton.flip[b])))}
+    for group in skeleton.groups.values():
+        assert set(skeleton.flip[list(group)]) == set(group)
+
+
+def test_pck_groups_hold_the_joints_that_they_are_named_after():
+    assert sorted(k for group in BODY16.groups.values() for k in group) == [*range(6), *range(10, 16)]
+    for skeleton, other_names in ((BODY16, {}), (ANIMAL18, {"tail_base": "hip"}), (ANIMAL14, {})):
+        for group, joints in skeleton.groups.items():
+            assert {other_names.get(skeleton.names[k], skeleton.names[k].split("_")[-1]) for k in joints} == {group}
+
+
+# -------------------------------------------------------------------------------------------------- the data sets fit
+
+def test_coco_people_get_the_sixteen_joints_of_the_body(real):
+    coco = load_dataset(f"coco:{real / 'coco'}", "all")
+    body = with_skeleton(coco, BODY16)
+    assert body.keypoints.shape == (len(coco.ids), 16, 3) and body.skeleton is BODY16
+    for name, k in COCO_IN_BODY16.items():
+        source = coco.keypoints[:, COCO17.names.index(name)]
+        assert (body.keypoints[:, k] == source * (source[:, 2:] > 0)).all()
+    hips = coco.keypoints[:, [11, 12]]
+    both = (hips[:, :, 2] > 0).all(1)
+    pelvis = body.keypoints[:, BODY16.names.index("pelvis")]
+    assert np.allclose(pelvis[both, :2], hips[both, :, :2].mean(1))
+    assert (pelvis[both, 2] == hips[both, :, 2].min(1)).all()  # hidden, where one hip is
+    assert both.any() and not both.all() and (pelvis[~both] == 0).all()
+    assert (body.keypoints[:, [8, 9]] == 0).all()  # COCO labels neither the upper neck nor the top of the head
+    assert (coco.boxes == body.boxes).all() and coco.skeleton is COCO17
+
+
+def test_a_joint_that_pck_counts_cannot_be_left_out(real):
+    body = with_skeleton(load_dataset(f"coco:{real / 'coco'}", "all"), BODY16)
+    with pytest.raises(DataError, match="coco:.*lacks nose, left_eye, right_eye, left_ear, right_ear$"):
+        with_skeleton(body, COCO17)
+    with pytest.raises(DataError, match="lacks left_eye, .*left_front_hoof"):
+        with_skeleton(body, ANIMAL14)
+
+
+def test_the_same_skeleton_changes_nothing(real):
+    coco = load_dataset(f"coco:{real / 'coco'}", "all")
+    again = with_skeleton(coco, COCO17)
+    assert (again.keypoints[coco.keypoints[:, :, 2] > 0] == coco.keypoints[coco.keypoints[:, :, 2] > 0]).all()
+
+
+def test_an_unlabelled_target_shows_boxes_and_no_keypoint(real):
+    coco = load_dataset(f"coco:{real / 'coco'}", "all")
+    coco.crowd[0], coco.boxes[1, 2] = True, 0
+    coco.keypoints[2] = 0  # without labels, but with a box
+    target = coco.unlabelled()
+    assert target.ids.tolist() == coco.ids[2:].tolist() and (target.boxes == coco.boxes[2:]).all()
+    assert target.keypoints.shape == (len(coco.ids) - 2, 17, 3) and not target.keypoints.any()
+    assert coco.keypoints.any() and len(target.labelled) == 0
+    crop = Crops(target, (64, 64))[len(target.ids) - 1, 0]
+    assert crop["image"].any() and not crop["visible"].any()
+
+
+def test_a_target_without_a_box_is_an_error(real):
+    coco = load_dataset(f"coco:{real / 'coco'}", "all")
+    coco.crowd[:] = True
+    with pytest.raises(DataError, match="coco:.*expected a person with a box"):
+        coco.unlabelled()
+
+
+# ---------------------------------------------------------------------------------------------------------------- LSP
+
+@pytest.fixture
+def lsp(real):
+    pytest.importorskip("scipy")
+    return real / "lsp"
+
+
+def test_lsp_has_a_thousand_images_to_train_on_and_a_thousand_others_to_test_on(lsp):
+    parts = [load_dataset(f"lsp:{lsp}", split) for split in ("train", "val", "all")]
+    assert [len(part.ids) for part in parts] == [1000, 1000, 2000]
+    assert parts[0].files + parts[1].files == parts[2].files
+    assert parts[1].files[0].endswith("im1001.jpg") and set(parts[0].domains) == {"photo"}
+    train, val, both = parts
+    assert (np.concatenate([train.keypoints, val.keypoints]) == both.keypoints).all()
+    assert (both.skeleton.names == BODY16.names) and len(both.labelled) == 2000
+    # Flag 1 is an occluded joint: 2044 of them, and 2 more labels lie outside their images.
+    assert [int((both.keypoints[:, :, 2] == v).sum()) for v in (0, 1, 2)] == [4002, 2044, 25954]
+    assert np.allclose(both.keypoints[0, [0, 10, 9]], [[29.746, 143.345, 2], [24.523, 52.935, 2], [38.988, 15.566, 2]],
+                       atol=1e-3)  # right ankle, right wrist, head top
+    assert not both.keypoints[:, [6, 7]].any()  # no pelvis, no thorax
+
+
+def test_the_crop_of_an_lsp_image_is_all_of_it_in_a_square(lsp):
+    dataset = load_dataset(f"lsp:{lsp}", "train")
+    for row in (0, 1, 500):
+        width, height = dataset.sizes[row]
+        matrix = crop_matrix(dataset.boxes[row], (256, 256))
+        (left, top), (right, bottom) = transform_points(np.array([[0, 0], [width - 1, height - 1]]), matrix)
+        assert np.isclose(left, 0) or np.isclose(top, 0)
+        assert np.isclose(left + right, 255) and np.isclose(top + bottom, 255)  # in the middle
+        assert np.isclose(max(right - left, bottom - top), 255)
+        assert np.isclose((right - left) * (height - 1), (bottom - top) * (width - 1))  # not stretched
+    crop = Crops(dataset, (256, 256))[0, 0]
+    assert crop["visible"].sum() == dataset.keypoints[0, :, 2].sum()
+    assert not crop["image"][:, :, :50].any() and crop["image"][:, :, 70:180].any()  # a narrow image, padded with black
+
+
+def write_lsp(folder, joints, digits=4):
+    save_matlab(folder / "joints.mat", joints=joints)
+    write_images(folder, [f"images/im{n + 1:0{digits}}.jpg" for n in range(joints.shape[2])])
+    return folder
+
+
+def test_lsp_extended_flags_what_is_labelled_and_has_no_test_images(tmp_path):
+    joints = np.full((14, 3, 4), 20.0)
+    joints[:, 2] = 1
+    joints[3, :, 1] = [-5, -7, 0]  # a joint that nobody has labelled
+    write_lsp(tmp_path, joints, digits=5)
+    dataset = load_dataset(f"lsp:{tmp_path}", "train")
+    assert len(dataset.ids) == 4 and dataset.files[0].endswith("im00001.jpg")
+    assert dataset.keypoints[1, 3].tolist() == [0, 0, 0] and dataset.keypoints[0, 3].tolist() == [20, 20, 2]
+    assert (dataset.keypoints == load_dataset(f"lsp:{tmp_path / 'joints.mat'}", "all").keypoints).all()
+    with pytest.raises(DataError, match="LSP-Extended has no split 'val'"):
+        load_dataset(f"lsp:{tmp_path}", "val")
+
+
+@pytest.mark.parametrize("joints", [np.ones((3, 13, 4)), np.ones((2000, 14)), np.ones((3, 14)), np.full((3, 14), "a")])
+def test_joints_of_another_shape_are_an_error_that_tells_it(tmp_path, joints):
+    save_matlab(tmp_path / "joints.mat", joints=joints)
+    with pytest.raises(DataError, match=r"joints.mat: expected 'joints' \(3, 14, 2000\), or .*, found "):
+        load_dataset(f"lsp:{tmp_path}", "all")
+
+
+def test_a_broken_matlab_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(DataError, match="joints.mat: no such file; expected 'joints'"):
+        load_dataset(f"lsp:{tmp_path}", "all")
+    write_lsp(tmp_path, np.ones((3, 14, 4)))
+    whole = (tmp_path / "joints.mat").read_bytes()
+    for content in (b"", b"what?", whole[:40], whole[:200], whole[:-300]):
+        (tmp_path / "joints.mat").write_bytes(content)
+        with pytest.raises(DataError, match="joints.mat: not a readable MATLAB file") as caught:
+            load_dataset(f"lsp:{tmp_path}", "all")
+        assert "\n" not in str(caught.value)
+    save_matlab(tmp_path / "joints.mat", points=np.ones(3))
+    with pytest.raises(DataError, match="found no variable 'joints'"):
+        load_dataset(f"lsp:{tmp_path}", "all")
+
+
+def test_without_scipy_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(DataError, match="joints.mat: MATLAB files need SciPy: pip install scipy"):
+        load_dataset(f"lsp:{tmp_path}", "all")
+
+
+def test_missing_and_broken_images_are_found_out_before_training(tmp_path):
+    write_lsp(tmp_path, np.ones((3, 14, 4)))
+    (tmp_path / "images" / "im0003.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match="im0003.jpg: not a readable image"):
+        load_dataset(f"lsp:{tmp_path}", "all")
+    (tmp_path / "images" / "im0003.jpg").unlink()
+    assert len(load_dataset(f"lsp:{tmp_path}", "train").ids) == 2
+    with pytest.raises(DataError, match="joints.mat: image 'images/im0003.jpg' is missing"):
+        load_dataset(f"lsp:{tmp_path}", "val")
+    save_matlab(tmp_path / "joints.mat", joints=np.ones((3, 14, 1)).repeat(0, 2))
+    with pytest.raises(DataError, match="joints.mat: expected"):
+        load_dataset(f"lsp:{tmp_path}", "all")
+
+
+# ----------------------------------------------------------------------------------------------- SURREAL and Human3.6M
+
+def records(joints, count, prefix=""):
+    rng = np.random.default_rng(joints)
+    return [{"name": f"{prefix}{n}.jpg", "keypoint2d": rng.uniform(0, 47, (joints, 2)).tolist(),
+             "keypoint3d": [[0, 0, 0]] * joints, "intrinsic_matrix": np.eye(3).tolist()} for n in range(count)]
+
+
+@pytest.fixture
+def surreal(tmp_path):
+    for split, count in (("train", 5), ("val", 2)):
+        for run in range(3):
+            write_json(tmp_path / split / f"run{run}.json", records(24, count))
+            write_images(tmp_path / split / f"run{run}", [f"{n}.jpg" for n in range(count)], (48, 48))
+    return tmp_path
+
+
+def test_surreal_people_are_whole_images(surreal):
+    val = load_dataset(f"surreal:{surreal}", "val")
+    assert len(val.ids) == 6 and val.files[2] == str(surreal / "val/run1/0.jpg") and set(val.domains) == {"render"}
+    source = np.array(records(24, 2)[1]["keypoint2d"])
+    assert np.allclose(val.keypoints[1, [0, 6, 9, 15], :2], source[[7, 0, 15, 21]])  # an ankle, pelvis, head, a wrist
+    assert (val.keypoints[:, :, 2] == 2).all() and val.skeleton is BODY16
+    assert np.allclose(transform_points(np.array([[0, 0], [47, 47.0]]), crop_matrix(val.boxes[0], (64, 64))),
+                       [[0, 0], [63, 63]])
+
+
+def test_a_fifth_of_surreal_is_not_trained_on(surreal):
+    train, both = (load_dataset(f"surreal:{surreal}", split) for split in ("train", "all"))
+    assert len(train.ids) == 12 and len(set(train.files)) == 12 and len(both.ids) == 21
+    order = list(range(15))
+    data.random.Random(42).shuffle(order)  # what RegDA does to all of its samples
+    assert train.files == [both.files[row] for row in order[3:]]
+
+
+def test_joints_outside_an_image_are_not_labelled(surreal):
+    content = records(24, 2)
+    content[0]["keypoint2d"][7] = [20, 48.5]
+    write_json(surreal / "val" / "run0.json", content)
+    keypoints = load_dataset(f"surreal:{surreal}", "val").keypoints
+    assert keypoints[0, 0].tolist() == [0, 0, 0] and (keypoints[:, :, 2] > 0).sum() == 6 * 16 - 1
+
+
+@pytest.mark.parametrize("content, words", [
+    ({}, "run0.json: not the right JSON: expected .*found {"),
+    ([1], "run0.json: record 0: wrong or missing field"),
+    ([{"name": "0.jpg"}], "run0.json: record 0: .*keypoint2d"),
+    ([{"name": "0.jpg", "keypoint2d": [[1, 2]] * 16}], "run0.json: record 0: .*reshape"),
+    ([{"name": "0.jpg", "keypoint2d": [["x", 2]] * 24}], "run0.json: record 0"),
+    ([{"keypoint2d": [[1, 2]] * 24}], "run0.json: record 0: .*name"),
+    ([{"name": "../../../0.jpg", "keypoint2d": [[1, 2]] * 24}], "leads outside"),
+    ([{"name": "7.jpg", "keypoint2d": [[1, 2]] * 24}], "7.jpg' is missing"),
+    ([{"name": "0.jpg", "keypoint2d": [[float("nan"), 2]] * 24}], "not finite"),
+])
+def test_wrong_annotations_of_surreal_are_an_error_that_names_them(surreal, content, words):
+    write_json(surreal / "val" / "run0.json", content)
+    with pytest.raises(DataError, match=words) as caught:
+        load_dataset(f"surreal:{surreal}", "val")
+    assert "\n" not in str(caught.value) and str(surreal) in str(caught.value)
+
+
+def test_missing_or_empty_annotations_are_an_error(surreal):
+    for run in range(3):
+        write_json(surreal / "val" / f"run{run}.json", [])
+    with pytest.raises(DataError, match="expected images, found none"):
+        load_dataset(f"surreal:{surreal}", "val")
+    (surreal / "val" / "run2.json").unlink()
+    with pytest.raises(DataError, match="run2.json: no such file; expected surreal as RegDA prepares it"):
+        load_dataset(f"surreal:{surreal}", "val")
+
+
+def test_human36m_is_split_by_subject(tmp_path):
+    for subject in (1, 5, 6, 7, 8, 9, 11):
+        content = records(16, 2, f"s_{subject:02}/")
+        write_json(tmp_path / "annotations" / f"keypoints2d_{subject}.json", content)
+        write_images(tmp_path / "crop_images", [record["name"] for record in content], (48, 48))
+    train, val, both = (load_dataset(f"human36m:{tmp_path}", split) for split in ("train", "val", "all"))
+    assert [len(part.ids) for part in (train, val, both)] == [10, 4, 14] and not set(train.files) & set(val.files)
+    assert val.files[0] == str(tmp_path / "crop_images/s_09/0.jpg") and set(val.domains) == {"photo"}
+    assert np.allclose(val.keypoints[0, :, :2], records(16, 2)[0]["keypoint2d"])
+    assert (train.boxes == val.boxes[0]).all()
+
+
+def test_human36m_is_tested_on_the_frames_that_regda_draws(tmp_path):
+    points = np.broadcast_to(np.arange(1700)[:, None, None] % 48, (1700, 16, 2)).tolist()
+    for subject in (9, 11):
+        write_json(tmp_path / "annotations" / f"keypoints2d_{subject}.json",
+                   [{"name": "a.jpg", "keypoint2d": place} for place in points])
+    write_images(tmp_path / "crop_images", ["a.jpg"], (48, 48))
+    drawn = data.random.Random(42).choices(points + points, k=3200)
+    val = load_dataset(f"human36m:{tmp_path}", "val")
+    assert (val.keypoints[:, :, :2] == np.array(drawn)).all() and len(set(val.ids)) == 3200
+
+
+# ------------------------------------------------------------------------------------------------------------ animals
+
+@pytest.fixture
+def synthetic(tmp_path):
+    content = {}
+    for animal in ("horse", "tiger"):
+        names = [f"synthetic_animal/{animal}_combineds5r5_texture/{n}_img.png" for n in range(4)]
+        write_images(tmp_path, names, (64, 48))
+        points = [[[10.0 + n + k, 20, k % 2] for k in range(18)] for n in range(4)]
+        content[animal] = {"imgpath": [f"./animal_data/{name}" for name in names], "keypoints": points,
+                           "bbox": [[-3, 40, 10, 50]] * 4, "train_idxs": [2, 0, 1], "valid_idxs": [3]}
+    write_json(tmp_path / "clean_data" / "keypoints_18.json", content)
+    return tmp_path
+
+
+def test_synthetic_animals_are_split_by_their_lists(synthetic):
+    train, val, both = (load_dataset(f"synthetic-animal:{synthetic}", split) for split in ("train", "val", "all"))
+    assert [len(part.ids) for part in (train, val, both)] == [6, 2, 8] and train.skeleton is ANIMAL18
+    assert train.files[0] == str(synthetic / "synthetic_animal/horse_combineds5r5_texture/2_img.png")
+    assert train.domains.tolist() == ["horse"] * 3 + ["tiger"] * 3
+    assert val.keypoints[0, :3].tolist() == [[13, 20, 1], [14, 20, 2], [15, 20, 1]]  # hidden joints are known
+    assert val.boxes[0].tolist() == [0, 10, 40, 38]  # within the image of 64 x 48
+
+
+def test_a_spec_may_choose_among_the_animals(synthetic):
+    tigers = load_dataset(f"synthetic-animal:{synthetic}#tiger", "train")
+    assert tigers.domains.tolist() == ["tiger"] * 3 and all("tiger" in file for file in tigers.files)
+    assert len(load_dataset(f"synthetic-animal:{synthetic}#tiger,horse", "train").ids) == 6
+    with pytest.raises(DataError, match="#lion: no image of domain lion; expected some of horse, tiger"):
+        load_dataset(f"synthetic-animal:{synthetic}#lion", "train")
+
+
+def test_eighteen_joints_serve_those_who_have_fourteen(synthetic):
+    dataset = load_dataset(f"synthetic-animal:{synthetic}", "val")
+    fourteen = with_skeleton(dataset, ANIMAL14)
+    assert (fourteen.keypoints[:, 0] == dataset.keypoints[:, 0]).all()
+    hooves = [skeleton.names.index(HOOVES[3]) for skeleton in (ANIMAL14, ANIMAL18)]
+    assert hooves == [5, 6] and (fourteen.keypoints[:, 5] == dataset.keypoints[:, 6]).all()
+    with pytest.raises(DataError, match="lacks chin, tail_base, left_shoulder, right_shoulder$"):
+        with_skeleton(fourteen, ANIMAL18)
+
+
+def test_dogs_and_sheep_of_uniframe_have_fourteen_joints(synthetic):
+    content = json.loads((synthetic / "clean_data" / "keypoints_18.json").read_text())
+    record = content["horse"] | {"keypoints": np.ones((4, 14, 3)).tolist()}
+    path = write_json(synthetic / "clean_data" / "keypoints_14.json", {"hound": record, "sheep": record})
+    dataset = load_dataset(f"synthetic-animal:{path}", "val")
+    assert dataset.skeleton is ANIMAL14 and dataset.domains.tolist() == ["dog", "sheep"]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"valid_idxs": [9]}, "keypoints_18.json: .*IndexError"),
+    ({"valid_idxs": None}, "keypoints_18.json: .*TypeError"),
+    ({"bbox": [[1, 2, 3]] * 4}, "keypoints_18.json: .*IndexError"),
+    ({"keypoints": [[[1, 2, 1]] * 17] * 4}, "keypoints_18.json"),
+    ({"keypoints": 5}, "keypoints_18.json"),
+    ({"imgpath": ["/etc/passwd"] * 4}, "leads outside"),
+    ({"bbox": [[70, 80, 10, 50]] * 4}, "zero or negative size"),
+])
+def test_wrong_annotations_of_synthetic_animals_are_an_error_that_names_them(synthetic, change, words):
+    path = synthetic / "clean_data" / "keypoints_18.json"
+    content = json.loads(path.read_text())
+    write_json(path, {"horse": content["horse"] | change})
+    with pytest.raises(DataError, match=words) as caught:
+        load_dataset(f"synthetic-animal:{synthetic}", "val")
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_json_that_ends_too_early_is_an_error(synthetic):
+    path = synthetic / "clean_data" / "keypoints_18.json"
+    for text in ("", "{", '{"horse": 3}', "[]", '{"horse": {}}', "{}", "\x00"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="keypoints_18.json: not"):
+            load_dataset(f"synthetic-animal:{synthetic}", "train")
+
+
+@pytest.fixture
+def tigdog(tmp_path):
+    home = tmp_path / "animal_data" / "behaviorDiscovery2.0"
+    for animal, first in (("horse", 1), ("tiger", 7)):
+        save_matlab(home / "ranges" / animal / "ranges.mat",
+                    ranges=np.array([[4, first, first + 1], [5, 90, 95], [6, first + 2, first + 2]], np.uint16))
+        for shot, count in ((4, 2), (6, 1)):  # nobody has labelled shot 5
+            cells = np.empty((count, 1), object)
+            for frame in range(count):
+                points = np.column_stack([20.0 + np.arange(19), np.full(19, 20.0 + shot + frame)])
+                points[1] = 0
+                cells[frame, 0] = {"positions": points, "vis": np.uint8((points[:, :1] > 0) & (points[:, :1] != 22))}
+            save_matlab(home / "landmarks" / animal / f"{shot}.mat", landmarks=cells)
+        write_images(home / animal, [f"{first + n:08}.jpg" for n in range(3)])
+        for name, rows in (("train", [2, 0]), ("valid", [1])):
+            path = tmp_path / "cached_data" / "real_animal" / animal / f"{name}_idxs_by_video.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, rows)
+    return tmp_path / "animal_data"
+
+
+def test_tigdog_is_split_by_its_lists_of_frames(tigdog):
+    train, val, both = (load_dataset(f"tigdog:{tigdog}", split) for split in ("train", "val", "all"))
+    assert [len(part.ids) for part in (train, val, both)] == [4, 2, 6] and both.skeleton is ANIMAL18
+    home = tigdog / "behaviorDiscovery2.0"
+    assert train.files == [str(home / name) for name in
+                           ("horse/00000003.jpg", "horse/00000001.jpg", "tiger/00000009.jpg", "tiger/00000007.jpg")]
+    assert val.domains.tolist() == ["horse", "tiger"]
+    assert load_dataset(f"tigdog:{home}", "val").files == val.files
+    horse, tiger = val.keypoints
+    assert horse[0].tolist() == [20, 25, 2] and not horse[[1, 2]].any()  # unlabelled; labelled but not visible
+    assert horse[8, 0] == 28 and tiger[8, 0] == 34 and tiger[14, 0] == 28  # tigers: knees and elbows change places
+    assert horse[12, 0] == tiger[12, 0] == 32
+    assert val.boxes[0].tolist() == [5, 10, 47, 30]  # 15 pixels around the joints, hidden ones too
+
+
+def test_tigdog_without_its_lists_can_only_be_read_as_a_whole(tigdog):
+    path = tigdog.parent / "cached_data" / "real_animal" / "tiger" / "train_idxs_by_video.npy"
+    for rows in ([3], [[0]], [0.5], [-1], np.array([None])):
+        np.save(path, rows, allow_pickle=True)
+        with pytest.raises(DataError, match="tiger/train_idxs_by_video.npy: expected numbers of labelled frames"):
+            load_dataset(f"tigdog:{tigdog}", "train")
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="tiger/train_idxs_by_video.npy: expected numbers of labelled frames"):
+        load_dataset(f"tigdog:{tigdog}", "train")
+    path.unlink()
+    with pytest.raises(DataError, match="animal_data: expected UniFrame's cached_data/real_animal/tiger/train_idxs"):
+        load_dataset(f"tigdog:{tigdog}", "train")
+    assert len(load_dataset(f"tigdog:{tigdog}", "all").ids) == 6
+
+
+def test_wrong_files_of_tigdog_are_an_error_that_names_them(tigdog):
+    home = tigdog / "behaviorDiscovery2.0"
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = {"positions": np.ones((5, 2)), "vis": np.ones((5, 1))}
+    for landmarks in (cells, np.array([[[1.0]], [[2.0]]], object), np.ones((2, 1)), np.array([["a"], ["b"]])):
+        save_matlab(home / "landmarks" / "tiger" / "4.mat", landmarks=landmarks)
+        with pytest.raises(DataError, match="tiger/4.mat: (expected 'landmarks' of 2 frames|not a readable MATLAB)"):
+            load_dataset(f"tigdog:{tigdog}", "all")
+    save_matlab(home / "ranges" / "tiger" / "ranges.mat", ranges=np.ones((3, 2)))
+    with pytest.raises(DataError, match=r"ranges.mat: expected 'ranges' \(N, 3\), found"):
+        load_dataset(f"tigdog:{tigdog}", "all")
+    (home / "ranges" / "horse" / "ranges.mat").unlink()
+    with pytest.raises(DataError, match="horse/ranges.mat: no such file"):
+        load_dataset(f"tigdog:{tigdog}", "all")
+
+
+LEGS = ("left_front", "right_front", "left_back", "right_back")
+NAMES20 = ["left_eye", "right_eye", "nose", "left_ear", "right_ear",
+           *(f"{leg}_{joint}" for joint in ("elbow", "knee", "paw") for leg in LEGS), "throat", "withers", "tailbase"]
+
+
+@pytest.fixture
+def animalpose(tmp_path):
+    write_images(tmp_path / "images", [f"2007_{n:06}.jpg" for n in range(9)] + ["do12.jpeg"])
+    images = {str(n + 1): f"2007_{n:06}.jpg" for n in range(9)} | {"10": "do12.jpeg"}
+    points = [[k + 1, 2 * k + 1, int(k != 13)] for k in range(20)]
+    animals = [(n + 1, 1 + n % 2) for n in range(10)] + [(2, 1)]  # a picture of two species
+    categories = [{"id": n, "name": name, "keypoints": NAMES20} for n, name in ((1, "dog"), (2, "sheep"))]
+    annotations = [{"image_id": image, "category_id": species, "bbox": [5, 6, 35, 46], "keypoints": points,
+                    "num_keypoints": 19} for image, species in animals]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    return write_json(tmp_path / "keypoints.json", content)
+
+
+def test_animalpose_is_split_by_picture(animalpose):
+    train, val, both = (load_dataset(f"animalpose:{animalpose.parent}", split) for split in ("train", "val", "all"))
+    assert len(both.ids) == 11 and both.skeleton is ANIMAL14 and len(train.ids) + len(val.ids) == 11
+    assert not set(train.files) & set(val.files) and len(set(val.files)) == 2
+    assert [d for d, file in zip(both.domains, both.files) if file.endswith("000001.jpg")] == ["sheep", "dog"]
+    assert both.domains[9] == "dog"  # by its name, whatever its category
+    assert both.boxes[0].tolist() == [5, 6, 30, 40] and len(set(both.image_ids)) == 11
+    order = [0, 1, 13, 14, 15, 16, 9, 10, 11, 12, 5, 6, 7, 8]  # UniFrame's fourteen of the twenty
+    known = np.array(order) != 13
+    assert (both.keypoints[0, known, 0] == np.array(order)[known] + 1).all()
+    assert (both.keypoints[0, known, 2] == 2).all() and not both.keypoints[0, ~known].any()
+
+
+def test_animalpose_of_mmpose_has_its_own_split(tmp_path):
+    names = ["L_Eye", "R_Eye", *(f"{side}_{joint}" for joint in ("Elbow", "Knee", "Paw")
+                                 for side in ("L_F", "R_F", "L_B", "R_B"))]
+    files = {"train": "VOC2012/JPEGImages/2008_000123.jpg", "val": "animalpose_image_part2/cow/co7.jpeg"}
+    for split, name in files.items():
+        write_images(tmp_path, [name])
+        write_json(tmp_path / "annotations" / f"animalpose_{split}.json", {
+            "images": [{"id": 4, "file_name": name, "width": 64, "height": 48}],
+            "categories": [{"id": 1, "name": "animal", "keypoints": names}],
+            "annotations": [{"id": 1, "image_id": 4, "category_id": 1, "bbox": [5, 6, 30, 40], "area": 1200,
+                             "keypoints": [3.0, 4.0, 2.0] * 14, "num_keypoints": 14, "iscrowd": 0}]})
+    for split, domain in (("train", "animal"), ("val", "cow")):
+        dataset = load_dataset(f"animalpose:{tmp_path}", split)
+        assert dataset.domains.tolist() == [domain] and dataset.boxes.tolist() == [[5, 6, 30, 40]]
+        assert (dataset.keypoints == [3, 4, 2]).all()
+
+
+def test_a_real_sample_of_animalpose_is_read(real):
+    dataset = load_dataset(f"animalpose:{real / 'animals' / 'animalpose'}", "all")
+    assert dataset.domains.tolist() == ["cat", "horse"] and dataset.boxes[1].tolist() == [23, 9, 256, 240]
+    assert dataset.keypoints[0, [0, 2, 10]].tolist() == [[117, 95, 2], [84, 214, 2], [123, 142, 2]]
+    assert (dataset.keypoints[:, :, 2] > 0).sum(1).tolist() == [11, 9]
+
+
+def test_animals_with_other_joints_are_refused(real):
+    with pytest.raises(DataError, match="lacks left_front_knee"):
+        load_dataset(f"animalpose:{real / 'animals' / 'ap10k'}", "all")
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"image_id": 99}, "KeyError '99'"),
+    ({"category_id": 9}, "KeyError 9"),
+    ({"bbox": [1, 2, 3]}, "ValueError"),
+    ({"bbox": [35, 6, 5, 46]}, "zero or negative size"),
+    ({"keypoints": [[1, 2, 1]] * 19}, "ValueError"),
+    ({"keypoints": None}, "ValueError"),
+])
+def test_wrong_annotations_of_animalpose_are_an_error_that_names_them(animalpose, change, words):
+    content = json.loads(animalpose.read_text())
+    content["annotations"][1] |= change
+    write_json(animalpose, content)
+    with pytest.raises(DataError, match=f"keypoints.json: .*{words}|annotation 2.*{words}") as caught:
+        load_dataset(f"animalpose:{animalpose}", "all")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_json_is_not_animalpose(animalpose):
+    for content in ([], {}, {"categories": []}, {"categories": [{"keypoints": 3}]}, 5):
+        write_json(animalpose, content)
+        with pytest.raises(DataError, match="keypoints.json: annotation 0: not AnimalPose's"):
+            load_dataset(f"animalpose:{animalpose}", "all")
+
+
+@pytest.mark.parametrize("name", ["lsp", "surreal", "human36m", "synthetic-animal", "tigdog", "animalpose"])
+def test_a_folder_without_the_data_set_is_an_error(tmp_path, name):
+    if name in ("lsp", "tigdog"):
+        pytest.importorskip("scipy")
+    for split in ("train", "val", "all"):
+        with pytest.raises(DataError, match="expected"):
+            load_dataset(f"{name}:{tmp_path}", split)
+    with pytest.raises(DataError, match="unknown split 'test': expected train, val or all"):
+        load_dataset(f"{name}:{tmp_path}", "test")
+    with pytest.raises(DataError, match=f"{name}:.*no such file or folder"):
+        load_dataset(f"{name}:{tmp_path / 'missing'}", "all")
+    with pytest.raises(DataError, match=f"{name}:: no such file or folder"):
+        load_dataset(f"{name}:", "all")
