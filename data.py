@@ -92,6 +92,7 @@ ANIMAL14 = Skeleton(  # what SyntheticAnimal and AnimalPose share
     sigmas=np.array([.25] * 2 + [.89] * 4 + [.87] * 4 + [1.07] * 4) / 10,  # mmpose's for AnimalPose
     upper=(0, 1, 2, 3, 6, 7, 10, 11),
     groups={"eye": (0, 1), "hoof": (2, 3, 4, 5), "knee": (6, 7, 8, 9), "elbow": (10, 11, 12, 13)})
+SKELETONS = {len(skeleton.names): skeleton for skeleton in (COCO17, BODY16, ANIMAL18, ANIMAL14)}
 
 
 # -------------------------------------------------------------------------------------------------------- data sets
@@ -157,6 +158,8 @@ def with_skeleton(dataset, skeleton):
 
     What the data set lacks is unlabelled; a DataError names what is missing of the keypoints that PCK counts.
     """
+    if dataset.skeleton is skeleton:
+        return dataset
     have = {name: k for k, name in enumerate(dataset.skeleton.names)}
     pairs = [(name, name) if name in have else MIDPOINTS.get(name, ("", "")) for name in skeleton.names]
     known = [first in have and second in have for first, second in pairs]

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from data import (COCO17, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, crop_width,
+from data import (COCO17, SKELETONS, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, crop_width,
                   decode_heatmaps, domain_of, invert_matrix, load_dataset, normalize, open_image, read_records,
                   transform_points, warp_image)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
@@ -560,7 +560,7 @@ def predict_in_boxes(model, dataset, texts, box_scores, workers):
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def own_pictures(patterns):
+def own_pictures(patterns, skeleton=COCO17):
     """Files, folders and patterns such as '*.png' as a data set: images numbered from 1, each one person as a whole."""
     files = []
     for pattern in patterns:
@@ -574,7 +574,7 @@ def own_pictures(patterns):
         files += found
     files = list(dict.fromkeys(files))
     sizes = np.array([open_image(file, upright=True)[0].size for file in files])
-    empty = PoseDataset("pictures", COCO17, files, np.arange(1, len(files) + 1), sizes, np.full(len(files), "picture"),
+    empty = PoseDataset("pictures", skeleton, files, np.arange(1, len(files) + 1), sizes, np.full(len(files), "picture"),
                         *[None] * 6, upright=True)
     return with_boxes(empty, np.arange(len(files)), np.column_stack([np.zeros_like(sizes), sizes]).astype(float))
 
@@ -774,7 +774,10 @@ def predict_pictures(args):
     model.to(args.device)
     if isinstance(model, VLPose) and not args.prompt:
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    pictures, box_scores = own_pictures(args.images), None
+    if model.num_keypoints not in SKELETONS:
+        raise DataError(f"{args.checkpoint}: expected a model of {', '.join(map(str, SKELETONS))} keypoints, whose skeletons "
+                        f"are known; found {model.num_keypoints}")
+    pictures, box_scores = own_pictures(args.images, SKELETONS[model.num_keypoints]), None
     texts = load_texts(model, about, args, pictures.domains)
     if args.boxes:
         names = [{Path(file).name, Path(file).stem} for file in pictures.files]

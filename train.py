@@ -242,7 +242,7 @@ def gently(config, options):
 
 def domain_set(spec, split, kind, options):
     """The natural or the artificial images of a data set."""
-    dataset = load_dataset(spec, split, options.cache)
+    dataset = with_skeleton(load_dataset(spec, split, options.cache), COCO17)
     return dataset.select_images(np.isin(dataset.domains, list(NATURAL_DOMAINS)) == (kind == "natural"))
 
 
@@ -429,7 +429,7 @@ def new_student(options, skeleton):
 def new_stylist(options):
     """The style network: a small one for small images, or the one of --style-encoder and --style-weights."""
     torch.manual_seed(options.seed)
-    stylist = StyleTransfer(options.style_encoder) if options.style_encoder else StyleTransfer(width=16, depth=2)
+    stylist = StyleTransfer(options.style_encoder) if options.style_encoder else StyleTransfer(width=16, depth=1)
     if options.style_weights:
         state = load_weights(options.style_weights)  # a run's style.pth, or a decoder alone
         part = stylist if "encoder.0.weight" in state else stylist.decoder
@@ -625,8 +625,8 @@ def vlpose_options(add):
 
 
 def uda_options(add):
-    add("--source", default="figures#photo", help="name:root; its labels are learned from")
-    add("--target", default="figures#oil painting", help="name:root; its images are adapted to, its labels test")
+    add("--source", default="figures#sculpture", help="name:root; its labels are learned from")
+    add("--target", default="figures#photo", help="name:root; its images are adapted to, its labels test")
     add("--image-size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"),
         help="of crops (default: 256 256 for ResNets, else the size's own)")
     add("--sigma", type=float, help="of the heatmaps' Gaussians, in their pixels (default: 2, 1.25 for tiny; the "
@@ -634,11 +634,11 @@ def uda_options(add):
     add("--style-encoder", help="VGG-19 for style transfer, a file or a name: adain-encoder, vgg19 (default: a small "
         "random network)")
     add("--style-weights", help="its decoder, instead of training one: a file or a name: adain-decoder, RUN/style.pth")
-    add("--style-steps", type=positive, default=300)
-    add("--style-lr", type=float, default=3e-3)
-    add("--supervised-steps", type=positive, default=2000)
+    add("--style-steps", type=positive, default=150)
+    add("--style-lr", type=float, default=5e-3)
+    add("--supervised-steps", type=positive, default=1200)
     add("--lr", type=float, default=1.5e-3, help="of supervised training; the paper's is 1e-4")
-    add("--steps", type=positive, default=800, help="of adaptation")
+    add("--steps", type=positive, default=600, help="of adaptation")
     add("--adapt-lr", type=float, default=5e-4, help="of adaptation")
     add("--ema-decay", type=share, default=0.99, help="of the teacher; the paper's, for 15,000 steps, is 0.999")
     add("--image-level", type=share, default=0.5, help="probability that a source image is restyled; 0: level off")

@@ -29,7 +29,7 @@ def main(name="resnet18", side="256", batch="16"):
     side, batch = int(side), int(batch)
     torch.manual_seed(0)
     model = MultiLevelAlignment(PoseResNet(name, 16, image_size=(side, side)))
-    stylist = StyleTransfer(width=16, depth=2)
+    stylist = StyleTransfer(width=16, depth=1)
     optimizer = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     source, target = torch.rand(2, batch, 3, side, side)
     labels, labelled = torch.rand(batch, 16, side // 4, side // 4), torch.ones(batch, 16)

@@ -170,6 +170,16 @@ def test_a_photo_that_the_camera_held_sideways_is_turned_upright(figures, checkp
         assert picture.size == (100, 160)
 
 
+@pytest.mark.parametrize("keypoints", [16, 14, 18])
+def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, keypoints):
+    save_checkpoint(tmp_path / "model.pth", ViTPose(CONFIG, keypoints))
+    picture = str(next((figures / "images" / "photo").iterdir()))
+    assert main(["--checkpoint", str(tmp_path / "model.pth"), "--images", picture, "--out", str(tmp_path / "out"),
+                 "--device", "cpu"]) == 0
+    result, = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(result["keypoints"]) == 3 * keypoints
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--images", "nowhere*.jpg", "--prompt", "none", "--out", "out"], "nowhere*.jpg"),
     (["--images", "{text}", "--prompt", "none", "--out", "out"], "not a readable image"),
@@ -179,10 +189,13 @@ def test_a_photo_that_the_camera_held_sideways_is_turned_upright(figures, checkp
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{nobody}"], "boxes of category 1"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "box 0"),
     (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
+    (["--checkpoint", "{strange}", "--images", "{picture}", "--out", "out"], "found 5"),
 ])
 def test_bad_input_is_one_line_and_exit_status_2(figures, checkpoint, tmp_path, capsys, arguments, words):
-    paths = SimpleNamespace(text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json", nobody=tmp_path / "nobody.json",
-                            picture=next((figures / "images" / "photo").iterdir()))
+    save_checkpoint(tmp_path / "strange.pth", ViTPose(CONFIG, 5))
+    paths = SimpleNamespace(
+        strange=tmp_path / "strange.pth", text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json",
+        nobody=tmp_path / "nobody.json", picture=next((figures / "images" / "photo").iterdir()))
     paths.text.write_text("this is not an image")
     paths.nobody.write_text("[]")
     paths.boxes.write_text('[{"image_id": "somebody else", "bbox": [0, 0, 1, 1]}]')
