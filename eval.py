@@ -574,8 +574,8 @@ def own_pictures(patterns, skeleton=COCO17):
         files += found
     files = list(dict.fromkeys(files))
     sizes = np.array([open_image(file, upright=True)[0].size for file in files])
-    empty = PoseDataset("pictures", skeleton, files, np.arange(1, len(files) + 1), sizes, np.full(len(files), "picture"),
-                        *[None] * 6, upright=True)
+    ids, domains = np.arange(1, len(files) + 1), np.full(len(files), "picture")
+    empty = PoseDataset("pictures", skeleton, files, ids, sizes, domains, *[None] * 6, upright=True)
     return with_boxes(empty, np.arange(len(files)), np.column_stack([np.zeros_like(sizes), sizes]).astype(float))
 
 
@@ -775,8 +775,8 @@ def predict_pictures(args):
     if isinstance(model, VLPose) and not args.prompt:
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
     if model.num_keypoints not in SKELETONS:
-        raise DataError(f"{args.checkpoint}: expected a model of {', '.join(map(str, SKELETONS))} keypoints, whose skeletons "
-                        f"are known; found {model.num_keypoints}")
+        raise DataError(f"{args.checkpoint}: expected a model of {', '.join(map(str, SKELETONS))} keypoints, whose "
+                        f"skeletons are known; found {model.num_keypoints}")
     pictures, box_scores = own_pictures(args.images, SKELETONS[model.num_keypoints]), None
     texts = load_texts(model, about, args, pictures.domains)
     if args.boxes:

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, f
                   run_model, true_pose, usable_device)
 from uda import (GENTLE_VIEWS, RESNETS, MultiLevelAlignment, PoseNet, PoseResNet, StyleTransfer, Views, Weights,
                  look, supervised_loss)
-from vlpose import (DECODERS, VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, load_strictly,
+from vlpose import (DECODERS, MATCHERS, VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, load_strictly,
                     load_vitpose, load_weights, reading, save_checkpoint)
 
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
@@ -45,6 +46,7 @@ class Recipe:
     batch_size: int
     lr: float
     seed: int
+    bf16: bool  # compute in bfloat16 where that is safe
     layer_decay: float = 1.0
     weight_decay: float = 0.1  # ViTPose's
 
@@ -95,8 +97,8 @@ def batch_keys(rows, batch_size, seed, first, last):
 
 def labels_of(batch, config):
     """Heatmaps (B, K, h, w) of a batch's keypoints, and weights (B, K): 0 where a keypoint is not labelled."""
-    height, width = config.image_size
-    return encode_heatmaps(batch["keypoints"], batch["visible"], (height, width), (height // 4, width // 4), config.sigma)
+    size = config.image_size
+    return encode_heatmaps(batch["keypoints"], batch["visible"], size, (size[0] // 4, size[1] // 4), config.sigma)
 
 
 def batch_pck(predicted, batch, config):
@@ -138,7 +140,8 @@ def fit(stage, model, objective, data, recipe, run):
         if done % LOG_EVERY == 0 or done == recipe.steps:
             speed = (done - first) / (time.perf_counter() - started)
             pck = math.nan if predicted is None else batch_pck(predicted, batches[0], model.config)
-            run.log(stage, done, recipe.steps, loss.item(), pck, speed * recipe.batch_size, (recipe.steps - done) / speed)
+            left = (recipe.steps - done) / speed
+            run.log(stage, done, recipe.steps, loss.item(), pck, speed * recipe.batch_size, left)
         if done % CHECKPOINT_EVERY == 0 or done == recipe.steps:
             run.save(stage, done, model, optimizer)
 
@@ -233,9 +236,11 @@ def new_folder(mode):
             pass
 
 
-def gently(config, options):
-    """Whether to augment less than the papers: `tiny` trains for minutes, too short for crops turned by 80 degrees."""
-    return options.augmentation == "gentle" or options.augmentation is None and config.conv_stem
+def augmentation_for(config, options):
+    """Of crops, and of a target's views. The papers' for their models; `tiny` trains for minutes, too short for crops
+    turned by 80 degrees."""
+    gentle = options.augmentation == "gentle" or options.augmentation is None and config.conv_stem
+    return (GENTLE, GENTLE_VIEWS) if gentle else (TRAINING, Views())
 
 
 # ------------------------------------------------------------------------------------------------------------- VLPose
@@ -286,11 +291,11 @@ def starting_model(options):
 
 def train_base(base, dataset, options, run):
     """Trains the base model on natural images, or finds it in the cache, trained before."""
-    recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed,
+    recipe = Recipe(options.base_steps, options.batch_size, options.base_lr, options.seed, options.bf16,
                     base.config.layer_decay if options.init else 1.0)
     torch.manual_seed(options.seed)
-    crops = Crops(dataset, base.config.image_size, GENTLE if gently(base.config, options) else TRAINING)
-    fit_or_find("base", base, base, lambda batch: heatmap_loss(base, batch, dataset, None, options.bf16),
+    crops = Crops(dataset, base.config.image_size, augmentation_for(base.config, options)[0])
+    fit_or_find("base", base, base, lambda batch: heatmap_loss(base, batch, dataset, None, recipe.bf16),
                 [(crops, dataset.labelled)], recipe, run)
 
 
@@ -318,11 +323,11 @@ def adapt(base, dataset, texts, options, run):
     share = trainable / sum(parameter.numel() for parameter in base.parameters())
     print(f"{options.strategy}: {trainable:,} trainable parameters, {share:.1%} of the base model's")
     if trainable:
-        recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed,
+        recipe = Recipe(options.steps, options.batch_size, options.lr, options.seed, options.bf16,
                         base.config.layer_decay if options.strategy == "full" else 1.0)
-        crops = Crops(dataset, base.config.image_size, GENTLE if gently(base.config, options) else TRAINING)
+        crops = Crops(dataset, base.config.image_size, augmentation_for(base.config, options)[0])
         read = texts if isinstance(model, VLPose) else None
-        fit("adapt", model, lambda batch: heatmap_loss(model, batch, dataset, read, options.bf16),
+        fit("adapt", model, lambda batch: heatmap_loss(model, batch, dataset, read, recipe.bf16),
             [(crops, dataset.labelled)], recipe, run)
     return model
 
@@ -445,7 +450,8 @@ def read_domains(options):
     for option, spec, people in (("--source", options.source, len(source.labelled)),
                                  ("--target", options.target, len(target.ids))):
         if people < options.batch_size:
-            raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, found {people}")
+            raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, "
+                            f"found {people}")
     if not len(test.labelled):
         raise DataError(f"--target {options.target}: expected labelled people to test on, found none")
     say_people(options.source, "source", source)
@@ -463,7 +469,7 @@ def train_style(stylist, source, target, options, run):
         content_loss, style_loss = stylist.loss(rgb(content, options.device), rgb(style, options.device))
         return content_loss + 0.1 * style_loss, None
 
-    recipe = Recipe(options.style_steps, options.batch_size, options.style_lr, options.seed, weight_decay=0.0)
+    recipe = Recipe(options.style_steps, options.batch_size, options.style_lr, options.seed, False, weight_decay=0.0)
     fit("style", stylist, objective, [source, target], recipe, run)
 
 
@@ -474,7 +480,7 @@ def train_supervised(stage, student, stylist, data, recipe, options, run):
         images = rgb(batch, options.device)
         if stylist:
             images = stylist.restyle(images, rgb(style, options.device), options.image_level)
-        heatmaps, _ = look(student, images, options.bf16)
+        heatmaps, _ = look(student, images, recipe.bf16)
         labels, labelled = (tensor.to(options.device) for tensor in labels_of(batch, student.config))
         return supervised_loss(heatmaps, labels, labelled), heatmaps
 
@@ -485,9 +491,9 @@ def train_supervised(stage, student, stylist, data, recipe, options, run):
 def align(student, stylist, data, recipe, options, run):
     """Stage 2: from stage 1's student, with the target's images. Returns the student and its teacher."""
     weights = Weights(options.consistency, options.feature_level, options.pose_level, options.occlusion)
-    views = GENTLE_VIEWS if gently(student.config, options) else Views()
+    _, views = augmentation_for(student.config, options)
     torch.manual_seed(options.seed)
-    model = MultiLevelAlignment(copy.deepcopy(student), weights, views, options.ema_decay, options.bf16)
+    model = MultiLevelAlignment(copy.deepcopy(student), weights, views, options.ema_decay, recipe.bf16)
     model.to(options.device)
 
     def objective(batch, images):
@@ -506,11 +512,11 @@ def train_uda(options):
     source, target, test = read_domains(options)
     student = new_student(options, test.skeleton)
     stylist = new_stylist(options) if options.image_level else None
-    size, augmentation = student.config.image_size, GENTLE if gently(student.config, options) else TRAINING
+    size, (augmentation, _) = student.config.image_size, augmentation_for(student.config, options)
     sources = Crops(source, size, augmentation), source.labelled
     targets = Crops(target, size), np.arange(len(target.ids))
-    stage1 = Recipe(options.supervised_steps, options.batch_size, options.lr, options.seed)
-    stage2 = Recipe(options.steps, options.batch_size, options.adapt_lr, options.seed)
+    stage1 = Recipe(options.supervised_steps, options.batch_size, options.lr, options.seed, options.bf16)
+    stage2 = Recipe(options.steps, options.batch_size, options.adapt_lr, options.seed, options.bf16)
 
     run = Run(options)
     if stylist and not options.style_weights:
@@ -551,15 +557,15 @@ def compare_students(models, test, run):
     """Prints and keeps the PCK of each model on the target's test images, and draws what some of them see."""
     table, poses = {}, {}
     for name, model in models.items():
-        size, results = model.config.image_size, predict(model.pose, test, flip=False, workers=run.workers)
-        table[name] = pck_of_results(test, results, size, groups=test.skeleton.groups)
-        table[name]["mean at 0.2"] = pck_of_results(test, results, size, groups=test.skeleton.groups, threshold=0.2)["mean"]
+        results = predict(model.pose, test, flip=False, workers=run.workers)
+        pck = partial(pck_of_results, test, results, model.config.image_size, groups=test.skeleton.groups)
+        table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"]}
         poses[name] = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
     print(format_table("PCK@0.05", {group: {name: column[group] for name, column in table.items()}
                                     for group in table["teacher"]}))
     if "oracle" in table:
         means = {name: column["mean"] for name, column in table.items()}
-        gap = means["oracle"] - means["source only"]
+        gap = means["oracle"] - means["source only"] or math.nan
         print("share of the gap between source only and oracle that is closed: " + ", ".join(
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
     write(run.folder / "results.json", json.dumps(table, indent=2))
@@ -615,7 +621,8 @@ def vlpose_options(add):
     add("--template", default="a photo of a {domain} character", help="the sentence that names a domain")
     add("--strategy", choices=["scratch", "full", "last", "prompt", "vlpose"], default="vlpose", help="what is tuned")
     add("--decoder", choices=DECODERS, default="dual")
-    add("--matcher", choices=["concat", "cross"], default="concat")
+    add("--matcher", choices=MATCHERS, default="concat",
+        help="what answers an image token: image and text, the text, or the image alone")
     add("--num-prompts", type=not_negative, help="visual prompts per layer (default: the paper's number for the size)")
     add("--shallow", action="store_true", help="prompts before the first layer alone")
     add("--base-steps", type=positive, default=3300)
@@ -642,7 +649,7 @@ def uda_options(add):
     add("--adapt-lr", type=float, default=5e-4, help="of adaptation")
     add("--ema-decay", type=share, default=0.99, help="of the teacher; the paper's, for 15,000 steps, is 0.999")
     add("--image-level", type=share, default=0.5, help="probability that a source image is restyled; 0: level off")
-    add("--feature-level", type=weight, default=0.1, help="weight of the adversarial loss; 0: level off")
+    add("--feature-level", type=weight, default=0.002, help="weight of the adversarial loss; 0: level off")
     add("--pose-level", type=weight, default=0.3, help="weight of information maximization; 0: level off")
     add("--consistency", type=weight, default=1.0, help="weight of the teacher's pseudo-labels; 0: off")
     add("--occlusion", type=share, default=0.5, help="probability that a sure keypoint is covered; 0: off")

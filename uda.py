@@ -164,7 +164,7 @@ class StyleTransfer(nn.Module):
         return content_loss, sum(F.mse_loss(gram(x), gram(s)) for x, s in zip(levels, style_levels))
 
     def restyle(self, content, style, probability):
-        """Image level: each source image is, with this probability, redrawn as the target image beside it, α ~ U(0, 1)."""
+        """Image level: with this probability a source image is redrawn as the target image beside it, α ~ U(0, 1)."""
         chosen = torch.rand(len(content)) < probability
         mixed = content.clone()
         if chosen.any():
@@ -422,18 +422,20 @@ class MultiLevelAlignment(nn.Module):
         if not (weights.consistency or weights.adversarial or weights.information):
             return loss, heatmaps
 
+        taught = labelled.any(0)  # (K,) what the source does not label must not be guessed at either
         first, second = self.random_view(target), self.random_view(target)  # matrices (B, 2, 3)
         with torch.no_grad():
-            seen = back(look(self.teacher, self.view(target, first), self.bf16)[0], first)
+            seen = back(look(self.teacher, self.view(target, first), self.bf16)[0], first)[:, taught]
         covered = occlude(self.view(target, second), seen, second, weights.occlusion,
                           size=round(self.views.patch * target.shape[2]))
         guessed, target_features = look(self.student, covered, self.bf16)
-        guessed = back(guessed, second)
+        guessed = back(guessed, second)[:, taught]
         if weights.consistency:
             pseudo_labels, sure = rectify(seen, self.config.sigma), confidence_mask(seen)
             loss = loss + weights.consistency * consistency_loss(guessed, pseudo_labels, sure)
         if weights.adversarial:
-            loss = loss + weights.adversarial * adversarial_loss(self.judge(source_features), self.judge(target_features))
+            verdicts = self.judge(source_features), self.judge(target_features)
+            loss = loss + weights.adversarial * adversarial_loss(*verdicts)
         if weights.information:
             loss = loss + weights.information * information_maximization_loss(guessed)
         return loss, heatmaps

@@ -272,17 +272,21 @@ class CLIPText(nn.Module):
 
 # ---------------------------------------------------------------------------------------------------------- VLPose
 
+MATCHERS = ("concat", "cross", "image")
+
+
 class RelationMatcher(nn.Module):
     """How the image relates to the text (§3.2): image (B, N, D), text (B, L, E) -> relation (B, N, D).
 
-    Every image token asks; image and text tokens together answer (`concat`), or the text alone (`cross`):
+    Every image token asks; image and text tokens together answer (`concat`), the text alone (`cross`), or the image
+    alone (`image`):
         T' = Linear(T),  M = softmax(Q Kᵀ / √d),  R = LayerNorm(E + W_o(M V)).
     """
 
     def __init__(self, dim, text_dim, heads=8, variant="concat", dropout=0.1):
         super().__init__()
-        if variant not in ("concat", "cross"):
-            raise ValueError(f"matcher: expected 'concat' or 'cross', not {variant!r}")
+        if variant not in MATCHERS:
+            raise ValueError(f"matcher: expected one of {', '.join(MATCHERS)}, not {variant!r}")
         self.heads, self.variant, self.dropout = heads, variant, dropout
         self.text = nn.Linear(text_dim, dim)
         self.query = nn.Linear(dim, dim)
@@ -294,6 +298,8 @@ class RelationMatcher(nn.Module):
         context = self.text(text)  # (B, L, D)
         if self.variant == "concat":
             context = torch.cat([image, context], dim=1)  # (B, N + L, D)
+        elif self.variant == "image":
+            context = image
         q = split_heads(self.query(image), self.heads)
         k, v = (split_heads(part, self.heads) for part in self.key_value(context).chunk(2, dim=-1))
         dropout = self.dropout if self.training else 0.0

@@ -1,16 +1,17 @@
 """The evidence: trains every row of the README's tables with several seeds, and makes the tables.
 
-    python tests/evidence.py uda --jobs 2                      figures to figures: each level removed, and more
-    python tests/evidence.py lsp:/data/lsp --init resnet18     figures to real photographs
-    python tests/evidence.py uda --tables                      the tables of what is finished
+    python tests/evidence.py uda --jobs 2                            statues to photographs: each level left out, and more
+    python tests/evidence.py lsp --root /data/lsp --init resnet18    figures to real photographs (ImageNet's ResNet-18)
+    python tests/evidence.py vlpose --jobs 2                         strategies, decoders, matchers, text, prompts
 
-Each row is one command of train.py, in a folder of its own; a finished one is skipped, a stopped one goes on. All
-numbers are in results.csv. Jobs beside each other share the cores.
+Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one is skipped, a stopped
+one goes on. All numbers are in a CSV file. Jobs beside each other share the cores. --quick: the main rows alone.
 """
 import argparse
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,36 +23,46 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 IMAGE, FEATURE, POSE = "--image-level 0", "--feature-level 0", "--pose-level 0"
-LEVELS = {  # row -> what is switched off
+LEVELS = {  # row -> what is left out; the first five are the quick ones
     "all three levels": "", "without image level": IMAGE, "without feature level": FEATURE, "without pose level": POSE,
-    "image level alone": f"{FEATURE} {POSE}", "feature level alone": f"{IMAGE} {POSE}",
-    "pose level alone": f"{IMAGE} {FEATURE}", "no level": f"{IMAGE} {FEATURE} {POSE}",
+    "no level": f"{IMAGE} {FEATURE} {POSE}", "image level alone": f"{FEATURE} {POSE}",
+    "feature level alone": f"{IMAGE} {POSE}", "pose level alone": f"{IMAGE} {FEATURE}",
     "without occlusion": "--occlusion 0", "without consistency": "--consistency 0"}
-MAIN_ROWS = ("all three levels", "without image level", "without feature level", "without pose level", "no level")
+LEVELS |= {f"feature level {weight}": f"--feature-level {weight}" for weight in (0.0005, 0.01, 0.1)}
+LEVELS |= {f"pose level {weight}": f"--pose-level {weight}" for weight in (30, 100)}
+LSP = ("--source figures --target lsp:{root} --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 --bf16 "
+       "--augmentation gentle --supervised-steps 1000 --lr 5e-4 --steps 400 --adapt-lr 2e-4 --feature-level 0.01")
+TUNING = {  # row -> how VLPose differs from the default; the first three are the quick ones
+    "full": "--strategy full", "vlpose": "", "prompt": "--strategy prompt", "scratch": "--strategy scratch",
+    "last": "--strategy last", "prompt, shallow": "--strategy prompt --shallow",
+    **{f"decoder {name}": f"--decoder {name}" for name in ("baseline", "injector", "extractor-injector", "dual-released")},
+    "matcher cross": "--matcher cross", "no text": "--matcher image",
+    "one sentence for all": "--template 'a photo of a person'",
+    **{f"{number} prompts": f"--num-prompts {number}" for number in (0, 1, 5, 20, 50)}}  # the default is 10
 
 
 def commands(args):
     """{(row, seed): options of train.py}."""
-    common = "--mode uda"
-    if args.experiment.startswith("lsp:"):
-        common += (f" --source figures --target {args.experiment} --size resnet18 --image-size 128 128 --sigma 1.25"
-                   f" --augmentation gentle --init {args.init} --bf16 --supervised-steps 1000 --lr 5e-4 --steps 500"
-                   " --adapt-lr 2e-4")
-    rows = MAIN_ROWS if args.quick else LEVELS
+    if args.experiment == "vlpose":
+        common, rows, quick = "--mode vlpose", TUNING, 3
+    else:
+        common, rows, quick = "--mode uda", LEVELS, 5
+        if args.experiment == "lsp":
+            common += f" {LSP.format(root=args.root, init=args.init)}"
     found = {}
     for seed in range(args.seeds):
-        for row in rows:
-            oracle = " --oracle" if row == "all three levels" else ""
-            found[row, seed] = shlex.split(f"{common} {LEVELS[row]}{oracle} --seed {seed}")
+        for row in list(rows)[:quick if args.quick else None]:
+            oracle = "--oracle" if row == "all three levels" else ""
+            found[row, seed] = shlex.split(f"{common} {rows[row]} {oracle} --seed {seed}")
     return found
 
 
 def folder_of(args, row, seed):
-    return args.folder / args.experiment.partition(":")[0] / f"{row.replace(' ', '-')}-{seed}"
+    return args.folder / args.experiment / f"{row.replace(',', '').replace(' ', '-')}-{seed}"
 
 
 def run(args, row, seed, options):
-    """Trains one row, or goes on with it, unless it is finished. Its output is in log.txt."""
+    """Trains one row, or goes on with it, unless it is finished. What it prints is in log.txt."""
     folder = folder_of(args, row, seed)
     if (folder / "results.json").exists():
         return
@@ -62,47 +73,72 @@ def run(args, row, seed, options):
     with open(folder / "log.txt", "a") as log:
         threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
         status = subprocess.run([sys.executable, ROOT / "train.py", *options], stdout=log, stderr=log,
-                                env=os.environ | {"OMP_NUM_THREADS": threads}).returncode
+                                env={"OMP_NUM_THREADS": threads} | os.environ).returncode
     if status:
         print(f"failed; see {folder / 'log.txt'}", file=sys.stderr)
 
 
+def measures_of(folder):
+    """{model: {measure: number}} of a finished run."""
+    results = json.loads((folder / "results.json").read_text())
+    if "adapted" in results:  # VLPose: AP of each domain, and what it trained
+        art = [domain for domain in results["adapted"] if domain != "photo"]
+        results = {model: {domain: numbers["AP"] for domain, numbers in domains.items()}
+                   for model, domains in results.items()}
+        for numbers in results.values():
+            numbers["art"] = float(np.mean([numbers[domain] for domain in art]))
+        trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())
+        results["adapted"]["trained"] = int(trained[1].replace(",", ""))
+    return results
+
+
 def collect(args, rows):
-    """{(row, model): {measure: one number per seed}} of the finished runs; also writes results.csv."""
+    """{(row, model): {measure: a number per seed}} of the finished runs; all of it is also written as CSV."""
     numbers, lines = defaultdict(lambda: defaultdict(list)), []
     for row, seed in rows:
-        path = folder_of(args, row, seed) / "results.json"
-        if path.exists():
-            for model, measures in json.loads(path.read_text()).items():
+        folder = folder_of(args, row, seed)
+        if (folder / "results.json").exists():
+            for model, measures in measures_of(folder).items():
                 for measure, value in measures.items():
                     numbers[row, model][measure].append(value)
                     lines.append((row, seed, model, measure, value))
-    with open(args.folder / f"{args.experiment.partition(':')[0]}.csv", "w", newline="") as file:
+    with open(args.folder / f"{args.experiment}.csv", "w", newline="") as file:
         csv.writer(file).writerows([("row", "seed", "model", "measure", "value"), *lines])
     return numbers
 
 
-def print_tables(numbers):
-    def spread(values):
-        return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+def spread(values):
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
-    print("\n| | seeds | student | teacher | teacher at 0.2 |\n|---|---|---|---|---|")
-    for row, model in (("all three levels", "source only"), ("all three levels", "oracle")):
-        if (row, model) in numbers:
-            mean, coarse = (numbers[row, model][measure] for measure in ("mean", "mean at 0.2"))
-            print(f"| {model} | {len(mean)} | {spread(mean)} | | {spread(coarse)} |")
+
+def print_alignment(numbers):
+    print("\n| PCK of the target | seeds | student | teacher | teacher, at 0.2 |\n|---|---|---|---|---|")
+    for model in ("source only", "oracle"):
+        pck = numbers["all three levels", model]
+        if pck:
+            print(f"| {model} | {len(pck['mean'])} | {spread(pck['mean'])} | | {spread(pck['mean at 0.2'])} |")
     for row in LEVELS:
-        if (row, "teacher") in numbers:
-            student, teacher = (numbers[row, model]["mean"] for model in ("student", "teacher"))
-            coarse = numbers[row, "teacher"]["mean at 0.2"]
-            print(f"| {row} | {len(teacher)} | {spread(student)} | {spread(teacher)} | {spread(coarse)} |")
+        student, teacher = numbers[row, "student"], numbers[row, "teacher"]
+        if teacher:
+            print(f"| {row} | {len(teacher['mean'])} | {spread(student['mean'])} | {spread(teacher['mean'])} | "
+                  f"{spread(teacher['mean at 0.2'])} |")
+
+
+def print_tuning(numbers):
+    print("\n| AP | seeds | photo | mean of art | trained parameters |\n|---|---|---|---|---|")
+    for row in TUNING:
+        adapted = numbers[row, "adapted"]
+        if adapted:
+            print(f"| {row} | {len(adapted['art'])} | {spread(adapted['photo'])} | {spread(adapted['art'])} | "
+                  f"{adapted['trained'][0]:,} |")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("experiment", help="uda, or lsp:ROOT")
-    add("--init", default="resnet18", help="ImageNet weights for lsp")
+    add("experiment", choices=["uda", "lsp", "vlpose"])
+    add("--root", default="lsp", help="of LSP")
+    add("--init", default="resnet18", help="ImageNet weights of the ResNet-18 for LSP")
     add("--seeds", type=int, default=3)
     add("--jobs", type=int, default=1, help="trainings beside each other")
     add("--quick", action="store_true", help="the main rows alone")
@@ -114,7 +150,7 @@ def main():
     if not args.tables:
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda item: run(args, *item[0], item[1]), rows.items()))
-    print_tables(collect(args, rows))
+    (print_tuning if args.experiment == "vlpose" else print_alignment)(collect(args, rows))
 
 
 if __name__ == "__main__":

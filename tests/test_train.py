@@ -62,7 +62,7 @@ def test_the_learning_rate_warms_up_and_falls_twice():
 def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slowly():
     model = ViTPose(VIT_CONFIGS["tiny"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, Recipe(1, 1, 1.0, 0, layer_decay=0.5))
+    groups = parameter_groups(model, Recipe(1, 1, 1.0, 0, False, layer_decay=0.5))
     settings = {names[id(parameter)]: group for group in groups for parameter in group["params"]}
     assert len(settings) == len(names)
     assert settings["backbone.pos_embed"]["weight_decay"] == settings["backbone.norm.bias"]["weight_decay"] == 0

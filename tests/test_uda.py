@@ -648,3 +648,13 @@ def test_source_images_are_redrawn_with_the_given_probability(figures):
     changed = (mixed != content).flatten(1).any(1)
     assert 70 < changed.sum() < 130 and mixed.shape == content.shape
     assert (net.restyle(content, content.flip(0), 1.0) != content).flatten(1).any(1).all()
+
+
+def test_joints_that_the_source_does_not_label_are_not_guessed_at(step):
+    images, labels, labelled, target = step
+    labelled = labelled.clone()
+    labelled[:, 1] = 0
+    model = aligned(consistency=1.0, information=1.0)
+    loss_of(model, (images, labels, labelled, target)).backward()
+    gradient = model.student.pose.head.predictor.weight.grad.abs().amax((1, 2, 3))  # (K,)
+    assert gradient[1] == 0 and (gradient[[0, 2, 3]] > 0).all()

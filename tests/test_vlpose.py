@@ -143,11 +143,12 @@ def test_quick_gelu_is_near_gelu_but_not_gelu():
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 6])
-@pytest.mark.parametrize("variant", ["concat", "cross"])
+@pytest.mark.parametrize("variant", ["concat", "cross", "image"])
 def test_the_relation_is_the_papers_equation(variant, length):
     matcher = randomise(RelationMatcher(64, TEXT, heads=8, variant=variant))
     E, T = torch.randn(B, 12, 64), torch.randn(B, length, TEXT)
-    context = torch.cat([E, matcher.text(T)], dim=1) if variant == "concat" else matcher.text(T)
+    text = matcher.text(T)
+    context = {"concat": torch.cat([E, text], dim=1), "cross": text, "image": E}[variant]
     Q, (K, V) = matcher.query(E), matcher.key_value(context).split(64, dim=2)
     M = [torch.softmax(q @ k.transpose(1, 2) / 8 ** 0.5, dim=2) @ v
          for q, k, v in zip(Q.split(8, 2), K.split(8, 2), V.split(8, 2))]  # head by head
@@ -260,7 +261,7 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(base):
 
 @pytest.mark.parametrize("options, message", [
     ({"decoder": "triple"}, "decoder: expected one of baseline, .* not 'triple'"),
-    ({"matcher": "both"}, "matcher: expected 'concat' or 'cross', not 'both'")])
+    ({"matcher": "both"}, "matcher: expected one of concat, cross, image, not 'both'")])
 def test_a_wrong_choice_is_named(options, message, base):
     with pytest.raises(ValueError, match=message):
         VLPose(base, TEXT, **options)
