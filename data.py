@@ -383,10 +383,10 @@ def load_dataset(spec, split, cache=None):
 
     `domains` is "photo" for people, "render" for SURREAL, and the species for animals.
     """
-    path, _, chosen = spec.partition("#")
+    path, _, chosen = spec.rpartition("#")
+    if not path or {"/", os.sep} & set(chosen):  # the # of a folder's name
+        return open_dataset(spec, split, cache)
     dataset = open_dataset(path, split, cache)
-    if not chosen:
-        return dataset
     unknown = set(chosen.split(",")) - set(dataset.domains.tolist())
     if unknown:
         raise DataError(f"{spec}: no image of domain {', '.join(sorted(unknown))}; expected some of "

@@ -620,7 +620,8 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
 
 
 def draw_sheet(people, side=192):
-    """A column for each of `people`: (title, data set, row, {label: pose}), each pose (K, 3) x, y, score a square."""
+    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person once with each pose (K, 3)
+    of x, y, score."""
     labels = list(people[0][3])
     sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
     for x, (title, dataset, row, poses) in enumerate(people):

@@ -30,12 +30,13 @@ from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, Crops, Dat
                   decode_heatmaps, encode_heatmaps, load_dataset, normalize, with_skeleton)
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, pck_of_results, predict,
                   run_model, true_pose, usable_device)
-from uda import (GENTLE_VIEWS, RESNETS, MultiLevelAlignment, PoseNet, PoseResNet, StyleTransfer, Views, Weights,
-                 look, supervised_loss)
+from uda import (GENTLE_VIEWS, LossWeights, MultiLevelAlignment, PoseNet, StyleTransfer, Views, load_trunk, look,
+                 supervised_loss)
 from vlpose import (DECODERS, MATCHERS, VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, load_strictly,
                     load_vitpose, load_weights, reading, save_checkpoint)
 
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
+VERSION = "training-1"  # a new number whenever training changes, so that a cached model is not taken for a new one
 
 # ---------------------------------------------------------------------------------------------------------- one stage
 
@@ -127,7 +128,7 @@ def fit(stage, model, objective, data, recipe, run):
             module.eval()  # statistics of frozen layers stay frozen too
     started = time.perf_counter()
     for step, batches in enumerate(zip(*loaders), start=first):
-        torch.manual_seed(recipe.seed + step)  # whatever is random depends on the step alone, too
+        torch.manual_seed(recipe.seed * 10 ** 6 + step)  # whatever is random depends on the step alone, too
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * group["scale"] * learning_rate(step, recipe.steps)
         loss, predicted = objective(*batches)
@@ -153,12 +154,13 @@ def state_hash(model):
     return state.hexdigest()
 
 
-def fit_or_find(stage, pose, model, objective, data, recipe, run, *also):
-    """`fit`, unless `pose`, which is (in) `model`, was trained before from the same start in the same way: then it is
+def fit_or_find(stage, model, objective, data, recipe, run, also=()):
+    """`fit`, unless the same ViTPose or PoseNet was trained before, from the same start and in the same way: then it is
     in the cache. also: what else the outcome depends on."""
-    identity = [FIGURES, state_hash(pose), asdict(pose.config), asdict(recipe), *also]
+    pose = getattr(model, "pose", model)
+    identity = [VERSION, FIGURES, state_hash(pose), asdict(pose.config), asdict(recipe), *also]
     for crops, rows in data:
-        people, files = crops.dataset, [Path(file).name for file in crops.dataset.files]
+        people, files = crops.dataset, [(Path(file).name, os.path.getsize(file)) for file in crops.dataset.files]
         labels = hashlib.sha256(people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()).hexdigest()
         identity += [files, labels, crops.size, asdict(crops.augmentation)]
     path = run.cache / f"{stage}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
@@ -215,7 +217,9 @@ class Run:
             state = torch.load(path, weights_only=True, map_location="cpu")
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            self.history = state["history"]
+            rows = [row for row in self.history if row["stage"] != stage or row["step"] <= state["step"]]
+            rows += [row for row in state["history"] if row["stage"] == stage]  # log.csv may lack the last ones
+            self.history = list({(row["stage"], row["step"]): row for row in rows}.values())
             return state["step"]
 
 
@@ -295,7 +299,7 @@ def train_base(base, dataset, options, run):
                     base.config.layer_decay if options.init else 1.0)
     torch.manual_seed(options.seed)
     crops = Crops(dataset, base.config.image_size, augmentation_for(base.config, options)[0])
-    fit_or_find("base", base, base, lambda batch: heatmap_loss(base, batch, dataset, None, recipe.bf16),
+    fit_or_find("base", base, lambda batch: heatmap_loss(base, batch, dataset, None, recipe.bf16),
                 [(crops, dataset.labelled)], recipe, run)
 
 
@@ -415,20 +419,21 @@ def new_student(options, skeleton):
     torch.manual_seed(options.seed)
     size, keypoints = tuple(options.image_size) if options.image_size else None, len(skeleton.names)
     if options.weights:
-        student = PoseNet(load_vitpose(options.weights, size))
-        if student.pose.num_keypoints != keypoints:
+        pose = load_vitpose(options.weights, size)
+        if pose.num_keypoints != keypoints:
             raise DataError(f"{options.weights}: expected {keypoints} keypoints, as the target has, "
-                            f"found {student.pose.num_keypoints}")
-    elif options.size in RESNETS:
-        student = PoseResNet(options.size, keypoints, options.init, size or (256, 256), options.sigma or 2.0)
+                            f"found {pose.num_keypoints}")
+        pose.config = replace(pose.config, sigma=options.sigma or pose.config.sigma)
     else:
         config = VIT_CONFIGS[options.size]
-        config = replace(config, image_size=size or config.image_size, sigma=options.sigma or config.sigma)
-        student = PoseNet(ViTPose(config, keypoints))
-        if options.init:
-            backbone = load_vitpose(options.init, student.config.image_size).backbone
-            load_strictly(student.pose.backbone, backbone.state_dict(), options.init)
-    return student.to(options.device)
+        size = size or ((256, 256) if config.trunk else config.image_size)
+        pose = ViTPose(replace(config, image_size=size, sigma=options.sigma or config.sigma), keypoints)
+        if options.init and config.trunk:
+            load_trunk(pose, options.init)
+        elif options.init:
+            backbone = load_vitpose(options.init, size).backbone
+            load_strictly(pose.backbone, backbone.state_dict(), options.init)
+    return PoseNet(pose).to(options.device)
 
 
 def new_stylist(options):
@@ -436,19 +441,24 @@ def new_stylist(options):
     torch.manual_seed(options.seed)
     stylist = StyleTransfer(options.style_encoder) if options.style_encoder else StyleTransfer(width=16, depth=1)
     if options.style_weights:
-        state = load_weights(options.style_weights)  # a run's style.pth, or a decoder alone
-        part = stylist if "encoder.0.weight" in state else stylist.decoder
-        load_strictly(part, state, options.style_weights)
+        state = load_weights(options.style_weights)
+        whole = "encoder.0.weight" in state  # a run's style.pth
+        if not whole and not options.style_encoder:
+            raise DataError(f"--style-weights {options.style_weights}: expected a run's style.pth, or a decoder and "
+                            "the --style-encoder that it was trained for")
+        load_strictly(stylist if whole else stylist.decoder, state, options.style_weights)
     return stylist.to(options.device)
 
 
 def read_domains(options):
-    """The source with its labels, the target without, and the target's images for the test."""
+    """The source with its labels, the target without, the target's test images, and what the oracle learns from."""
     test = load_dataset(options.target, "val", options.cache)
     target = load_dataset(options.target, "train", options.cache).unlabelled()
     source = with_skeleton(load_dataset(options.source, "train", options.cache), test.skeleton)
+    labelled = load_dataset(options.target, "train", options.cache) if options.oracle else None
     for option, spec, people in (("--source", options.source, len(source.labelled)),
-                                 ("--target", options.target, len(target.ids))):
+                                 ("--target", options.target, len(target.ids)),
+                                 *([("--oracle", options.target, len(labelled.labelled))] if labelled else [])):
         if people < options.batch_size:
             raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, "
                             f"found {people}")
@@ -456,7 +466,7 @@ def read_domains(options):
         raise DataError(f"--target {options.target}: expected labelled people to test on, found none")
     say_people(options.source, "source", source)
     print(f"{options.target}: {len(target.ids)} people in {len(target.files)} target images, their labels unread")
-    return source, target, test
+    return source, target, test, labelled
 
 
 def rgb(batch, device):
@@ -485,15 +495,16 @@ def train_supervised(stage, student, stylist, data, recipe, options, run):
         return supervised_loss(heatmaps, labels, labelled), heatmaps
 
     also = [state_hash(stylist), options.image_level] if stylist else []
-    fit_or_find(stage, student.pose, student, objective, data, recipe, run, *also)
+    fit_or_find(stage, student, objective, data, recipe, run, also)
 
 
 def align(student, stylist, data, recipe, options, run):
     """Stage 2: from stage 1's student, with the target's images. Returns the student and its teacher."""
-    weights = Weights(options.consistency, options.feature_level, options.pose_level, options.occlusion)
-    _, views = augmentation_for(student.config, options)
+    weights = LossWeights(options.consistency, options.feature_level, options.pose_level)
+    views = replace(augmentation_for(student.config, options)[1], occlusion=options.occlusion)
+    taught = np.flatnonzero((data[0][0].dataset.keypoints[:, :, 2] > 0).any(0)).tolist()
     torch.manual_seed(options.seed)
-    model = MultiLevelAlignment(copy.deepcopy(student), weights, views, options.ema_decay, recipe.bf16)
+    model = MultiLevelAlignment(copy.deepcopy(student), weights, views, options.ema_decay, taught, recipe.bf16)
     model.to(options.device)
 
     def objective(batch, images):
@@ -509,7 +520,7 @@ def align(student, stylist, data, recipe, options, run):
 
 def train_uda(options):
     """Style, supervision, adaptation, and what came of them; with --oracle also what the target's labels would give."""
-    source, target, test = read_domains(options)
+    source, target, test, labelled = read_domains(options)
     student = new_student(options, test.skeleton)
     stylist = new_stylist(options) if options.image_level else None
     size, (augmentation, _) = student.config.image_size, augmentation_for(student.config, options)
@@ -532,7 +543,6 @@ def train_uda(options):
     models = {"source only": source_only, "student": student, "teacher": teacher}
     if options.oracle:
         models["oracle"] = copy.deepcopy(source_only)
-        labelled = load_dataset(options.target, "train", options.cache)
         data = [(Crops(labelled, size, augmentation), labelled.labelled)]
         train_supervised("oracle", models["oracle"], None, data, stage2, options, run)
 
@@ -570,7 +580,7 @@ def compare_students(models, test, run):
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
     write(run.folder / "results.json", json.dumps(table, indent=2))
 
-    sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # as `confidence_mask` has it
+    sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # `confidence_mask`, of all test images
     people = []
     for place in np.linspace(0, len(test.labelled) - 1, PREVIEWS).astype(int):
         row, labels = test.labelled[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
@@ -594,20 +604,27 @@ def not_negative(text):
     return int(text)
 
 
-def share(text):
+def probability(text):
     """Type of probabilities and of the teacher's decay."""
     if not 0 <= float(text) <= 1:
         raise ValueError
     return float(text)
 
 
-def weight(text):
+def loss_weight(text):
     if not 0 <= float(text) < math.inf:
         raise ValueError
     return float(text)
 
 
-def side(text):
+def rate(text):
+    """Type of learning rates and of sigma."""
+    if not 0 < float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
+def image_side(text):
     """Type of an image's height and width: all networks here halve it up to five times."""
     if int(text) < 32 or int(text) % 32:
         raise argparse.ArgumentTypeError(f"{text}: expected a multiple of 32")
@@ -626,33 +643,35 @@ def vlpose_options(add):
     add("--num-prompts", type=not_negative, help="visual prompts per layer (default: the paper's number for the size)")
     add("--shallow", action="store_true", help="prompts before the first layer alone")
     add("--base-steps", type=positive, default=3300)
-    add("--base-lr", type=float, default=1.5e-3)
+    add("--base-lr", type=rate, default=1.5e-3)
     add("--steps", type=positive, default=1200, help="of adaptation")
-    add("--lr", type=float, default=1.5e-3, help="of adaptation; the paper's, for a batch of 512, is 5e-4")
+    add("--lr", type=rate, default=1.5e-3, help="of adaptation; the paper's, for a batch of 512, is 5e-4")
 
 
 def uda_options(add):
-    add("--source", default="figures#sculpture", help="name:root; its labels are learned from")
-    add("--target", default="figures#photo", help="name:root; its images are adapted to, its labels test")
-    add("--image-size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"),
+    add("--source", default="figures#sculpture", help="name:root or name:root#domain; its labels are learned from")
+    add("--target", default="figures#photo", help="likewise; its images are adapted to, its labels test")
+    add("--image-size", type=image_side, nargs=2, metavar=("HEIGHT", "WIDTH"),
         help="of crops (default: 256 256 for ResNets, else the size's own)")
-    add("--sigma", type=float, help="of the heatmaps' Gaussians, in their pixels (default: 2, 1.25 for tiny; the "
+    add("--sigma", type=rate, help="of the heatmaps' Gaussians, in their pixels (default: 2, 1.25 for tiny; the "
         "paper's for animals is 1)")
     add("--style-encoder", help="VGG-19 for style transfer, a file or a name: adain-encoder, vgg19 (default: a small "
         "random network)")
     add("--style-weights", help="its decoder, instead of training one: a file or a name: adain-decoder, RUN/style.pth")
     add("--style-steps", type=positive, default=150)
-    add("--style-lr", type=float, default=5e-3)
+    add("--style-lr", type=rate, default=5e-3)
     add("--supervised-steps", type=positive, default=1200)
-    add("--lr", type=float, default=1.5e-3, help="of supervised training; the paper's is 1e-4")
+    add("--lr", type=rate, default=1.5e-3, help="of supervised training; the paper's is 1e-4")
     add("--steps", type=positive, default=600, help="of adaptation")
-    add("--adapt-lr", type=float, default=5e-4, help="of adaptation")
-    add("--ema-decay", type=share, default=0.99, help="of the teacher; the paper's, for 15,000 steps, is 0.999")
-    add("--image-level", type=share, default=0.5, help="probability that a source image is restyled; 0: level off")
-    add("--feature-level", type=weight, default=0.002, help="weight of the adversarial loss; 0: level off")
-    add("--pose-level", type=weight, default=0.3, help="weight of information maximization; 0: level off")
-    add("--consistency", type=weight, default=1.0, help="weight of the teacher's pseudo-labels; 0: off")
-    add("--occlusion", type=share, default=0.5, help="probability that a sure keypoint is covered; 0: off")
+    add("--adapt-lr", type=rate, default=5e-4, help="of adaptation")
+    add("--ema-decay", type=probability, default=0.99, help="of the teacher; the paper's, for 15,000 steps, is 0.999")
+    add("--image-level", type=probability, default=0.5,
+        help="probability that a source image is restyled; 0: level off")
+    add("--feature-level", type=loss_weight, default=0.002,
+        help="weight of the adversarial loss, in the paper 0.1; 0: level off")
+    add("--pose-level", type=loss_weight, default=0.3, help="weight of information maximization; 0: level off")
+    add("--consistency", type=loss_weight, default=1.0, help="weight of the teacher's pseudo-labels; 0: off")
+    add("--occlusion", type=probability, default=0.5, help="probability that a sure keypoint is covered; 0: off")
     add("--oracle", action="store_true", help="also train with the target's labels, to see what is left to gain")
 
 
@@ -678,7 +697,7 @@ def parse_options(argv):
     add("--device", type=usable_device, default=default_device())
     add("--workers", type=not_negative, default=0, help="processes that cut out crops")
     add("--cache", default=str(cache_folder()), help="where figures and trained base models are kept")
-    add("--out", help="the run's folder (default: runs/vlpose-1, -2, ...)")
+    add("--out", help="the run's folder (default: runs/MODE-1, -2, ...)")
     add("--resume", metavar="FOLDER", help="go on with the run in this folder; every other option comes from there")
     return parser.parse_args(argv)
 
@@ -689,7 +708,8 @@ def resumed(folder):
     if not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with reading(config, "the options of a run"):
-        return argparse.Namespace(**json.loads(config.read_text()) | {"resume": folder})
+        saved = json.loads(config.read_text())
+        return argparse.Namespace(**vars(parse_options(["--mode", saved["mode"]])) | saved | {"resume": folder})
 
 
 def main(argv=None):
@@ -700,7 +720,7 @@ def main(argv=None):
         elif options.out and (Path(options.out) / "config.json").exists():
             raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
         {"vlpose": train_vlpose, "uda": train_uda}[options.mode](options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:
         return fail(error)
     return 0
 

@@ -18,7 +18,7 @@ Shapes: B images, K keypoints, H×W image, h×w heatmap, C channels. Points are 
 What changes images (style, color, warp, occlusion) takes and gives RGB in [0, 1]; the networks want them normalised.
 """
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -27,7 +27,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from data import MEAN, STD, encode_heatmaps, normalize, transform_points
-from vlpose import ViTConfig, ViTPose, load_strictly, load_weights, reading
+from vlpose import VIT_CONFIGS, ViTPose, load_strictly, load_weights, reading
 
 # ------------------------------------------------------------------------------------------------------- the student
 
@@ -61,11 +61,16 @@ class PoseResNet(PoseNet):
     def __init__(self, name="resnet101", num_keypoints=16, weights=None, image_size=(256, 256), sigma=2.0):
         if name not in RESNETS:
             raise ValueError(f"network: expected one of {', '.join(RESNETS)}, not {name!r}")
-        config = ViTConfig(256, 0, 0, 0.0, 0, 1.0, image_size, sigma=sigma, trunk=name)
-        super().__init__(ViTPose(config, num_keypoints))
+        super().__init__(ViTPose(replace(VIT_CONFIGS[name], image_size=image_size, sigma=sigma), num_keypoints))
         if weights:
-            state = {key: tensor for key, tensor in load_weights(weights).items() if not key.startswith("fc.")}
-            load_strictly(self.pose.backbone.body, state, weights)
+            load_trunk(self.pose, weights)
+
+
+def load_trunk(pose, path_or_name):
+    """Fills the body of a ViTPose with torchvision's weights for that network, but for their classifier."""
+    state = load_weights(path_or_name)
+    body = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
+    load_strictly(pose.backbone.body, body, path_or_name)
 
 
 def supervised_loss(predicted, target, weights):
@@ -172,7 +177,7 @@ class StyleTransfer(nn.Module):
         return mixed
 
     def levels(self, images):
-        """Features at relu1_1, relu2_1, relu3_1, relu4_1."""
+        """Features at relu1_1, relu2_1, relu3_1, relu4_1; the first `depth` of them."""
         outputs = [images]
         for first, last in pairwise((0, *ENCODER_ENDS[:self.depth])):
             outputs.append(self.encoder[first:last](outputs[-1]))
@@ -380,32 +385,34 @@ class Views:
     shift: float = 0.05  # of the image's size
     scale: tuple[float, float] = (0.6, 1.3)
     color: float = 0.25  # strength of the colour jitter
-    patch: float = 20 / 256  # side of the square that covers a keypoint, of the image's height
+    occlusion: float = 0.5  # probability that a keypoint is covered
+    patch: float = 20 / 256  # side of the square that covers it, of the image's smaller side
 
 
 GENTLE_VIEWS = Views(rotation=15.0, shear=5.0, scale=(0.85, 1.15))  # for minutes of training
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What each part of the loss counts; a part of weight 0 is left out."""
+class LossWeights:
+    """What each part of the loss counts; a part of weight 0 is left out. The defaults are the paper's."""
     consistency: float = 1.0
     adversarial: float = 0.1
     information: float = 0.3
-    occlusion: float = 0.5  # probability
 
 
 class MultiLevelAlignment(nn.Module):
     """Stage 2: the student, its teacher and the discriminator; `forward` is the loss of one step.
 
-    student: a PoseNet that has learned from the source's labels. decay: the teacher's share that stays at each step.
+    student: a PoseNet that has learned from the source's labels. taught: the joints (n,) that the source labels; others
+    must not be guessed at either (all joints, if it is None). decay: the teacher's share that stays at each step.
     """
 
-    def __init__(self, student, weights=Weights(), views=Views(), decay=0.999, bf16=False):
+    def __init__(self, student, weights=LossWeights(), views=Views(), decay=0.999, taught=None, bf16=False):
         super().__init__()
         self.student, self.teacher = student, make_teacher(student)
         self.discriminator = DomainDiscriminator(student.pose.head.predictor.in_channels)
         self.config, self.weights, self.views = student.config, weights, views
+        self.taught = slice(None) if taught is None else taught
         self.decay, self.bf16 = decay, bf16
 
     def forward(self, images, labels, labelled, target):
@@ -422,14 +429,15 @@ class MultiLevelAlignment(nn.Module):
         if not (weights.consistency or weights.adversarial or weights.information):
             return loss, heatmaps
 
-        taught = labelled.any(0)  # (K,) what the source does not label must not be guessed at either
         first, second = self.random_view(target), self.random_view(target)  # matrices (B, 2, 3)
         with torch.no_grad():
-            seen = back(look(self.teacher, self.view(target, first), self.bf16)[0], first)[:, taught]
-        covered = occlude(self.view(target, second), seen, second, weights.occlusion,
-                          size=round(self.views.patch * target.shape[2]))
-        guessed, target_features = look(self.student, covered, self.bf16)
-        guessed = back(guessed, second)[:, taught]
+            seen = back(look(self.teacher, self.view(target, first), self.bf16)[0], first)[:, self.taught]
+        shown = self.view(target, second)
+        if self.views.occlusion:
+            patch = round(self.views.patch * min(target.shape[2:]))
+            shown = occlude(shown, seen, second, self.views.occlusion, size=patch)
+        guessed, target_features = look(self.student, shown, self.bf16)
+        guessed = back(guessed, second)[:, self.taught]
         if weights.consistency:
             pseudo_labels, sure = rectify(seen, self.config.sigma), confidence_mask(seen)
             loss = loss + weights.consistency * consistency_loss(guessed, pseudo_labels, sure)

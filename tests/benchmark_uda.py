@@ -1,7 +1,7 @@
 """How long a step of adaptation takes, by part: python tests/benchmark_uda.py [resnet18 256 16]
 
-What is not a network (views, warps, pseudo-labels, mask, occlusion, losses, the teacher's average) should be a small part
-of a step. It is timed as the difference between whole steps and steps of the networks alone, taken in turn.
+What is not a network (views, warps, pseudo-labels, mask, occlusion, losses, the teacher's average) should be a small
+part of a step. It is timed as the difference between whole steps and steps of the networks alone, taken in turn.
 """
 import sys
 import time

@@ -192,7 +192,8 @@ def weights(folder, name):
 
 
 def test_alignment_leaves_its_numbers_models_and_pictures(aligned):
-    stages, models = ("style", "source", "restyled", "adapt", "oracle"), ("source-only", "student", "teacher", "oracle")
+    stages = "style", "source", "restyled", "adapt", "oracle"
+    models = "source-only", "student", "teacher", "oracle"
     assert {file.name for file in aligned.iterdir()} == {
         "config.json", "log.csv", "results.json", "curves.png", "poses.png", "style.png", "style.pth",
         *(f"{stage}.checkpoint.pth" for stage in stages), *(f"{model}.pth" for model in models)}
@@ -224,6 +225,8 @@ def test_alignment_that_was_stopped_resumes_to_the_same_numbers(aligned, cache, 
     for model in ("source-only", "student", "teacher", "oracle"):
         for name, tensor in weights(aligned, model).items():
             assert torch.equal(tensor, weights(tmp_path / "stopped", model)[name]), (model, name)
+    log = [line.split(",")[:2] for line in (tmp_path / "stopped" / "log.csv").read_text().splitlines()[1:]]
+    assert list(dict(log)) == ["style", "source", "restyled", "adapt", "oracle"] and len(set(map(tuple, log))) == len(log)
 
 
 def test_the_targets_labels_are_never_read_in_training(aligned, cache, tmp_path):
@@ -261,6 +264,20 @@ def test_each_part_of_the_alignment_can_be_left_out(aligned, cache, tmp_path, mo
     assert (tmp_path / "1" / "style.png").exists() == (option != "--image-level")
 
 
+def test_a_given_model_takes_another_sigma(aligned, cache, tmp_path):
+    assert main(uda_command(cache, tmp_path / "run", "--image-level", "0", "--sigma", "3",
+                            "--weights", str(aligned / "source-only.pth"))) == 0
+    assert load_model(tmp_path / "run" / "student.pth")[0].config.sigma == 3
+
+
+def test_a_run_that_does_not_know_an_option_yet_resumes_with_its_default(aligned, tmp_path):
+    shutil.copytree(aligned, tmp_path / "old")
+    config = json.loads((aligned / "config.json").read_text())
+    del config["bf16"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    assert main(["--resume", str(tmp_path / "old")]) == 0
+
+
 def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_path):
     torch.manual_seed(0)
     torchvision_state = torchvision.models.resnet18(num_classes=3).state_dict()
@@ -280,12 +297,24 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
     (["--style-encoder", "{run}/style.pth"], "expected VGG-19"),
     (["--weights", "{run}/style.pth"], "style.pth"),
     (["--size", "resnet18", "--image-size", "60", "64"], "60: expected a multiple of 32"),
+    (["--style-weights", "{run}/decoder.pth"], "--style-encoder"),
     (["--feature-level", "-1"], "feature-level"),
+    (["--sigma", "0"], "sigma"),
+    (["--oracle", "--target", "figures:{unlabelled}#photo"], "--oracle"),
     (["--occlusion", "2"], "occlusion"),
 ])
 def test_bad_input_to_alignment_is_one_line_and_exit_status_2(aligned, cache, tmp_path, capsys, arguments, words):
+    decoder = {"1.weight": torch.zeros(3, 16, 3, 3), "1.bias": torch.zeros(3)}
+    torch.save(decoder, aligned / "decoder.pth")
+    unlabelled = shutil.copytree(cache / train.FIGURES, tmp_path / "unlabelled")
+    path = unlabelled / "annotations" / "training_figures.json"
+    contents = json.loads(path.read_text())
+    for person in contents["annotations"]:
+        person["keypoints"] = [0] * 51
+    path.write_text(json.dumps(contents))
+    words_of = {"run": aligned, "unlabelled": unlabelled}
     try:
-        status = main(uda_command(cache, tmp_path / "bad", *(word.format(run=aligned) for word in arguments)))
+        status = main(uda_command(cache, tmp_path / "bad", *(word.format(**words_of) for word in arguments)))
     except SystemExit as leaving:  # argparse
         status = leaving.code
     error = capsys.readouterr().err.strip().splitlines()[-1]
