@@ -386,7 +386,7 @@ class Views:
     scale: tuple[float, float] = (0.6, 1.3)
     color: float = 0.25  # strength of the colour jitter
     occlusion: float = 0.5  # probability that a keypoint is covered
-    patch: float = 20 / 256  # side of the square that covers it, of the image's smaller side
+    patch: float = 20 / 256  # side of the square that covers it, of the image's height
 
 
 GENTLE_VIEWS = Views(rotation=15.0, shear=5.0, scale=(0.85, 1.15))  # for minutes of training
@@ -434,7 +434,8 @@ class MultiLevelAlignment(nn.Module):
             seen = back(look(self.teacher, self.view(target, first), self.bf16)[0], first)[:, self.taught]
         shown = self.view(target, second)
         if self.views.occlusion:
-            patch = round(self.views.patch * min(target.shape[2:]))
+            height, width = target.shape[2:]
+            patch = min(round(self.views.patch * height), (min(height, width) + 1) // 3)  # what `occlude` has room for
             shown = occlude(shown, seen, second, self.views.occlusion, size=patch)
         guessed, target_features = look(self.student, shown, self.bf16)
         guessed = back(guessed, second)[:, self.taught]

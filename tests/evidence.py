@@ -32,7 +32,8 @@ LEVELS = {  # row -> what is left out; the first six are the quick ones
 LEVELS |= {f"feature level {weight}": f"--feature-level {weight}" for weight in (0.0005, 0.01, 0.1)}
 LEVELS |= {f"pose level {weight}": f"--pose-level {weight}" for weight in (30, 100)}
 LSP = ("--source figures --target lsp:{root} --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 --bf16 "
-       "--augmentation gentle --supervised-steps 1000 --lr 5e-4 --steps 400 --adapt-lr 2e-4 --feature-level 0.01")
+       "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 400 --adapt-lr 2e-4 "
+       "--feature-level 0.01 --pose-level 30")
 TUNING = {  # row -> how VLPose differs from the default; the first three are the quick ones
     "full": "--strategy full", "vlpose": "", "prompt": "--strategy prompt", "scratch": "--strategy scratch",
     "last": "--strategy last", "prompt, shallow": "--strategy prompt --shallow",

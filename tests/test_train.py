@@ -226,7 +226,8 @@ def test_alignment_that_was_stopped_resumes_to_the_same_numbers(aligned, cache, 
         for name, tensor in weights(aligned, model).items():
             assert torch.equal(tensor, weights(tmp_path / "stopped", model)[name]), (model, name)
     log = [line.split(",")[:2] for line in (tmp_path / "stopped" / "log.csv").read_text().splitlines()[1:]]
-    assert list(dict(log)) == ["style", "source", "restyled", "adapt", "oracle"] and len(set(map(tuple, log))) == len(log)
+    assert list(dict(log)) == ["style", "source", "restyled", "adapt", "oracle"]
+    assert len(set(map(tuple, log))) == len(log)
 
 
 def test_the_targets_labels_are_never_read_in_training(aligned, cache, tmp_path):
