@@ -100,8 +100,8 @@ def test_the_same_command_gives_the_same_numbers_and_reuses_figures_and_base(run
     assert (tmp_path / "again" / "results.json").read_text() == (run / "results.json").read_text()
 
 
-@pytest.mark.parametrize("stage", ["base", "adapt"])
-def test_a_run_that_was_stopped_resumes_to_the_same_numbers(run, cache, tmp_path, monkeypatch, stage):
+def stopped_and_resumed(make, cache, folder, monkeypatch, stage, *more):
+    """A run with a cache of its own that is interrupted after step 3 of a stage, one step behind its checkpoint."""
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "LOG_EVERY", 1)
     log = train.Run.log
@@ -111,16 +111,21 @@ def test_a_run_that_was_stopped_resumes_to_the_same_numbers(run, cache, tmp_path
         if (at, step) == (stage, 3):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Run, "log", stop)
-    own_cache = tmp_path / "cache"
+    own_cache = folder / "cache"
     own_cache.mkdir()
     (own_cache / train.FIGURES).symlink_to(cache / train.FIGURES)
-    with pytest.raises(KeyboardInterrupt):
-        main(command(own_cache, tmp_path / "stopped"))
-    monkeypatch.setattr(train.Run, "log", log)
-    assert main(["--resume", str(tmp_path / "stopped")]) == 0
-    assert (tmp_path / "stopped" / "results.json").read_text() == (run / "results.json").read_text()
-    stages = [line.split(",")[0] for line in (tmp_path / "stopped" / "log.csv").read_text().splitlines()]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Run, "log", stop)
+        main(make(own_cache, folder / "stopped", *more))
+    assert main(["--resume", str(folder / "stopped")]) == 0
+    return folder / "stopped"
+
+
+@pytest.mark.parametrize("stage", ["base", "adapt"])
+def test_a_run_that_was_stopped_resumes_to_the_same_numbers(run, cache, tmp_path, monkeypatch, stage):
+    resumed = stopped_and_resumed(command, cache, tmp_path, monkeypatch, stage)
+    assert (resumed / "results.json").read_text() == (run / "results.json").read_text()
+    stages = [line.split(",")[0] for line in (resumed / "log.csv").read_text().splitlines()]
     assert {"base", "adapt"} <= set(stages)
 
 
@@ -176,7 +181,7 @@ def test_a_truncated_image_stops_training_with_its_name(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------- multi-level alignment
 
 def uda_command(cache, out, *more):
-    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), "--style-steps", "2", "--supervised-steps", "3",
+    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), "--style-steps", "4", "--supervised-steps", "4",
             "--steps", "4", "--batch-size", "4", "--device", "cpu", *more]
 
 
@@ -205,27 +210,11 @@ def test_alignment_leaves_its_numbers_models_and_pictures(aligned):
 
 @pytest.mark.parametrize("stage", ["style", "source", "restyled", "adapt", "oracle"])
 def test_alignment_that_was_stopped_resumes_to_the_same_numbers(aligned, cache, tmp_path, monkeypatch, stage):
-    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setattr(train, "LOG_EVERY", 1)
-    log = train.Run.log
-
-    def stop(self, at, step, *rest):
-        log(self, at, step, *rest)
-        if (at, step) == (stage, 2):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.Run, "log", stop)
-    own_cache = tmp_path / "cache"
-    own_cache.mkdir()
-    (own_cache / train.FIGURES).symlink_to(cache / train.FIGURES)
-    with pytest.raises(KeyboardInterrupt):
-        main(uda_command(own_cache, tmp_path / "stopped", "--oracle"))
-    monkeypatch.setattr(train.Run, "log", log)
-    assert main(["--resume", str(tmp_path / "stopped")]) == 0
+    resumed = stopped_and_resumed(uda_command, cache, tmp_path, monkeypatch, stage, "--oracle")
     for model in ("source-only", "student", "teacher", "oracle"):
         for name, tensor in weights(aligned, model).items():
-            assert torch.equal(tensor, weights(tmp_path / "stopped", model)[name]), (model, name)
-    log = [line.split(",")[:2] for line in (tmp_path / "stopped" / "log.csv").read_text().splitlines()[1:]]
+            assert torch.equal(tensor, weights(resumed, model)[name]), (model, name)
+    log = [line.split(",")[:2] for line in (resumed / "log.csv").read_text().splitlines()[1:]]
     assert list(dict(log)) == ["style", "source", "restyled", "adapt", "oracle"]
     assert len(set(map(tuple, log))) == len(log)
 
