@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 IMAGE, FEATURE, POSE = "--image-level 0", "--feature-level 0", "--pose-level 0"
@@ -129,6 +130,28 @@ def print_alignment(numbers):
                   + (f"{spread(teacher['mean'])} | {spread(teacher['mean at 0.2'])} |" if taught else "| |"))
 
 
+def draw_points(points, x_title, y_title, side=480):
+    """A picture of {label: (x, y)}."""
+    picture = Image.new("RGB", (side, side), "white")
+    draw, values = ImageDraw.Draw(picture), np.array(list(points.values()))
+    low = np.floor(20 * values.min(0) - 0.2) / 20
+    high = np.maximum(np.ceil(20 * values.max(0) + 0.2) / 20, low + 0.05)
+    left, top, right, bottom = 50, 20, side - 20, side - 40
+    draw.rectangle((left, top, right, bottom), outline="grey")
+    for tick in np.linspace(0, 1, 5):
+        x, y = low + tick * (high - low)
+        draw.text((left + tick * (right - left), bottom + 5), f"{x:.3g}", "black", anchor="ma")
+        draw.text((left - 5, bottom - tick * (bottom - top)), f"{y:.3g}", "black", anchor="rm")
+    for label, point in points.items():
+        u, v = (np.array(point) - low) / (high - low)
+        x, y = left + u * (right - left), bottom - v * (bottom - top)
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), "royalblue")
+        draw.text((x, y - 8), label, "black", anchor="ls" if u < 0.75 else "rs")
+    draw.text((side / 2, side - 8), x_title, "black", anchor="ms")
+    draw.text((left + 5, top + 3), y_title, "black")
+    return picture
+
+
 def print_tuning(numbers):
     print("\n| AP | seeds | photo | mean of art | trained parameters |\n|---|---|---|---|---|")
     for row in TUNING:
@@ -136,6 +159,17 @@ def print_tuning(numbers):
         if adapted:
             print(f"| {row} | {len(adapted['art'])} | {spread(adapted['photo'])} | {spread(adapted['art'])} | "
                   f"{adapted['trained'][0]:,} |")
+
+
+def draw_tradeoff(numbers, path):
+    """The paper's figure 1: what each way of tuning does to art and to photographs."""
+    points = {row: [np.mean(measures[key]) for key in ("photo", "art")]
+              for row in TUNING if TUNING[row].startswith("--strategy") and (measures := numbers[row, "adapted"])}
+    for label, model in (("original, adapter off", "original"), ("vlpose", "adapted")):
+        if measures := numbers["vlpose", model]:
+            points[label] = [np.mean(measures[key]) for key in ("photo", "art")]
+    if points:
+        draw_points(points, "AP on photographs", "AP on art").save(path)
 
 
 def main():
@@ -156,7 +190,12 @@ def main():
     if not args.tables:
         with ThreadPoolExecutor(args.jobs) as pool:
             failed = any(list(pool.map(lambda item: run(args, *item[0], item[1]), rows.items())))
-    (print_tuning if args.experiment == "vlpose" else print_alignment)(collect(args, rows))
+    numbers = collect(args, rows)
+    if args.experiment == "vlpose":
+        print_tuning(numbers)
+        draw_tradeoff(numbers, args.folder / "vlpose.png")
+    else:
+        print_alignment(numbers)
     return int(failed)
 
 
