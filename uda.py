@@ -245,20 +245,33 @@ def entropy(logits):
 # data.py. A view's heatmaps return to the frame of the whole image by the inverse map, in heatmap pixels:
 #     warp(heatmaps, invert_affine(resize_affine(matrix, image_size, heatmap_size)))
 
-def random_affine(count, size, rotation=60.0, shear=30.0, shift=0.05, scale=(0.6, 1.3)):
-    """(count, 2, 3) maps of images of `size` (height, width), about their centre.
+@dataclass(frozen=True)
+class Views:
+    """How far the views of a target image go. The defaults are the paper's, for 256×256 pixels and many epochs."""
+    rotation: float = 60.0  # degrees, at most, either way
+    shear: float = 30.0  # degrees
+    shift: float = 0.05  # of the image's size
+    scale: tuple[float, float] = (0.6, 1.3)  # the least and the greatest
+    color: float = 0.25  # strength of the colour jitter
+    occlusion: float = 0.5  # probability that a keypoint is covered
+    patch: float = 20 / 256  # side of the square that covers it, of the image's height
 
-    rotation, shear: degrees, at most, either way; shift: fraction of the size; scale: the least and the greatest.
-    """
+
+GENTLE_VIEWS = Views(rotation=15.0, shear=5.0, scale=(0.85, 1.15))  # for minutes of training
+
+
+def random_affine(count, size, views=Views()):
+    """(count, 2, 3) random maps of images of `size` (height, width), about their centre."""
     def uniform(low, high, *shape):
         return torch.empty(count, *shape).uniform_(low, high)
 
     sides = torch.tensor(size[::-1], dtype=torch.float32)
-    angle, slant = uniform(-rotation, rotation).deg2rad(), uniform(-shear, shear).deg2rad().tan()
+    angle = uniform(-views.rotation, views.rotation).deg2rad()
+    slant = uniform(-views.shear, views.shear).deg2rad().tan()
     cos, sin, center = angle.cos(), angle.sin(), (sides - 1) / 2
     linear = torch.stack([cos, cos * slant - sin, sin, sin * slant + cos], dim=1).view(-1, 2, 2)  # rotation · shear
-    linear = linear * uniform(*scale, 1, 1)
-    offset = center + uniform(-shift, shift, 2) * sides - linear @ center
+    linear = linear * uniform(*views.scale, 1, 1)
+    offset = center + uniform(-views.shift, views.shift, 2) * sides - linear @ center
     return torch.cat([linear, offset[:, :, None]], dim=2)
 
 
@@ -378,21 +391,6 @@ def ema_update(teacher, student, decay=0.999):
 # ------------------------------------------------------------------------------------------------ a step of adaptation
 
 @dataclass(frozen=True)
-class Views:
-    """How far the views of a target image go. The defaults are the paper's, for 256×256 pixels and many epochs."""
-    rotation: float = 60.0  # degrees, at most, either way
-    shear: float = 30.0  # degrees
-    shift: float = 0.05  # of the image's size
-    scale: tuple[float, float] = (0.6, 1.3)
-    color: float = 0.25  # strength of the colour jitter
-    occlusion: float = 0.5  # probability that a keypoint is covered
-    patch: float = 20 / 256  # side of the square that covers it, of the image's height
-
-
-GENTLE_VIEWS = Views(rotation=15.0, shear=5.0, scale=(0.85, 1.15))  # for minutes of training
-
-
-@dataclass(frozen=True)
 class LossWeights:
     """What each part of the loss counts; a part of weight 0 is left out. The defaults are the paper's."""
     consistency: float = 1.0
@@ -454,9 +452,7 @@ class MultiLevelAlignment(nn.Module):
             return self.discriminator(reverse_gradient(features)).float()
 
     def random_view(self, images):
-        views = self.views
-        matrix = random_affine(len(images), images.shape[2:], views.rotation, views.shear, views.shift, views.scale)
-        return matrix.to(images.device)
+        return random_affine(len(images), images.shape[2:], self.views).to(images.device)
 
     def view(self, images, matrix):
         return jitter_color(warp(images, matrix), self.views.color)

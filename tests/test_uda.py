@@ -16,7 +16,7 @@ import uda
 from data import COCO17, PoseDataset, draw_figure, encode_heatmaps, transform_points, warp_image
 from eval import predict
 from uda import (GENTLE_VIEWS, DomainDiscriminator, LossWeights, MultiLevelAlignment, PoseNet, PoseResNet,
-                 StyleTransfer, adain, adversarial_loss, confidence_mask, consistency_loss, ema_update,
+                 StyleTransfer, Views, adain, adversarial_loss, confidence_mask, consistency_loss, ema_update,
                  information_maximization_loss, invert_affine, jitter_color, make_teacher, occlude, peaks,
                  random_affine, rectify, resize_affine, reverse_gradient, supervised_loss, warp)
 from vlpose import ViTConfig, ViTPose, WeightsError, cache_folder, load_vitpose, save_checkpoint
@@ -351,7 +351,7 @@ def test_warping_is_that_of_data_py(figures):
 def test_warping_there_and_back_changes_nothing_that_stayed_inside():
     y, x = torch.meshgrid(torch.linspace(0, 3, 64), torch.linspace(0, 3, 48), indexing="ij")
     smooth = torch.stack([(x + y).sin(), (x * y / 3).cos()])[None].expand(5, -1, -1, -1)
-    matrices = random_affine(5, (64, 48), scale=(0.6, 0.7), shear=10)
+    matrices = random_affine(5, (64, 48), Views(scale=(0.6, 0.7), shear=10))
     back = warp(warp(smooth, matrices), invert_affine(matrices))
     assert (back - smooth)[:, :, 10:-10, 10:-10].abs().max() < 0.01
     product = torch.cat([matrices, torch.tensor([[[0.0, 0, 1]]]).expand(5, 1, 3)], dim=1)
@@ -378,7 +378,7 @@ def test_random_maps_stay_within_the_limits_and_are_those_of_torchvision(figures
 def test_heatmaps_return_from_a_view_by_the_same_map_in_their_own_pixels():
     size, small = (64, 48), (32, 24)
     points = torch.tensor([[[20.0, 40.0], [30.0, 25.0]]] * 4)
-    views = random_affine(4, size, scale=(0.8, 1.0))
+    views = random_affine(4, size, Views(scale=(0.8, 1.0)))
     matrices = resize_affine(views, size, small)
     factor = torch.tensor([23 / 47, 31 / 63])
     torch.testing.assert_close(transform_points(points * factor, matrices), transform_points(points, views) * factor)
@@ -451,7 +451,7 @@ def test_occlusion_covers_one_confident_keypoint_with_a_patch_from_elsewhere_in_
     images = torch.rand(count, 3, *size)  # no two pixels are alike
     points = torch.stack([torch.randint(0, 18, (count, 4)), torch.randint(0, 24, (count, 4))], dim=2)
     heights = torch.tensor([[0.95, 0.3, 0.9, 0.89]]).expand(count, -1)
-    matrix = random_affine(count, size, rotation=20)
+    matrix = random_affine(count, size, Views(rotation=20))
     covered = occlude(images, spikes(points, heights, (24, 18)), matrix, probability=1.0)
     in_view = transform_points(points * torch.tensor([71 / 17, 95 / 23]), matrix).round()
     chosen, steps = set(), set()
