@@ -172,6 +172,7 @@ def test_joints_of_another_shape_are_an_error_that_tells_it(tmp_path, joints):
 
 
 def test_a_broken_matlab_file_is_an_error_that_names_it(tmp_path):
+    pytest.importorskip("scipy")
     with pytest.raises(DataError, match="joints.mat: no such file; expected 'joints'"):
         load_dataset(f"lsp:{tmp_path}", "all")
     write_lsp(tmp_path, np.ones((3, 14, 4)))
