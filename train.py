@@ -453,12 +453,13 @@ def new_stylist(options):
 def read_domains(options):
     """The source with its labels, the target without, the target's test images, and what the oracle learns from."""
     test = load_dataset(options.target, "val", options.cache)
-    target = load_dataset(options.target, "train", options.cache).unlabelled()
+    labelled = load_dataset(options.target, "train", options.cache)
+    target = labelled.unlabelled()
     source = with_skeleton(load_dataset(options.source, "train", options.cache), test.skeleton)
-    labelled = load_dataset(options.target, "train", options.cache) if options.oracle else None
-    for option, spec, people in (("--source", options.source, len(source.labelled)),
-                                 ("--target", options.target, len(target.ids)),
-                                 *([("--oracle", options.target, len(labelled.labelled))] if labelled else [])):
+    enough = {"--source": (options.source, len(source.labelled)), "--target": (options.target, len(target.ids))}
+    if options.oracle:
+        enough["--oracle"] = options.target, len(labelled.labelled)
+    for option, (spec, people) in enough.items():
         if people < options.batch_size:
             raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, "
                             f"found {people}")
@@ -466,7 +467,7 @@ def read_domains(options):
         raise DataError(f"--target {options.target}: expected labelled people to test on, found none")
     say_people(options.source, "source", source)
     print(f"{options.target}: {len(target.ids)} people in {len(target.files)} target images, their labels unread")
-    return source, target, test, labelled
+    return source, target, test, labelled if options.oracle else None
 
 
 def rgb(batch, device):
@@ -675,7 +676,7 @@ def uda_options(add):
     add("--oracle", action="store_true", help="also train with the target's labels, to see what is left to gain")
 
 
-MODES = {"vlpose": vlpose_options, "uda": uda_options}
+MODES = {"vlpose": (train_vlpose, vlpose_options), "uda": (train_uda, uda_options)}
 
 
 def parse_options(argv):
@@ -685,7 +686,8 @@ def parse_options(argv):
     parser = argparse.ArgumentParser(description="Trains and evaluates a pose estimator that crosses domains.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter, parents=[mode])
     add = parser.add_argument
-    MODES[mode.parse_known_args(argv)[0].mode](add)
+    _, add_options = MODES[mode.parse_known_args(argv)[0].mode]
+    add_options(add)
     add("--size", choices=VIT_CONFIGS, default="tiny", help="of the model, where no weights give one")
     add("--init", help="weights that training starts from: a file or a name such as mae-b, resnet50")
     add("--weights", help="a trained ViTPose to adapt, instead of training one: a file or a name such as vitpose-b")
@@ -719,7 +721,8 @@ def main(argv=None):
             options = resumed(options.resume)
         elif options.out and (Path(options.out) / "config.json").exists():
             raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
-        {"vlpose": train_vlpose, "uda": train_uda}[options.mode](options)
+        train, _ = MODES[options.mode]
+        train(options)
     except (ValueError, OSError, NotImplementedError) as error:
         return fail(error)
     return 0
