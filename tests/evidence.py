@@ -1,8 +1,8 @@
-"""The evidence: trains every row of the README's tables with several seeds, and makes the tables.
+"""The evidence: trains every row of the README's tables with several seeds, and makes the tables and the pictures.
 
+    python tests/evidence.py vlpose --jobs 2                       strategies, decoders, matchers, text, prompts
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
     python tests/evidence.py lsp --root /data/lsp --init resnet18  figures to real photographs
-    python tests/evidence.py vlpose --jobs 2                       strategies, decoders, matchers, text, prompts
 
 Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one is skipped, a
 stopped one goes on. All numbers are in a CSV file. Jobs beside each other share the cores.
@@ -10,6 +10,7 @@ stopped one goes on. All numbers are in a CSV file. Jobs beside each other share
 import argparse
 import csv
 import json
+import math
 import os
 import re
 import shlex
@@ -17,12 +18,18 @@ import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from data import COCO17, load_dataset, with_skeleton  # noqa: E402
+from eval import domain_table, predict  # noqa: E402
+from vlpose import encode_sentences, load_clip_text, load_model  # noqa: E402
+
 IMAGE, FEATURE, POSE = "--image-level 0", "--feature-level 0", "--pose-level 0"
 LEVELS = {  # row -> what is left out; the first six are the quick ones
     "all three levels": "", "without image level": IMAGE, "without feature level": FEATURE, "without pose level": POSE,
@@ -30,33 +37,41 @@ LEVELS = {  # row -> what is left out; the first six are the quick ones
     "image level alone": f"{FEATURE} {POSE}",
     "feature level alone": f"{IMAGE} {POSE}", "pose level alone": f"{IMAGE} {FEATURE}",
     "without occlusion": "--occlusion 0", "without consistency": "--consistency 0"}
-LEVELS |= {f"feature level {weight}": f"--feature-level {weight}" for weight in (0.0005, 0.01, 0.1)}
-LEVELS |= {f"pose level {weight}": f"--pose-level {weight}" for weight in (30, 100)}
+WEIGHTS = {"feature level": (0.0005, 0.002, 0.01, 0.1), "pose level": (0.3, 30, 100)}
+DEFAULTS = {"feature level": 0.002, "pose level": 0.3}
+SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
+               for level, weights in WEIGHTS.items() for weight in weights if weight != DEFAULTS[level]}
 LSP = ("--source figures --target lsp:{root} --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 --bf16 "
        "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 400 --adapt-lr 2e-4 "
        "--feature-level 0.01 --pose-level 30")
+ART = ("cartoon", "ink painting", "oil painting", "sculpture", "shadow play", "sketch", "stained glass")
 TUNING = {  # row -> how VLPose differs from the default; the first three are the quick ones
-    "full": "--strategy full", "vlpose": "", "prompt": "--strategy prompt", "scratch": "--strategy scratch",
-    "last": "--strategy last", "prompt, shallow": "--strategy prompt --shallow",
-    **{f"decoder {name}": f"--decoder {name}" for name in ("baseline", "injector", "extractor-injector",
-                                                           "dual-released")},
-    "matcher cross": "--matcher cross", "no text": "--matcher image",
-    "one sentence for all": "--template 'a photo of a person'",
-    **{f"{number} prompts": f"--num-prompts {number}" for number in (0, 1, 5, 20, 50)}}  # the default is 10
+    "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt", "scratch": "--strategy scratch",
+    "last": "--strategy last", "prompt, shallow": "--strategy prompt --shallow"}
+TUNING |= {f"decoder {name}": f"--decoder {name}"
+           for name in ("baseline", "injector", "extractor-injector", "dual-released")}
+TUNING |= {"no text": "--matcher image", "matcher cross": "--matcher cross",
+           "one sentence for all": "--template 'a photo of a person'", "bare names": "--template '{domain}'"}
+TUNING |= {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
+           for held_out in ("cartoon", "ink painting")}
+TEXT = [row for row in TUNING if row in ("vlpose", "bare names") or row.startswith("without ")]
+TUNING |= {f"{number} prompts": f"--num-prompts {number}" for number in (0, 1, 5, 20, 50)}  # the default is 10
+
+
+EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
+    "vlpose": ("--mode vlpose", TUNING, 3),
+    "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
+    "lsp": (f"--mode uda {LSP}", LEVELS, 6)}
 
 
 def commands(args):
     """{(row, seed): options of train.py}."""
-    if args.experiment == "vlpose":
-        common, rows, quick = "--mode vlpose", TUNING, 3
-    else:
-        common, rows, quick = "--mode uda", LEVELS, 6
-        if args.experiment == "lsp":
-            common += " " + LSP.format(root=shlex.quote(args.root), init=shlex.quote(args.init))
+    common, rows, quick = EXPERIMENTS[args.experiment]
+    common = common.format(root=shlex.quote(args.root), init=shlex.quote(args.init))
     found = {}
-    for seed in range(args.seeds):
-        for row in list(rows)[:quick if args.quick else None]:
-            oracle = "--oracle" if row == "all three levels" else ""
+    for row in list(rows)[:quick if args.quick else None]:
+        oracle = "--oracle" if row == "all three levels" else ""
+        for seed in range(args.seeds):
             found[row, seed] = shlex.split(f"{common} {rows[row]} {oracle} --seed {seed}")
     return found
 
@@ -83,18 +98,35 @@ def run(args, row, seed, options):
     return status
 
 
-def measures_of(folder):
-    """{model: {measure: number}} of a finished run."""
+def read_sentences(folder):
+    """What VLPose finds in all art when it reads each image's own sentence, and when it reads that of another style:
+    {"right sentence": {domain: {"AP": ...}}, "wrong sentence": ...}. Kept in sentences.json."""
+    path = folder / "sentences.json"
+    if not path.exists():
+        model, about = load_model(folder / "model.pth")
+        figures = with_skeleton(load_dataset("figures#" + ",".join(ART), "val"), COCO17)
+        sentences = {domain: about["template"].replace("{domain}", domain) for domain in ART}
+        right = encode_sentences(load_clip_text(about["text_weights"]), sentences)
+        wrong = dict(zip(ART, [*right.values()][1:] + [right[ART[0]]]))
+        tables = {f"{name} sentence": domain_table(figures, predict(model, figures, texts), model.config.image_size)
+                  for name, texts in (("right", right), ("wrong", wrong))}
+        path.write_text(json.dumps(tables))
+    return json.loads(path.read_text())
+
+
+def tuning_measures(row, folder):
+    """{model: {measure: number}} of a run of VLPose: AP by domain and on average over art, and what it took."""
     results = json.loads((folder / "results.json").read_text())
-    if "adapted" in results:  # VLPose: AP of each domain, and what it trained
-        art = [domain for domain in results["adapted"] if domain != "photo"]
-        results = {model: {domain: numbers["AP"] for domain, numbers in domains.items()}
-                   for model, domains in results.items()}
-        for numbers in results.values():
-            numbers["art"] = float(np.mean([numbers[domain] for domain in art]))
-        trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())
-        results["adapted"]["trained"] = int(trained[1].replace(",", ""))
-    return results
+    if row in TEXT:
+        results |= read_sentences(folder)
+    found = {model: {domain: numbers["AP"] for domain, numbers in domains.items()}
+             for model, domains in results.items()}
+    for numbers in found.values():
+        numbers["art"] = float(np.mean([numbers[domain] for domain in ART if domain in numbers]))
+    log = (folder / "log.txt").read_text()
+    found["adapted"]["trained"] = int(re.search(r"([\d,]+) trainable parameters", log)[1].replace(",", ""))
+    found["adapted"]["speed"] = float(([0] + re.findall(r"adapt .* (\d+) images/s", log))[-1])
+    return found
 
 
 def collect(args, rows):
@@ -103,7 +135,9 @@ def collect(args, rows):
     for row, seed in rows:
         folder = folder_of(args, row, seed)
         if (folder / "results.json").exists():
-            for model, measures in measures_of(folder).items():
+            measured = (tuning_measures(row, folder) if args.experiment == "vlpose"
+                        else json.loads((folder / "results.json").read_text()))
+            for model, measures in measured.items():
                 for measure, value in measures.items():
                     numbers[row, model][measure].append(value)
                     lines.append((row, seed, model, measure, value))
@@ -122,7 +156,7 @@ def print_alignment(numbers):
         pck = numbers["all three levels", model]
         if pck:
             print(f"| {model} | {len(pck['mean'])} | {spread(pck['mean'])} | | {spread(pck['mean at 0.2'])} |")
-    for row in LEVELS:
+    for row in LEVELS | SENSITIVITY:
         student, teacher = numbers[row, "student"], numbers[row, "teacher"]
         if teacher:
             taught = row != "the source alone"  # a teacher that has seen no target image is no teacher
@@ -130,52 +164,99 @@ def print_alignment(numbers):
                   + (f"{spread(teacher['mean'])} | {spread(teacher['mean at 0.2'])} |" if taught else "| |"))
 
 
-def draw_points(points, x_title, y_title, side=480):
-    """A picture of {label: (x, y)}."""
+def mean(values):
+    return f"{np.mean(values):.3f}" if values else ""
+
+
+def print_tuning(numbers):
+    columns = ("photo", *ART)
+    print(f"\n| AP | seeds | mean of art | {' | '.join(columns)} | trained | images/s |" + "\n|" + 13 * "---|")
+    for row, model in [("vlpose", "original"), *((row, "adapted") for row in TUNING)]:
+        found = numbers[row, model]
+        if found:
+            cost = f"{found['trained'][0]:,} | {np.mean(found['speed']):.0f}" if model == "adapted" else "0 | "
+            print(f"| {row if model == 'adapted' else 'the original'} | {len(found['art'])} | {spread(found['art'])} | "
+                  f"{spread(found['photo'])} | {' | '.join(mean(found[style]) for style in ART)} | {cost} |")
+
+
+def print_sentences(numbers):
+    """Does it read? What the right sentence gains, and what it finds in a style that it was not tuned on."""
+    print("\n| AP on art | the right sentence | another style's | gain |\n|---|---|---|---|")
+    for row in TEXT:
+        right, wrong = (numbers[row, f"{name} sentence"]["art"] for name in ("right", "wrong"))
+        if right and not row.startswith("without"):
+            print(f"| {row} | {spread(right)} | {spread(wrong)} | {spread(np.subtract(right, wrong))} |")
+    print("\n| AP on a style | the original | tuned on the others | with another's sentence | tuned on all |")
+    print("|---|---|---|---|---|")
+    for row in TEXT:
+        style = row.removeprefix("without ")
+        columns = [numbers[key][style] for key in (("vlpose", "original"), (row, "right sentence"),
+                                                   (row, "wrong sentence"), ("vlpose", "adapted"))]
+        if all(columns):
+            print(f"| {style} | {' | '.join(spread(values) for values in columns)} |")
+
+
+def draw_chart(lines, x_title, y_title, ticks=None, side=480):
+    """A picture of {label: [(x, y), ...]}, one colour each; a single point has its label beside it.
+
+    ticks: {x: text} along the horizontal axis, where these should not be numbers.
+    """
     picture = Image.new("RGB", (side, side), "white")
-    draw, values = ImageDraw.Draw(picture), np.array(list(points.values()))
+    draw, values = ImageDraw.Draw(picture), np.concatenate([np.array(points) for points in lines.values()])
     low = np.floor(20 * values.min(0) - 0.2) / 20
     high = np.maximum(np.ceil(20 * values.max(0) + 0.2) / 20, low + 0.05)
     left, top, right, bottom = 50, 20, side - 20, side - 40
-    draw.rectangle((left, top, right, bottom), outline="grey")
-    for tick in np.linspace(0, 1, 5):
-        x, y = low + tick * (high - low)
-        draw.text((left + tick * (right - left), bottom + 5), f"{x:.3g}", "black", anchor="ma")
-        draw.text((left - 5, bottom - tick * (bottom - top)), f"{y:.3g}", "black", anchor="rm")
-    for label, point in points.items():
+
+    def place(point):
         u, v = (np.array(point) - low) / (high - low)
-        x, y = left + u * (right - left), bottom - v * (bottom - top)
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), "royalblue")
-        draw.text((x, y - 8), label, "black", anchor="ls" if u < 0.75 else "rs")
+        return left + u * (right - left), bottom - v * (bottom - top)
+
+    draw.rectangle((left, top, right, bottom), outline="grey")
+    for x, text in (ticks or {x: f"{x:.3g}" for x in np.linspace(low[0], high[0], 5)}).items():
+        draw.text((place((x, low[1]))[0], bottom + 5), text, "black", anchor="ma")
+    for y in np.linspace(low[1], high[1], 5):
+        draw.text((left - 5, place((low[0], y))[1]), f"{y:.3g}", "black", anchor="rm")
+    for color, (label, points) in zip(cycle(("royalblue", "orangered", "seagreen")), lines.items()):
+        if len(points) == 1:
+            color = "royalblue"
+        draw.line([place(point) for point in points], color, width=2)
+        for point in points:
+            x, y = place(point)
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), color)
+        draw.text((x, y - 8), label, "black", anchor="ls" if x < left + 0.7 * (right - left) else "rs")
     draw.text((side / 2, side - 8), x_title, "black", anchor="ms")
     draw.text((left + 5, top + 3), y_title, "black")
     return picture
 
 
-def print_tuning(numbers):
-    print("\n| AP | seeds | photo | mean of art | trained parameters |\n|---|---|---|---|---|")
-    for row in TUNING:
-        adapted = numbers[row, "adapted"]
-        if adapted:
-            print(f"| {row} | {len(adapted['art'])} | {spread(adapted['photo'])} | {spread(adapted['art'])} | "
-                  f"{adapted['trained'][0]:,} |")
-
-
 def draw_tradeoff(numbers, path):
-    """The paper's figure 1: what each way of tuning does to art and to photographs."""
-    points = {row: [np.mean(measures[key]) for key in ("photo", "art")]
-              for row in TUNING if TUNING[row].startswith("--strategy") and (measures := numbers[row, "adapted"])}
-    for label, model in (("original, adapter off", "original"), ("vlpose", "adapted")):
-        if measures := numbers["vlpose", model]:
-            points[label] = [np.mean(measures[key]) for key in ("photo", "art")]
+    """VLPose's figure 1: what each way of tuning does to art and to photographs."""
+    models = {"original, adapter off": ("vlpose", "original"), "vlpose": ("vlpose", "adapted")}
+    models |= {row: (row, "adapted") for row in TUNING if TUNING[row].startswith("--strategy") and row != "scratch"}
+    points = {label: [[np.mean(numbers[key][measure]) for measure in ("photo", "art")]]
+              for label, key in models.items() if numbers[key]}
     if points:
-        draw_points(points, "AP on photographs", "AP on art").save(path)
+        draw_chart(points, "AP on photographs", "AP on art").save(path)
+
+
+def draw_sensitivity(numbers, path):
+    """The alignment paper's figure 2: what the weights of two levels do; each step to the right is another weight."""
+    lines, off = {}, -1.5
+    for level, weights in WEIGHTS.items():
+        rows = {off: f"without {level}"}
+        for weight in weights:
+            rows[math.log10(weight / DEFAULTS[level])] = f"{level} {weight}"
+        rows[0] = "all three levels"
+        lines[level] = [(x, np.mean(pck)) for x, row in rows.items() if (pck := numbers[row, "teacher"]["mean"])]
+    if all(lines.values()):
+        ticks = {off: "off", -1: "0.1", 0: "1", 1: "10", 2: "100"}
+        draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("experiment", choices=["uda", "lsp", "vlpose"])
+    add("experiment", choices=EXPERIMENTS)
     add("--root", default="lsp", help="of LSP")
     add("--init", default="resnet18", help="ImageNet weights of the ResNet-18 for LSP")
     add("--seeds", type=int, default=3)
@@ -193,9 +274,11 @@ def main():
     numbers = collect(args, rows)
     if args.experiment == "vlpose":
         print_tuning(numbers)
+        print_sentences(numbers)
         draw_tradeoff(numbers, args.folder / "vlpose.png")
     else:
         print_alignment(numbers)
+        draw_sensitivity(numbers, args.folder / f"{args.experiment}.png")
     return int(failed)
 
 

@@ -1,0 +1,70 @@
+"""What must hold for the evidence: rows are commands, finished ones are not run again, tables say what the runs found."""
+import argparse
+import json
+
+import evidence
+import numpy as np
+import pytest
+from data import draw_figures
+from train import main, parse_options
+
+
+@pytest.fixture
+def args(tmp_path):
+    return argparse.Namespace(experiment="vlpose", seeds=2, jobs=1, quick=False, folder=tmp_path, root="lsp",
+                              init="resnet18")
+
+
+@pytest.mark.parametrize("experiment", ["vlpose", "uda", "lsp"])
+def test_every_row_is_a_command_that_train_accepts(args, experiment):
+    args.experiment = experiment
+    options = [parse_options(words) for words in evidence.commands(args).values()]
+    assert {option.seed for option in options} == {0, 1}
+    told = {json.dumps(vars(option) | {"oracle": None}, sort_keys=True) for option in options}
+    assert len(told) == len(options), "two rows are the same command"
+
+
+def test_a_finished_row_is_not_run_again(args, capsys):
+    (args.folder / "vlpose" / "full-0").mkdir(parents=True)
+    (args.folder / "vlpose" / "full-0" / "results.json").write_text("{}")
+    assert evidence.run(args, "full", 0, ["--no-such-option"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_row_that_fails_is_reported_with_its_log(args, capsys):
+    assert evidence.run(args, "full", 0, ["--no-such-option"]) == 2
+    assert "full-0/log.txt" in capsys.readouterr().err
+    assert "--no-such-option" in (args.folder / "vlpose" / "full-0" / "log.txt").read_text()
+
+
+def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys):
+    rows = {("full", 0): [], ("full", 1): [], ("last", 0): []}
+    for (row, seed), photo in zip(rows, (0.5, 0.6, 0.4)):
+        folder = args.folder / "vlpose" / f"{row}-{seed}"
+        folder.mkdir(parents=True)
+        table = {"photo": {"AP": photo}} | {style: {"AP": photo / 2} for style in evidence.ART}
+        (folder / "results.json").write_text(json.dumps({"original": table, "adapted": table}))
+        (folder / "log.txt").write_text("full: 1,234 trainable parameters\nadapt 6/6 loss 1 PCK 0  98 images/s  0 s left")
+    numbers = evidence.collect(args, rows)
+    assert np.allclose(numbers["full", "adapted"]["art"], [0.25, 0.3])
+    evidence.print_tuning(numbers)
+    printed = capsys.readouterr().out
+    assert "| full | 2 | 0.275 ± 0.035 | 0.550 ± 0.071 |" in printed and "| 1,234 | 98 |" in printed
+    assert "| last | 1 | 0.200 | 0.400 |" in printed
+    evidence.draw_tradeoff(numbers, args.folder / "vlpose.png")
+    assert (args.folder / "vlpose.png").exists()
+    assert "full,1,adapted,photo,0.6" in (args.folder / "vlpose.csv").read_text()
+
+
+def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_path, monkeypatch):
+    draw_figures(tmp_path, {"train": (4, 4), "val": (2, 2)})
+    monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
+    assert main(["--cache", str(tmp_path), "--out", str(tmp_path / "run"), "--base-steps", "2", "--steps", "2"]) == 0
+    read = []
+    monkeypatch.setattr(evidence, "predict", lambda model, figures, texts: read.append(texts))
+    monkeypatch.setattr(evidence, "domain_table", lambda *_: {})
+    assert evidence.read_sentences(tmp_path / "run").keys() == {"right sentence", "wrong sentence"}
+    right, wrong = read
+    assert right.keys() == wrong.keys() == set(evidence.ART)
+    assert not any(right[style].equal(wrong[style]) for style in evidence.ART)
+    assert all(any(text.equal(other) for other in right.values()) for text in wrong.values())
