@@ -338,6 +338,7 @@ class VLPose(nn.Module):
         nn.init.trunc_normal_(self.prompts, std=0.02)
         if decoder != "baseline":
             self.matcher = RelationMatcher(config.dim, text_dim, variant=matcher)
+        if decoder not in ("baseline", "extractor-injector"):  # R enters the frozen decoder
             nn.init.zeros_(self.matcher.norm.weight)  # R = 0: tuning starts from the original model, not from noise
         if decoder not in ("baseline", "injector"):
             self.block1 = deconv_block(config.dim, config.head_dim)  # A₁

@@ -45,11 +45,11 @@ LSP = ("--source figures --target lsp:{root} --size resnet18 --init {init} --ima
        "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 400 --adapt-lr 2e-4 "
        "--feature-level 0.01 --pose-level 30")
 ART = ("cartoon", "ink painting", "oil painting", "sculpture", "shadow play", "sketch", "stained glass")
-TUNING = {  # row -> how VLPose differs from the default; the first three are the quick ones
-    "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt", "scratch": "--strategy scratch",
+TUNING = {  # row -> how VLPose differs from the default; the first three are the quick ones; `scratch` is in each
+    "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
     "last": "--strategy last", "prompt, shallow": "--strategy prompt --shallow"}
-TUNING |= {f"decoder {name}": f"--decoder {name}"
-           for name in ("baseline", "injector", "extractor-injector", "dual-released")}
+TUNING |= {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline decoder, `vlpose` the dual one
+           for name in ("injector", "extractor-injector", "dual-released")}
 TUNING |= {"no text": "--matcher image", "matcher cross": "--matcher cross",
            "one sentence for all": "--template 'a photo of a person'", "bare names": "--template '{domain}'"}
 TUNING |= {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
@@ -175,8 +175,9 @@ def print_tuning(numbers):
         found = numbers[row, model]
         if found:
             cost = f"{found['trained'][0]:,} | {np.mean(found['speed']):.0f}" if model == "adapted" else "0 | "
-            print(f"| {row if model == 'adapted' else 'the original'} | {len(found['art'])} | {spread(found['art'])} | "
-                  f"{spread(found['photo'])} | {' | '.join(mean(found[style]) for style in ART)} | {cost} |")
+            label = row if model == "adapted" else "scratch, the original"
+            print(f"| {label} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
+                  f"{' | '.join(mean(found[style]) for style in ART)} | {cost} |")
 
 
 def print_sentences(numbers):
@@ -217,13 +218,12 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
     for y in np.linspace(low[1], high[1], 5):
         draw.text((left - 5, place((low[0], y))[1]), f"{y:.3g}", "black", anchor="rm")
     for color, (label, points) in zip(cycle(("royalblue", "orangered", "seagreen")), lines.items()):
-        if len(points) == 1:
-            color = "royalblue"
+        color = color if len(points) > 1 else "black"
         draw.line([place(point) for point in points], color, width=2)
         for point in points:
             x, y = place(point)
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), color)
-        draw.text((x, y - 8), label, "black", anchor="ls" if x < left + 0.7 * (right - left) else "rs")
+        draw.text((x, y - 8), label, color, anchor="ls" if x < left + 0.7 * (right - left) else "rs")
     draw.text((side / 2, side - 8), x_title, "black", anchor="ms")
     draw.text((left + 5, top + 3), y_title, "black")
     return picture
@@ -231,10 +231,13 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
 
 def draw_tradeoff(numbers, path):
     """VLPose's figure 1: what each way of tuning does to art and to photographs."""
-    models = {"original, adapter off": ("vlpose", "original"), "vlpose": ("vlpose", "adapted")}
-    models |= {row: (row, "adapted") for row in TUNING if TUNING[row].startswith("--strategy") and row != "scratch"}
-    points = {label: [[np.mean(numbers[key][measure]) for measure in ("photo", "art")]]
-              for label, key in models.items() if numbers[key]}
+    tuned = {row: numbers[row, "adapted"] for row, options in TUNING.items() if options[:10] in ("", "--strategy")}
+    original = numbers["vlpose", "original"]
+    models = {row: (measures, measures) for row, measures in tuned.items()}  # measured on photographs, on art
+    models |= {"scratch": (original, original), "vlpose": (original, tuned["vlpose"]),
+               "vlpose, left on": models["vlpose"]}
+    points = {label: [[np.mean(photo["photo"]), np.mean(art["art"])]]
+              for label, (photo, art) in models.items() if photo and art}
     if points:
         draw_chart(points, "AP on photographs", "AP on art").save(path)
 

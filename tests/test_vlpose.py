@@ -225,6 +225,22 @@ def test_each_image_reads_its_own_sentence(base, images, text):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("decoder", DECODERS[1:])
+def test_at_first_the_relation_leaves_the_frozen_decoder_alone_but_feeds_the_extractor(decoder, base, images, text):
+    relation = VLPose(base, TEXT, decoder).relation(base.backbone(images), text)
+    assert relation.any() == (decoder == "extractor-injector")
+
+
+@pytest.mark.parametrize("size, share", [("base", 0.079), ("large", 0.034), ("huge", 0.022)])
+def test_the_adapter_is_a_small_share_of_a_large_model(size, share):
+    with torch.device("meta"):
+        base = ViTPose(VIT_CONFIGS[size])
+        whole, model = sum(tensor.numel() for tensor in base.parameters()), VLPose(base, 512)
+    trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
+    assert trained / whole == pytest.approx(share, abs=1e-3)
+
+
+@torch.no_grad()
 def test_without_prompts_and_relation_nothing_changes(base, images, text):
     assert torch.equal(VLPose(base, TEXT, "baseline", num_prompts=0)(images, text), base(images))
 
