@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from data import COCO17, load_dataset, with_skeleton  # noqa: E402
+from data import NATURAL_DOMAINS, STYLES, load_dataset  # noqa: E402
 from eval import domain_table, predict  # noqa: E402
 from vlpose import encode_sentences, load_clip_text, load_model  # noqa: E402
 
@@ -37,14 +37,13 @@ LEVELS = {  # row -> what is left out; the first six are the quick ones
     "image level alone": f"{FEATURE} {POSE}",
     "feature level alone": f"{IMAGE} {POSE}", "pose level alone": f"{IMAGE} {FEATURE}",
     "without occlusion": "--occlusion 0", "without consistency": "--consistency 0"}
-WEIGHTS = {"feature level": (0.0005, 0.002, 0.01, 0.1), "pose level": (0.3, 30, 100)}
-DEFAULTS = {"feature level": 0.002, "pose level": 0.3}
+WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (30, 100))}  # the default, and others
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
-               for level, weights in WEIGHTS.items() for weight in weights if weight != DEFAULTS[level]}
+               for level, (_, weights) in WEIGHTS.items() for weight in weights}
 LSP = ("--source figures --target lsp:{root} --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 --bf16 "
        "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 400 --adapt-lr 2e-4 "
        "--feature-level 0.01 --pose-level 30")
-ART = ("cartoon", "ink painting", "oil painting", "sculpture", "shadow play", "sketch", "stained glass")
+ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
 TUNING = {  # row -> how VLPose differs from the default; the first three are the quick ones; `scratch` is in each
     "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
     "last": "--strategy last", "prompt, shallow": "--strategy prompt --shallow"}
@@ -56,7 +55,6 @@ TUNING |= {f"without {held_out}": f"--target 'figures#{','.join(style for style 
            for held_out in ("cartoon", "ink painting")}
 TEXT = [row for row in TUNING if row in ("vlpose", "bare names") or row.startswith("without ")]
 TUNING |= {f"{number} prompts": f"--num-prompts {number}" for number in (0, 1, 5, 20, 50)}  # the default is 10
-
 
 EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "vlpose": ("--mode vlpose", TUNING, 3),
@@ -104,7 +102,7 @@ def read_sentences(folder):
     path = folder / "sentences.json"
     if not path.exists():
         model, about = load_model(folder / "model.pth")
-        figures = with_skeleton(load_dataset("figures#" + ",".join(ART), "val"), COCO17)
+        figures = load_dataset("figures#" + ",".join(ART), "val")
         sentences = {domain: about["template"].replace("{domain}", domain) for domain in ART}
         right = encode_sentences(load_clip_text(about["text_weights"]), sentences)
         wrong = dict(zip(ART, [*right.values()][1:] + [right[ART[0]]]))
@@ -125,7 +123,7 @@ def tuning_measures(row, folder):
         numbers["art"] = float(np.mean([numbers[domain] for domain in ART if domain in numbers]))
     log = (folder / "log.txt").read_text()
     found["adapted"]["trained"] = int(re.search(r"([\d,]+) trainable parameters", log)[1].replace(",", ""))
-    found["adapted"]["speed"] = float(([0] + re.findall(r"adapt .* (\d+) images/s", log))[-1])
+    found["adapted"]["speed"] = float(re.findall(r"adapt .* (\d+) images/s", log)[-1])
     return found
 
 
@@ -164,10 +162,6 @@ def print_alignment(numbers):
                   + (f"{spread(teacher['mean'])} | {spread(teacher['mean at 0.2'])} |" if taught else "| |"))
 
 
-def mean(values):
-    return f"{np.mean(values):.3f}" if values else ""
-
-
 def print_tuning(numbers):
     columns = ("photo", *ART)
     print(f"\n| AP | seeds | mean of art | {' | '.join(columns)} | trained |" + "\n|" + 12 * "---|")
@@ -178,7 +172,7 @@ def print_tuning(numbers):
             trained = found["trained"][0] if model == "adapted" else 0
             label = row if model == "adapted" else "scratch, the original"
             print(f"| {label} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
-                  f"{' | '.join(mean(found[style]) for style in ART)} | {trained:,} |")
+                  f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} | {trained:,} |")
 
 
 def print_sentences(numbers):
@@ -246,12 +240,11 @@ def draw_tradeoff(numbers, path):
 def draw_sensitivity(numbers, path):
     """The alignment paper's figure 2: what the weights of two levels do; each step to the right is another weight."""
     lines, off = {}, -1.5
-    for level, weights in WEIGHTS.items():
-        rows = {off: f"without {level}"}
-        for weight in weights:
-            rows[math.log10(weight / DEFAULTS[level])] = f"{level} {weight}"
-        rows[0] = "all three levels"
-        lines[level] = [(x, np.mean(pck)) for x, row in rows.items() if (pck := numbers[row, "teacher"]["mean"])]
+    for level, (default, weights) in WEIGHTS.items():
+        rows = {math.log10(weight / default): f"{level} {weight}" for weight in weights}
+        rows |= {off: f"without {level}", 0: "all three levels"}
+        lines[level] = [(x, np.mean(pck)) for x, row in sorted(rows.items())
+                        if (pck := numbers[row, "teacher"]["mean"])]
     if all(lines.values()):
         ticks = {off: "off", -1: "0.1", 0: "1", 1: "10", 2: "100"}
         draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
