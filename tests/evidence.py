@@ -201,6 +201,7 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
     draw, values = ImageDraw.Draw(picture), np.concatenate([np.array(points) for points in lines.values()])
     low = np.floor(20 * values.min(0) - 0.2) / 20
     high = np.maximum(np.ceil(20 * values.max(0) + 0.2) / 20, low + 0.05)
+    marks = [np.arange(a, b + 0.01, 0.05 * math.ceil((b - a) / 0.4)) for a, b in zip(low, high)]  # at most nine
     left, top, right, bottom = 50, 20, side - 20, side - 40
 
     def place(point):
@@ -208,10 +209,10 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
         return left + u * (right - left), bottom - v * (bottom - top)
 
     draw.rectangle((left, top, right, bottom), outline="grey")
-    for x, text in (ticks or {x: f"{x:.3g}" for x in np.linspace(low[0], high[0], 5)}).items():
+    for x, text in (ticks or {x: f"{x:.2f}" for x in marks[0]}).items():
         draw.text((place((x, low[1]))[0], bottom + 5), text, "black", anchor="ma")
-    for y in np.linspace(low[1], high[1], 5):
-        draw.text((left - 5, place((low[0], y))[1]), f"{y:.3g}", "black", anchor="rm")
+    for y in marks[1]:
+        draw.text((left - 5, place((low[0], y))[1]), f"{y:.2f}", "black", anchor="rm")
     for color, (label, points) in zip(cycle(("royalblue", "orangered", "seagreen")), lines.items()):
         color = color if len(points) > 1 else "black"
         draw.line([place(point) for point in points], color, width=2)

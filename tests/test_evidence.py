@@ -5,6 +5,7 @@ import json
 import evidence
 import numpy as np
 import pytest
+from PIL import Image
 from data import draw_figures
 from train import main, parse_options
 
@@ -54,6 +55,25 @@ def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys)
     evidence.draw_tradeoff(numbers, args.folder / "vlpose.png")
     assert (args.folder / "vlpose.png").exists()
     assert "full,1,adapted,photo,0.6" in (args.folder / "vlpose.csv").read_text()
+
+
+def test_alignment_has_a_table_and_a_picture_of_the_weights_once_a_row_is_finished(args, capsys):
+    args.experiment, path = "uda", args.folder / "uda.png"
+    rows = evidence.commands(args)
+    evidence.draw_sensitivity(evidence.collect(args, rows), path)
+    assert not path.exists()
+    for (row, seed), pck in zip(rows, np.linspace(0.5, 0.81, len(rows))):
+        folder = evidence.folder_of(args, row, seed)
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(dict.fromkeys(
+            ("source only", "student", "teacher"), {"mean": pck, "mean at 0.2": 0.9})))
+    numbers = evidence.collect(args, rows)
+    evidence.draw_sensitivity(numbers, path)
+    assert Image.open(path).size == (480, 480)
+    evidence.print_alignment(numbers)
+    printed = capsys.readouterr().out
+    assert "| source only | 2 | 0.505 ± 0.007 | | 0.900 ± 0.000 |" in printed
+    assert "| pose level 100 | 2 | 0.805 ± 0.007 | 0.805 ± 0.007 | 0.900 ± 0.000 |" in printed
 
 
 def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_path, monkeypatch):
