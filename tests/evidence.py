@@ -148,31 +148,36 @@ def spread(values):
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
+def code(options):
+    return f"`{options}`" if options else ""
+
+
 def print_alignment(numbers):
-    print("\n| PCK of the target | seeds | student | teacher | teacher, at 0.2 |\n|---|---|---|---|---|")
-    for model in ("source only", "oracle"):
+    print("\n| PCK of the target | seeds | student | teacher | teacher, at 0.2 | options |\n|" + 6 * "---|")
+    for model, options in (("source only", ""), ("oracle", "--oracle")):
         pck = numbers["all three levels", model]
         if pck:
-            print(f"| {model} | {len(pck['mean'])} | {spread(pck['mean'])} | | {spread(pck['mean at 0.2'])} |")
-    for row in LEVELS | SENSITIVITY:
+            print(f"| {model} | {len(pck['mean'])} | {spread(pck['mean'])} | | {spread(pck['mean at 0.2'])} | "
+                  f"{code(options)} |")
+    for row, options in (LEVELS | SENSITIVITY).items():
         student, teacher = numbers[row, "student"], numbers[row, "teacher"]
         if teacher:
             taught = row != "the source alone"  # a teacher that has seen no target image is no teacher
-            print(f"| {row} | {len(teacher['mean'])} | {spread(student['mean'])} | "
-                  + (f"{spread(teacher['mean'])} | {spread(teacher['mean at 0.2'])} |" if taught else "| |"))
+            seen = f"{spread(teacher['mean'])} | {spread(teacher['mean at 0.2'])}" if taught else " | "
+            print(f"| {row} | {len(teacher['mean'])} | {spread(student['mean'])} | {seen} | {code(options)} |")
 
 
 def print_tuning(numbers):
     columns = ("photo", *ART)
-    print(f"\n| AP | seeds | mean of art | {' | '.join(columns)} | trained |" + "\n|" + 12 * "---|")
-    tuned = [(row, "adapted") for row in TUNING if not row.startswith("without ")]  # those lack a style
-    for row, model in [("vlpose", "original"), *tuned]:
-        found = numbers[row, model]
+    print(f"\n| AP | seeds | mean of art | {' | '.join(columns)} | trained | options |" + "\n|" + 13 * "---|")
+    rows = {"scratch, the original": (numbers["vlpose", "original"], "--strategy scratch")}
+    rows |= {row: (numbers[row, "adapted"], options) for row, options in TUNING.items()
+             if not row.startswith("without ")}  # those lack a style
+    for row, (found, options) in rows.items():
         if found:
-            trained = found["trained"][0] if model == "adapted" else 0
-            label = row if model == "adapted" else "scratch, the original"
-            print(f"| {label} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
-                  f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} | {trained:,} |")
+            trained = found["trained"][0] if "trained" in found else 0
+            print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
+                  f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} | {trained:,} | {code(options)} |")
 
 
 def print_sentences(numbers):

@@ -50,7 +50,7 @@ def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys)
     assert np.allclose(numbers["full", "adapted"]["art"], [0.25, 0.3])
     evidence.print_tuning(numbers)
     printed = capsys.readouterr().out
-    assert "| full | 2 | 0.275 ± 0.035 | 0.550 ± 0.071 |" in printed and "| 1,234 |" in printed
+    assert "| full | 2 | 0.275 ± 0.035 | 0.550 ± 0.071 |" in printed and "| 1,234 | `--strategy full` |" in printed
     assert "| last | 1 | 0.200 | 0.400 |" in printed
     evidence.draw_tradeoff(numbers, args.folder / "vlpose.png")
     assert (args.folder / "vlpose.png").exists()
@@ -73,7 +73,7 @@ def test_alignment_has_a_table_and_a_picture_of_the_weights_once_a_row_is_finish
     evidence.print_alignment(numbers)
     printed = capsys.readouterr().out
     assert "| source only | 2 | 0.505 ± 0.007 | | 0.900 ± 0.000 |" in printed
-    assert "| pose level 100 | 2 | 0.805 ± 0.007 | 0.805 ± 0.007 | 0.900 ± 0.000 |" in printed
+    assert "| pose level 100 | 2 | 0.805 ± 0.007 | 0.805 ± 0.007 | 0.900 ± 0.000 | `--pose-level 100` |" in printed
 
 
 def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_path, monkeypatch):
