@@ -41,7 +41,7 @@ WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (3
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
 LSP = ("--source figures --target lsp:{root} --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 --bf16 "
-       "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 400 --adapt-lr 2e-4 "
+       "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 1200 --adapt-lr 2e-4 "
        "--feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
 TUNING = {  # row -> how VLPose differs from the default; the first three are the quick ones; `scratch` is in each
