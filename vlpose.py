@@ -288,18 +288,17 @@ class RelationMatcher(nn.Module):
         if variant not in MATCHERS:
             raise ValueError(f"matcher: expected one of {', '.join(MATCHERS)}, not {variant!r}")
         self.heads, self.variant, self.dropout = heads, variant, dropout
-        self.text = nn.Linear(text_dim, dim)
+        if variant != "image":
+            self.text = nn.Linear(text_dim, dim)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image, text):
-        context = self.text(text)  # (B, L, D)
+        context = image if self.variant == "image" else self.text(text)  # (B, N, D) or (B, L, D)
         if self.variant == "concat":
             context = torch.cat([image, context], dim=1)  # (B, N + L, D)
-        elif self.variant == "image":
-            context = image
         q = split_heads(self.query(image), self.heads)
         k, v = (split_heads(part, self.heads) for part in self.key_value(context).chunk(2, dim=-1))
         dropout = self.dropout if self.training else 0.0

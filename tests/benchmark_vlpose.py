@@ -1,14 +1,15 @@
 """What each way of tuning costs: python tests/benchmark_vlpose.py [tiny 16]
 
-A step of training and a prediction of one batch, relative to full fine-tuning and to the original model. All ways take
-turns in every round, so that a machine's moods hit them alike; the median ratio over the rounds counts.
+A step of training, without the cutting of crops, as a multiple of one of full fine-tuning; and the prediction of a
+batch as a multiple of the original model's. All ways take turns in every round, so that a machine's moods hit them
+alike; the median over the rounds counts.
 """
 import shlex
 import sys
 import time
 
 import torch
-from evidence import TUNING  # first: it makes the modules beside it importable
+from evidence import STRATEGIES, VARIANTS  # first: it makes the modules beside tests/ importable
 from train import Recipe, model_to_tune, parameter_groups, parse_options
 from vlpose import CLIP_TEXT_CONFIGS, VIT_CONFIGS, ViTPose, VLPose
 
@@ -21,9 +22,14 @@ def seconds(action):
     return time.perf_counter() - start
 
 
-def median_ratios(rounds, row):
-    """{row: its time as a multiple of another row's}, the median over rounds {row: seconds}."""
-    return {name: sorted(times[name] / times[row] for times in rounds)[len(rounds) // 2] for name in rounds[0]}
+def take_turns(actions):
+    """Rounds of {row: seconds}; the first one does not count."""
+    return [{row: seconds(action) for row, action in actions.items()} for _ in range(ROUNDS + 1)][1:]
+
+
+def ratio(rounds, row, other):
+    """The median of a row's time as a multiple of another's in the same round."""
+    return sorted(times[row] / times[other] for times in rounds)[ROUNDS // 2]
 
 
 def main(size="tiny", batch="16"):
@@ -34,7 +40,7 @@ def main(size="tiny", batch="16"):
     images, texts = torch.randn(batch, 3, height, width), torch.randn(batch, 1, text_dim)
     target = torch.rand(batch, base.num_keypoints, height // 4, width // 4)
     models = {row: model_to_tune(base, text_dim, parse_options(shlex.split(options)))
-              for row, options in TUNING.items() if not options.startswith(("--target", "--template"))}
+              for row, options in (STRATEGIES | VARIANTS).items() if "--template" not in options}
     optimizers = {row: torch.optim.AdamW(parameter_groups(model, Recipe(1, batch, 1e-3, 0, False)))
                   for row, model in models.items()}
 
@@ -43,21 +49,20 @@ def main(size="tiny", batch="16"):
 
     def step(row):
         optimizers[row].zero_grad()
-        ((run(models[row]) - target) ** 2).mean().backward()
+        ((run(models[row].train()) - target) ** 2).mean().backward()
         optimizers[row].step()
 
-    training = [{row: seconds(lambda: step(row)) for row in models} for _ in range(ROUNDS + 1)][1:]
+    training = take_turns({row: lambda row=row: step(row) for row in models})
     with torch.inference_mode():
-        prediction = [{row: seconds(lambda: run(model.eval())) for row, model in models.items()}
-                      for _ in range(ROUNDS + 1)][1:]
+        everyone = models | {"original": base}
+        prediction = take_turns({row: lambda model=model.eval(): run(model) for row, model in everyone.items()})
 
     full = sorted(times["full"] for times in training)[ROUNDS // 2]
     print(f"{size}, batch {batch}, {torch.get_num_threads()} threads; a step of full fine-tuning: {full * 1e3:.0f} ms\n")
-    print("| | trained | a step of training | a prediction |\n|---|---|---|---|")
-    training, prediction = median_ratios(training, "full"), median_ratios(prediction, "full")
+    print("| | trained | step ÷ full's | prediction ÷ the original's |\n|---|---|---|---|")
     for row, model in models.items():
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(f"| {row} | {trained:,} | {training[row]:.2f} | {prediction[row]:.2f} |")
+        print(f"| {row} | {trained:,} | {ratio(training, row, 'full'):.2f} | {ratio(prediction, row, 'original'):.2f} |")
 
 
 if __name__ == "__main__":

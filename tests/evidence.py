@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from data import NATURAL_DOMAINS, STYLES, load_dataset  # noqa: E402
 from eval import domain_table, predict  # noqa: E402
+from train import parse_options  # noqa: E402
 from vlpose import encode_sentences, load_clip_text, load_model  # noqa: E402
 
 IMAGE, FEATURE, POSE = "--image-level 0", "--feature-level 0", "--pose-level 0"
@@ -44,33 +45,35 @@ LSP = ("--source figures --target lsp:{root} --size resnet18 --init {init} --ima
        "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 1200 --adapt-lr 2e-4 "
        "--feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
-TUNING = {  # row -> how VLPose differs from the default; the first three are the quick ones; `scratch` is in each
+STRATEGIES = {  # row -> how it differs from the default; the first three are the quick ones; `scratch` is in each
     "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
     "last": "--strategy last", "prompt, shallow": "--strategy prompt --shallow"}
-TUNING |= {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline decoder, `vlpose` the dual one
-           for name in ("injector", "extractor-injector", "dual-released")}
-TUNING |= {"no text": "--matcher image", "matcher cross": "--matcher cross",
-           "one sentence for all": "--template 'a photo of a person'", "bare names": "--template '{domain}'"}
-TUNING |= {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
-           for held_out in ("cartoon", "ink painting")}
-TEXT = [row for row in TUNING if row in ("vlpose", "bare names") or row.startswith("without ")]
-TUNING |= {f"{number} prompts": f"--num-prompts {number}" for number in (0, 1, 5, 20, 50)}  # the default is 10
+VARIANTS = {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline decoder, `vlpose` the dual one
+            for name in ("injector", "extractor-injector", "dual-released")}
+VARIANTS |= {"no text": "--matcher image", "matcher cross": "--matcher cross",
+             "one sentence for all": "--template 'a photo of a person'", "bare names": "--template '{domain}'"}
+VARIANTS |= {f"{number} prompts": f"--num-prompts {number}" for number in (0, 1, 5, 20, 50)}  # the default is 10
+HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
+            for held_out in ("cartoon", "ink painting")}
+READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
 
 EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
-    "vlpose": ("--mode vlpose", TUNING, 3),
+    "vlpose": ("--mode vlpose", STRATEGIES | VARIANTS | HELD_OUT, 3),
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
     "lsp": (f"--mode uda {LSP}", LEVELS, 6)}
 
 
+def common_options(args):
+    return EXPERIMENTS[args.experiment][0].format(root=shlex.quote(args.root), init=shlex.quote(args.init))
+
+
 def commands(args):
     """{(row, seed): options of train.py}."""
-    common, rows, quick = EXPERIMENTS[args.experiment]
-    common = common.format(root=shlex.quote(args.root), init=shlex.quote(args.init))
     found = {}
-    for row in list(rows)[:quick if args.quick else None]:
+    for row, options in EXPERIMENTS[args.experiment][1].items():
         oracle = "--oracle" if row == "all three levels" else ""
         for seed in range(args.seeds):
-            found[row, seed] = shlex.split(f"{common} {rows[row]} {oracle} --seed {seed}")
+            found[row, seed] = shlex.split(f"{common_options(args)} {options} {oracle} --seed {seed}")
     return found
 
 
@@ -81,10 +84,14 @@ def folder_of(args, row, seed):
 def run(args, row, seed, options):
     """Trains one row, or goes on with it, unless it is finished. What it prints is in log.txt. Returns the status."""
     folder = folder_of(args, row, seed)
+    options, config = [*options, "--out", str(folder)], folder / "config.json"
+    if config.exists():
+        if json.loads(config.read_text()) != vars(parse_options(options)):
+            print(f"{folder}: a run with other options; remove it, or name another --folder", file=sys.stderr)
+            return 1
+        options = ["--resume", str(folder)]
     if (folder / "results.json").exists():
         return 0
-    started = (folder / "config.json").exists()
-    options = ["--resume", str(folder)] if started else [*options, "--out", str(folder)]
     print(f"python train.py {shlex.join(options)}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a") as log:
@@ -113,17 +120,17 @@ def read_sentences(folder):
 
 
 def tuning_measures(row, folder):
-    """{model: {measure: number}} of a run of VLPose: AP by domain and on average over art, and what it took."""
+    """{model: {measure: number}} of a run of VLPose: AP by domain and on average over art, and how much was trained."""
     results = json.loads((folder / "results.json").read_text())
-    if row in TEXT:
+    if row in READERS:
         results |= read_sentences(folder)
     found = {model: {domain: numbers["AP"] for domain, numbers in domains.items()}
              for model, domains in results.items()}
     for numbers in found.values():
-        numbers["art"] = float(np.mean([numbers[domain] for domain in ART if domain in numbers]))
-    log = (folder / "log.txt").read_text()
-    found["adapted"]["trained"] = int(re.search(r"([\d,]+) trainable parameters", log)[1].replace(",", ""))
-    found["adapted"]["speed"] = float(re.findall(r"adapt .* (\d+) images/s", log)[-1])
+        if numbers.keys() >= set(ART):  # a run without one of the styles has no mean to compare
+            numbers["art"] = float(np.mean([numbers[style] for style in ART]))
+    trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
+    found["adapted"]["trained"] = int(trained.replace(",", ""))
     return found
 
 
@@ -153,26 +160,23 @@ def code(options):
 
 
 def print_alignment(numbers):
-    print("\n| PCK of the target | seeds | student | teacher | teacher, at 0.2 | options |\n|" + 6 * "---|")
-    for model, options in (("source only", ""), ("oracle", "--oracle")):
-        pck = numbers["all three levels", model]
-        if pck:
-            print(f"| {model} | {len(pck['mean'])} | {spread(pck['mean'])} | | {spread(pck['mean at 0.2'])} | "
+    print("| PCK of the target | seeds | PCK@0.05 | its teacher's | PCK@0.2 | options |\n|" + 6 * "---|")
+    models = {model: (numbers["all three levels", model], None, options)
+              for model, options in (("source only", ""), ("oracle", "--oracle"))}
+    models |= {row: (numbers[row, "student"], numbers[row, "teacher"], options)
+               for row, options in (LEVELS | SENSITIVITY).items()}
+    for row, (model, teacher, options) in models.items():
+        if model:
+            print(f"| {row} | {len(model['mean'])} | {spread(model['mean'])} | "
+                  f"{spread(teacher['mean']) if teacher else ''} | {spread((teacher or model)['mean at 0.2'])} | "
                   f"{code(options)} |")
-    for row, options in (LEVELS | SENSITIVITY).items():
-        student, teacher = numbers[row, "student"], numbers[row, "teacher"]
-        if teacher:
-            taught = row != "the source alone"  # a teacher that has seen no target image is no teacher
-            seen = f"{spread(teacher['mean'])} | {spread(teacher['mean at 0.2'])}" if taught else " | "
-            print(f"| {row} | {len(teacher['mean'])} | {spread(student['mean'])} | {seen} | {code(options)} |")
 
 
 def print_tuning(numbers):
     columns = ("photo", *ART)
-    print(f"\n| AP | seeds | mean of art | {' | '.join(columns)} | trained | options |" + "\n|" + 13 * "---|")
+    print(f"| AP | seeds | mean of art | {' | '.join(columns)} | trained | options |" + "\n|" + 13 * "---|")
     rows = {"scratch, the original": (numbers["vlpose", "original"], "--strategy scratch")}
-    rows |= {row: (numbers[row, "adapted"], options) for row, options in TUNING.items()
-             if not row.startswith("without ")}  # those lack a style
+    rows |= {row: (numbers[row, "adapted"], options) for row, options in (STRATEGIES | VARIANTS).items()}
     for row, (found, options) in rows.items():
         if found:
             trained = found["trained"][0] if "trained" in found else 0
@@ -183,13 +187,13 @@ def print_tuning(numbers):
 def print_sentences(numbers):
     """Does it read? What the right sentence gains, and what it finds in a style that it was not tuned on."""
     print("\n| AP on art | the right sentence | another style's | gain |\n|---|---|---|---|")
-    for row in TEXT:
+    for row in READERS:
         right, wrong = (numbers[row, f"{name} sentence"]["art"] for name in ("right", "wrong"))
-        if right and not row.startswith("without"):
+        if right and row not in HELD_OUT:
             print(f"| {row} | {spread(right)} | {spread(wrong)} | {spread(np.subtract(right, wrong))} |")
     print("\n| AP on a style | the original | tuned on the others | with another's sentence | tuned on all |")
     print("|---|---|---|---|---|")
-    for row in TEXT:
+    for row in HELD_OUT:
         style = row.removeprefix("without ")
         columns = [numbers[key][style] for key in (("vlpose", "original"), (row, "right sentence"),
                                                    (row, "wrong sentence"), ("vlpose", "adapted"))]
@@ -231,14 +235,14 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
 
 
 def draw_tradeoff(numbers, path):
-    """VLPose's figure 1: what each way of tuning does to art and to photographs."""
-    tuned = {row: numbers[row, "adapted"] for row, options in TUNING.items() if options[:10] in ("", "--strategy")}
+    """VLPose's figure 1: what each way of tuning does to art and to photographs. An adapter is off for photographs."""
     original = numbers["vlpose", "original"]
-    models = {row: (measures, measures) for row, measures in tuned.items()}  # measured on photographs, on art
-    models |= {"scratch": (original, original), "vlpose": (original, tuned["vlpose"]),
-               "vlpose, left on": models["vlpose"]}
+    found = {"scratch": (original, original)}  # measured on photographs, on art
+    for row in STRATEGIES:
+        tuned, off = numbers[row, "adapted"], numbers[row, "adapter off"]
+        found |= {row: (off, tuned), f"{row}, left on": (tuned, tuned)} if off else {row: (tuned, tuned)}
     points = {label: [[np.mean(photo["photo"]), np.mean(art["art"])]]
-              for label, (photo, art) in models.items() if photo and art}
+              for label, (photo, art) in found.items() if photo["photo"] and art["art"]}
     if points:
         draw_chart(points, "AP on photographs", "AP on art").save(path)
 
@@ -251,7 +255,7 @@ def draw_sensitivity(numbers, path):
         rows |= {off: f"without {level}", 0: "all three levels"}
         lines[level] = [(x, np.mean(pck)) for x, row in sorted(rows.items())
                         if (pck := numbers[row, "teacher"]["mean"])]
-    if all(lines.values()):
+    if all(len(points) > 2 for points in lines.values()):  # other weights have been tried
         ticks = {off: "off", -1: "0.1", 0: "1", 1: "10", 2: "100"}
         draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
 
@@ -268,13 +272,14 @@ def main():
     add("--tables", action="store_true", help="train nothing")
     add("--folder", type=Path, default=Path("runs/evidence"))
     args = parser.parse_args()
-    rows = commands(args)
     args.folder.mkdir(parents=True, exist_ok=True)
-    failed = False
-    if not args.tables:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            failed = any(list(pool.map(lambda item: run(args, *item[0], item[1]), rows.items())))
-    numbers = collect(args, rows)
+    _, rows, quick = EXPERIMENTS[args.experiment]
+    chosen = [] if args.tables else list(rows)[:quick if args.quick else None]
+    tasks = [(args, row, seed, options) for (row, seed), options in commands(args).items() if row in chosen]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        failed = any(list(pool.map(lambda task: run(*task), tasks)))
+    numbers = collect(args, commands(args))
+    print(f"\nEach row is python train.py {common_options(args)} --seed 0 (or 1, 2, ...), and its options:\n")
     if args.experiment == "vlpose":
         print_tuning(numbers)
         print_sentences(numbers)

@@ -147,8 +147,9 @@ def test_quick_gelu_is_near_gelu_but_not_gelu():
 def test_the_relation_is_the_papers_equation(variant, length):
     matcher = randomise(RelationMatcher(64, TEXT, heads=8, variant=variant))
     E, T = torch.randn(B, 12, 64), torch.randn(B, length, TEXT)
-    text = matcher.text(T)
-    context = {"concat": torch.cat([E, text], dim=1), "cross": text, "image": E}[variant]
+    context = E if variant == "image" else matcher.text(T)
+    context = torch.cat([E, context], dim=1) if variant == "concat" else context
+    assert hasattr(matcher, "text") == (variant != "image")  # nothing is trained that is not read
     Q, (K, V) = matcher.query(E), matcher.key_value(context).split(64, dim=2)
     M = [torch.softmax(q @ k.transpose(1, 2) / 8 ** 0.5, dim=2) @ v
          for q, k, v in zip(Q.split(8, 2), K.split(8, 2), V.split(8, 2))]  # head by head
