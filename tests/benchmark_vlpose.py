@@ -58,11 +58,12 @@ def main(size="tiny", batch="16"):
         prediction = take_turns({row: lambda model=model.eval(): run(model) for row, model in everyone.items()})
 
     full = sorted(times["full"] for times in training)[ROUNDS // 2]
-    print(f"{size}, batch {batch}, {torch.get_num_threads()} threads; a step of full fine-tuning: {full * 1e3:.0f} ms\n")
-    print("| | trained | step ÷ full's | prediction ÷ the original's |\n|---|---|---|---|")
+    print(f"{size}, batch {batch}, {torch.get_num_threads()} threads; a step of full fine-tuning: {1e3 * full:.0f} ms")
+    print("\n| | trained | step ÷ full's | prediction ÷ the original's |\n|---|---|---|---|")
     for row, model in models.items():
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(f"| {row} | {trained:,} | {ratio(training, row, 'full'):.2f} | {ratio(prediction, row, 'original'):.2f} |")
+        step_ratio, prediction_ratio = ratio(training, row, "full"), ratio(prediction, row, "original")
+        print(f"| {row} | {trained:,} | {step_ratio:.2f} | {prediction_ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What must hold for the evidence: rows are commands, finished ones are not run again, tables say what the runs found."""
+"""What must hold for the evidence: rows are commands, finished ones are not run again, tables say what runs found."""
 import argparse
 import json
 
