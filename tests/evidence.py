@@ -52,7 +52,8 @@ VARIANTS = {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline 
             for name in ("injector", "extractor-injector", "dual-released")}
 VARIANTS |= {"no text": "--matcher image", "matcher cross": "--matcher cross",
              "one sentence for all": "--template 'a photo of a person'", "bare names": "--template '{domain}'"}
-VARIANTS |= {f"{number} prompts": f"--num-prompts {number}" for number in (0, 1, 5, 20, 50)}  # the default is 10
+VARIANTS |= {f"{number} prompt{'s' * (number != 1)}": f"--num-prompts {number}"
+             for number in (0, 1, 5, 20, 50)}  # the default is 10
 HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
