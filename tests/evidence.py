@@ -236,14 +236,14 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
 
 
 def draw_tradeoff(numbers, path):
-    """VLPose's figure 1: what each way of tuning does to art and to photographs. An adapter is off for photographs."""
+    """VLPose's figure 1: what each way of tuning does to art and to photographs. A line leads from what an adapter does
+    to photographs when it is left on to where it leaves them when it is off."""
     original = numbers["vlpose", "original"]
-    found = {"scratch": (original, original)}  # measured on photographs, on art
-    for row in STRATEGIES:
-        tuned, off = numbers[row, "adapted"], numbers[row, "adapter off"]
-        found |= {row: (off, tuned), f"{row}, left on": (tuned, tuned)} if off else {row: (tuned, tuned)}
-    points = {label: [[np.mean(photo["photo"]), np.mean(art["art"])]]
-              for label, (photo, art) in found.items() if photo["photo"] and art["art"]}
+    models = {"scratch": (original, [original])}  # measured on art, on photographs
+    models |= {row: (numbers[row, "adapted"], [numbers[row, "adapted"], numbers[row, "adapter off"]])
+               for row in STRATEGIES}
+    points = {row: [(np.mean(photos["photo"]), np.mean(art["art"])) for photos in measured if photos["photo"]]
+              for row, (art, measured) in models.items() if art["art"]}
     if points:
         draw_chart(points, "AP on photographs", "AP on art").save(path)
 
