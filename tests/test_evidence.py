@@ -80,7 +80,8 @@ def test_alignment_has_a_table_and_a_picture_of_the_weights_once_a_row_is_finish
             ("source only", "student", "teacher"), {"mean": pck, "mean at 0.2": 0.9})))
     numbers = evidence.collect(args, rows)
     evidence.draw_sensitivity(numbers, path)
-    assert Image.open(path).size == (480, 480)
+    with Image.open(path) as picture:
+        assert picture.size == (480, 480)
     evidence.print_alignment(numbers)
     printed = capsys.readouterr().out
     assert "| source only | 2 | 0.505 ± 0.007 |  | 0.900 ± 0.000 |" in printed
