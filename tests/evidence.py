@@ -211,7 +211,8 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
     draw, values = ImageDraw.Draw(picture), np.concatenate([np.array(points) for points in lines.values()])
     low = np.floor(20 * values.min(0) - 0.2) / 20
     high = np.maximum(np.ceil(20 * values.max(0) + 0.2) / 20, low + 0.05)
-    marks = [np.arange(a, b + 0.01, 0.05 * math.ceil((b - a) / 0.4)) for a, b in zip(low, high)]  # at most nine
+    steps = [next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if b - a < 9 * step) for a, b in zip(low, high)]
+    marks = [np.arange(a, b + step / 2, step) for a, b, step in zip(low, high, steps)]  # round numbers, nine at most
     left, top, right, bottom = 50, 20, side - 20, side - 40
 
     def place(point):
@@ -229,7 +230,9 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
         for point in points:
             x, y = place(point)
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), color)
-        draw.text((x, y - 8), label, color, anchor="ls" if x < left + 0.7 * (right - left) else "rs")
+        falls = len(points) > 1 and points[-2][1] > points[-1][1]  # then the line is above its end, its label below
+        anchor = ("l" if x < left + 0.7 * (right - left) else "r") + ("a" if falls else "s")
+        draw.text((x, y + (8 if falls else -8)), label, color, anchor=anchor)
     draw.text((side / 2, side - 8), x_title, "black", anchor="ms")
     draw.text((left + 5, top + 3), y_title, "black")
     return picture
