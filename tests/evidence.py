@@ -278,11 +278,12 @@ def main():
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     _, rows, quick = EXPERIMENTS[args.experiment]
+    options_of = commands(args)
     chosen = [] if args.tables else list(rows)[:quick if args.quick else None]
-    tasks = [(args, row, seed, options) for (row, seed), options in commands(args).items() if row in chosen]
+    tasks = [(args, row, seed, options) for (row, seed), options in options_of.items() if row in chosen]
     with ThreadPoolExecutor(args.jobs) as pool:
         failed = any(list(pool.map(lambda task: run(*task), tasks)))
-    numbers = collect(args, commands(args))
+    numbers = collect(args, options_of)
     print(f"\nEach row is python train.py {common_options(args)} --seed 0 (or 1, 2, ...), and its options:\n")
     if args.experiment == "vlpose":
         print_tuning(numbers)
