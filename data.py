@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Callable
 
@@ -115,7 +116,7 @@ class PoseDataset:
     upright: bool = False  # images are turned as their EXIF orientation says
 
     @property
-    def labelled(self):
+    def annotated(self):
         """Rows of the people that can be trained on and predicted: one person, at least one keypoint, a box."""
         return np.flatnonzero((self.keypoints[:, :, 2] > 0).any(1) & ~self.crowd)
 
@@ -253,6 +254,54 @@ def read_records(path, sections, piece=1 << 20):
                 stream.value()
 
 
+def stream_list(path):
+    stream = JSONStream(path)
+    with stream.file:
+        stream.expect("[")
+        for _ in stream.members("]"):
+            yield stream.value()
+
+
+ID, NUMBER, BOX = ((), int), ((), float), ((4,), float)  # shape and type of a field
+RECORDS_AT_ONCE = 512  # few enough to stay in the processor's cache
+
+
+def column(records, field, kind, name, first=0):
+    """One field of all records as an array (len(records), *shape) of finite numbers; kind is its (shape, type).
+
+    Raises DataError for the first record that does not hold them; `first` is the place of records[0] in its list.
+    """
+    shape, dtype = kind
+    try:
+        values = np.array([record[field] for record in records])
+        if values.dtype.kind in "biuf" and values.shape[1:] == shape and np.isfinite(values).all():
+            if dtype is float or (values == values.astype(int)).all():
+                return values.astype(dtype, copy=False)
+    except (KeyError, TypeError, ValueError):
+        pass
+    if len(records) > 1:  # which of them is it?
+        return np.concatenate([column([record], field, kind, name, first + i) for i, record in enumerate(records)])
+    record = records[0] if isinstance(records[0], dict) else {}
+    ids = "".join(f", {key} {record[key]}" for key in ("id", "image_id") if key in record)
+    expected = f"{shape[0] if shape else 'one'} {'integer' if dtype is int else 'finite number'}{'s' * bool(shape)}"
+    found = repr(record[field]) if field in record else "nothing"
+    if isinstance(record.get(field), list):
+        odd = [value for value in record[field] if not (isinstance(value, (int, float)) and abs(value) < np.inf)]
+        found = f"{len(record[field])} values" + (f", among them {odd[0]!r}" if odd else "")
+    raise DataError(f"{name} {first}{ids}: expected {expected} in '{field}', found {found:.80}")
+
+
+def read_columns(records, kinds, name):
+    """Any number of records -> {field: array}, in batches: as Python objects they need several times the memory."""
+    records, first = iter(records), 0
+    parts = {field: [np.zeros((0, *shape), dtype)] for field, (shape, dtype) in kinds.items()}
+    while batch := list(islice(records, RECORDS_AT_ONCE)):
+        for field, kind in kinds.items():
+            parts[field].append(column(batch, field, kind, name, first))
+        first += len(batch)
+    return {field: np.concatenate(parts.pop(field)) for field in kinds}
+
+
 NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama", "movie"})  # the others are artificial
 
 
@@ -340,7 +389,7 @@ def locate_images(path, file_names, folders):
 def check_people(path, dataset):
     """People that will be trained on must have finite keypoints and a box with an area."""
     used = np.zeros(len(dataset.ids), bool)
-    used[dataset.labelled] = True
+    used[dataset.annotated] = True
     boxes = dataset.boxes
     finite = np.isfinite(dataset.keypoints).all((1, 2)) & np.isfinite(boxes).all(1) & np.isfinite(dataset.areas)
     problems = {

@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from glob import glob
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 
@@ -21,20 +21,18 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from data import (COCO17, SKELETONS, Crops, DataError, JSONStream, PoseDataset, cache_folder, crop_matrix, crop_width,
-                  decode_heatmaps, domain_of, invert_matrix, load_dataset, normalize, open_image, read_records,
-                  transform_points, warp_image)
+from data import (BOX, COCO17, ID, NUMBER, SKELETONS, Crops, DataError, PoseDataset, cache_folder, column, crop_matrix,
+                  crop_width, decode_heatmaps, domain_of, invert_matrix, load_dataset, normalize, open_image,
+                  read_columns, read_records, stream_list, transform_points, warp_image)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the OKS from which a detection is right; AP is the mean over these
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
 AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # all, medium, large, in pixels; both ends belong
 MAX_DETECTIONS = 20  # of a cell: the best by score, the others do not count
-BATCH = 512  # JSON records, or pairs, handled at once: few enough to stay in the processor's cache
+BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
 
 # ------------------------------------------------------------------------------------------------------------ reading
-
-ID, NUMBER, BOX = ((), int), ((), float), ((4,), float)  # shape and type of a field
 
 
 @dataclass
@@ -61,42 +59,6 @@ class Detections:
     score: np.ndarray  # (D,)
     points: np.ndarray  # (D, K, 2)
     area: np.ndarray  # (D,)
-
-
-def column(records, field, kind, name, first=0):
-    """One field of all records as an array (len(records), *shape) of finite numbers; kind is its (shape, type).
-
-    Raises DataError for the first record that does not hold them; `first` is the place of records[0] in its list.
-    """
-    shape, dtype = kind
-    try:
-        values = np.array([record[field] for record in records])
-        if values.dtype.kind in "biuf" and values.shape[1:] == shape and np.isfinite(values).all():
-            if dtype is float or (values == values.astype(int)).all():
-                return values.astype(dtype, copy=False)
-    except (KeyError, TypeError, ValueError):
-        pass
-    if len(records) > 1:  # which of them is it?
-        return np.concatenate([column([record], field, kind, name, first + i) for i, record in enumerate(records)])
-    record = records[0] if isinstance(records[0], dict) else {}
-    ids = "".join(f", {key} {record[key]}" for key in ("id", "image_id") if key in record)
-    expected = f"{shape[0] if shape else 'one'} {'integer' if dtype is int else 'finite number'}{'s' * bool(shape)}"
-    found = repr(record[field]) if field in record else "nothing"
-    if isinstance(record.get(field), list):
-        odd = [value for value in record[field] if not (isinstance(value, (int, float)) and abs(value) < np.inf)]
-        found = f"{len(record[field])} values" + (f", among them {odd[0]!r}" if odd else "")
-    raise DataError(f"{name} {first}{ids}: expected {expected} in '{field}', found {found:.80}")
-
-
-def read_columns(records, kinds, name):
-    """Any number of records -> {field: array}, in batches: as Python objects they need several times the memory."""
-    records, first = iter(records), 0
-    parts = {field: [np.zeros((0, *shape), dtype)] for field, (shape, dtype) in kinds.items()}
-    while batch := list(islice(records, BATCH)):
-        for field, kind in kinds.items():
-            parts[field].append(column(batch, field, kind, name, first))
-        first += len(batch)
-    return {field: np.concatenate(parts.pop(field)) for field in kinds}
 
 
 def cells(table, image_ids, category_ids):
@@ -165,14 +127,6 @@ def read_detections(results, people):
     rank = np.arange(len(order)) - np.searchsorted(cell[order], cell[order])
     order, rank = order[rank < MAX_DETECTIONS], rank[rank < MAX_DETECTIONS]
     return Detections(cell[order], rank, table["score"][order], points[order], (width * height)[order])
-
-
-def stream_list(path):
-    stream = JSONStream(path)
-    with stream.file:
-        stream.expect("[")
-        for _ in stream.members("]"):
-            yield stream.value()
 
 
 def is_path(source):
@@ -470,7 +424,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         raise DataError(f"{dataset.name}: {joints} keypoints, but the model predicts {model.num_keypoints}")
     device, size = next(model.parameters()).device, model.config.image_size
     mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)
-    keys = [(int(row), 0) for row in (dataset.labelled if people is None else people)]
+    keys = [(int(row), 0) for row in (dataset.annotated if people is None else people)]
     batches = [keys[first:first + batch_size] for first in range(0, len(keys), batch_size)]
     training, results = model.training, []
     model.eval()
@@ -492,9 +446,9 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
 
 
 def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
-    """PCK (`evaluate_pck`) of what `predict` gave, for some rows of `dataset.labelled`; the threshold is a share of the
+    """PCK (`evaluate_pck`) of what `predict` gave, for some rows of `dataset.annotated`; the threshold is a share of the
     crop's height."""
-    people = dataset.labelled[chosen]
+    people = dataset.annotated[chosen]
     poses = np.array([result["keypoints"] for result in results])[chosen]
     predicted, truth = poses.reshape(len(people), len(dataset.skeleton.names), 3), dataset.keypoints[people]
     crop_heights = crop_width(dataset.boxes[people], size) * size[0] / size[1]
@@ -503,7 +457,7 @@ def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, g
 
 def domain_table(dataset, results, size):
     """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave: COCO's AP and PCK@0.05 of the crop's height."""
-    domains = dataset.domains[dataset.image_index[dataset.labelled]]
+    domains = dataset.domains[dataset.image_index[dataset.annotated]]
     return {domain: {"AP": numbers["AP"], "PCK": pck_of_results(dataset, results, size, domains == domain)["mean"]}
             for domain, numbers in evaluate_domains(dataset.to_coco(), results, dataset.skeleton.sigmas).items()
             if (domains == domain).any()}
@@ -748,10 +702,10 @@ def evaluate_checkpoint(args):
     model, about = load_model(args.checkpoint)
     model.to(args.device)
     dataset = load_dataset(args.data, args.split, args.cache)
-    if not len(dataset.labelled):
+    if not len(dataset.annotated):
         raise DataError(f"{args.data}: expected labelled people in split {args.split!r}, found none")
     texts = load_texts(model, about, args, dataset.domains)
-    boxed, people, box_scores = dataset, dataset.labelled, None
+    boxed, people, box_scores = dataset, dataset.annotated, None
     if args.boxes:
         image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
         rows, boxes, box_scores = read_boxes(args.boxes, image_rows)

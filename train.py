@@ -32,8 +32,8 @@ from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, f
                   run_model, true_pose, usable_device)
 from uda import (GENTLE_VIEWS, LossWeights, MultiLevelAlignment, PoseNet, StyleTransfer, Views, load_trunk, look,
                  supervised_loss)
-from vlpose import (DECODERS, MATCHERS, VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, load_strictly,
-                    load_vitpose, load_weights, reading, save_checkpoint)
+from vlpose import (DECODERS, MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_strictly,
+                    load_pose_model, load_weights, reading, save_checkpoint)
 
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
 VERSION = "training-1"  # a new number whenever training changes, so that a cached model is not taken for a new one
@@ -166,7 +166,7 @@ def fit_or_find(stage, model, objective, data, recipe, run, also=()):
     path = run.cache / f"{stage}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
     if path.exists():
         print(f"{stage} model: {path} (trained before)")
-        pose.load_state_dict(load_vitpose(path).state_dict())
+        pose.load_state_dict(load_pose_model(path).state_dict())
         return
     fit(stage, model, objective, data, recipe, run)
     run.cache.mkdir(parents=True, exist_ok=True)
@@ -257,15 +257,15 @@ def domain_set(spec, split, kind, options):
 
 def say_people(spec, kind, dataset):
     """One line on what there is to train on."""
-    skipped = len(dataset.ids) - len(dataset.labelled)
-    print(f"{spec}: {len(dataset.labelled)} people in {len(dataset.files)} {kind} images to train on"
+    skipped = len(dataset.ids) - len(dataset.annotated)
+    print(f"{spec}: {len(dataset.annotated)} people in {len(dataset.files)} {kind} images to train on"
           + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
 
 
 def training_set(spec, kind, options):
     """The images to train on."""
     dataset = domain_set(spec, "train", kind, options)
-    if not len(dataset.labelled):
+    if not len(dataset.annotated):
         domains = np.unique(load_dataset(spec, "train", options.cache).domains).tolist()
         raise DataError(f"{spec}: expected labelled people in {kind} images to train on; its domains are {domains[:8]}")
     say_people(spec, kind, dataset)
@@ -287,7 +287,7 @@ def starting_model(options):
     """The model of --weights or --init, or a new one of --size."""
     torch.manual_seed(options.seed)
     given = options.weights or options.init
-    base = load_vitpose(given) if given else ViTPose(VIT_CONFIGS[options.size])
+    base = load_pose_model(given) if given else PoseModel(VIT_CONFIGS[options.size])
     if base.num_keypoints != len(COCO17.names):
         raise DataError(f"{given}: expected {len(COCO17.names)} keypoints, found {base.num_keypoints}")
     return base.to(options.device)
@@ -300,7 +300,7 @@ def train_base(base, dataset, options, run):
     torch.manual_seed(options.seed)
     crops = Crops(dataset, base.config.image_size, augmentation_for(base.config, options)[0])
     fit_or_find("base", base, lambda batch: heatmap_loss(base, batch, dataset, None, recipe.bf16),
-                [(crops, dataset.labelled)], recipe, run)
+                [(crops, dataset.annotated)], recipe, run)
 
 
 def model_to_tune(base, text_dim, options):
@@ -332,7 +332,7 @@ def adapt(base, dataset, texts, options, run):
         crops = Crops(dataset, base.config.image_size, augmentation_for(base.config, options)[0])
         read = texts if isinstance(model, VLPose) else None
         fit("adapt", model, lambda batch: heatmap_loss(model, batch, dataset, read, recipe.bf16),
-            [(crops, dataset.labelled)], recipe, run)
+            [(crops, dataset.annotated)], recipe, run)
     return model
 
 
@@ -342,7 +342,7 @@ def train_vlpose(options):
     artificial = training_set(options.target, "artificial", options)
     validation = [domain_set(options.source, "val", "natural", options),
                   domain_set(options.target, "val", "artificial", options)]
-    validation = [dataset for dataset in validation if len(dataset.labelled)]
+    validation = [dataset for dataset in validation if len(dataset.annotated)]
     if not validation:
         raise DataError(f"{options.source}, {options.target}: expected labelled people to validate on, found none")
     domains = np.unique(np.concatenate([dataset.domains for dataset in (artificial, *validation)])).tolist()
@@ -385,9 +385,9 @@ def one_of_each_domain(validation, results):
     """A person of each domain as the annotators, the original model and the adapted model see them, to draw."""
     people = []
     for number, dataset in enumerate(validation):
-        domains, places = np.unique(dataset.domains[dataset.image_index[dataset.labelled]], return_index=True)
+        domains, places = np.unique(dataset.domains[dataset.image_index[dataset.annotated]], return_index=True)
         for domain, place in zip(domains, places):
-            row = dataset.labelled[place]
+            row = dataset.annotated[place]
             poses = {label: np.reshape(results[label][number][place]["keypoints"], (-1, 3))
                      for label in ("original", "adapted")}
             people.append((domain, dataset, row, {"truth": true_pose(dataset, row)} | poses))
@@ -419,7 +419,7 @@ def new_student(options, skeleton):
     torch.manual_seed(options.seed)
     size, keypoints = tuple(options.image_size) if options.image_size else None, len(skeleton.names)
     if options.weights:
-        pose = load_vitpose(options.weights, size)
+        pose = load_pose_model(options.weights, size)
         if pose.num_keypoints != keypoints:
             raise DataError(f"{options.weights}: expected {keypoints} keypoints, as the target has, "
                             f"found {pose.num_keypoints}")
@@ -427,11 +427,11 @@ def new_student(options, skeleton):
     else:
         config = VIT_CONFIGS[options.size]
         size = size or ((256, 256) if config.trunk else config.image_size)
-        pose = ViTPose(replace(config, image_size=size, sigma=options.sigma or config.sigma), keypoints)
+        pose = PoseModel(replace(config, image_size=size, sigma=options.sigma or config.sigma), keypoints)
         if options.init and config.trunk:
             load_trunk(pose, options.init)
         elif options.init:
-            backbone = load_vitpose(options.init, size).backbone
+            backbone = load_pose_model(options.init, size).backbone
             load_strictly(pose.backbone, backbone.state_dict(), options.init)
     return PoseNet(pose).to(options.device)
 
@@ -456,14 +456,14 @@ def read_domains(options):
     labelled = load_dataset(options.target, "train", options.cache)
     target = labelled.unlabelled()
     source = with_skeleton(load_dataset(options.source, "train", options.cache), test.skeleton)
-    enough = {"--source": (options.source, len(source.labelled)), "--target": (options.target, len(target.ids))}
+    enough = {"--source": (options.source, len(source.annotated)), "--target": (options.target, len(target.ids))}
     if options.oracle:
-        enough["--oracle"] = options.target, len(labelled.labelled)
+        enough["--oracle"] = options.target, len(labelled.annotated)
     for option, (spec, people) in enough.items():
         if people < options.batch_size:
             raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, "
                             f"found {people}")
-    if not len(test.labelled):
+    if not len(test.annotated):
         raise DataError(f"--target {options.target}: expected labelled people to test on, found none")
     say_people(options.source, "source", source)
     print(f"{options.target}: {len(target.ids)} people in {len(target.files)} target images, their labels unread")
@@ -525,7 +525,7 @@ def train_uda(options):
     student = new_student(options, test.skeleton)
     stylist = new_stylist(options) if options.image_level else None
     size, (augmentation, _) = student.config.image_size, augmentation_for(student.config, options)
-    sources = Crops(source, size, augmentation), source.labelled
+    sources = Crops(source, size, augmentation), source.annotated
     targets = Crops(target, size), np.arange(len(target.ids))
     stage1 = Recipe(options.supervised_steps, options.batch_size, options.lr, options.seed, options.bf16)
     stage2 = Recipe(options.steps, options.batch_size, options.adapt_lr, options.seed, options.bf16)
@@ -544,7 +544,7 @@ def train_uda(options):
     models = {"source only": source_only, "student": student, "teacher": teacher}
     if options.oracle:
         models["oracle"] = copy.deepcopy(source_only)
-        data = [(Crops(labelled, size, augmentation), labelled.labelled)]
+        data = [(Crops(labelled, size, augmentation), labelled.annotated)]
         train_supervised("oracle", models["oracle"], None, data, stage2, options, run)
 
     for name, model in models.items():
@@ -583,8 +583,8 @@ def compare_students(models, test, run):
 
     sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # `confidence_mask`, of all test images
     people = []
-    for place in np.linspace(0, len(test.labelled) - 1, PREVIEWS).astype(int):
-        row, labels = test.labelled[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
+    for place in np.linspace(0, len(test.annotated) - 1, PREVIEWS).astype(int):
+        row, labels = test.annotated[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
         people.append((Path(test.files[test.image_index[row]]).name, test, row, {
             "truth": true_pose(test, row), "source only": poses["source only"][place],
             "pseudo-labels": labels, "teacher": poses["teacher"][place]}))

@@ -27,7 +27,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from data import MEAN, STD, encode_heatmaps, normalize, transform_points
-from vlpose import VIT_CONFIGS, ViTPose, load_strictly, load_weights, reading
+from vlpose import VIT_CONFIGS, PoseModel, load_strictly, load_weights, reading
 
 # ------------------------------------------------------------------------------------------------------- the student
 
@@ -61,7 +61,7 @@ class PoseResNet(PoseNet):
     def __init__(self, name="resnet101", num_keypoints=16, weights=None, image_size=(256, 256), sigma=2.0):
         if name not in RESNETS:
             raise ValueError(f"network: expected one of {', '.join(RESNETS)}, not {name!r}")
-        super().__init__(ViTPose(replace(VIT_CONFIGS[name], image_size=image_size, sigma=sigma), num_keypoints))
+        super().__init__(PoseModel(replace(VIT_CONFIGS[name], image_size=image_size, sigma=sigma), num_keypoints))
         if weights:
             load_trunk(self.pose, weights)
 

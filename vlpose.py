@@ -208,7 +208,7 @@ class HeatmapHead(nn.Module):
         return self.predictor(self.block2(self.block1(features)))
 
 
-class ViTPose(nn.Module):
+class PoseModel(nn.Module):
     """Top-down pose estimator (arXiv 2204.12484): images (B, 3, H, W), one person each -> heatmaps (B, K, H/4, W/4)."""
 
     def __init__(self, config, num_keypoints=17):
@@ -807,7 +807,7 @@ def load_model(path_or_name, image_size=None):
         image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
         if image_size != config.image_size and not config.trunk:
             state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)
-        model = ViTPose(replace(config, image_size=image_size), keypoints)
+        model = PoseModel(replace(config, image_size=image_size), keypoints)
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(untrained)}
         if own and "adapter" in contents:
             model = VLPose(model, **contents["options"])
@@ -815,7 +815,7 @@ def load_model(path_or_name, image_size=None):
         return load_strictly(model, state, path).eval(), contents["about"] if own else {}
 
 
-def load_vitpose(path_or_name, image_size=None):
+def load_pose_model(path_or_name, image_size=None):
     """The ViTPose in a file: in that of a VLPose, the original model. Otherwise like `load_model`."""
     model, _ = load_model(path_or_name, image_size)
     return getattr(model, "base", model).requires_grad_(True)

@@ -11,7 +11,7 @@ import time
 import torch
 from evidence import STRATEGIES, VARIANTS  # first: it makes the modules beside tests/ importable
 from train import Recipe, model_to_tune, parameter_groups, parse_options
-from vlpose import CLIP_TEXT_CONFIGS, VIT_CONFIGS, ViTPose, VLPose
+from vlpose import CLIP_TEXT_CONFIGS, VIT_CONFIGS, PoseModel, VLPose
 
 ROUNDS = 15
 
@@ -35,7 +35,7 @@ def ratio(rounds, row, other):
 def main(size="tiny", batch="16"):
     torch.manual_seed(0)
     config, batch, text_dim = VIT_CONFIGS[size], int(batch), CLIP_TEXT_CONFIGS["random"].embed_dim
-    base = ViTPose(config)
+    base = PoseModel(config)
     height, width = config.image_size
     images, texts = torch.randn(batch, 3, height, width), torch.randn(batch, 1, text_dim)
     target = torch.rand(batch, base.num_keypoints, height // 4, width // 4)

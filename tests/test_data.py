@@ -46,7 +46,7 @@ def test_a_coco_file_becomes_arrays(tmp_path):
     dataset = load_dataset(f"coco:{path}", "all")
     assert dataset.keypoints.shape == (3, 17, 3) and dataset.files == [str(tmp_path / "a.jpg")]
     assert dataset.boxes[0].tolist() == [5, 5, 40, 50] and dataset.areas[0] == 900
-    assert dataset.labelled.tolist() == [0]  # neither the crowd nor the person without keypoints
+    assert dataset.annotated.tolist() == [0]  # neither the crowd nor the person without keypoints
     assert dataset.to_coco()["annotations"][0] == person()
 
 
@@ -159,7 +159,7 @@ def test_a_single_file_is_divided_between_training_and_validation(real):
 def test_human_art_is_read_with_its_own_field_names_and_paths(real):
     dataset = load_dataset(f"humanart:{real / 'humanart'}", "all")
     assert sorted(dataset.domains) == ["acrobatics", "digital art", "garage kits"]
-    assert len(dataset.labelled) == 4 and all(Path(file).is_file() for file in dataset.files)
+    assert len(dataset.annotated) == 4 and all(Path(file).is_file() for file in dataset.files)
 
 
 # -------------------------------------------------------------------------------------------------- images and crops

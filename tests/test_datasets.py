@@ -95,7 +95,7 @@ def test_an_unlabelled_target_shows_boxes_and_no_keypoint(real):
     target = coco.unlabelled()
     assert target.ids.tolist() == coco.ids[2:].tolist() and (target.boxes == coco.boxes[2:]).all()
     assert target.keypoints.shape == (len(coco.ids) - 2, 17, 3) and not target.keypoints.any()
-    assert coco.keypoints.any() and len(target.labelled) == 0
+    assert coco.keypoints.any() and len(target.annotated) == 0
     crop = Crops(target, (64, 64))[len(target.ids) - 1, 0]
     assert crop["image"].any() and not crop["visible"].any()
 
@@ -122,7 +122,7 @@ def test_lsp_has_a_thousand_images_to_train_on_and_a_thousand_others_to_test_on(
     assert parts[1].files[0].endswith("im1001.jpg") and set(parts[0].domains) == {"photo"}
     train, val, both = parts
     assert (np.concatenate([train.keypoints, val.keypoints]) == both.keypoints).all()
-    assert (both.skeleton.names == BODY16.names) and len(both.labelled) == 2000
+    assert (both.skeleton.names == BODY16.names) and len(both.annotated) == 2000
     # Flag 1 is an occluded joint: 2044 of them, and 2 more labels lie outside their images.
     assert [int((both.keypoints[:, :, 2] == v).sum()) for v in (0, 1, 2)] == [4002, 2044, 25954]
     assert np.allclose(both.keypoints[0, [0, 10, 9]], [[29.746, 143.345, 2], [24.523, 52.935, 2], [38.988, 15.566, 2]],

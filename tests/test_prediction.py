@@ -10,7 +10,7 @@ from PIL import Image
 
 from data import COCO17, Crops, draw_figures, encode_heatmaps, load_dataset
 from eval import domain_table, draw_curves, draw_pose, draw_sheet, evaluate_oks, main, predict, true_pose
-from vlpose import VIT_CONFIGS, ViTPose, VLPose, encode_sentences, load_clip_text, save_checkpoint
+from vlpose import VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]
 
@@ -23,7 +23,7 @@ def figures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
-    model = VLPose(ViTPose(CONFIG), 128)
+    model = VLPose(PoseModel(CONFIG), 128)
     torch.nn.init.normal_(model.predictor.weight, std=0.1)  # so that the adapter makes a difference
     path = tmp_path_factory.mktemp("model") / "model.pth"
     save_checkpoint(path, model, text_weights="random", template="a photo of a {domain} character")
@@ -36,7 +36,7 @@ class Oracle(torch.nn.Module):
     def __init__(self, dataset):
         super().__init__()
         self.config, self.weight = CONFIG, torch.nn.Parameter(torch.zeros(1))
-        crops = [Crops(dataset, CONFIG.image_size)[int(row), 0] for row in dataset.labelled]
+        crops = [Crops(dataset, CONFIG.image_size)[int(row), 0] for row in dataset.annotated]
         self.answers, self.asked = [encode(crop["keypoints"], crop["visible"]) for crop in crops], 0
 
     def forward(self, images):
@@ -63,22 +63,22 @@ def test_true_heatmaps_give_a_perfect_score_with_and_without_the_flip_test(figur
 def test_without_text_vlpose_predicts_what_its_base_predicts(figures):
     dataset = load_dataset(f"figures:{figures}", "val")
     torch.manual_seed(0)
-    model = VLPose(ViTPose(CONFIG), 128)
+    model = VLPose(PoseModel(CONFIG), 128)
     texts = encode_sentences(load_clip_text("random"), {domain: domain for domain in dataset.domains.tolist()})
     assert predict(model, dataset) == predict(model.base, dataset) != predict(model, dataset, texts)
 
 
 def test_a_single_person_is_predicted_as_in_a_batch(figures):
     dataset = load_dataset(f"figures:{figures}", "val")
-    model = ViTPose(CONFIG)
-    alone, first = predict(model, dataset, people=dataset.labelled[:1]), predict(model, dataset)[0]
+    model = PoseModel(CONFIG)
+    alone, first = predict(model, dataset, people=dataset.annotated[:1]), predict(model, dataset)[0]
     assert len(alone) == 1 and np.allclose(alone[0]["keypoints"], first["keypoints"], atol=1e-3)
 
 
 def test_prediction_leaves_the_model_in_the_mode_it_found(figures):
     dataset = load_dataset(f"figures:{figures}", "val")
-    model = ViTPose(CONFIG).train()
-    predict(model, dataset, people=dataset.labelled[:2])
+    model = PoseModel(CONFIG).train()
+    predict(model, dataset, people=dataset.annotated[:2])
     assert model.training
 
 
@@ -103,7 +103,7 @@ def test_uncertain_keypoints_are_left_out_and_poses_may_leave_the_picture():
 def test_sheets_and_curves_have_a_place_for_everything(figures):
     dataset = load_dataset(f"figures:{figures}", "val")
     results = predict(Oracle(dataset), dataset, flip=False)
-    row, pose = dataset.labelled[0], np.reshape(results[0]["keypoints"], (-1, 3))
+    row, pose = dataset.annotated[0], np.reshape(results[0]["keypoints"], (-1, 3))
     person = "photo", dataset, row, {"truth": true_pose(dataset, row), "predicted": pose}
     assert draw_sheet([person] * 3, side=64).size == (3 * 64, 2 * 64 + 18)
     history = [{"stage": stage, "step": step, "loss": worst / step, "pck": pck}
@@ -172,7 +172,7 @@ def test_a_photo_that_the_camera_held_sideways_is_turned_upright(figures, checkp
 
 @pytest.mark.parametrize("keypoints", [16, 14, 18])
 def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, keypoints):
-    save_checkpoint(tmp_path / "model.pth", ViTPose(CONFIG, keypoints))
+    save_checkpoint(tmp_path / "model.pth", PoseModel(CONFIG, keypoints))
     picture = str(next((figures / "images" / "photo").iterdir()))
     assert main(["--checkpoint", str(tmp_path / "model.pth"), "--images", picture, "--out", str(tmp_path / "out"),
                  "--device", "cpu"]) == 0
@@ -192,7 +192,7 @@ def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, k
     (["--checkpoint", "{strange}", "--images", "{picture}", "--out", "out"], "found 5"),
 ])
 def test_bad_input_is_one_line_and_exit_status_2(figures, checkpoint, tmp_path, capsys, arguments, words):
-    save_checkpoint(tmp_path / "strange.pth", ViTPose(CONFIG, 5))
+    save_checkpoint(tmp_path / "strange.pth", PoseModel(CONFIG, 5))
     paths = SimpleNamespace(
         strange=tmp_path / "strange.pth", text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json",
         nobody=tmp_path / "nobody.json", picture=next((figures / "images" / "photo").iterdir()))

@@ -12,7 +12,7 @@ import train
 import uda
 from data import COCO17, draw_figures, load_dataset
 from train import Recipe, batch_keys, learning_rate, main, parameter_groups
-from vlpose import VIT_CONFIGS, ViTPose, load_model
+from vlpose import VIT_CONFIGS, PoseModel, load_model
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_learning_rate_warms_up_and_falls_twice():
 
 
 def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slowly():
-    model = ViTPose(VIT_CONFIGS["tiny"])
+    model = PoseModel(VIT_CONFIGS["tiny"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, Recipe(1, 1, 1.0, 0, False, layer_decay=0.5))
     settings = {names[id(parameter)]: group for group in groups for parameter in group["params"]}

@@ -19,7 +19,7 @@ from uda import (GENTLE_VIEWS, DomainDiscriminator, LossWeights, MultiLevelAlign
                  StyleTransfer, Views, adain, adversarial_loss, confidence_mask, consistency_loss, ema_update,
                  information_maximization_loss, invert_affine, jitter_color, make_teacher, occlude, peaks,
                  random_affine, rectify, resize_affine, reverse_gradient, supervised_loss, warp)
-from vlpose import ViTConfig, ViTPose, WeightsError, cache_folder, load_vitpose, save_checkpoint
+from vlpose import ViTConfig, PoseModel, WeightsError, cache_folder, load_pose_model, save_checkpoint
 
 VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), head_dim=16, sigma=1.0)
 SIMPLE = ViTConfig(32, 2, 4, 0.5, 0, 1.0, image_size=(64, 64), head_dim=0)
@@ -67,7 +67,7 @@ def test_a_resnet_becomes_three_deconvolutions_of_256_channels_and_a_quiet_predi
 @torch.no_grad()
 @pytest.mark.parametrize("config", [VIT, SIMPLE, None], ids=["ViT", "ViT with the simple decoder", "ResNet"])
 def test_the_features_of_every_student_are_what_its_heatmaps_are_made_of(config, resnet):
-    student = (PoseNet(ViTPose(config, 5)) if config else resnet).eval()
+    student = (PoseNet(PoseModel(config, 5)) if config else resnet).eval()
     images = torch.randn(2, 3, 64, 64)
     heatmaps, features = student(images)
     predictor = student.pose.head.predictor
@@ -98,7 +98,7 @@ def test_a_students_pose_predicts_and_is_saved_like_any_other_vitpose(tmp_path, 
                           np.array([figure.box], float), np.array([figure.area]), np.array([False]))
     save_checkpoint(tmp_path / "model.pth", resnet.pose)
     before = predict(resnet.pose, dataset)
-    assert len(before) == 1 and before == predict(load_vitpose(tmp_path / "model.pth"), dataset)
+    assert len(before) == 1 and before == predict(load_pose_model(tmp_path / "model.pth"), dataset)
 
 
 def test_the_supervised_loss_is_the_mean_of_half_the_weighted_squares(heatmaps):
@@ -525,7 +525,7 @@ def test_the_teacher_gathers_the_statistics_of_what_it_sees_itself():
 
 @torch.no_grad()
 def test_the_teachers_labels_are_not_noisy_though_the_students_drop_path_is():
-    student = PoseNet(ViTPose(SIMPLE, 5)).train()
+    student = PoseNet(PoseModel(SIMPLE, 5)).train()
     nn.init.normal_(student.pose.head.predictor.weight)
     teacher, images = make_teacher(student), torch.randn(2, 3, 64, 64)
     assert torch.equal(teacher(images)[0], teacher(images)[0])
@@ -558,7 +558,7 @@ def step():
 
 def aligned(occlusion=0.0, taught=None, **weights):
     torch.manual_seed(0)
-    student = PoseNet(ViTPose(VIT, K))
+    student = PoseNet(PoseModel(VIT, K))
     nn.init.normal_(student.pose.head.predictor.weight, std=0.1)
     views = replace(GENTLE_VIEWS, occlusion=occlusion, patch=0.15)
     return MultiLevelAlignment(student, replace(NONE, **weights), views, decay=0.9, taught=taught).train()
@@ -661,7 +661,7 @@ def test_joints_that_the_source_does_not_label_are_not_guessed_at(step):
 
 @pytest.mark.parametrize("size", [(32, 32), (256, 32)])
 def test_small_and_narrow_images_are_enough(size):
-    student = PoseNet(ViTPose(replace(VIT, image_size=size), K))
+    student = PoseNet(PoseModel(replace(VIT, image_size=size), K))
     labels, labelled = torch.rand(2, K, size[0] // 4, size[1] // 4), torch.ones(2, K)
     loss, _ = MultiLevelAlignment(student)(torch.rand(2, 3, *size), labels, labelled, torch.rand(2, 3, *size))
     assert torch.isfinite(loss)

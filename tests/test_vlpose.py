@@ -6,7 +6,7 @@ from torch import nn
 
 import vlpose
 from vlpose import (CLIP_TEXT_CONFIGS, DECODERS, VIT_CONFIGS, CLIPText, CLIPTokenizer, QuickGELU, RelationMatcher,
-                    ViTConfig, ViTPose, VLPose, WeightsError, encode_sentences, load_clip_text)
+                    ViTConfig, PoseModel, VLPose, WeightsError, encode_sentences, load_clip_text)
 
 TINY = ViTConfig(64, 3, 4, 0.2, 5, 0.8, image_size=(64, 48), head_dim=32)
 B, TEXT = 2, 24
@@ -25,7 +25,7 @@ def randomise(module, seed=0):
 
 @pytest.fixture
 def base():
-    return randomise(ViTPose(TINY))
+    return randomise(PoseModel(TINY))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def text():
 @pytest.mark.parametrize("size, millions", [("small", 24.3), ("base", 90.0), ("large", 308.5), ("huge", 637.2)])
 def test_the_public_sizes_have_the_published_number_of_parameters(size, millions):
     with torch.device("meta"):
-        model = ViTPose(VIT_CONFIGS[size])
+        model = PoseModel(VIT_CONFIGS[size])
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.1)
 
@@ -52,7 +52,7 @@ def test_the_public_sizes_have_the_published_number_of_parameters(size, millions
 def test_heatmaps_have_a_quarter_of_the_images_size(size):
     config = VIT_CONFIGS[size]
     with torch.device("meta"):
-        heatmaps = ViTPose(config, num_keypoints=13).eval()(torch.empty(1, 3, *config.image_size))
+        heatmaps = PoseModel(config, num_keypoints=13).eval()(torch.empty(1, 3, *config.image_size))
     assert heatmaps.shape == (1, 13, config.image_size[0] // 4, config.image_size[1] // 4)
 
 
@@ -235,7 +235,7 @@ def test_at_first_the_relation_leaves_the_frozen_decoder_alone_but_feeds_the_ext
 @pytest.mark.parametrize("size, share", [("base", 0.079), ("large", 0.034), ("huge", 0.022)])
 def test_the_adapter_is_a_small_share_of_a_large_model(size, share):
     with torch.device("meta"):
-        base = ViTPose(VIT_CONFIGS[size])
+        base = PoseModel(VIT_CONFIGS[size])
         whole, model = sum(tensor.numel() for tensor in base.parameters()), VLPose(base, 512)
     trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
     assert trained / whole == pytest.approx(share, abs=1e-3)
@@ -259,7 +259,7 @@ def test_the_adapter_alone_turns_another_copy_of_the_base_into_the_same_model(de
     model = randomise(VLPose(base, TEXT, decoder), seed=1)
     state = model.adapter_state_dict()
     assert not any(name.startswith("base") for name in state)
-    copy = VLPose(randomise(ViTPose(TINY)), TEXT, decoder)
+    copy = VLPose(randomise(PoseModel(TINY)), TEXT, decoder)
     copy.load_adapter(state)
     assert torch.equal(copy.eval()(images, text), model(images, text))
 

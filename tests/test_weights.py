@@ -22,8 +22,8 @@ import torchvision
 from torch import nn
 
 import vlpose
-from vlpose import (CLIP_TEXT_CONFIGS, DECODERS, PUBLIC_FILES, VIT_CONFIGS, ViTConfig, ViTPose, VLPose, WeightsError,
-                    encode_sentences, load_clip_text, load_model, load_vitpose, load_weights, save_checkpoint)
+from vlpose import (CLIP_TEXT_CONFIGS, DECODERS, PUBLIC_FILES, VIT_CONFIGS, ViTConfig, PoseModel, VLPose, WeightsError,
+                    encode_sentences, load_clip_text, load_model, load_pose_model, load_weights, save_checkpoint)
 
 SMALL = ViTConfig(384, 2, 12, 0.0, 3, 0.8)  # ViTPose-S with two layers
 
@@ -41,7 +41,7 @@ def randomise(module, seed=0):
 
 @pytest.fixture(scope="module")
 def vitpose():
-    return randomise(ViTPose(SMALL))
+    return randomise(PoseModel(SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_heatmaps_are_those_of_transformers_from_its_own_file(dim, simple, crops
     config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=17, use_simple_decoder=simple)
     peer = randomise(transformers.VitPoseForPoseEstimation(config))
     peer.save_pretrained(tmp_path)
-    model = load_vitpose(tmp_path / "model.safetensors")
+    model = load_pose_model(tmp_path / "model.safetensors")
     with torch.no_grad():
         assert relative_error(model(crops), peer(crops).heatmaps) <= 1e-5
     assert (model.config.depth, model.config.head_dim, model.config.image_size) == (3, 0 if simple else 256, (256, 192))
@@ -117,7 +117,7 @@ def test_the_authors_layout_adds_the_class_position_to_every_other(vitpose, crop
     row = torch.randn(1, 1, 384)
     state["backbone.pos_embed"] = torch.cat([row, state["backbone.pos_embed"] - row], dim=1)
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "authors.pth")
-    assert same_heatmaps(load_vitpose(tmp_path / "authors.pth"), vitpose, crops)
+    assert same_heatmaps(load_pose_model(tmp_path / "authors.pth"), vitpose, crops)
 
 
 @pytest.mark.parametrize("class_token", [False, True])
@@ -128,13 +128,13 @@ def test_mmposes_layout_has_no_class_position_or_one_that_is_not_used(class_toke
         state["backbone.pos_embed"] = torch.cat([torch.randn(1, 1, 384), state["backbone.pos_embed"]], dim=1)
     torch.save({"meta": {"sigmas": np.ones(17), "cfg": "..."}, "state_dict": collections.OrderedDict(state)},
                tmp_path / "mmpose.pth", _use_new_zipfile_serialization=False)
-    assert same_heatmaps(load_vitpose(tmp_path / "mmpose.pth"), vitpose, crops)
+    assert same_heatmaps(load_pose_model(tmp_path / "mmpose.pth"), vitpose, crops)
 
 
 @pytest.mark.parametrize("dim, heads, patch", [(384, 12, 16), (1280, 16, 14)], ids=["small", "huge"])
 def test_a_mae_backbone_gets_a_decoder_and_a_table_of_our_shape(dim, heads, patch, tmp_path):
     state = {name.removeprefix("backbone."): tensor for name, tensor in
-             rename(randomise(ViTPose(ViTConfig(dim, 2, heads, 0.0, 3, 0.8))).state_dict(), 1).items()
+             rename(randomise(PoseModel(ViTConfig(dim, 2, heads, 0.0, 3, 0.8))).state_dict(), 1).items()
              if name.startswith("backbone.")}
     for part in ("weight", "bias"):
         state[f"norm.{part}"] = state.pop(f"last_norm.{part}")
@@ -143,7 +143,7 @@ def test_a_mae_backbone_gets_a_decoder_and_a_table_of_our_shape(dim, heads, patc
               "patch_embed.proj.weight": torch.randn(dim, 3, patch, patch)}
     state["pos_embed"][:, 0] = 0
     torch.save({"model": state}, tmp_path / "mae.pth")
-    backbone = load_vitpose(tmp_path / "mae.pth").backbone
+    backbone = load_pose_model(tmp_path / "mae.pth").backbone
     assert backbone.grid == (16, 12) and torch.allclose(backbone.pos_embed, torch.tensor(0.5))
     assert torch.equal(backbone.norm.weight, state["norm.weight"])
     inner = slice((16 - patch) // 2, (16 + patch) // 2)
@@ -155,7 +155,7 @@ def test_another_input_size_stretches_the_positional_table(vitpose, crops, tmp_p
         ramp = torch.linspace(-1, 1, 16)[:, None].expand(16, 12).reshape(1, 192, 1)
         vitpose.backbone.pos_embed[:, :, :1] = ramp
     save_checkpoint(tmp_path / "ours.pth", vitpose)
-    model = load_vitpose(tmp_path / "ours.pth", image_size=(384, 288))
+    model = load_pose_model(tmp_path / "ours.pth", image_size=(384, 288))
     table = model.backbone.pos_embed[0, :, 0].view(24, 18)
     assert torch.allclose(table, table[:, :1], atol=1e-6)  # a ramp still, and as high
     assert (table[2:-2].diff(dim=0) > 0.05).all()
@@ -163,7 +163,7 @@ def test_another_input_size_stretches_the_positional_table(vitpose, crops, tmp_p
     assert model(crops[:, :, :, :].new_zeros(1, 3, 384, 288)).shape == (1, 17, 96, 72)
     assert model.config.image_size == (384, 288)
     with pytest.raises(ValueError, match="multiples of 16"):
-        load_vitpose(tmp_path / "ours.pth", image_size=(250, 192))
+        load_pose_model(tmp_path / "ours.pth", image_size=(250, 192))
 
 
 @pytest.mark.parametrize("change, message", [
@@ -183,7 +183,7 @@ def test_a_tensor_that_does_not_fit_is_named(change, message, vitpose, tmp_path)
     change(state)
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=message) as error:
-        load_vitpose(tmp_path / "other.pth")
+        load_pose_model(tmp_path / "other.pth")
     assert str(error.value).startswith(str(tmp_path / "other.pth")) and "\n" not in str(error.value)
 
 
@@ -195,7 +195,7 @@ def test_torchvisions_networks_are_backbones_as_they_are(name, tmp_path, monkeyp
     (tmp_path / "weights").mkdir()
     torch.save(peer.state_dict(), tmp_path / "weights" / f"{name}.pth")
     monkeypatch.setitem(PUBLIC_FILES, name, (PUBLIC_FILES[name][0], ""))
-    base = load_vitpose(name)
+    base = load_pose_model(name)
     seen = []
     peer.avgpool.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
@@ -306,7 +306,7 @@ def test_a_file_that_is_not_clip_is_refused(vitpose, tmp_path):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_vlpose_comes_back_whole(decoder, tmp_path):
-    crops, base = torch.randn(2, 3, 128, 96), randomise(ViTPose(VIT_CONFIGS["tiny"]))
+    crops, base = torch.randn(2, 3, 128, 96), randomise(PoseModel(VIT_CONFIGS["tiny"]))
     model = randomise(VLPose(base, 8, decoder, num_prompts=2, deep=False, matcher="cross"), seed=2)
     save_checkpoint(tmp_path / "model.pth", model, text_weights="random", template="a {}")
     torch.load(tmp_path / "model.pth", weights_only=True)  # plain containers and tensors alone
@@ -315,11 +315,11 @@ def test_a_vlpose_comes_back_whole(decoder, tmp_path):
     text = torch.randn(2, 1, 8)
     with torch.no_grad():
         assert torch.equal(again(crops, text), model(crops, text)) and torch.equal(again(crops), model(crops))
-        assert torch.equal(load_vitpose(tmp_path / "model.pth")(crops), model(crops))
+        assert torch.equal(load_pose_model(tmp_path / "model.pth")(crops), model(crops))
 
 
 def test_a_simple_decoder_serves_prompts_alone(crops, tmp_path):
-    base = randomise(ViTPose(ViTConfig(384, 2, 12, 0.0, 3, 0.8, head_dim=0)))
+    base = randomise(PoseModel(ViTConfig(384, 2, 12, 0.0, 3, 0.8, head_dim=0)))
     model = randomise(VLPose(base, 8, "baseline"), seed=3)
     save_checkpoint(tmp_path / "model.pth", model)
     again, _ = load_model(tmp_path / "model.pth")
@@ -338,7 +338,7 @@ def test_a_simple_decoder_serves_prompts_alone(crops, tmp_path):
     (lambda contents: contents.update(base=7), "not a tensor"),
 ])
 def test_a_damaged_checkpoint_of_ours_is_one_error(change, message, tmp_path):
-    save_checkpoint(tmp_path / "model.pth", VLPose(ViTPose(SMALL), 8))
+    save_checkpoint(tmp_path / "model.pth", VLPose(PoseModel(SMALL), 8))
     contents = torch.load(tmp_path / "model.pth")
     change(contents)
     torch.save(contents, tmp_path / "model.pth")
@@ -347,7 +347,7 @@ def test_a_damaged_checkpoint_of_ours_is_one_error(change, message, tmp_path):
 
 
 def test_a_checkpoint_replaces_the_old_one_in_one_step(tmp_path, monkeypatch):
-    model = ViTPose(VIT_CONFIGS["tiny"])
+    model = PoseModel(VIT_CONFIGS["tiny"])
     save_checkpoint(tmp_path / "model.pth", model)
     before = (tmp_path / "model.pth").read_bytes()
 
