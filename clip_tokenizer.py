@@ -37,26 +37,6 @@ WORD = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d
                      r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 
 
-def read_merges(path):
-    """The pairs of token ids to merge, in order: pair n becomes token 512 + n. ValueError for a damaged file."""
-    try:
-        lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").splitlines()
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected gzipped UTF-8 text: {error}") from error
-    if len(lines) != NUM_MERGES:
-        raise ValueError(f"{path}: expected {NUM_MERGES} lines, one merge each, found {len(lines)}")
-
-    ids = {token: i for i, token in enumerate(SPELLING + [char + "</w>" for char in SPELLING])}
-    pairs = []
-    for number, line in enumerate(lines, start=1):
-        left, _, right = line.partition(" ")
-        if left not in ids or right not in ids or left + right in ids:
-            raise ValueError(f"{path}, line {number}: expected two known tokens that make a new one, found {line!r}")
-        pairs.append((ids[left], ids[right]))
-        ids[left + right] = len(ids)
-    return pairs
-
-
 class CLIPTokenizer:
     def __init__(self, merges_path=None):
         pairs = read_merges(merges_path or MERGES_PATH)
@@ -100,14 +80,24 @@ class CLIPTokenizer:
         return ids
 
     def merge(self, word):
-        """Byte-pair encode one word (bytes) into ids: the earliest merge first and, of equal ones, the leftmost.
+        """Byte-pair encode one word (bytes) into ids: the earliest merge first; of equal ones, the leftmost.
 
-        A heap of possible merges and a linked list of neighbours take n log n steps; scanning the word again for every
-        merge would take n². What a merge makes is merged later than itself, so the heap pops merges in order.
+        In plain words, with a scan of the whole word for every merge, n² steps for n bytes:
+
+            while True:
+                known = [pair for pair in pairwise(ids) if pair in self.merges]
+                if not known:
+                    return ids
+                first = min(known, key=self.merges.get)    # the earliest merge; of equal ones, the leftmost
+                i = list(pairwise(ids)).index(first)
+                ids[i:i + 2] = [self.merges[first]]
+
+        The code below does the same in n log n steps, with a heap of possible merges and a linked list of neighbours.
+        What a merge makes can only be merged later than itself, so that the heap gives merges in order.
         """
         ids = [BYTE_IDS[byte] for byte in word]
         ids[-1] += 256  # this byte ends the word
-        ids.append(None)  # merges with nothing; as ids[-1] it also stands before the first byte
+        ids.append(None)  # the list's end, which merges with nothing; before the first byte, ids[-1] is the same one
         before, after = list(range(-1, len(word))), list(range(1, len(ids)))
         heap = [(self.merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in self.merges]
         heapify(heap)
@@ -115,7 +105,7 @@ class CLIPTokenizer:
             merged, i = heappop(heap)
             j = after[i]
             if self.merges.get((ids[i], ids[j])) != merged:
-                continue  # an earlier merge took one of the two
+                continue  # an earlier merge has taken one of the two
             ids[i], ids[j] = merged, None
             after[i] = after[j]
             before[after[i]] = i
@@ -135,3 +125,25 @@ class CLIPTokenizer:
                 raise ValueError(f"token id {i} is outside the vocabulary, 0 to {END}")
         text = b"".join(self.vocabulary[i] for i in takewhile(lambda i: i != END, ids))
         return text.decode("utf-8", errors="replace").removesuffix(" ")
+
+
+# === Appendix: reading the merges file; skip on a first reading =======================================================
+
+def read_merges(path):
+    """The pairs of token ids to merge, in order: pair n becomes token 512 + n. ValueError for a damaged file."""
+    try:
+        lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").splitlines()
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected gzipped UTF-8 text: {error}") from error
+    if len(lines) != NUM_MERGES:
+        raise ValueError(f"{path}: expected {NUM_MERGES} lines, one merge each, found {len(lines)}")
+
+    ids = {token: i for i, token in enumerate(SPELLING + [char + "</w>" for char in SPELLING])}
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        left, _, right = line.partition(" ")
+        if left not in ids or right not in ids or left + right in ids:
+            raise ValueError(f"{path}, line {number}: expected two known tokens that make a new one, found {line!r}")
+        pairs.append((ids[left], ids[right]))
+        ids[left + right] = len(ids)
+    return pairs

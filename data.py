@@ -1,27 +1,35 @@
-"""Data: skeletons, data sets, the geometry of crops, the heatmap codec, augmentation, and the built-in figures.
+"""Data: from a picture with labels to a training sample, and from a model's heatmaps back to keypoints in the picture.
 
-Everything a pose estimator is trained and tested on passes through one class, `PoseDataset`: people as arrays, images
-as file names. `load_dataset("name:root", split)` makes it from COCO, Human-Art or any file in their format, from the
-data sets of domain adaptation (LSP, SURREAL, Human3.6M and three of animals), and from the built-in figures, which are
-drawn once into a folder in Human-Art's own format and then read like any other data. `with_skeleton` gives a data set
-the keypoints of another one.
+A pose estimator gets one person at a time. The person's box is cut out of the image and scaled to a fixed size: the
+*crop*. For each keypoint the model gives a *heatmap*, a small image that is bright where it takes the keypoint to be.
+The lesson follows the data; read it in this order:
 
-Keypoints are pixels, x before y, in the image (or crop) that they go with; the centres of pixels are at integers.
-Images are read as stored: the EXIF orientation is ignored, because COCO's annotations ignore it too.
+    Skeleton, PoseDataset   what is labelled, and where: people as arrays, images as file names
+    crop_matrix             the affine map from an image to the crop of one person, and back
+    encode_heatmaps         keypoints -> the heatmaps that a model should give
+    decode_heatmaps         heatmaps -> keypoints, to a fraction of a pixel
+    Crops                   all of this in one training sample, with augmentation
+
+The appendices hold the files: `load_dataset("name:root", split)` reads COCO, Human-Art, the data sets of domain
+adaptation, and the built-in figures, which are drawn once and then read like any other data.
+
+Coordinates: a point is x before y, in pixels of the image or crop that it goes with; the centres of pixels are at
+integers, so that the outermost ones of a width W are W - 1 apart. A size is (height, width), a box left, top, width,
+height. Shapes: B crops, K keypoints, H×W the crop, h×w the heatmap.
+Images are read as stored: their EXIF orientation is ignored, because COCO's annotations ignore it too.
 """
 import json
 import math
 import os
 import random
-import shutil
 import sys
 import tempfile
-from array import array
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import count, groupby, islice
+from operator import itemgetter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Callable
 
@@ -39,16 +47,16 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """Names and structure of K keypoints; everything is an index into `names`."""
+    """Names and structure of K keypoints; everything else is an index into `names`."""
     names: tuple[str, ...]
     edges: tuple[tuple[int, int], ...]  # the lines that a drawing connects
-    sigmas: np.ndarray  # (K,) OKS: the spread of human annotators, relative to the person's size
-    upper: tuple[int, ...]  # the half-body augmentation keeps either these or the rest
+    sigmas: np.ndarray  # (K,) how far human annotators scatter, relative to the person's size: the scale of OKS
+    upper: tuple[int, ...]  # the upper half: the half-body augmentation keeps either these or the rest
     groups: dict  # group name -> keypoints that a PCK table averages
 
     @cached_property
     def flip(self):
-        """(K,) each keypoint's counterpart in a mirrored image."""
+        """(K,) each keypoint's counterpart in a mirrored image: left_eye for right_eye, nose for nose."""
         swap = {"left": "right", "right": "left"}
         mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in self.names]
         return np.array([self.names.index(name) for name in mirrored])
@@ -65,75 +73,44 @@ COCO17 = Skeleton(
     groups={"head": (0, 1, 2, 3, 4), "shoulder": (5, 6), "elbow": (7, 8), "wrist": (9, 10), "hip": (11, 12),
             "knee": (13, 14), "ankle": (15, 16)})
 
-BODY16 = Skeleton(  # MPII's; PCK counts the 12 joints of the limbs, which all data sets label
-    names=("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax", "neck",
-           "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist"),
-    edges=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (2, 12), (3, 13), (12, 13), (8, 12), (8, 13), (8, 9), (10, 11),
-           (11, 12), (13, 14), (14, 15)),
-    # COCO's; neck and head top as in CrowdPose; pelvis and thorax as the hips and shoulders that they lie between
-    sigmas=np.array([.89, .87, 1.07, 1.07, .87, .89, 1.07, .79, .79, .79, .62, .72, .79, .79, .72, .62]) / 10,
-    upper=tuple(range(7, 16)),
-    groups={"shoulder": (12, 13), "elbow": (11, 14), "wrist": (10, 15), "hip": (2, 3), "knee": (1, 4),
-            "ankle": (0, 5)})
-
-HOOVES, KNEES, ELBOWS = (tuple(f"{leg}_{joint}" for leg in ("left_front", "right_front", "left_back", "right_back"))
-                         for joint in ("hoof", "knee", "elbow"))
-ANIMAL18 = Skeleton(  # of SyntheticAnimal and TigDog
-    names=("left_eye", "right_eye", "chin", *HOOVES, "tail_base", *KNEES, "left_shoulder", "right_shoulder", *ELBOWS),
-    edges=((3, 8), (8, 14), (4, 9), (9, 15), (5, 10), (10, 16), (6, 11), (11, 17), (14, 12), (15, 13), (16, 7), (17, 7),
-           (7, 12), (7, 13), (0, 2), (1, 2)),
-    # mmpose's for AnimalPose; chin and shoulders as nose and shoulders of AP-10K
-    sigmas=np.array([.25] * 2 + [.26] + [.89] * 4 + [1.0] + [.87] * 4 + [.79] * 2 + [1.07] * 4) / 10,
-    upper=(0, 1, 2, 3, 4, 8, 9, 12, 13, 14, 15),
-    groups={"eye": (0, 1), "chin": (2,), "shoulder": (12, 13), "hip": (7,), "elbow": (14, 15, 16, 17),
-            "knee": (8, 9, 10, 11), "hoof": (3, 4, 5, 6)})  # what the papers call hip is where the tail begins
-ANIMAL14 = Skeleton(  # what SyntheticAnimal and AnimalPose share
-    names=("left_eye", "right_eye", *HOOVES, *KNEES, *ELBOWS),
-    edges=((0, 1), (2, 6), (6, 10), (3, 7), (7, 11), (4, 8), (8, 12), (5, 9), (9, 13)),
-    sigmas=np.array([.25] * 2 + [.89] * 4 + [.87] * 4 + [1.07] * 4) / 10,  # mmpose's for AnimalPose
-    upper=(0, 1, 2, 3, 6, 7, 10, 11),
-    groups={"eye": (0, 1), "hoof": (2, 3, 4, 5), "knee": (6, 7, 8, 9), "elbow": (10, 11, 12, 13)})
-SKELETONS = {len(skeleton.names): skeleton for skeleton in (COCO17, BODY16, ANIMAL18, ANIMAL14)}
-
 
 # -------------------------------------------------------------------------------------------------------- data sets
 
 @dataclass
 class PoseDataset:
-    """N people in M images, as arrays. `domains[m]` names image m's domain ("photo", "oil painting", ...)."""
+    """Images and the people in them, as arrays: one row per image in the first three, one row per person below."""
     name: str
     skeleton: Skeleton
-    files: list  # M image paths
-    image_ids: np.ndarray  # (M,)
-    sizes: np.ndarray  # (M, 2) width, height
-    domains: np.ndarray  # (M,) of str
-    ids: np.ndarray  # (N,) annotation ids
-    image_index: np.ndarray  # (N,) the row of each person's image
-    keypoints: np.ndarray  # (N, K, 3) x, y, v: 0 not labelled, 1 labelled but hidden, 2 visible
-    boxes: np.ndarray  # (N, 4) left, top, width, height
-    areas: np.ndarray  # (N,) pixels
-    crowd: np.ndarray  # (N,) bool: a box around a group
-    upright: bool = False  # images are turned as their EXIF orientation says
+    files: list  # paths of the images
+    image_ids: np.ndarray  # (images,)
+    domains: np.ndarray  # (images,) of str: "photo", "oil painting", ...
+    ids: np.ndarray  # (people,) annotation ids
+    image_index: np.ndarray  # (people,) the row of each person's image
+    keypoints: np.ndarray  # (people, K, 3) x, y, v: 0 not labelled, 1 labelled but hidden, 2 visible
+    boxes: np.ndarray  # (people, 4) left, top, width, height
+    areas: np.ndarray  # (people,) pixels that the person covers
+    crowd: np.ndarray  # (people,) bool: a box around a group
+    upright: bool = False  # whether images are to be turned as their EXIF orientation says
 
     @property
     def annotated(self):
-        """Rows of the people that can be trained on and predicted: one person, at least one keypoint, a box."""
+        """Rows of the people who can be trained on: one person, not a crowd, with a labelled keypoint."""
         return np.flatnonzero((self.keypoints[:, :, 2] > 0).any(1) & ~self.crowd)
 
     def select_people(self, rows):
-        """The data set with only the people in `rows`, indices or (N,) bool; all images stay."""
+        """The data set with only the people in `rows`, indices or (people,) bool; all images stay."""
         return replace(self, ids=self.ids[rows], image_index=self.image_index[rows], keypoints=self.keypoints[rows],
                        boxes=self.boxes[rows], areas=self.areas[rows], crowd=self.crowd[rows])
 
     def select_images(self, keep):
-        """The data set with only the images where `keep` (M,) is true, and the people in them."""
+        """The data set with only the images where `keep` (images,) is true, and the people in them."""
         people = self.select_people(keep[self.image_index])
-        return replace(
-            people, files=[file for file, kept in zip(self.files, keep) if kept], image_ids=self.image_ids[keep],
-            sizes=self.sizes[keep], domains=self.domains[keep], image_index=(np.cumsum(keep) - 1)[people.image_index])
+        return replace(people, files=[file for file, kept in zip(self.files, keep) if kept],
+                       image_ids=self.image_ids[keep], domains=self.domains[keep],
+                       image_index=(np.cumsum(keep) - 1)[people.image_index])
 
     def unlabelled(self):
-        """The data set as a target domain without labels shows it: everyone with a box, all keypoints 0."""
+        """The data set as a target domain without labels: everyone with a box, all keypoints 0."""
         people = self.select_people((self.boxes[:, 2:] > 0).all(1) & ~self.crowd)
         if not len(people.ids):
             raise DataError(f"{self.name}: expected a person with a box, found none")
@@ -150,32 +127,273 @@ class PoseDataset:
         return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
 
 
-# COCO labels nothing near the top of the head or the upper neck: both stay unlabelled, a guess would teach a bias.
-MIDPOINTS = {"pelvis": ("left_hip", "right_hip"), "thorax": ("left_shoulder", "right_shoulder")}
+# ---------------------------------------------------------------------------------------------------- crop geometry
+#
+# An affine map takes a point p = (x, y) of the image to A p + b in the crop. A is 2×2: it scales and turns; b is 2×1:
+# it moves. Side by side they are the matrix M = [A b] (2, 3). Labels go through M into the crop; predictions, and the
+# places where a crop's pixels are read, go through its inverse into the image.
+
+PADDING = 1.25  # a crop holds this many times the width and height of the box, so that hands and feet are not cut off
 
 
-def with_skeleton(dataset, skeleton):
-    """The data set with the keypoints of another skeleton: those of the same name, or the middle of two (MIDPOINTS).
+def crop_width(boxes, size, padding=PADDING):
+    """Width (...) in image pixels of the crops of shape `size` (height, width) around boxes (..., 4)."""
+    return padding * np.maximum(boxes[..., 2], boxes[..., 3] * size[1] / size[0])
 
-    What the data set lacks is unlabelled; a DataError names what is missing of the keypoints that PCK counts.
+
+def crop_matrix(box, size, padding=PADDING, scale=1.0, rotation=0.0, shift=(0.0, 0.0)):
+    """(2, 3) matrix from the pixels of an image to those of a crop of `size` (height, width) around a box (4,).
+
+    The box grows to the crop's aspect ratio, then by `padding` and `scale`. What is cut out turns by `rotation` degrees
+    around its centre, which moves by `shift` times the width and height of the cut.
     """
-    if dataset.skeleton is skeleton:
-        return dataset
-    have = {name: k for k, name in enumerate(dataset.skeleton.names)}
-    pairs = [(name, name) if name in have else MIDPOINTS.get(name, ("", "")) for name in skeleton.names]
-    known = [first in have and second in have for first, second in pairs]
-    counted = sorted(set().union(*skeleton.groups.values()))
-    missing = [skeleton.names[k] for k in counted if not known[k]]
-    if missing:
-        raise DataError(f"{dataset.name}: its skeleton lacks {', '.join(missing)}")
-    blank = np.zeros_like(dataset.keypoints[:, :1])
-    points = np.concatenate([dataset.keypoints, blank], 1)  # its last keypoint stands for all that are missing
-    first, second = (points[:, [have.get(pair[side], -1) for pair in pairs]] for side in (0, 1))  # (N, K, 3)
-    keypoints = (first + second) / 2
-    keypoints[:, :, 2] = np.minimum(first[:, :, 2], second[:, :, 2])
-    keypoints[keypoints[:, :, 2] == 0] = 0
-    return replace(dataset, skeleton=skeleton, keypoints=keypoints)
+    x, y, w, h = box
+    height, width = size  # H and W
+    side = crop_width(np.asarray(box), size, padding) * scale  # the cut is side wide and side · H / W high
+    # c, the point of the image that becomes the middle of the crop
+    center = np.array([x + w / 2 + shift[0] * side, y + h / 2 + shift[1] * side * height / width])
+    # R, the rotation by the angle θ
+    theta = math.radians(rotation)
+    turn = np.array([[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]])
+    # S, crop pixels per image pixel along x and y. Unbiased data processing (UDP, arXiv 1911.07524): the W pixels of
+    # the crop span W - 1, from the centre of the first to the centre of the last. With W a crop and its mirror image,
+    # or a crop and its heatmap, would disagree by a fraction of a pixel.
+    zoom = (np.array([width, height]) - 1) / [side, side * height / width]
+    # A = S R, and b such that c lands in the middle: A c + b = (W - 1, H - 1) / 2
+    linear = zoom[:, None] * turn
+    return np.column_stack([linear, (np.array([width, height]) - 1) / 2 - linear @ center])
 
+
+def transform_points(points, matrix):
+    """A p + b for points (..., points, 2) and matrices (..., 2, 3), both NumPy arrays or both tensors."""
+    return points @ matrix[..., :2].swapaxes(-1, -2) + matrix[..., None, :, 2]
+
+
+def invert_matrix(matrix):
+    """The inverse maps of matrices (..., 2, 3), a NumPy array or a tensor: q = A p + b is p = A⁻¹ q - A⁻¹ b."""
+    library = torch if isinstance(matrix, torch.Tensor) else np
+    linear = library.linalg.inv(matrix[..., :2])
+    return library.concatenate([linear, -linear @ matrix[..., 2:]], -1)
+
+
+def warp_image(image, matrix, size, shrink=1.0):
+    """The crop (height, width, 3) that `matrix` maps a Pillow image to; `image` was read `shrink` times smaller."""
+    linear, offset = np.hsplit(invert_matrix(matrix), [2])  # from the crop to the image, p = A q + b
+    # Pillow counts from the corners of pixels, u = p + 1/2. So p = A q + b becomes u = A (v - 1/2) + b + 1/2, where
+    # v = q + 1/2; and u is `shrink` times smaller in an image that was read so many times smaller.
+    offset = (offset[:, 0] + 0.5 - linear.sum(1) / 2) / shrink
+    coefficients = np.column_stack([linear / shrink, offset]).ravel()
+    return np.array(image.transform(size[::-1], Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR))
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what every public backbone expects
+
+
+def normalize(images):
+    """RGB images (B, 3, H, W), bytes or floats from 0 to 1 -> images as the models take them."""
+    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
+    return ((images.float() / 255 if images.dtype == torch.uint8 else images) - mean) / std
+
+
+# ----------------------------------------------------------------------------------------------------- heatmap codec
+#
+# A heatmap says where a keypoint is and how sure the model is of it. The target for a model is a Gaussian around the
+# keypoint; a prediction is read off at its peak. A heatmap is usually a quarter as wide as the crop, so the highest
+# pixel alone may be two pixels of the crop away from the peak: decoding finds the rest from the pixels around it.
+
+def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
+    """Keypoints (B, K, 2) in crops of `input_size` and visible (B, K) -> targets (B, K, h, w) and weights (B, K).
+
+    sigma, the width of the Gaussian, is in heatmap pixels. A keypoint that is not labelled, or whose Gaussian lies
+    outside, has weight 0 and a target of 0. The result is that of mmpose's UDPHeatmap.
+    """
+    scale = (np.array(heatmap_size[::-1]) - 1) / (np.array(input_size[::-1]) - 1)  # corner pixel onto corner pixel
+    centers = keypoints * torch.tensor(scale).to(keypoints)  # (B, K, 2) μ, in heatmap pixels but not rounded to them
+    # G(x, y) = exp(-((x - μx)² + (y - μy)²) / 2σ²) = exp(-(x - μx)² / 2σ²) · exp(-(y - μy)² / 2σ²)
+    profiles = []  # the two factors: (B, K, w) along x, (B, K, h) along y
+    for axis, length in enumerate(heatmap_size[::-1]):
+        center = centers[:, :, axis, None]  # (B, K, 1)
+        grid = torch.arange(length, device=centers.device)
+        near = (grid - center.round()).abs() <= 3 * sigma  # beyond 3σ a Gaussian is all but 0: it is cut off there
+        profiles.append(torch.exp(-(grid - center) ** 2 / (2 * sigma ** 2)) * near)
+    heatmaps = profiles[1][:, :, :, None] * profiles[0][:, :, None, :]  # (B, K, h, w)
+    weights = (visible > 0) & (heatmaps.amax((2, 3)) > 0)  # (B, K)
+    return heatmaps * weights[:, :, None, None], weights.to(heatmaps)
+
+
+def decode_heatmaps(heatmaps, input_size, sigma=2.0):
+    """Heatmaps (B, K, h, w) -> keypoints (B, K, 2) in crops of `input_size` and scores (B, K), the peaks' heights.
+
+    DARK (arXiv 1910.06278): the logarithm of a Gaussian is a parabola, L(p) = log a - |p - μ|² / 2σ², and its slope and
+    curvature at any one point tell where its top μ is. They are measured at the highest pixel, m.
+    """
+    B, K, h, w = heatmaps.shape
+    scores, highest = heatmaps.flatten(2).max(2)  # (B, K)
+    y, x = highest // w, highest % w  # m
+    # A prediction is rough. Smoothing makes it even; a Gaussian smoothed with a Gaussian is one with the same centre.
+    reach = round(2.5 * sigma)
+    kernel = torch.exp(-torch.arange(-reach, reach + 1, device=heatmaps.device) ** 2 / (2 * sigma ** 2)).to(heatmaps)
+    kernel = kernel / kernel.sum()
+    smooth = F.conv2d(heatmaps.reshape(B * K, 1, h, w), kernel.view(1, 1, 1, -1), padding=(0, reach))
+    smooth = F.conv2d(smooth, kernel.view(1, 1, -1, 1), padding=(reach, 0)).view(B, K, h, w)
+    log = F.pad(smooth.clamp(min=1e-3).log(), (1, 1, 1, 1), mode="replicate").flatten(2)  # with a border, for L below
+
+    def L(dx, dy):
+        """(B, K) the logarithm at m + (dx, dy)."""
+        return log.gather(2, ((y + 1 + dy) * (w + 2) + x + 1 + dx)[:, :, None])[:, :, 0]
+
+    # g = (∂L/∂x, ∂L/∂y) at m, the gradient, from the pixels on either side
+    gx, gy = (L(1, 0) - L(-1, 0)) / 2, (L(0, 1) - L(0, -1)) / 2
+    # H = [hxx hxy; hxy hyy] = [∂²L/∂x² ∂²L/∂x∂y; ∂²L/∂x∂y ∂²L/∂y²] at m, the Hessian
+    hxx, hyy = L(1, 0) - 2 * L(0, 0) + L(-1, 0), L(0, 1) - 2 * L(0, 0) + L(0, -1)
+    hxy = (L(1, 1) - L(1, -1) - L(-1, 1) + L(-1, -1)) / 4
+    # The gradient of a parabola is linear, g + H (p - m), and 0 at the top. So the step there is
+    # μ - m = -H⁻¹ g, with H⁻¹ = [hyy -hxy; -hxy hxx] / det H and det H = hxx hyy - hxy².
+    determinant = hxx * hyy - hxy ** 2
+    peaked = (determinant > 1e-9) & (hxx < 0)  # the parabola has a top; without one the result is m itself
+    determinant = torch.where(peaked, determinant, torch.ones_like(determinant))
+    step = torch.stack([hxy * gy - hyy * gx, hxy * gx - hxx * gy], dim=2) / determinant[:, :, None]  # (B, K, 2)
+    points = torch.stack([x, y], dim=2) + (step * peaked[:, :, None]).clamp(-1, 1)  # the top is near the highest pixel
+    return points * torch.tensor((np.array(input_size[::-1]) - 1) / (w - 1, h - 1)).to(points), scores
+
+
+# ------------------------------------------------------------------------------------------- training and test crops
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What a training crop may undergo. The default does nothing: for testing. TRAINING has ViTPose's values."""
+    flip: float = 0.0  # probability of a mirror image
+    half_body: float = 0.0  # probability of a crop around the upper or the lower half alone
+    scale: float = 0.0  # factor from 1 - scale to 1 + scale
+    shift: float = 0.0  # fraction of the box, with probability 0.3
+    rotation: float = 0.0  # degrees either way, with probability 0.6
+    color: float = 0.0  # strength of the colour jitter
+
+
+TRAINING = Augmentation(flip=0.5, half_body=0.3, scale=0.5, shift=0.16, rotation=80, color=0.25)
+GENTLE = Augmentation(flip=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)  # for minutes, not days, of training
+
+
+def truncated_normal(rng, size=None):
+    """Standard normal numbers within ±1."""
+    values = rng.standard_normal(size)
+    while np.any(outside := np.abs(values) > 1):
+        values = np.where(outside, rng.standard_normal(size), values)
+    return values
+
+
+def half_body_box(keypoints, skeleton, rng):
+    """A box (4,) around the upper or the lower half of a person; None if too few keypoints (K, 3) are labelled."""
+    labelled = keypoints[:, 2] > 0
+    upper = np.isin(np.arange(len(keypoints)), skeleton.upper)
+    half = labelled & (upper if rng.random() < 0.7 else ~upper)
+    if labelled.sum() < 9 or half.sum() < 3:
+        return None
+    low, high = keypoints[half, :2].min(0), keypoints[half, :2].max(0)
+    size = np.maximum(high - low, 1) * 1.5
+    return np.concatenate([(low + high - size) / 2, size])
+
+
+def jitter_color(image, strength, rng):
+    """Random brightness b, contrast c and saturation s, each 1 ± strength, of a byte image (H, W, 3)."""
+    b, c, s = 1 + strength * rng.uniform(-1, 1, 3)
+    # Saturation mixes a colour v (3,) with its own grey, s v + (1 - s) mean(v); contrast mixes it with the mean m of the
+    # image, c v + (1 - c) m; brightness mixes it with black, b v. One after the other they give
+    # b c (s I + (1 - s) J) v + b (1 - c) m, where I is the identity and J the 3×3 matrix of thirds: J v = mean(v).
+    mix = b * c * (s * np.eye(3) + (1 - s) / 3)
+    offset = (1 - c) * b * image.mean()
+    return (image @ mix.astype(np.float32) + np.float32(offset)).clip(0, 255).astype(np.uint8)
+
+
+class Crops(torch.utils.data.Dataset):
+    """One person per item, cut out and scaled to `size` (height, width), augmented.
+
+    An item's key is (row of the person, seed): the same key always gives the same crop, whichever process makes it.
+    """
+
+    def __init__(self, dataset, size, augmentation=Augmentation()):
+        self.dataset, self.size, self.augmentation = dataset, size, augmentation
+
+    def __getitem__(self, key):
+        row, seed = key
+        rng, aug, data = np.random.default_rng(seed), self.augmentation, self.dataset
+        keypoints, box, padding = data.keypoints[row].astype(np.float64), data.boxes[row], PADDING
+        if rng.random() < aug.half_body:
+            half = half_body_box(keypoints, data.skeleton, rng)
+            box, padding = (box, padding) if half is None else (half, 1.0)
+        matrix = crop_matrix(
+            box, self.size, padding, scale=1 + aug.scale * truncated_normal(rng),
+            rotation=aug.rotation * truncated_normal(rng) * (rng.random() < 0.6),
+            shift=aug.shift * truncated_normal(rng, 2) * (rng.random() < 0.3))
+        if rng.random() < aug.flip:
+            matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]  # x becomes W - 1 - x
+            keypoints = keypoints[data.skeleton.flip]  # in a mirror a left hand is a right hand
+        shrink = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))  # image pixels per pixel of the crop, along a line
+        image, shrink = open_image(data.files[data.image_index[row]], shrink, data.upright)  # of a size near the crop's
+        image = warp_image(image, matrix, self.size, shrink)
+        if aug.color:
+            image = jitter_color(image, aug.color, rng)
+        points = transform_points(keypoints[:, :2], matrix)
+        inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
+        return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
+                "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
+                "visible": torch.tensor(keypoints[:, 2] * inside, dtype=torch.float32),  # (K,) 0: unlabelled or outside
+                "matrix": torch.tensor(matrix), "row": row,  # (2, 3) from the image to the crop
+                "domain": str(data.domains[data.image_index[row]])}
+
+
+# === Appendix A: COCO files; skip on a first reading ==================================================================
+
+@contextmanager
+def written_whole(path):
+    """Yields where to write a file or a folder; at the end of the block it moves to `path`: nobody finds half of it.
+
+    Where the block fails, nothing is left. Several programs may write the same path at once: each has a place of its
+    own beside it, and the last one's file stays; for a folder the first one's, and the others get an OSError.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as beside:
+        yield Path(beside) / path.name
+        os.replace(Path(beside) / path.name, path)
+
+
+def cache_folder():
+    """Where downloads, drawn figures and trained base models are kept: $POSEBRIDGE_HOME, or ~/.cache/posebridge."""
+    return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
+
+
+# ----------------------------------------------------------------------------------------------------------- images
+
+@contextmanager
+def image_file(file):
+    """An open Pillow image; a DataError if it cannot be opened or, within the block, be decoded."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: not a readable image: {error}") from None
+
+
+def open_image(file, shrink=1.0, upright=False):
+    """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times.
+
+    upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations ignore it.
+    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
+    """
+    with image_file(file) as image:
+        full_width = image.width
+        image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
+            pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+            return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
+        smaller = round(full_width / image.width)
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB"), smaller
+
+
+# ------------------------------------------------------------------------------------ JSON, record by record, to arrays
 
 class JSONStream:
     """Reads a JSON file value by value. The buffer grows only as far as one value needs."""
@@ -209,8 +427,9 @@ class JSONStream:
         self.position += 1
         return found
 
-    def members(self, closing):
-        """Stops before each member of the list or object that has just been opened, and after its closing bracket."""
+    def members(self, opening, closing):
+        """Stops before each member of the list or object that comes next, and after its closing bracket."""
+        self.expect(opening)
         if self.peek() == closing:
             self.position += 1
             return
@@ -242,52 +461,59 @@ def read_records(path, sections, piece=1 << 20):
     """
     stream = JSONStream(path, piece)
     with stream.file:
-        stream.expect("{")
-        for _ in stream.members("}"):
+        for _ in stream.members("{", "}"):
             section = stream.value()
             stream.expect(":")
             if section in sections and stream.peek() == "[":
-                stream.expect("[")
-                for _ in stream.members("]"):
+                for _ in stream.members("[", "]"):
                     yield section, stream.value()
             else:
                 stream.value()
 
 
 def stream_list(path):
+    """Yields the members of the list that a JSON file holds."""
     stream = JSONStream(path)
     with stream.file:
-        stream.expect("[")
-        for _ in stream.members("]"):
+        for _ in stream.members("[", "]"):
             yield stream.value()
 
 
-ID, NUMBER, BOX = ((), int), ((), float), ((4,), float)  # shape and type of a field
+# The shape and type of a field; a text is any str, a flag 0 or 1
+ID, NUMBER, BOX, TEXT, FLAG = ((), int), ((), float), ((4,), float), ((), object), ((), bool)
+BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)  # what a wrong record raises
 RECORDS_AT_ONCE = 512  # few enough to stay in the processor's cache
 
 
 def column(records, field, kind, name, first=0):
-    """One field of all records as an array (len(records), *shape) of finite numbers; kind is its (shape, type).
+    """One field of all records as an array (records, *shape) of finite numbers or texts; kind is its (shape, type).
 
     Raises DataError for the first record that does not hold them; `first` is the place of records[0] in its list.
     """
     shape, dtype = kind
     try:
-        values = np.array([record[field] for record in records])
-        if values.dtype.kind in "biuf" and values.shape[1:] == shape and np.isfinite(values).all():
-            if dtype is float or (values == values.astype(int)).all():
-                return values.astype(dtype, copy=False)
-    except (KeyError, TypeError, ValueError):
+        values = [record[field] for record in records]
+        if dtype is object:
+            if all(isinstance(value, str) for value in values):
+                return np.array(values, object)
+        elif (values := np.array(values)).dtype.kind in "biuf" and values.shape[1:] == shape:
+            with np.errstate(all="ignore"):
+                array = values.astype(dtype, copy=False)
+            if np.isfinite(array).all() and (array.dtype.kind == "f" or (array == values).all()):
+                return array
+    except BROKEN:
         pass
     if len(records) > 1:  # which of them is it?
         return np.concatenate([column([record], field, kind, name, first + i) for i, record in enumerate(records)])
     record = records[0] if isinstance(records[0], dict) else {}
     ids = "".join(f", {key} {record[key]}" for key in ("id", "image_id") if key in record)
-    expected = f"{shape[0] if shape else 'one'} {'integer' if dtype is int else 'finite number'}{'s' * bool(shape)}"
+    what = {int: "integer", object: "text", bool: "flag (0 or 1)"}.get(dtype, "finite number")
+    expected = f"{'×'.join(map(str, shape)) or 'one'} {what}{'s' * bool(shape)}"
     found = repr(record[field]) if field in record else "nothing"
     if isinstance(record.get(field), list):
-        odd = [value for value in record[field] if not (isinstance(value, (int, float)) and abs(value) < np.inf)]
-        found = f"{len(record[field])} values" + (f", among them {odd[0]!r}" if odd else "")
+        items = [number for item in record[field] for number in (item if isinstance(item, list) else [item])]
+        odd = [item for item in items if not (isinstance(item, (int, float)) and abs(item) < np.inf)]
+        found = f"{len(items)} values" + (f", among them {odd[0]!r}" if odd else "")
     raise DataError(f"{name} {first}{ids}: expected {expected} in '{field}', found {found:.80}")
 
 
@@ -302,45 +528,44 @@ def read_columns(records, kinds, name):
     return {field: np.concatenate(parts.pop(field)) for field in kinds}
 
 
+# ------------------------------------------------------------------------------------------------ COCO and Human-Art
+
 NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama", "movie"})  # the others are artificial
 
 
-def read_coco(name, path, folders, skeleton=COCO17, folder_is_domain=False):
-    """Reads a keypoint file in COCO's format; its images are looked for in `folders`."""
-    image_ids, file_names, sizes, domains = [], [], [], []
-    ids, owners, keypoints, boxes, areas, crowd = [], [], array("f"), array("d"), array("d"), array("b")
-    width = 3 * len(skeleton.names)
-    for section, record in read_records(path, ("images", "annotations")):
+def read_coco(name, path, home, folder_is_domain):
+    """Reads a file of COCO's 17 keypoints; its images are in or near the folder `home` (see `locate_images`).
+
+    The domain of an image is its `category`, or "photo"; if `folder_is_domain`, it may be its folder's name.
+    """
+    def complete(section, record):
+        """The fields of `kinds`, with those that a file may leave out. The rest goes at once: outlines are large."""
         try:
             if section == "images":
-                image_ids.append(int(record["id"]))
-                file_names.append(record["file_name"])
-                sizes.append((record.get("width", 0), record.get("height", 0)))
-                domains.append(domain_of(record) if folder_is_domain else record.get("category", "photo"))
-            elif len(record["keypoints"]) != width or len(record["bbox"]) != 4:
-                raise DataError(
-                    f"{path}: annotation {record['id']}: expected {width} numbers in 'keypoints' (x, y, v of "
-                    f"{width // 3}) and 4 in 'bbox', found {len(record['keypoints'])} and {len(record['bbox'])}")
+                domain = domain_of(record) if folder_is_domain else record.get("category", "photo")
+                record["category"] = str(domain)
             else:
-                ids.append(int(record["id"]))
-                owners.append(int(record["image_id"]))
-                keypoints.extend(record["keypoints"])
-                boxes.extend(record["bbox"])
-                areas.append(record.get("area", record["bbox"][2] * record["bbox"][3]))
-                crowd.append(record.get("iscrowd", 0))
-        except DataError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            label = record.get("id", "?") if isinstance(record, dict) else record
-            raise DataError(f"{path}: {section[:-1]} {label}: wrong or missing field: {error}") from None
-    if not ids or not image_ids:
+                record.setdefault("iscrowd", 0)
+                if "area" not in record:
+                    record["area"] = float(record["bbox"][2]) * float(record["bbox"][3])
+            return {field: record[field] for field in kinds[section]}
+        except BROKEN:
+            return record  # the column reader says what is wrong
+
+    kinds = {"images": {"id": ID, "file_name": TEXT, "category": TEXT},
+             "annotations": {"id": ID, "image_id": ID, "keypoints": ((3 * len(COCO17.names),), np.float32), "bbox": BOX,
+                             "area": NUMBER, "iscrowd": FLAG}}
+    tables = {section: read_columns((complete(*pair) for pair in group), kinds[section], f"{path}: {section[:-1]}")
+              for section, group in groupby(read_records(path, tuple(kinds)), key=itemgetter(0))}
+    if len(tables) < len(kinds):
         raise DataError(f"{path}: not COCO keypoints: it has no 'images' or no 'annotations'")
+    images, people = tables["images"], tables["annotations"]
     dataset = PoseDataset(
-        name=name, skeleton=skeleton, files=locate_images(path, file_names, folders), image_ids=np.array(image_ids),
-        sizes=np.array(sizes), domains=np.array(domains), ids=np.array(ids),
-        image_index=match_ids(path, image_ids, ids, owners),
-        keypoints=np.array(keypoints, np.float32).reshape(-1, width // 3, 3), boxes=np.array(boxes).reshape(-1, 4),
-        areas=np.array(areas), crowd=np.array(crowd, bool))
+        name=name, skeleton=COCO17, files=locate_images(path, images["file_name"].tolist(), home),
+        image_ids=images["id"], domains=images["category"].astype(str), ids=people["id"],
+        image_index=image_rows(path, images["id"], people["id"], people["image_id"]),
+        keypoints=people["keypoints"].reshape(-1, len(COCO17.names), 3), boxes=people["bbox"], areas=people["area"],
+        crowd=people["iscrowd"])
     check_people(path, dataset)
     return dataset
 
@@ -352,53 +577,52 @@ def domain_of(image):
     return str(domain).replace("_", " ")
 
 
-def match_ids(path, image_ids, ids, owners):
-    """The row of each annotation's image."""
+def image_rows(path, image_ids, ids, owners):
+    """The row of each annotation's image, given its image's id in `owners`."""
     for kind, numbers in (("image", image_ids), ("annotation", ids)):
-        if len(set(numbers)) < len(numbers):
-            unique, counts = np.unique(numbers, return_counts=True)
+        unique, counts = np.unique(numbers, return_counts=True)
+        if (counts > 1).any():
             raise DataError(f"{path}: {kind} id {unique[counts > 1][0]} appears more than once")
-    rows = {image_id: row for row, image_id in enumerate(image_ids)}
-    for annotation, owner in zip(ids, owners):
-        if owner not in rows:
-            raise DataError(f"{path}: annotation {annotation}: no image has its image_id {owner}")
-    return np.array([rows[owner] for owner in owners])
+    order = np.argsort(image_ids)
+    rows = order[np.searchsorted(image_ids, owners, sorter=order).clip(max=len(order) - 1)]
+    lost = image_ids[rows] != owners
+    if lost.any():
+        raise DataError(f"{path}: annotation id {ids[lost][0]}: no image has its image_id {owners[lost][0]}")
+    return rows
 
 
-def locate_images(path, file_names, folders):
-    """Full paths. Leading folders that do not exist here (Human-Art's `HumanArt/images/`) are stripped."""
-    parts = [PureWindowsPath(name).parts for name in file_names]  # knows both separators
-    for name, pieces in zip(file_names, parts):
-        if ".." in pieces or PureWindowsPath(name).anchor:
+def locate_images(path, file_names, home):
+    """Full paths of images in `home`, in the folder around it, or in folders of the usual names in either.
+
+    Leading folders of a file name that do not exist here (Human-Art's `HumanArt/images/`) are stripped.
+    """
+    folders = [str(place / name) for place in (home, home.parent) for name in ("", "images", "train2017", "val2017")]
+    parts = []
+    for name in file_names:
+        place = PureWindowsPath(name)  # knows both separators
+        if ".." in place.parts or place.anchor:
             raise DataError(f"{path}: image file name {name!r} leads outside the data set's folder")
+        parts.append(place.parts)
     start = next((start for start in range(len(parts[0]))
                   if any(os.path.isfile(os.path.join(folder, *parts[0][start:])) for folder in folders)), 0)
-    files, likely = [], folders[0]
+    files, folder = [], folders[0]
     for name, pieces in zip(file_names, parts):
-        for folder in (likely, *folders):
-            file = os.path.join(folder, *pieces[start:])
-            if os.path.isfile(file):
-                break
-        else:
-            raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(map(str, folders))}")
-        likely = folder
-        files.append(file)
+        places = (folder, *folders)  # most often it is the folder of the image before
+        folder = next((place for place in places if os.path.isfile(os.path.join(place, *pieces[start:]))), None)
+        if folder is None:
+            raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(folders)}")
+        files.append(os.path.join(folder, *pieces[start:]))
     return files
 
 
 def check_people(path, dataset):
-    """People that will be trained on must have finite keypoints and a box with an area."""
-    used = np.zeros(len(dataset.ids), bool)
-    used[dataset.annotated] = True
-    boxes = dataset.boxes
+    """People must have finite numbers, and those who will be trained on a box with an area."""
+    boxes, annotated = dataset.boxes, np.isin(np.arange(len(dataset.ids)), dataset.annotated)
     finite = np.isfinite(dataset.keypoints).all((1, 2)) & np.isfinite(boxes).all(1) & np.isfinite(dataset.areas)
-    problems = {
-        "has a number that is not finite": ~finite,
-        "has a box of zero or negative size": used & ~(boxes[:, 2:] > 0).all(1)}
-    for problem, wrong in problems.items():
-        if wrong.any():
-            row = np.flatnonzero(wrong)[0]
-            raise DataError(f"{path}: annotation {dataset.ids[row]} {problem}: bbox {boxes[row].tolist()}")
+    empty = annotated & ~(boxes[:, 2:] > 0).all(1)
+    for problem, wrong in (("a number that is not finite", ~finite), ("a box of zero or negative size", empty)):
+        for row in np.flatnonzero(wrong):
+            raise DataError(f"{path}: annotation id {dataset.ids[row]} has {problem}: bbox {boxes[row].tolist()}")
 
 
 ANNOTATION_FILES = {  # data set -> its official names for the two splits
@@ -406,7 +630,6 @@ ANNOTATION_FILES = {  # data set -> its official names for the two splits
     "humanart": {"train": "training_humanart.json", "val": "validation_humanart.json"},
     "figures": {"train": "training_figures.json", "val": "validation_figures.json"},
 }
-HELD_OUT = 5  # where one file is all there is, every fifth image is for validation
 
 
 def load_dataset(spec, split, cache=None):
@@ -457,20 +680,8 @@ def open_dataset(spec, split, cache):
     if name in READERS:
         return READERS[name](spec, root, split)
     path, own = annotation_file(root, ANNOTATION_FILES[name], split)
-    home = root if root.is_dir() else root.parent
-    folders = [home, home / "images", home / "train2017", home / "val2017", home.parent, home.parent / "images"]
-    folders += [home.parent / "train2017", home.parent / "val2017"]
-    dataset = read_coco(spec, path, folders, folder_is_domain=name != "coco")
-    if own or split == "all":
-        return dataset
-    held_out = np.arange(len(dataset.files)) % HELD_OUT == 0
-    return dataset.select_images(held_out if split == "val" else ~held_out)
-
-
-def begins_with_object(path):
-    """True for annotations; a file of results or boxes holds a list."""
-    with open(path, "rb") as file:
-        return file.read(1) == b"{"
+    dataset = read_coco(spec, path, root if root.is_dir() else root.parent, folder_is_domain=name != "coco")
+    return dataset if own else hold_out(dataset, split, np.arange(len(dataset.files)))
 
 
 def annotation_file(root, names, split):
@@ -490,54 +701,125 @@ def annotation_file(root, names, split):
     return found[0], False
 
 
-# ------------------------------------------------------------------------------- the data sets of domain adaptation
+def begins_with_object(path):
+    """True for annotations; a file of results or boxes holds a list."""
+    with open(path, "rb") as file:
+        return file.read(1) == b"{"
+
+
+def hold_out(dataset, split, numbers):
+    """A split of the one file that there is: images (images,) whose number is a multiple of five are for validation."""
+    if split == "all":
+        return dataset
+    return dataset.select_images((numbers % 5 == 0) == (split == "val"))
+
+
+# === Appendix B: the data sets of domain adaptation; skip on a first reading ==========================================
 #
-# Each has one body to an image: where several share a picture, it is listed for each of them. The crops are those of
-# RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
+# Their images hold one person or animal each; where several share an image, it is listed once for each of them. The
+# crops are those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
+
+BODY16 = Skeleton(  # MPII's; PCK counts the 12 joints of the limbs, which all data sets label
+    names=("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax", "neck",
+           "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist"),
+    edges=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (2, 12), (3, 13), (12, 13), (8, 12), (8, 13), (8, 9), (10, 11),
+           (11, 12), (13, 14), (14, 15)),
+    # COCO's; neck and head top as in CrowdPose; pelvis and thorax as the hips and shoulders that they lie between
+    sigmas=np.array([.89, .87, 1.07, 1.07, .87, .89, 1.07, .79, .79, .79, .62, .72, .79, .79, .72, .62]) / 10,
+    upper=tuple(range(7, 16)),
+    groups={"shoulder": (12, 13), "elbow": (11, 14), "wrist": (10, 15), "hip": (2, 3), "knee": (1, 4),
+            "ankle": (0, 5)})
+
+HOOVES, KNEES, ELBOWS = (tuple(f"{leg}_{joint}" for leg in ("left_front", "right_front", "left_back", "right_back"))
+                         for joint in ("hoof", "knee", "elbow"))
+ANIMAL18 = Skeleton(  # of SyntheticAnimal and TigDog
+    names=("left_eye", "right_eye", "chin", *HOOVES, "tail_base", *KNEES, "left_shoulder", "right_shoulder", *ELBOWS),
+    edges=((3, 8), (8, 14), (4, 9), (9, 15), (5, 10), (10, 16), (6, 11), (11, 17), (14, 12), (15, 13), (16, 7), (17, 7),
+           (7, 12), (7, 13), (0, 2), (1, 2)),
+    # mmpose's for AnimalPose; chin and shoulders as nose and shoulders of AP-10K
+    sigmas=np.array([.25] * 2 + [.26] + [.89] * 4 + [1.0] + [.87] * 4 + [.79] * 2 + [1.07] * 4) / 10,
+    upper=(0, 1, 2, 3, 4, 8, 9, 12, 13, 14, 15),
+    groups={"eye": (0, 1), "chin": (2,), "shoulder": (12, 13), "hip": (7,), "elbow": (14, 15, 16, 17),
+            "knee": (8, 9, 10, 11), "hoof": (3, 4, 5, 6)})  # what the papers call hip is where the tail begins
+ANIMAL14 = Skeleton(  # what SyntheticAnimal and AnimalPose share
+    names=("left_eye", "right_eye", *HOOVES, *KNEES, *ELBOWS),
+    edges=((0, 1), (2, 6), (6, 10), (3, 7), (7, 11), (4, 8), (8, 12), (5, 9), (9, 13)),
+    sigmas=np.array([.25] * 2 + [.89] * 4 + [.87] * 4 + [1.07] * 4) / 10,  # mmpose's for AnimalPose
+    upper=(0, 1, 2, 3, 6, 7, 10, 11),
+    groups={"eye": (0, 1), "hoof": (2, 3, 4, 5), "knee": (6, 7, 8, 9), "elbow": (10, 11, 12, 13)})
+SKELETONS = {len(skeleton.names): skeleton for skeleton in (COCO17, BODY16, ANIMAL18, ANIMAL14)}
+
+
+# COCO labels nothing near the top of the head or the upper neck: both stay unlabelled, a guess would teach a bias.
+MIDPOINTS = {"pelvis": ("left_hip", "right_hip"), "thorax": ("left_shoulder", "right_shoulder")}
+
+
+def with_skeleton(dataset, skeleton):
+    """The data set with the keypoints of another skeleton: those of the same name, or the middle of two (MIDPOINTS).
+
+    What the data set lacks is unlabelled; a DataError names what is missing of the keypoints that PCK counts.
+    """
+    if dataset.skeleton is skeleton:
+        return dataset
+    have = {name: joint for joint, name in enumerate(dataset.skeleton.names)}
+    pairs = [(name, name) if name in have else MIDPOINTS.get(name, ("", "")) for name in skeleton.names]
+    known = [first in have and second in have for first, second in pairs]
+    counted = sorted(set().union(*skeleton.groups.values()))
+    missing = [skeleton.names[joint] for joint in counted if not known[joint]]
+    if missing:
+        raise DataError(f"{dataset.name}: its skeleton lacks {', '.join(missing)}")
+    blank = np.zeros_like(dataset.keypoints[:, :1])
+    points = np.concatenate([dataset.keypoints, blank], 1)  # its last keypoint stands for all that are missing
+    first, second = (points[:, [have.get(pair[side], -1) for pair in pairs]] for side in (0, 1))  # (people, K, 3)
+    keypoints = (first + second) / 2
+    keypoints[:, :, 2] = np.minimum(first[:, :, 2], second[:, :, 2])
+    keypoints[keypoints[:, :, 2] == 0] = 0
+    return replace(dataset, skeleton=skeleton, keypoints=keypoints)
+
+
+# ----------------------------------------------------------------------------------------------------------- readers
 
 def one_each(spec, path, skeleton, home, names, domains, keypoints, corners=None):
-    """The data set of N images with a body each: keypoints (N, K, 3), corners (N, 4) left, top, right, bottom.
+    """Images with one person each: keypoints (people, K, 3), corners (people, 4) left, top, right, bottom.
 
     Without corners the crop is the whole image, padded to a square. Joints outside the image are not labelled.
     """
     if not len(names):
         raise DataError(f"{path}: expected images, found none")
-    files = locate_images(path, names, [home, home / "images", home.parent, home.parent / "images"])
-    sizes = np.array([image_size(file) for file in files])
-    keypoints = np.array(keypoints, np.float32)
-    outside = ((keypoints[:, :, :2] < 0) | (keypoints[:, :, :2] > sizes[:, None] - 1)).any(2)
+    files = locate_images(path, names, home)
+    sizes = np.zeros((len(files), 2), int)  # height, width
+    for size, file in zip(sizes, files):
+        with image_file(file) as image:  # which reads no pixels
+            size[:] = image.height, image.width
+    limits, keypoints = sizes[:, ::-1], np.array(keypoints, np.float32)  # of x and y
+    outside = ((keypoints[:, :, :2] < 0) | (keypoints[:, :, :2] > limits[:, None] - 1)).any(2)
     keypoints[outside | (keypoints[:, :, 2] == 0)] = 0
     if corners is None:
         extent = np.tile((sizes.max(1, keepdims=True) - 1) / PADDING, 2)
-        low = (sizes - 1 - extent) / 2
+        low = (limits - 1 - extent) / 2
     else:
         low = np.maximum(corners[:, :2], 0)
-        extent = np.minimum(corners[:, 2:], sizes) - low
+        extent = np.minimum(corners[:, 2:], limits) - low
     numbers = np.arange(len(files))
     dataset = PoseDataset(
-        name=spec, skeleton=skeleton, files=files, image_ids=numbers + 1, sizes=sizes, domains=np.array(domains),
-        ids=numbers + 1, image_index=numbers, keypoints=keypoints, boxes=np.hstack([low, extent]),
-        areas=extent.prod(1), crowd=np.zeros(len(files), bool))
+        name=spec, skeleton=skeleton, files=files, image_ids=numbers + 1, domains=np.array(domains), ids=numbers + 1,
+        image_index=numbers, keypoints=keypoints, boxes=np.hstack([low, extent]), areas=extent.prod(1),
+        crowd=np.zeros(len(files), bool))
     check_people(path, dataset)
     return dataset
 
 
-def image_size(file):
-    with image_file(file) as image:  # which reads no pixels
-        return image.size
-
-
-def existing(path, what):
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected {what}")
-    return path
-
-
-def load_json(path, what):
+@contextmanager
+def expecting(path, what):
+    """A DataError that names the file where it is missing, or where the block cannot make of it what was expected."""
     try:
-        return json.loads(existing(path, what).read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected {what}") from None
+    except Exception as error:  # a wrong file makes NumPy and SciPy raise almost anything
+        raise DataError(f"{path}: expected {what}: {type(error).__name__} {error}") from None
 
 
 def load_matlab(path, variable, what):
@@ -546,14 +828,11 @@ def load_matlab(path, variable, what):
         from scipy.io import loadmat
     except ImportError:
         raise DataError(f"{path}: MATLAB files need SciPy: pip install scipy") from None
-    existing(path, what)
-    try:
-        content = loadmat(path, variable_names=[variable])
-    except Exception as error:  # a broken file makes SciPy raise almost anything
-        raise DataError(f"{path}: not a readable MATLAB file: {error}") from None
-    if variable not in content:
-        raise DataError(f"{path}: expected {what}, found no variable {variable!r}")
-    return content[variable]
+    with expecting(path, f"{what} in a MATLAB file"), open(path, "rb") as file:
+        content = loadmat(file, variable_names=[variable])
+        if variable not in content:
+            raise DataError(f"{path}: expected {what}, found no variable {variable!r}")
+        return content[variable]
 
 
 LSP_JOINTS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8, 9]  # in BODY16
@@ -570,10 +849,10 @@ def read_lsp(spec, root, split):
         raise DataError(f"{path}: expected {what}, found {joints.dtype} {joints.shape}")
     if extended and split == "val":
         raise DataError(f"{path}: LSP-Extended has no split 'val'; expected 'train' or 'all', or LSP for testing")
-    count = joints.shape[2]
-    half = count if extended else count // 2
-    rows = {"train": range(half), "val": range(half, count), "all": range(count)}[split]
-    x, y, flag = joints.transpose(0, 2, 1)[:, rows].astype(np.float32)  # (N, 14) each
+    images = joints.shape[2]
+    half = images if extended else images // 2
+    rows = {"train": range(half), "val": range(half, images), "all": range(images)}[split]
+    x, y, flag = joints.transpose(0, 2, 1)[:, rows].astype(np.float32)  # (people, 14) each
     visible = 2 * flag if extended else 2 - flag  # flag 1 means labelled, but in LSP itself occluded
     keypoints = np.zeros((len(rows), 16, 3))
     keypoints[:, LSP_JOINTS] = np.stack([x, y, visible], 2)
@@ -582,7 +861,6 @@ def read_lsp(spec, root, split):
     return one_each(spec, path, BODY16, path.parent, names, ["photo"] * len(rows), keypoints)
 
 
-BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)  # what a wrong record raises
 # BODY16 in SURREAL, as RegDA takes it: its shoulders are SMPL's collars.
 SMPL_JOINTS = [7, 4, 1, 2, 5, 8, 0, 9, 12, 15, 20, 18, 13, 14, 19, 21]
 CROPPED = {  # data set -> split -> annotations and image folder of each part
@@ -596,25 +874,21 @@ def read_cropped(spec, root, split):
     """SURREAL and Human3.6M as RegDA prepares them: images are cut out at 1.5 times the box of the joints."""
     data = spec.partition(":")[0]
     joints, total = (SMPL_JOINTS, 24) if data == "surreal" else (range(16), 16)
+    kinds = {"name": TEXT, "keypoint2d": ((total, 2), np.float32)}
     parts, names, points = CROPPED[data], [], []
     for annotations, folder in parts["train"] + parts["val"] if split == "all" else parts[split]:
-        stream = JSONStream(existing(root / annotations, f"{data} as RegDA prepares it"))
-        with stream.file:
-            stream.expect("[")
-            for number, _ in enumerate(stream.members("]")):
-                record = stream.value()
-                try:
-                    points.append(np.array(record["keypoint2d"], np.float32).reshape(total, 2)[joints])
-                    names.append(f"{folder}/{record['name']}")
-                except BROKEN as error:
-                    raise DataError(f"{stream.path}: record {number}: wrong or missing field: {error}") from None
+        path = root / annotations
+        with expecting(path, f"{data} as RegDA prepares it"):
+            table = read_columns(stream_list(path), kinds, f"{path}: record")
+        names += [f"{folder}/{name}" for name in table["name"]]
+        points.append(table["keypoint2d"][:, joints])
     rows, chance = list(range(len(names))), random.Random(42)  # what RegDA leaves out of training, and tests on
     if (data, split) == ("surreal", "train"):
         chance.shuffle(rows)
         rows = rows[min(len(rows) // 5, 3200):]
     elif (data, split) == ("human36m", "val") and len(rows) > 3200:
         rows = chance.choices(rows, k=3200)
-    keypoints = np.pad(np.array(points).reshape(-1, 16, 2)[rows], ((0, 0), (0, 0), (0, 1)), constant_values=2)
+    keypoints = np.pad(np.concatenate(points)[rows], ((0, 0), (0, 0), (0, 1)), constant_values=2)  # all visible
     # The whole image is the crop, as in RegDA: it has been cut out already.
     return one_each(spec, root, BODY16, root, [names[row] for row in rows],
                     ["render" if data == "surreal" else "photo"] * len(rows), keypoints)
@@ -623,10 +897,9 @@ def read_cropped(spec, root, split):
 def read_synthetic_animal(spec, root, split):
     """SyntheticAnimal with the annotations that UDA-Animal-Pose (horse, tiger) and UniFrame (dog, sheep) cleaned."""
     path = root / "clean_data" / "keypoints_18.json" if root.is_dir() else root
-    content = load_json(path, "SyntheticAnimal's clean_data/keypoints_18.json")
     names, domains, keypoints, corners = [], [], [], []
-    try:
-        for animal, records in content.items():
+    with expecting(path, "SyntheticAnimal's clean_data/keypoints_18.json"):
+        for animal, records in json.loads(path.read_bytes()).items():
             rows = {"train": records["train_idxs"], "val": records["valid_idxs"],
                     "all": records["train_idxs"] + records["valid_idxs"]}[split]
             names += [str(records["imgpath"][row]) for row in rows]
@@ -636,8 +909,6 @@ def read_synthetic_animal(spec, root, split):
         keypoints = np.concatenate(keypoints)
         keypoints[:, :, 2] = 1 + (keypoints[:, :, 2] > 0)  # a hidden joint is known all the same
         skeleton = {18: ANIMAL18, 14: ANIMAL14}[keypoints.shape[1]]
-    except BROKEN as error:
-        raise DataError(f"{path}: not SyntheticAnimal's annotations: {type(error).__name__} {error}") from None
     return one_each(spec, path, skeleton, path.parent, names, domains, keypoints, np.concatenate(corners))
 
 
@@ -652,7 +923,7 @@ def read_tigdog(spec, root, split):
         path, frames, points = home / "ranges" / animal / "ranges.mat", [], []
         ranges = load_matlab(path, "ranges", "TigDog's shots")
         if ranges.ndim != 2 or ranges.shape[1] != 3 or ranges.dtype.kind not in "uif":
-            raise DataError(f"{path}: expected 'ranges' (N, 3), found {ranges.dtype} {ranges.shape}")
+            raise DataError(f"{path}: expected 'ranges' (shots, 3), found {ranges.dtype} {ranges.shape}")
         for shot, first, last in ranges.astype(int).tolist():
             path = home / "landmarks" / animal / f"{shot}.mat"
             if path.is_file():  # some shots have no labels
@@ -674,10 +945,8 @@ def read_tigdog(spec, root, split):
 def read_landmarks(path, frames):
     """(18, 3) x, y, visible for each frame of a shot: a cell with a structure of positions and visibilities."""
     cells = load_matlab(path, "landmarks", "TigDog's landmarks")
-    try:
+    with expecting(path, f"'landmarks' of {frames} frames"):
         return [np.hstack(list(cells[frame, 0][0, 0])[:2])[:18].reshape(18, 3) for frame in range(frames)]
-    except BROKEN as error:
-        raise DataError(f"{path}: expected 'landmarks' of {frames} frames: {error}") from None
 
 
 def tigdog_rows(home, animal, split, frames):
@@ -686,13 +955,11 @@ def tigdog_rows(home, animal, split, frames):
     found = [path for folder in home.resolve().parents[:2] for path in folder.glob(f"*data/{name}")]
     if not found:
         raise DataError(f"{home.parent}: expected UniFrame's cached_data/{name} in it or beside it for split {split!r}")
-    try:
+    with expecting(found[0], f"numbers of labelled frames, below {frames}"):
         rows = np.load(found[0], allow_pickle=False)
         if rows.ndim != 1 or rows.dtype.kind not in "ui" or rows.min() < 0 or rows.max() >= frames:
-            raise ValueError(f"found {rows.dtype} {rows.shape}, or one that is not below {frames}")
+            raise ValueError(f"found {rows.dtype} {rows.shape}")
         return rows.tolist()
-    except (*BROKEN, OSError, EOFError) as error:
-        raise DataError(f"{found[0]}: expected numbers of labelled frames: {error}") from None
 
 
 JOINT_WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}  # in AnimalPose's names
@@ -706,7 +973,8 @@ def read_animalpose(spec, root, split):
     out. mmpose has lost the species in PASCAL VOC's pictures: their domain is "animal".
     """
     path, own = annotation_file(root, {part: f"animalpose_{part}.json" for part in ("train", "val")}, split)
-    content = load_json(path, "AnimalPose's annotations")
+    with expecting(path, "AnimalPose's annotations"):
+        content = json.loads(path.read_bytes())
     names, domains, keypoints, corners = [], [], [], []
     try:
         joints = ["_".join(JOINT_WORDS.get(word, word) for word in joint.lower().split("_"))
@@ -728,233 +996,14 @@ def read_animalpose(spec, root, split):
     own_joints = replace(ANIMAL14, names=tuple(joints))
     dataset = one_each(spec, path, own_joints, path.parent, names, domains, keypoints, corners)
     dataset = with_skeleton(dataset, ANIMAL14)
-    if own or split == "all":
-        return dataset
-    held_out = np.unique(names, return_inverse=True)[1] % HELD_OUT == 0
-    return dataset.select_images(held_out if split == "val" else ~held_out)
+    return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
 
 
 READERS = {"lsp": read_lsp, "surreal": read_cropped, "human36m": read_cropped, "tigdog": read_tigdog,
            "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
 
 
-# ------------------------------------------------------------------------------------------------- images and crops
-
-@contextmanager
-def image_file(file):
-    """An open Pillow image; a DataError if it cannot be opened or, within the block, be decoded."""
-    try:
-        with Image.open(file) as image:
-            yield image
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not a readable image: {error}") from None
-
-
-def open_image(file, shrink=1.0, upright=False):
-    """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times.
-
-    upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations ignore it.
-    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
-    """
-    with image_file(file) as image:
-        full_width = image.width
-        image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
-        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-            pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
-            return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
-        smaller = round(full_width / image.width)
-        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB"), smaller
-
-
-PADDING = 1.25  # of a box, so that nothing near it is cut off
-
-
-def crop_width(boxes, size, padding=PADDING):
-    """Width (...) in image pixels of the crops of shape `size` (height, width) around boxes (..., 4)."""
-    return padding * np.maximum(boxes[..., 2], boxes[..., 3] * size[1] / size[0])
-
-
-def crop_matrix(box, size, padding=PADDING, scale=1.0, rotation=0.0, shift=(0.0, 0.0)):
-    """(2, 3) matrix from the pixels of an image to those of a crop of `size` (height, width) around `box` (x, y, w, h).
-
-    The box grows to the crop's aspect ratio, then by `padding` and `scale`; it turns by `rotation` degrees and moves by
-    `shift` times its size. Unbiased alignment (UDP, arXiv 1911.07524): a size is the distance between the outermost
-    pixels' centres, w - 1.
-    """
-    x, y, w, h = box
-    height, width = size
-    side = crop_width(np.asarray(box), size, padding) * scale
-    center = np.array([x + w / 2 + shift[0] * side, y + h / 2 + shift[1] * side * height / width])
-    angle = math.radians(rotation)
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    linear = turn * np.array([[(width - 1) / side], [(height - 1) / (side * height / width)]])
-    return np.column_stack([linear, (np.array([width, height]) - 1) / 2 - linear @ center])
-
-
-def transform_points(points, matrix):
-    """Points (..., N, 2) through matrices (..., 2, 3)."""
-    return points @ matrix[..., :2].swapaxes(-1, -2) + matrix[..., None, :, 2]
-
-
-def invert_matrix(matrix):
-    linear = np.linalg.inv(matrix[..., :2])
-    return np.concatenate([linear, -linear @ matrix[..., 2:]], axis=-1)
-
-
-def warp_image(image, matrix, size, shrink=1.0):
-    """The crop (height, width, 3) that `matrix` maps a Pillow image to; `image` was read `shrink` times smaller."""
-    linear, offset = np.hsplit(invert_matrix(matrix), [2])  # crop -> image, between pixel centres
-    # Pillow, like a JPEG read smaller, counts from pixel corners: half a pixel is added before and taken off after.
-    offset = (offset[:, 0] + 0.5 - linear.sum(1) / 2) / shrink
-    coefficients = np.column_stack([linear / shrink, offset]).ravel()
-    return np.array(image.transform(size[::-1], Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR))
-
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what every public backbone expects
-
-
-def normalize(images):
-    """RGB images (B, 3, H, W), bytes or floats from 0 to 1 -> images as the models take them."""
-    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
-    return ((images.float() / 255 if images.dtype == torch.uint8 else images) - mean) / std
-
-
-# ----------------------------------------------------------------------------------------------------- heatmap codec
-
-def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
-    """Keypoints (B, K, 2) in the crop and visible (B, K) -> targets (B, K, h, w) and weights (B, K).
-
-    Gaussians around the exact, sub-pixel position, cut off at 3 σ (UDP, as mmpose's UDPHeatmap). A keypoint that is not
-    labelled, or whose Gaussian lies outside, has weight 0.
-    """
-    scale = (np.array(heatmap_size[::-1]) - 1) / (np.array(input_size[::-1]) - 1)
-    points = keypoints * torch.tensor(scale).to(keypoints)
-    profiles = []  # one along x, one along y: a Gaussian is their product
-    for axis, length in enumerate(heatmap_size[::-1]):
-        at = points[:, :, axis, None]  # (B, K, 1)
-        grid = torch.arange(length, device=points.device)
-        near = (grid - at.round()).abs() <= 3 * sigma
-        profiles.append(torch.exp(-(grid - at) ** 2 / (2 * sigma ** 2)) * near)
-    heatmaps = profiles[1][:, :, :, None] * profiles[0][:, :, None, :]
-    weights = (visible > 0) & (heatmaps.amax((2, 3)) > 0)
-    return heatmaps * weights[:, :, None, None], weights.to(heatmaps)
-
-
-def decode_heatmaps(heatmaps, input_size, sigma=2.0):
-    """Heatmaps (B, K, h, w) -> keypoints (B, K, 2) in the crop and scores (B, K), the heights of the peaks.
-
-    DARK (arXiv 1910.06278): the logarithm of a Gaussian is a parabola, so one Newton step from the highest pixel of the
-    smoothed heatmap, with finite differences, lands on the true centre.
-    """
-    B, K, h, w = heatmaps.shape
-    scores, peak = heatmaps.flatten(2).max(2)  # (B, K)
-    y, x = peak // w, peak % w
-    reach = round(2.5 * sigma)
-    kernel = torch.exp(-torch.arange(-reach, reach + 1, device=heatmaps.device) ** 2 / (2 * sigma ** 2)).to(heatmaps)
-    kernel = kernel / kernel.sum()
-    blurred = F.conv2d(heatmaps.reshape(B * K, 1, h, w), kernel.view(1, 1, 1, -1), padding=(0, reach))
-    blurred = F.conv2d(blurred, kernel.view(1, 1, -1, 1), padding=(reach, 0)).view(B, K, h, w)
-    log = F.pad(blurred.clamp(min=1e-3).log(), (1, 1, 1, 1), mode="replicate").flatten(2)
-
-    def at(dx, dy):
-        return log.gather(2, ((y + 1 + dy) * (w + 2) + x + 1 + dx)[:, :, None])[:, :, 0]
-
-    gx, gy = (at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2
-    hxx, hyy = at(1, 0) - 2 * at(0, 0) + at(-1, 0), at(0, 1) - 2 * at(0, 0) + at(0, -1)
-    hxy = (at(1, 1) - at(1, -1) - at(-1, 1) + at(-1, -1)) / 4
-    determinant = hxx * hyy - hxy ** 2
-    peaked = (determinant > 1e-9) & (hxx < 0)  # a maximum; elsewhere the step would lead away from it
-    determinant = torch.where(peaked, determinant, torch.ones_like(determinant))
-    step = torch.stack([hxy * gy - hyy * gx, hxy * gx - hxx * gy], dim=2) / determinant[:, :, None]
-    points = torch.stack([x, y], dim=2) + (step * peaked[:, :, None]).clamp(-1, 1)
-    return points * torch.tensor((np.array(input_size[::-1]) - 1) / (w - 1, h - 1)).to(points), scores
-
-
-# ------------------------------------------------------------------------------------------- training and test crops
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What a training crop may undergo. The default does nothing: for testing. TRAINING has ViTPose's values."""
-    flip: float = 0.0  # probability
-    half_body: float = 0.0  # probability
-    scale: float = 0.0  # factor from 1 - scale to 1 + scale
-    shift: float = 0.0  # fraction of the box, with probability 0.3
-    rotation: float = 0.0  # degrees either way, with probability 0.6
-    color: float = 0.0  # strength of the colour jitter
-
-
-TRAINING = Augmentation(flip=0.5, half_body=0.3, scale=0.5, shift=0.16, rotation=80, color=0.25)
-GENTLE = Augmentation(flip=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)  # for minutes, not days, of training
-
-
-def truncated_normal(rng, size=None):
-    """Standard normal numbers within ±1."""
-    values = rng.standard_normal(size)
-    while np.any(outside := np.abs(values) > 1):
-        values = np.where(outside, rng.standard_normal(size), values)
-    return values
-
-
-def half_body_box(keypoints, skeleton, rng):
-    """A box around the upper or the lower half of a person with many labelled keypoints, or None."""
-    labelled = keypoints[:, 2] > 0
-    upper = np.isin(np.arange(len(keypoints)), skeleton.upper)
-    half = labelled & (upper if rng.random() < 0.7 else ~upper)
-    if labelled.sum() < 9 or half.sum() < 3:
-        return None
-    low, high = keypoints[half, :2].min(0), keypoints[half, :2].max(0)
-    size = np.maximum(high - low, 1) * 1.5
-    return np.concatenate([(low + high - size) / 2, size])
-
-
-def jitter_color(image, strength, rng):
-    """Random brightness, contrast and saturation, each 1 ± strength, of a byte image (H, W, 3)."""
-    brightness, contrast, saturation = 1 + strength * rng.uniform(-1, 1, 3)
-    # All three are linear: towards black, towards the image's mean, and towards each pixel's own grey.
-    mix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) / 3)
-    offset = (1 - contrast) * brightness * image.mean()
-    return (image @ mix.astype(np.float32) + np.float32(offset)).clip(0, 255).astype(np.uint8)
-
-
-class Crops(torch.utils.data.Dataset):
-    """One person per item, cut out and scaled to `size` (height, width), augmented.
-
-    An item's key is (row of the person, seed): the same key always gives the same crop, whichever process makes it.
-    """
-
-    def __init__(self, dataset, size, augmentation=Augmentation()):
-        self.dataset, self.size, self.augmentation = dataset, size, augmentation
-
-    def __getitem__(self, key):
-        row, seed = key
-        rng, aug, data = np.random.default_rng(seed), self.augmentation, self.dataset
-        keypoints, box, padding = data.keypoints[row].astype(np.float64), data.boxes[row], PADDING
-        if rng.random() < aug.half_body:
-            half = half_body_box(keypoints, data.skeleton, rng)
-            box, padding = (box, padding) if half is None else (half, 1.0)
-        matrix = crop_matrix(
-            box, self.size, padding, scale=1 + aug.scale * truncated_normal(rng),
-            rotation=aug.rotation * truncated_normal(rng) * (rng.random() < 0.6),
-            shift=aug.shift * truncated_normal(rng, 2) * (rng.random() < 0.3))
-        if rng.random() < aug.flip:
-            matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]
-            keypoints = keypoints[data.skeleton.flip]
-        shrink = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))  # image pixels per pixel of the crop
-        image, shrink = open_image(data.files[data.image_index[row]], shrink, data.upright)
-        image = warp_image(image, matrix, self.size, shrink)
-        if aug.color:
-            image = jitter_color(image, aug.color, rng)
-        points = transform_points(keypoints[:, :2], matrix)
-        inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
-        return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
-                "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
-                "visible": torch.tensor(keypoints[:, 2] * inside, dtype=torch.float32),  # (K,) 0: unlabelled or outside
-                "matrix": torch.tensor(matrix), "row": row}  # (2, 3) from the image to the crop
-
-
-# ----------------------------------------------------------------------------------------------- the built-in figures
+# === Appendix C: the built-in figures; skip on a first reading ========================================================
 #
 # A person is a 3-D skeleton clothed in capsules (rods with round ends that may taper). The capsules go through a small
 # z-buffer, which leaves for every pixel what is seen there and how near it is: all that is needed to know which joints
@@ -1000,12 +1049,12 @@ class Scene:
 
     @cached_property
     def pixels(self):
-        """Where something is seen: n indices into the flattened buffers."""
+        """Where something is seen: (pixels,) indices into the flattened buffers."""
         return np.flatnonzero(self.part)
 
     @cached_property
     def material(self):
-        return self.outfit[self.part.flat[self.pixels]]  # (n,)
+        return self.outfit[self.part.flat[self.pixels]]  # (pixels,)
 
 
 # ---- the skeleton: poses are ranges in degrees ----------------------------------------------------------------------
@@ -1017,9 +1066,7 @@ POSES = {"stand": ((-5, 8),   (-4, 6),  (-10, 10), (1, 14), (0, 12),   (-15, 35)
          "squat": ((10, 40),  (75, 115), (-15, 15), (5, 35), (90, 135), (10, 90),  (8, 40),    (10, 90),  (-4, 4)),
          "cheer": ((-10, 8),  (-5, 15), (-15, 15), (3, 22), (0, 30),   (-15, 20),  (95, 170),  (0, 80),   (-6, 6)),
          "dance": ((-15, 15), (0, 35),  (-35, 35), (6, 45), (0, 80),   (-20, 60),  (30, 150),  (0, 100),  (-15, 15)),
-         "bend":  ((35, 85),  (-8, 8),  (-12, 12), (2, 18), (0, 25),   (30, 110),  (5, 30),    (0, 60),   (-4, 4)),
-         "flip":  ((-15, 15), (-10, 40), (-40, 40), (2, 45), (0, 60),  (-15, 15),  (150, 172), (0, 15),   (160, 200)),
-         "lie":   ((-10, 10), (-5, 40), (-15, 15), (0, 20), (0, 80),   (-10, 40),  (10, 150),  (0, 100),  (75, 105))}
+         "bend":  ((35, 85),  (-8, 8),  (-12, 12), (2, 18), (0, 25),   (30, 110),  (5, 30),    (0, 60),   (-4, 4))}
 
 
 def rotation(axis, degrees):
@@ -1044,7 +1091,7 @@ def bend(limb, towards, degrees):
 FACE = np.array([(0, 18, 68), (26, -4, 50), (-26, -4, 50), (64, 4, -4), (-64, 4, -4)]) / 1000  # nose, eyes, ears
 
 
-def build_body(style, rng):
+def build_person(style, rng):
     """A random person -> joints (17, 3), capsules [(part, end, end, radius, radius)], whether in a robe."""
     lean, hip, stride, apart, knee, arm, lift, elbow, tilt = (
         rng.uniform(*limits, 2) for limits in POSES[rng.choice(style.poses.split())])  # a left and a right
@@ -1058,7 +1105,7 @@ def build_body(style, rng):
     wide, flare = (1.3, 1.7) if robe else (1, 1)
 
     joints, chest = np.zeros((17, 3)), trunk @ [0, -0.27, 0]
-    body = [(TORSO, chest, np.zeros(3), 0.07, 0.07)]
+    capsules = [(TORSO, chest, np.zeros(3), 0.07, 0.07)]
     for side, left in enumerate((1, -1)):
         shoulder, hip_joint = chest + trunk @ [0.1 * left, 0, 0], pelvis @ [0.058 * left, 0, 0]
         upper = swing(arm[side] - 0.8 * stride[side], left * lift[side])  # arms swing against the legs
@@ -1071,21 +1118,22 @@ def build_body(style, rng):
         ankle = knee_joint + 0.235 * legs * pelvis @ shin
         toes = ankle + 0.085 * pelvis @ bend(shin, np.cross(shin, [-1, 0.25 * left, 0]), 75)
         joints[5 + side::2] = shoulder, elbow_joint, wrist, hip_joint, knee_joint, ankle
-        body += [(TORSO, 0.4 * chest + 0.6 * shoulder, hip_joint, 0.062, 0.064), (TORSO, chest, shoulder, 0.042, 0.042),
-                 (ARM + side, shoulder, elbow_joint, 0.042, 0.032 * wide),
-                 (FOREARM + side, elbow_joint, wrist, 0.031 * wide, 0.022 * flare),
-                 (HAND + side, wrist, wrist + 0.055 * trunk @ lower, 0.022, 0.017),
-                 (THIGH + side, hip_joint, knee_joint, 0.06, 0.043 * flare),
-                 (SHIN + side, knee_joint, ankle, 0.042 * flare, 0.027 * flare),
-                 (FOOT + side, ankle, toes, 0.027, 0.021)]
+        capsules += [
+            (TORSO, 0.4 * chest + 0.6 * shoulder, hip_joint, 0.062, 0.064), (TORSO, chest, shoulder, 0.042, 0.042),
+            (ARM + side, shoulder, elbow_joint, 0.042, 0.032 * wide),
+            (FOREARM + side, elbow_joint, wrist, 0.031 * wide, 0.022 * flare),
+            (HAND + side, wrist, wrist + 0.055 * trunk @ lower, 0.022, 0.017),
+            (THIGH + side, hip_joint, knee_joint, 0.06, 0.043 * flare),
+            (SHIN + side, knee_joint, ankle, 0.042 * flare, 0.027 * flare),
+            (FOOT + side, ankle, toes, 0.027, 0.021)]
         if robe:
-            body.append((FOREARM + side, wrist, wrist + [0, 0.09, 0], 0.03, 0.045))  # a wide sleeve
+            capsules.append((FOREARM + side, wrist, wrist + [0, 0.09, 0], 0.03, 0.045))  # a wide sleeve
     for u in (0.2, 0.5, 0.8) if robe or skirt else ():  # cloth between the legs
         hem_knee, hem_ankle = u * joints[[13, 15]] + (1 - u) * joints[[14, 16]]
-        body.append((SKIRT, np.zeros(3), hem_knee, 0.07, 0.06))
+        capsules.append((SKIRT, np.zeros(3), hem_knee, 0.07, 0.06))
         if robe:
-            body.append((SKIRT, hem_knee, hem_ankle, 0.06, 0.05))
-    body = [(part, a, b, thick * ra, thick * rb) for part, a, b, ra, rb in body]
+            capsules.append((SKIRT, hem_knee, hem_ankle, 0.06, 0.05))
+    capsules = [(part, a, b, thick * ra, thick * rb) for part, a, b, ra, rb in capsules]
 
     nose, *eyes_and_ears = FACE
     features = [(HEAD, (0, 0.026, 0.01), (0, -0.02, -0.002), 0.05, 0.062),
@@ -1098,10 +1146,10 @@ def build_body(style, rng):
         features.append((PUPIL, *[eye + (0, 0.001, 0.006 + 0.005 * style.eyes)] * 2, *[0.008 * style.eyes] * 2))
     middle = trunk @ [0, -0.325, 0.015] + head * skull @ [0, -0.075, 0.01]
     for part, a, b, ra, rb in features:
-        body.append((part, middle + head * skull @ a, middle + head * skull @ b, head * ra, head * rb))
-    body.append((NECK, trunk @ [0, -0.30, 0.005], middle, 0.03, 0.035))
+        capsules.append((part, middle + head * skull @ a, middle + head * skull @ b, head * ra, head * rb))
+    capsules.append((NECK, trunk @ [0, -0.30, 0.005], middle, 0.03, 0.035))
     joints[:5] = middle + head * FACE @ skull.T
-    return joints, body, robe
+    return joints, capsules, robe
 
 
 def dress(robe, rng):
@@ -1135,8 +1183,8 @@ def draw_capsule(scene, part, a, b, ra, rb):
 
 def compose(style, rng):
     """Places a random person in the image."""
-    joints, body, robe = build_body(style, rng)
-    ends, radii = np.array([capsule[1:3] for capsule in body]), np.array([capsule[3:] for capsule in body])
+    joints, capsules, robe = build_person(style, rng)
+    ends, radii = np.array([capsule[1:3] for capsule in capsules]), np.array([capsule[3:] for capsule in capsules])
     low, high = (ends - radii[..., None]).min((0, 1)), (ends + radii[..., None]).max((0, 1))
     near = rng.uniform(1.1, 1.6) if rng.random() < 0.12 else 1  # then the border cuts it
     scale = near * rng.uniform(0.68, 0.96) * FINE / (high - low)[:2].max()
@@ -1147,7 +1195,7 @@ def compose(style, rng):
     for _ in range(rng.integers(style.clutter + 1)):
         a = np.append(rng.uniform(0, FINE, 2), -1e4)
         draw_capsule(scene, CLUTTER + rng.integers(2), a, a + rng.normal(0, (40, 40, 0)), *rng.uniform(3, 14, 2))
-    for (part, *_), (a, b), (ra, rb) in zip(body, ends, radii):
+    for (part, *_), (a, b), (ra, rb) in zip(capsules, ends, radii):
         draw_capsule(scene, part, a, b, ra, rb)
     if rng.random() < 0.15:
         hide_a_joint(scene, rng)
@@ -1166,9 +1214,9 @@ def hide_a_joint(scene, rng):
         draw_capsule(scene, OBJECT, middle - along, middle + along, *rng.uniform(0.02, 0.06, 2) * scene.scale)
 
 
-# ---- what the styles share; n = number of pixels where something is seen --------------------------------------------
+# ---- what the styles share; `pixels` are those where something is seen ----------------------------------------------
 def light(scene, direction, ambient=0.0):
-    """Brightness (n,) by Lambert's law, with normals from the slope of the depth."""
+    """Brightness (pixels,) by Lambert's law, with normals from the slope of the depth."""
     def slope(step):
         ahead, behind = (scene.depth.take(scene.pixels + s, mode="clip") for s in (step, -step))
         return np.clip((ahead - behind) / 2, -4, 4)
@@ -1183,7 +1231,7 @@ def fold(scene, depth):
 
 
 def outline(scene, region, jump=0.04, width=1):
-    """Lines (n,), 0 or 1, where the region (320, 320) changes or the depth jumps by so many units."""
+    """Lines (pixels,), 0 or 1, where the region (320, 320) changes or the depth jumps by so many units."""
     line = np.zeros((FINE, FINE), bool)
     for r, z, l in ((region, scene.depth, line), (region.T, scene.depth.T, line.T)):
         change = (r[width:] != r[:-width]) | (np.abs(z[width:] - z[:-width]) > jump * scene.scale)
@@ -1193,14 +1241,14 @@ def outline(scene, region, jump=0.04, width=1):
 
 
 def layer(scene, values):
-    """Values (n,) as a picture (160, 160), 0 elsewhere."""
+    """Values (pixels,) as a picture (160, 160), 0 elsewhere."""
     fine = np.zeros((FINE, FINE), np.float32)
     fine.flat[scene.pixels] = values
     return np.asarray(Image.fromarray(fine).reduce(2))
 
 
 def stamp(scene, backdrop, colors):
-    """The seen pixels' colors (n, 3) on a fine backdrop -> picture (160, 160, 3)."""
+    """The seen pixels' colors (pixels, 3) on a fine backdrop -> picture (160, 160, 3)."""
     fine = np.array(backdrop)
     fine.reshape(-1, 3)[scene.pixels] = np.clip(colors, 0, 255)
     return np.asarray(Image.fromarray(fine).reduce(2))
@@ -1420,60 +1468,42 @@ FIGURES = "figures-1"  # a new number whenever the drawing changes, so that an o
 FIGURE_COUNTS = {"train": (4000, 600), "val": (300, 100)}  # of photos and of each artificial style
 
 
-def cache_folder():
-    """Where drawn figures and trained base models are kept: $POSEBRIDGE_HOME, or ~/.cache/posebridge."""
-    return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
-
-
-def draw_figures(cache, counts=FIGURE_COUNTS, seed=0):
-    """Draws the data set into `cache`, unless it is there, and returns its folder.
-
-    It is drawn beside its place and moved there in one step: two programs that start at once cannot mix their files.
-    """
+def draw_figures(cache, counts=FIGURE_COUNTS):
+    """Draws the data set into `cache`, in Human-Art's format, unless it is there, and returns its folder."""
     folder = Path(cache) / FIGURES
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"drawing the built-in figures into {folder}", file=sys.stderr)
-    draft = Path(tempfile.mkdtemp(prefix=f"{FIGURES}.", dir=folder.parent))
+    category = {"id": 1, "name": "person", "keypoints": COCO17.names,
+                "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges]}
     try:
-        (draft / "annotations").mkdir()
-        for style in STYLES:
-            (draft / "images" / style.replace(" ", "_")).mkdir(parents=True)
-        for split_number, (split, (natural, artificial)) in enumerate(counts.items()):
-            jobs = [(draft, style, split, n, (seed, split_number, style_number, n))
-                    for style_number, style in enumerate(STYLES)
-                    for n in range(natural if style in NATURAL_DOMAINS else artificial)]
-            with ProcessPoolExecutor() as pool:
-                records = list(pool.map(write_figure, jobs, chunksize=50))
-            save_annotations(draft / "annotations" / ANNOTATION_FILES["figures"][split], records)
-        draft.rename(folder)
+        with written_whole(folder) as draft, ProcessPoolExecutor() as pool:
+            (draft / "annotations").mkdir(parents=True)
+            for split_number, (split, (natural, artificial)) in enumerate(counts.items()):
+                jobs = [(draft, style, split, number, (0, split_number, style_number, number))
+                        for style_number, style in enumerate(STYLES)
+                        for number in range(natural if style in NATURAL_DOMAINS else artificial)]
+                images, people = zip(*pool.map(write_figure, jobs, count(1), chunksize=50))
+                content = {"images": images, "annotations": people, "categories": [category]}
+                (draft / "annotations" / ANNOTATION_FILES["figures"][split]).write_text(json.dumps(content))
     except OSError:
         if not folder.exists():  # else another program was faster
             raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
-def write_figure(job):
+def write_figure(job, image_id):
     """Draws and saves one figure; returns its image and its annotation in Human-Art's format, COCO's with a domain."""
     folder, style, split, number, seed = job
     figure = draw_figure(style, np.random.default_rng(seed))
     file_name = f"images/{style.replace(' ', '_')}/{split}_{number:05d}.jpg"
+    (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(figure.image).save(folder / file_name, quality=92)
     height, width = figure.image.shape[:2]
     image = {"file_name": file_name, "width": width, "height": height, "category": style,
-             "description": f"a {style} of a person"}
+             "description": f"a {style} of a person", "id": image_id}
     person = {"category_id": 1, "iscrowd": 0, "keypoints": np.round(figure.keypoints, 2).ravel().tolist(),
               "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()),
-              "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area)}
+              "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area), "id": image_id,
+              "image_id": image_id}
     return image, person
-
-
-def save_annotations(path, records):
-    images = [image | {"id": number} for number, (image, _) in enumerate(records, start=1)]
-    people = [person | {"id": number, "image_id": number} for number, (_, person) in enumerate(records, start=1)]
-    category = {"id": 1, "name": "person", "keypoints": COCO17.names,
-                "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges]}
-    path.write_text(json.dumps({"images": images, "annotations": people, "categories": [category]}))

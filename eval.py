@@ -1,9 +1,20 @@
-"""Evaluation: COCO's keypoint numbers (OKS) from NumPy alone, PCK, and what kinds of errors lie behind them.
+"""Evaluation: how good are a model's poses? COCO's numbers (OKS and AP), PCK, and the prediction of the poses.
 
     python eval.py --results results.json --annotations person_keypoints_val2017.json [--details] [--json]
 
-A detection meets a person only within one image and one category: a *cell*. Instead of visiting cell after cell, what
-follows works on the flat list of all (person, detection) pairs that share one: a few array operations for a data set.
+The *ground truth* is the people that annotators marked in the images. A *detection* is a pose that a model predicts,
+with a score: how sure the model is of it. COCO's numbers ask for three things at once: every person is found, nobody is
+found where there is nobody, and right detections have higher scores than wrong ones. In the order of reading:
+
+    keypoint similarity        how close is one keypoint to its true place, from 0 to 1?
+    OKS                        how similar are a detection and a person? The mean over the person's keypoints.
+    greedy matching            which detection belongs to which person?
+    true and false positives   which detections are right, which are wrong, which are ignored?
+    precision, recall, AP      which share of the detections is right, which share of the people is found?
+    PCK                        the simpler number of the papers on domain adaptation: the share of correct keypoints
+    prediction                 from a model and a data set to detections
+
+`evaluate_oks` and `evaluate_pck` are the functions to call. All images are evaluated at once, by array operations.
 """
 import argparse
 import json
@@ -13,7 +24,6 @@ import sys
 from dataclasses import dataclass, replace
 from glob import glob
 from itertools import chain, groupby
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -26,251 +36,187 @@ from data import (BOX, COCO17, ID, NUMBER, SKELETONS, Crops, DataError, PoseData
                   read_columns, read_records, stream_list, transform_points, warp_image)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the OKS from which a detection is right; AP is the mean over these
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # from which OKS on a detection is right; AP is the mean over all ten
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
-AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # all, medium, large, in pixels; both ends belong
-MAX_DETECTIONS = 20  # of a cell: the best by score, the others do not count
-BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
+AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # all, medium, large: pixels, both ends included
+MAX_DETECTIONS = 20  # of a group (see below): those with the best scores, the others are left out
 
-# ------------------------------------------------------------------------------------------------------------ reading
-
+# ----------------------------------------------------------------------------------------- ground truth and detections
 
 @dataclass
-class People:
-    """N annotated people with K keypoints in M images. The number of a cell: category row * M + image row."""
-    images: list  # COCO's image records, in the order of their ids
-    image_ids: np.ndarray  # (M,)
-    category_ids: np.ndarray  # (C,)
-    cell: np.ndarray  # (N,)
-    points: np.ndarray  # (N, K, 2)
-    labelled: np.ndarray  # (N, K) bool
-    area: np.ndarray  # (N,)
-    box: np.ndarray  # (N, 4) left, top, width, height
-    crowd: np.ndarray  # (N,) bool: a group, which any number of detections may match
-    ignored: np.ndarray  # (N,) bool: need not be found, and a detection that matches does not count
-    id_is_zero: np.ndarray  # (N,) bool
+class GroundTruth:
+    """All annotated people, with K keypoints each.
+
+    A detection can match a person only if both belong to the same image and have the same category. All people and
+    detections of one image and one category are a *group*. Its number is category row * number of images + image row.
+    """
+    images: list  # COCO's image records, sorted by their ids
+    image_ids: np.ndarray  # (images,) sorted
+    category_ids: np.ndarray  # (categories,) sorted
+    group: np.ndarray  # (people,)
+    points: np.ndarray  # (people, K, 2)
+    labelled: np.ndarray  # (people, K) bool
+    area: np.ndarray  # (people,) in pixels
+    box: np.ndarray  # (people, 4) left, top, width, height
+    crowd: np.ndarray  # (people,) bool: a box around many people, which any number of detections may match
+    ignored: np.ndarray  # (people,) bool: crowds and people without keypoints, who need not be found
+    id_is_zero: np.ndarray  # (people,) bool
 
 
 @dataclass
 class Detections:
-    """D results: the best of each cell, ordered by cell and, within it, by score."""
-    cell: np.ndarray  # (D,), -1 for a category that is not listed
-    rank: np.ndarray  # (D,) 0 for a cell's best
-    score: np.ndarray  # (D,)
-    points: np.ndarray  # (D, K, 2)
-    area: np.ndarray  # (D,)
+    """The best detections of each group, sorted by group, then from the best score to the lowest."""
+    group: np.ndarray  # (detections,), -1 for a category that the annotations do not list
+    rank: np.ndarray  # (detections,) place in the group, 0 for the best
+    score: np.ndarray  # (detections,)
+    points: np.ndarray  # (detections, K, 2)
+    area: np.ndarray  # (detections,) in pixels
 
 
-def cells(table, image_ids, category_ids):
-    """The cell of each record; -1 where its image or its category is not among the sorted ids."""
-    image, category = (np.where(np.isin(ids, known), np.searchsorted(known, ids), -1)
-                       for ids, known in ((table["image_id"], image_ids), (table["category_id"], category_ids)))
-    return np.where((image < 0) | (category < 0), -1, category * len(image_ids) + image)
+# ------------------------------------------------------------------------------------------ object keypoint similarity
+
+def keypoint_similarity(offset, area, sigmas):
+    """How close a keypoint is to its true place: 1 at the place itself, towards 0 far away.
+
+    offset (..., 2): from the true place to the detected one. area (...): the person's, in pixels. sigmas (...): the
+    spread of human annotators at this kind of keypoint, relative to the person's size; small for eyes, large for hips.
+    """
+    squared_distance = offset[..., 0] ** 2 + offset[..., 1] ** 2
+    # similarity = exp(-d² / (2 s² (2σ)²))   d: the distance in pixels, s² = area, so s is the person's size, σ: sigma.
+    # Annotators are off by about d = σ s, which is worth exp(-1/8) = 0.88; twice as far is worth exp(-1/2) = 0.61.
+    return np.exp(-(squared_distance / (sigmas * 2) ** 2 / (area + np.spacing(1)) / 2))  # spacing: never divides by 0
 
 
-def read_people(annotations, num_keypoints):
-    """COCO annotations -> People. As in pycocotools, people whose image or category is not listed do not exist."""
-    name, sections = source_name(annotations, "annotations"), ("images", "categories", "annotations")
-    if is_path(annotations):
-        records = read_records(annotations, sections)
-    elif isinstance(annotations, dict):
-        records = ((section, record) for section in sections for record in annotations.get(section, ()))
-    else:
-        raise DataError(f"annotations: expected a path or what COCO's files hold, found a {type(annotations).__name__}")
-    kinds = {"id": ID, "image_id": ID, "category_id": ID, "keypoints": ((3 * num_keypoints,), float),
-             "num_keypoints": ID, "area": NUMBER, "bbox": BOX, "iscrowd": ID}
-    table, listed = read_columns((), kinds, name), {"images": [], "categories": []}
-    for section, group in groupby(records, key=itemgetter(0)):
-        group = map(itemgetter(1), group)
-        if section == "annotations":
-            table = read_columns(group, kinds, f"{name}: annotation")
-        else:
-            listed[section] = list(group)
-    ids, times = np.unique(table["id"], return_counts=True)
-    if (times > 1).any():
-        raise DataError(f"{name}: annotation id {ids[times > 1][0]} appears more than once")
-    if not listed["categories"]:
-        raise DataError(f"{name}: not COCO keypoint annotations: no 'categories'")
-    image_ids, rows = np.unique(column(listed["images"], "id", ID, f"{name}: image"), return_index=True)
-    category_ids = np.unique(column(listed["categories"], "id", ID, f"{name}: category"))
-    cell = cells(table, image_ids, category_ids)
-    table = {field: values[cell >= 0] for field, values in table.items()}
-    keypoints, crowd = table["keypoints"].reshape(-1, num_keypoints, 3), table["iscrowd"] != 0
-    return People(
-        images=[listed["images"][row] for row in rows], image_ids=image_ids, category_ids=category_ids,
-        cell=cell[cell >= 0], points=keypoints[:, :, :2], labelled=keypoints[:, :, 2] > 0, area=table["area"],
-        box=table["bbox"], crowd=crowd, ignored=crowd | (table["num_keypoints"] == 0), id_is_zero=table["id"] == 0)
+def oks_of_pairs(truth, detections, person, detection, sigmas):
+    """The object keypoint similarity (pairs,) of candidate pairs: the rows of a person and of a detection of one group.
 
-
-def read_detections(results, people):
-    """COCO results -> Detections."""
-    name, num_keypoints = source_name(results, "results"), people.points.shape[1]
-    records = stream_list(results) if is_path(results) else iter(results)
-    first = next(records, None)
-    if first is None:
-        raise DataError(f"{name}: expected a list of results, found an empty one")
-    kinds = {"image_id": ID, "category_id": ID, "score": NUMBER, "keypoints": ((3 * num_keypoints,), float)}
-    if isinstance(first, dict) and first.get("bbox"):  # then pycocotools takes all areas from the boxes
-        kinds["bbox"] = BOX
-    elif isinstance(first, dict) and "segmentation" in first:  # from the masks
-        raise DataError(f"{name}: result 0: expected keypoints, with a 'bbox' or without, found a 'segmentation'")
-    table = read_columns(chain([first], records), kinds, f"{name}: result")
-    unknown = np.flatnonzero(~np.isin(table["image_id"], people.image_ids))
-    if len(unknown):
-        image_id = table["image_id"][unknown[0]]
-        raise DataError(f"{name}: result {unknown[0]}: image_id {image_id} is none of the images of the annotations")
-    points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
-    extent = [np.ptp(table["keypoints"][:, axis::3], axis=1) for axis in (0, 1)]
-    width, height = table["bbox"][:, 2:].T if "bbox" in table else extent
-    cell = cells(table, people.image_ids, people.category_ids)
-    order = np.lexsort((-table["score"], cell))  # stable: equal scores stay in the order of the file
-    rank = np.arange(len(order)) - np.searchsorted(cell[order], cell[order])
-    order, rank = order[rank < MAX_DETECTIONS], rank[rank < MAX_DETECTIONS]
-    return Detections(cell[order], rank, table["score"][order], points[order], (width * height)[order])
-
-
-def is_path(source):
-    return isinstance(source, (str, os.PathLike))
-
-
-def source_name(source, otherwise):
-    return str(source) if is_path(source) else otherwise
-
-
-def load(annotations, results, sigmas=COCO17.sigmas):
-    """Paths of COCO's keypoint JSON and results JSON, or what they hold -> People, Detections, sigmas (K,)."""
-    sigmas = np.asarray(sigmas, float)
-    if sigmas.ndim != 1 or not (sigmas > 0).all():
-        raise DataError(f"sigmas: expected a positive number for each keypoint, found {sigmas.tolist()}")
-    people = read_people(annotations, len(sigmas))
-    return people, read_detections(results, people), sigmas
-
-
-# ------------------------------------------------------------------------------------------------ COCO's ten numbers
-
-def pairs(cell, sorted_cell):
-    """All (i, j) with cell[i] == sorted_cell[j], as two arrays (P,), ordered by i, then j."""
-    start, stop = np.searchsorted(sorted_cell, cell, "left"), np.searchsorted(sorted_cell, cell, "right")
-    count = stop - start
-    i = np.repeat(np.arange(len(cell)), count)
-    return i, np.arange(len(i)) + np.repeat(start - (np.cumsum(count) - count), count)
-
-
-def similarity(offset, area, sigmas):
-    """exp(-d² / 2 s² k²), where offset (..., 2) is the way from one point to the other, s² the area and k = 2 sigma."""
-    return np.exp(-((offset[..., 0] ** 2 + offset[..., 1] ** 2) / (sigmas * 2) ** 2 / (area + np.spacing(1)) / 2))
-
-
-def pair_oks(people, found, person, detection, sigmas):
-    """The OKS of P pairs: the mean similarity over the person's labelled keypoints.
-
-    A person without any is a region: keypoints are perfect within its box, grown by its size on all sides.
+    OKS = 1/|L| Σ_{j in L} similarity_j, where L is the set of keypoints j that are labelled for this person.
     """
     oks = np.empty(len(person))
-    count = people.labelled.sum(1)[person]
-    labelled_first = np.argsort(~people.labelled, axis=1, kind="stable")  # (N, K)
-    for n in np.unique(count):  # pairs with the same number of keypoints fill an array without gaps
-        same = np.flatnonzero(count == n)
+    num_labelled = truth.labelled.sum(1)[person]  # (pairs,) |L|
+    labelled_first = np.argsort(~truth.labelled, axis=1, kind="stable")  # (people, K) all joints, the labelled first
+    for count in np.unique(num_labelled):  # pairs with equally many labelled keypoints fill an array without gaps
+        same = np.flatnonzero(num_labelled == count)
         for batch in np.split(same, range(BATCH, len(same), BATCH)):
-            p, d = person[batch, None], detection[batch, None]
-            if n:
-                k = labelled_first[person[batch], :n]  # (P, n)
-                offset = found.points[d, k] - people.points[p, k]  # (P, n, 2)
-            else:
-                k, corner, size = np.arange(len(sigmas)), people.box[p, :2], people.box[p, 2:]
-                points = found.points[detection[batch]]  # (P, K, 2)
-                offset = np.maximum(0, corner - size - points) + np.maximum(0, points - (corner + size * 2))
-            oks[batch] = similarity(offset, people.area[p], sigmas[k]).sum(1) / k.shape[-1]
+            p, d = person[batch], detection[batch]
+            if count:
+                joints = labelled_first[p, :count]  # (pairs, count) L
+                offset = detections.points[d[:, None], joints] - truth.points[p[:, None], joints]
+            else:  # nothing is known but the person's box
+                joints, offset = np.arange(len(sigmas)), offset_from_box(detections.points[d], truth.box[p, None])
+            similarity = keypoint_similarity(offset, truth.area[p, None], sigmas[joints])  # (pairs, count or K)
+            oks[batch] = similarity.sum(1) / similarity.shape[1]
     return oks
 
 
-def assign(person, detection, oks, ignored, crowd, rank, thresholds):
-    """COCO's greedy matching of P pairs -> (T, D) the person that each detection gets at each threshold, or -1.
+# ------------------------------------------------------------------------------------------------------ greedy matching
 
-    In all cells at once the best detection chooses, then the second best, and so on. Of the people that are still free
-    and similar enough it takes one that is not ignored, if it can; then the most similar; of equals the last. The order
-    is the same at every threshold: it is sorted once, and each detection takes the first of its list that it can get.
+def match_one_image(oks, ignored, crowd, threshold):
+    """COCO's greedy matching in one image: the row of the person that each detection matches, or -1.
+
+    oks (detections, people), the detection with the best score first; ignored, crowd (people,) bool. This loop explains
+    and tests `match_all_images`, which is used.
     """
-    given = np.full((len(thresholds), len(rank)), -1)  # (T, D)
-    free = np.ones((len(thresholds), len(ignored)), bool)  # (T, N)
-    order = np.lexsort((-person, -oks, ignored[person], detection, rank[detection]))
+    matched, free = [], np.ones(len(ignored), bool)
+    for row in oks:  # the detection with the best score chooses first
+        possible = [person for person in np.flatnonzero(free) if row[person] >= threshold]
+        # Someone who is not ignored comes first, then the most similar person, then whoever stands last in the file.
+        best = max(possible, key=lambda person: (not ignored[person], row[person], person), default=-1)
+        if best >= 0:
+            free[best] = crowd[best]  # nobody else can match this person, unless it is a crowd
+        matched.append(best)
+    return matched
+
+
+def match_all_images(person, detection, oks, ignored, crowd, rank, thresholds):
+    """`match_one_image` for all groups and thresholds at once: (thresholds, detections) the matched people, or -1.
+
+    In the first round the best detection of every group chooses, in the second round the second best, and so on. Each
+    detection has a list of its candidates, whom it prefers first. The lists are the same at all thresholds, so they are
+    sorted once; then a detection takes the first person on its list who is still free and similar enough.
+    person, detection, oks (pairs,): the candidate pairs; ignored, crowd (people,) bool; rank (detections,).
+    """
+    matched = np.full((len(thresholds), len(rank)), -1)  # (thresholds, detections)
+    free = np.ones((len(thresholds), len(ignored)), bool)  # (thresholds, people)
+    order = np.lexsort((-person, -oks, ignored[person], detection, rank[detection]))  # by the last of these first
     person, detection, oks = person[order], detection[order], oks[order]
-    turns = np.searchsorted(rank[detection], np.arange(MAX_DETECTIONS + 1))
-    for start, stop in zip(turns[:-1], turns[1:]):
-        if start == stop:
-            continue
+    rounds = np.unique(np.searchsorted(rank[detection], np.arange(MAX_DETECTIONS + 1)))  # where each round begins
+    for start, stop in zip(rounds[:-1], rounds[1:]):
         p, d = person[start:stop], detection[start:stop]
-        possible = free[:, p] & (oks[start:stop] >= thresholds[:, None])  # (T, pairs of this turn)
+        possible = free[:, p] & (oks[start:stop] >= thresholds[:, None])  # (thresholds, pairs of this round)
         place = np.where(possible, np.arange(len(p)), len(p))
         lists = np.flatnonzero(np.diff(d, prepend=-1))  # where the list of each detection begins
-        best = np.minimum.reduceat(place, lists, axis=1)  # (T, detections of this turn)
-        t, row = np.nonzero(best < len(p))
-        taken = p[best[t, row]]
-        given[t, d[lists[row]]] = taken
+        first = np.minimum.reduceat(place, lists, axis=1)  # (thresholds, detections of this round), len(p) for nobody
+        t, row = np.nonzero(first < len(p))
+        taken = p[first[t, row]]
+        matched[t, d[lists[row]]] = taken
         free[t, taken] = crowd[taken]
-    return given
+    return matched
 
 
-@dataclass
-class Matches:
-    """Who was found, for each area range A and threshold T; `summarize` makes COCO's numbers of it."""
-    num_images: int
-    num_categories: int
-    cell: np.ndarray  # (D,) of the detections, best score first
-    outcome: np.ndarray  # (A, T, D) 1 right, 0 wrong, -1 does not count
-    person_cell: np.ndarray  # (N,)
-    counted: np.ndarray  # (A, N) bool: people to be found
+# --------------------------------------------------------------------------------------------- true and false positives
 
+def classify_detections(truth, detections, sigmas):
+    """Which detections are right? -> positive (areas, thresholds, detections), ignored (areas, people) bool.
 
-def match(people, found, sigmas):
-    person, detection = pairs(people.cell, found.cell)
-    oks = pair_oks(people, found, person, detection, sigmas)
-    close = oks >= THRESHOLDS[0]
+    positive is 1 for a true positive: the detection matches a person. It is 0 for a false positive: it matches nobody.
+    It is -1 for an ignored detection: it matches an ignored person, or it matches nobody and its own area is out of
+    range. For each range of areas, people whose area is out of range are ignored, too.
+    """
+    person, detection = candidate_pairs(truth.group, detections.group)
+    oks = oks_of_pairs(truth, detections, person, detection, sigmas)
+    close = oks >= THRESHOLDS[0]  # the others match at no threshold
     person, detection, oks = person[close], detection[close], oks[close]
-    by_score = np.argsort(-found.score, kind="stable")
-    outcome = np.empty((len(AREAS), len(THRESHOLDS), len(found.cell)), np.int8)
-    counted = np.empty((len(AREAS), len(people.cell)), bool)
+    positive = np.empty((len(AREAS), len(THRESHOLDS), len(detections.group)), np.int8)
+    ignored = np.empty((len(AREAS), len(truth.group)), bool)
     for a, (low, high) in enumerate(AREAS):
-        ignored = people.ignored | (people.area < low) | (people.area > high)
-        outside = (found.area < low) | (found.area > high)
-        given = assign(person, detection, oks, ignored, people.crowd, found.rank, THRESHOLDS)
-        # pycocotools stores the matched person's id and reads 0 as "nobody": the person with id 0 can never be found.
-        value = np.where(ignored, -1, np.where(people.id_is_zero, 0, 1))
-        right = np.append(value, 0)[given]  # nobody is -1, hence the last
-        outcome[a] = np.where((right == 0) & outside, -1, right)[:, by_score]
-        counted[a] = ~ignored
-    return Matches(
-        num_images=len(people.image_ids), num_categories=len(people.category_ids), cell=found.cell[by_score],
-        outcome=outcome, person_cell=people.cell, counted=counted)
+        ignored[a] = truth.ignored | (truth.area < low) | (truth.area > high)
+        matched = match_all_images(person, detection, oks, ignored[a], truth.crowd, detections.rank, THRESHOLDS)
+        # pycocotools stores the matched person's id and takes 0 for "nobody": a person with id 0 can never be found.
+        if_matched = np.where(ignored[a], -1, np.where(truth.id_is_zero, 0, 1))  # (people,)
+        positive[a] = np.append(if_matched, 0)[matched]  # the row of nobody is -1: the 0 at the end
+        outside = (detections.area < low) | (detections.area > high)
+        positive[a][(positive[a] == 0) & outside] = -1
+    return positive, ignored
 
 
-def precision_recall(outcome, people):
-    """Outcomes (D,), best score first -> precision at each of RECALLS, 0 beyond the last, and the recall in the end."""
-    hits = np.flatnonzero(outcome[outcome >= 0])  # places of the right ones among those that count
-    found = np.arange(1, len(hits) + 1)
-    precision = found / (hits + 1 + np.spacing(1))
-    precision = np.maximum.accumulate(precision[::-1])[::-1]  # the best at this recall or any higher one
-    return np.append(precision, 0)[np.searchsorted(found / people, RECALLS)], len(hits) / people
+# ------------------------------------------------------------------------------------------------ precision and recall
+
+def precision_recall(positive, num_people):
+    """positive (detections,), the best score first -> precision (101,) at each of RECALLS, and the recall at the end.
+
+    Go through the detections and count the true positives TP and the false positives FP so far:
+        precision = TP / (TP + FP)      recall = TP / number of people who are not ignored
+    Recall rises on the way, precision goes up and down and mostly falls. The average precision smooths and averages it:
+        AP = 1/101 Σ_r max_{r' >= r} precision at recall r'     r = 0, 0.01, ..., 1; 0 where recall r is never reached
+    """
+    places = np.flatnonzero(positive[positive >= 0])  # of the true positives, in the list without the ignored
+    true_positives = np.arange(1, len(places) + 1)  # TP at these places; between them precision only falls
+    precision = true_positives / (places + 1 + np.spacing(1))  # TP + FP = place + 1
+    precision = np.maximum.accumulate(precision[::-1])[::-1]  # the best at this recall or a higher one
+    recall = true_positives / num_people
+    return np.append(precision, 0)[np.searchsorted(recall, RECALLS)], len(places) / num_people
 
 
-def summarize(matches, images=None):
-    """COCO's ten numbers, -1 where nobody is to be found. `images` (M,) bool: only these, in the order of their ids."""
-    images = np.ones(matches.num_images, bool) if images is None else images
-    precision = np.full((len(AREAS), len(THRESHOLDS), len(RECALLS), matches.num_categories), np.nan)
-    recall = np.full((len(AREAS), len(THRESHOLDS), matches.num_categories), np.nan)
-    for category in range(matches.num_categories):
-        chosen = category * matches.num_images + np.flatnonzero(images)
-        outcome = matches.outcome[:, :, np.isin(matches.cell, chosen)]
-        people = matches.counted[:, np.isin(matches.person_cell, chosen)].sum(1)  # (A,)
-        for a, t in np.ndindex(outcome.shape[:2]):
+def coco_numbers(truth, detections, positive, ignored, images=None):
+    """COCO's ten numbers from `classify_detections`; -1 where there is nobody to find.
+
+    AP is the mean precision over thresholds, recalls and categories, AP .5 and AP .75 that for one threshold, AP (M)
+    and AP (L) for medium and large people. AR is the mean of the last recall. images (images,) bool: only these count.
+    """
+    images = np.ones(len(truth.image_ids), bool) if images is None else images
+    categories = len(truth.category_ids)
+    precision = np.full((len(AREAS), len(THRESHOLDS), len(RECALLS), categories), np.nan)
+    recall = np.full((len(AREAS), len(THRESHOLDS), categories), np.nan)
+    for category in range(categories):
+        groups = category * len(images) + np.flatnonzero(images)
+        rows = np.flatnonzero(np.isin(detections.group, groups))
+        rows = rows[np.argsort(-detections.score[rows], kind="stable")]  # best first; equal scores keep their order
+        people = (~ignored[:, np.isin(truth.group, groups)]).sum(1)  # (areas,) the number of those to be found
+        for a, t in np.ndindex(len(AREAS), len(THRESHOLDS)):
             if people[a]:
-                precision[a, t, :, category], recall[a, t, category] = precision_recall(outcome[a, t], people[a])
-
-    def mean(values):
-        values = values[~np.isnan(values)]
-        return float(values.mean()) if values.size else -1.0
-
-    numbers = {}
+                precision[a, t, :, category], recall[a, t, category] = precision_recall(positive[a, t, rows], people[a])
+    mean, numbers = mean_or_minus_1, {}
     for name, values in (("AP", precision), ("AR", recall)):
         numbers |= {name: mean(values[0]), f"{name} .5": mean(values[0, 0]), f"{name} .75": mean(values[0, 5]),
                     f"{name} (M)": mean(values[1]), f"{name} (L)": mean(values[2])}
@@ -280,174 +226,236 @@ def summarize(matches, images=None):
 def evaluate_oks(annotations, results, sigmas=COCO17.sigmas):
     """COCO's ten keypoint numbers, as pycocotools gives them: {"AP": ..., "AP .5": ..., ...}; -1: nobody to be found.
 
-    annotations, results: paths, or the objects that the files hold. sigmas (K,): the spread of the annotators at each
-    keypoint, relative to the person's size. Raises DataError, which names the record, for bad input.
+    annotations, results: paths of COCO's JSON files, or the objects that they hold. sigmas (K,): the spread of the
+    annotators at each keypoint, relative to the person's size. Raises DataError, which names the record, for bad input.
     """
-    return summarize(match(*load(annotations, results, sigmas)))
+    truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
+    return coco_numbers(truth, detections, *classify_detections(truth, detections, sigmas))
 
 
-# -------------------------------------------------------------------------------------------- what lies behind the AP
+# ----------------------------------------------------------------------------------------------------------------- PCK
 
-def by_domain(people, matches):
-    """COCO's ten numbers of each domain: {domain: {"AP": ...}}."""
-    domains = np.array([domain_of({"file_name": "", **image}) for image in people.images])
-    return {str(domain): summarize(matches, domains == domain) for domain in np.unique(domains)}
+def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
+    """The share of correct keypoints as RegDA, UniFrame and multi-level alignment report it: {group: PCK, "mean": PCK}.
+
+    A joint's PCK is over all people whose joint is labelled. The PCK of a group of joints is the mean over its joints,
+    "mean" that over the joints of all groups, or without groups over all joints. A joint that is labelled for nobody is
+    left out of means, and a mean of none is -1.
+    predicted, target (people, K, 2); visible (people, K), labelled where above 0; size: a number or (people,), in the
+    pixels of the points (the papers: of the input); groups {name: joints}. Raises DataError for other shapes.
+    """
+    predicted, target, visible, size = (np.asarray(value) for value in (predicted, target, visible, size))
+    if not (predicted.shape == target.shape == (*visible.shape, 2) and size.shape in ((), visible.shape[:1])):
+        raise DataError("PCK: expected predicted and target (people, K, 2), visible (people, K), size a number or "
+                        f"(people,), found {predicted.shape}, {target.shape}, {visible.shape}, {size.shape}")
+    labelled, distance = visible > 0, np.linalg.norm(predicted - target, axis=2)  # (people, K)
+    correct = labelled & (distance < threshold * size.reshape(-1, 1))
+    count = labelled.sum(0)  # (K,)
+    # PCK_j = #{i: |predicted_ij - target_ij| < threshold size_i} / #{i},   i: the people whose joint j is labelled
+    pck = np.where(count, correct.sum(0) / np.maximum(count, 1), np.nan)  # (K,)
+    groups = groups or {}
+    joints = sorted(set().union(*groups.values())) if groups else range(len(count))
+    return {name: mean_or_minus_1(pck[list(group)]) for name, group in (groups | {"mean": joints}).items()}
 
 
-def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
-    """`evaluate_oks` for each domain: an image's `category`, else the last folder of its `file_name`."""
-    people, found, sigmas = load(annotations, results, sigmas)
-    return by_domain(people, match(people, found, sigmas))
+# ---------------------------------------------------------------------------------------------------------- prediction
+
+def run_model(model, images, domains, texts):
+    """Heatmaps (B, K, h, w) of normalised images (B, 3, H, W). texts: domain -> text features (L, D_text), or None."""
+    return model(images) if texts is None else model(images, torch.stack([texts[domain] for domain in domains]))
 
 
-def by_keypoint(people, found, sigmas, names=COCO17.names):
-    """COCO's ten numbers of each keypoint, as if no other were labelled: `by_keypoint(*load(annotations, results))`."""
+@torch.inference_mode()
+def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, workers=0):
+    """One detection in COCO's results format for each person in rows `people`; without them, for all annotated ones.
+
+    model: normalised images -> heatmaps, with a `config`. texts: domain -> text features (L, D_text), None for no text.
+    flip: the flip test. The mirrored image should give the mirrored heatmaps, with left and right exchanged; the mean
+    of both is more exact than either. Raises DataError if the model predicts other keypoints than the data set has.
+    """
+    device, size = next(model.parameters()).device, model.config.image_size
+    mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)  # (K,) the left elbow for the right one, ...
+    if getattr(model, "num_keypoints", len(mirrored)) != len(mirrored):
+        raise DataError(f"{dataset.name}: {len(mirrored)} keypoints, but the model predicts {model.num_keypoints}")
+    keys = [(int(row), 0) for row in (dataset.annotated if people is None else people)]
+    training, results = model.training, []
+    model.eval()
+    for batch in DataLoader(Crops(dataset, size), batch_size, sampler=keys, num_workers=workers):
+        images = normalize(batch["image"].to(device))  # (B, 3, H, W)
+        image_rows = dataset.image_index[batch["row"].numpy()]
+        heatmaps = run_model(model, images, dataset.domains[image_rows], texts)  # (B, K, h, w)
+        if flip:
+            flipped = run_model(model, images.flip(3), dataset.domains[image_rows], texts)
+            heatmaps = (heatmaps + flipped.flip(3)[:, mirrored]) / 2
+        points, scores = (part.cpu().double().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
+        points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) from crop to image
+        results += coco_results(dataset.image_ids[image_rows], points, scores)
+    model.train(training)
+    return results
+
+
+# === Appendix: reading annotations and results; skip on a first reading ===============================================
+
+BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
+PATH = (str, os.PathLike)
+
+
+def group_numbers(table, image_ids, category_ids):
+    """The group of each record; -1 where its image or its category is not among the sorted ids."""
+    image, category = (np.where(np.isin(ids, known), np.searchsorted(known, ids), -1)
+                       for ids, known in ((table["image_id"], image_ids), (table["category_id"], category_ids)))
+    return np.where((image < 0) | (category < 0), -1, category * len(image_ids) + image)
+
+
+def read_ground_truth(annotations, num_keypoints):
+    """COCO annotations -> GroundTruth. As in pycocotools, people whose image or category is not listed do not exist."""
+    sections = {"images": [], "categories": [], "annotations": []}
+    if isinstance(annotations, PATH):
+        name, records = str(annotations), read_records(annotations, tuple(sections))
+    elif isinstance(annotations, dict):
+        name, records = "annotations", ((key, record) for key in sections for record in annotations.get(key, ()))
+    else:
+        raise DataError(f"annotations: expected a path or what COCO's files hold, found a {type(annotations).__name__}")
+    kinds = {"id": ID, "image_id": ID, "category_id": ID, "keypoints": ((3 * num_keypoints,), float),
+             "num_keypoints": ID, "area": NUMBER, "bbox": BOX, "iscrowd": ID}
+    table = read_columns((), kinds, name)
+    for section, pairs in groupby(records, key=lambda pair: pair[0]):
+        if section == "annotations":
+            table = read_columns((record for _, record in pairs), kinds, f"{name}: annotation")
+        else:
+            sections[section] = [record for _, record in pairs]
+    ids, times = np.unique(table["id"], return_counts=True)
+    if (times > 1).any():
+        raise DataError(f"{name}: annotation id {ids[times > 1][0]} appears more than once")
+    if not sections["categories"]:
+        raise DataError(f"{name}: not COCO keypoint annotations: no 'categories'")
+    image_ids, rows = np.unique(column(sections["images"], "id", ID, f"{name}: image"), return_index=True)
+    category_ids = np.unique(column(sections["categories"], "id", ID, f"{name}: category"))
+    group = group_numbers(table, image_ids, category_ids)
+    table = {field: values[group >= 0] for field, values in table.items()}
+    keypoints, crowd = table["keypoints"].reshape(-1, num_keypoints, 3), table["iscrowd"] != 0
+    return GroundTruth(
+        images=[sections["images"][row] for row in rows], image_ids=image_ids, category_ids=category_ids,
+        group=group[group >= 0], points=keypoints[:, :, :2], labelled=keypoints[:, :, 2] > 0, area=table["area"],
+        box=table["bbox"], crowd=crowd, ignored=crowd | (table["num_keypoints"] == 0), id_is_zero=table["id"] == 0)
+
+
+def read_detections(results, truth):
+    """COCO results -> Detections."""
+    num_keypoints = truth.points.shape[1]
+    name, records = (str(results), stream_list(results)) if isinstance(results, PATH) else ("results", iter(results))
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{name}: expected a list of results, found an empty one")
+    kinds = {"image_id": ID, "category_id": ID, "score": NUMBER, "keypoints": ((3 * num_keypoints,), float)}
+    if isinstance(first, dict) and first.get("bbox"):  # then pycocotools takes all areas from the boxes
+        kinds["bbox"] = BOX
+    elif isinstance(first, dict) and "segmentation" in first:  # from the masks
+        raise DataError(f"{name}: result 0: expected keypoints, with a 'bbox' or without, found a 'segmentation'")
+    table = read_columns(chain([first], records), kinds, f"{name}: result")
+    unknown = np.flatnonzero(~np.isin(table["image_id"], truth.image_ids))
+    if len(unknown):
+        image_id = table["image_id"][unknown[0]]
+        raise DataError(f"{name}: result {unknown[0]}: image_id {image_id} is none of the images of the annotations")
+    points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
+    extent = [np.ptp(table["keypoints"][:, axis::3], axis=1) for axis in (0, 1)]
+    width, height = table["bbox"][:, 2:].T if "bbox" in table else extent
+    group = group_numbers(table, truth.image_ids, truth.category_ids)
+    order = np.lexsort((-table["score"], group))  # stable: equal scores stay in the order of the file
+    rank = np.arange(len(order)) - np.searchsorted(group[order], group[order])
+    order, rank = order[rank < MAX_DETECTIONS], rank[rank < MAX_DETECTIONS]
+    return Detections(group[order], rank, table["score"][order], points[order], (width * height)[order])
+
+
+def read_truth_and_detections(annotations, results, sigmas=COCO17.sigmas):
+    """Paths of COCO's keypoint JSON and results JSON, or what they hold -> GroundTruth, Detections, sigmas (K,)."""
+    sigmas = np.asarray(sigmas, float)
+    if sigmas.ndim != 1 or not (sigmas > 0).all():
+        raise DataError(f"sigmas: expected a positive number for each keypoint, found {sigmas.tolist()}")
+    truth = read_ground_truth(annotations, len(sigmas))
+    return truth, read_detections(results, truth), sigmas
+
+
+def candidate_pairs(group, sorted_group):
+    """All pairs of rows with group[first] == sorted_group[second]: arrays (pairs,), sorted by first, then second."""
+    start, stop = np.searchsorted(sorted_group, group, "left"), np.searchsorted(sorted_group, group, "right")
+    count = stop - start
+    first = np.repeat(np.arange(len(group)), count)
+    return first, np.arange(len(first)) + np.repeat(start - (np.cumsum(count) - count), count)
+
+
+def offset_from_box(points, box):
+    """How far outside of a box points are, (pairs, K, 2). COCO's rule for a person without labelled keypoints: within
+    the box, grown by its size on all sides, every point is perfect. points (pairs, K, 2), box (pairs, 1, 4)."""
+    corner, size = box[..., :2], box[..., 2:]
+    return np.maximum(0, corner - size - points) + np.maximum(0, points - (corner + size * 2))
+
+
+def mean_or_minus_1(values):
+    """The mean of the values that are not NaN, -1 if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else -1.0
+
+
+def coco_results(image_ids, points, scores):
+    """COCO's results of poses (people, K, 2) with scores of their keypoints (people, K). As in mmpose's CocoMetric, the
+    score of a pose is the mean of its keypoints' scores above 0.2, 0 if there are none."""
+    poses, sure = np.concatenate([points, scores[:, :, None]], axis=2), scores > 0.2  # (people, K, 3), (people, K)
+    pose_scores = (scores * sure).sum(1) / np.maximum(sure.sum(1), 1)
+    return [{"image_id": int(image_id), "category_id": 1, "keypoints": pose.ravel().tolist(), "score": float(score)}
+            for image_id, pose, score in zip(image_ids, poses, pose_scores)]
+
+
+# === Appendix: domains, single keypoints, kinds of errors; skip on a first reading ====================================
+
+def by_domain(truth, detections, positive, ignored):
+    """COCO's ten numbers of each domain: an image's `category`, else the last folder of its `file_name`."""
+    domains = np.array([domain_of({"file_name": "", **image}) for image in truth.images])
+    return {str(domain): coco_numbers(truth, detections, positive, ignored, domains == domain)
+            for domain in np.unique(domains)}
+
+
+def by_keypoint(truth, detections, sigmas, names=COCO17.names):
+    """COCO's ten numbers of each keypoint, as if no other were labelled."""
     numbers = {}
-    for k, name in enumerate(names):
-        labelled = people.labelled & (np.arange(len(sigmas)) == k)
-        alone = replace(people, labelled=labelled, ignored=people.ignored | ~labelled[:, k])
-        numbers[name] = summarize(match(alone, found, sigmas))
+    for keypoint, name in enumerate(names):
+        labelled = truth.labelled & (np.arange(len(sigmas)) == keypoint)
+        alone = replace(truth, labelled=labelled, ignored=truth.ignored | ~labelled[:, keypoint])
+        numbers[name] = coco_numbers(alone, detections, *classify_detections(alone, detections, sigmas))
     return numbers
 
 
-def error_breakdown(people, found, sigmas, flip=COCO17.flip):
+def error_breakdown(truth, detections, sigmas, flip=COCO17.flip):
     """Where the labelled keypoints of the people that were found went, as shares that sum to 1; -1 if nobody was found.
 
     After Ronchi and Perona (ICCV 2017). With the keypoint similarity, *good* is 0.85 and more, as close as another
     annotator; *jitter* 0.5 and more; *inversion* 0.5 and more to the person's mirrored keypoint (left for right);
     *swap* 0.5 and more to the same or the mirrored keypoint of somebody else; *miss* none of these. A person is found
     by the detection that COCO's matching gives at an OKS of 0.1. flip (K,): the skeleton's mirror image.
-    `error_breakdown(*load(annotations, results))`
     """
-    person, detection = pairs(people.cell, found.cell)
-    oks = pair_oks(people, found, person, detection, sigmas)
-    given = assign(person, detection, oks, people.ignored, people.crowd, found.rank, np.array([0.1]))[0]  # (D,)
-    counts = np.append(~people.ignored, False)[given]
+    person, detection = candidate_pairs(truth.group, detections.group)
+    oks = oks_of_pairs(truth, detections, person, detection, sigmas)
+    matched = match_all_images(
+        person, detection, oks, truth.ignored, truth.crowd, detections.rank, np.array([0.1]))[0]  # (detections,)
+    counts = np.append(~truth.ignored, False)[matched]  # (detections,) bool
     person, detection = person[counts[detection]], detection[counts[detection]]
 
-    def near(k):  # (P, K) similarity of every detected keypoint to the person's keypoint k (K,), 0 where not labelled
-        offset = found.points[detection] - people.points[person][:, k]
-        return similarity(offset, people.area[person, None], sigmas[k]) * people.labelled[person][:, k]
+    def similarity_to(joints):  # (pairs, K) of every detected keypoint to the person's joints (K,), 0 if not labelled
+        offset = detections.points[detection] - truth.points[person][:, joints]
+        return keypoint_similarity(offset, truth.area[person, None], sigmas[joints]) * truth.labelled[person][:, joints]
 
-    same, mirrored = near(np.arange(len(sigmas))), near(flip)
-    own = given[detection] == person
-    others = np.zeros(found.points.shape[:2])  # (D, K)
+    same, mirrored = similarity_to(np.arange(len(sigmas))), similarity_to(flip)
+    own = matched[detection] == person
+    others = np.zeros(detections.points.shape[:2])  # (detections, K)
     np.maximum.at(others, detection[~own], np.maximum(same, mirrored)[~own])
     tests = [same[own] >= 0.85, same[own] >= 0.5, mirrored[own] >= 0.5, others[detection[own]] >= 0.5]
-    kinds = np.select(tests, range(4), default=4)[people.labelled[person[own]]]
+    kinds = np.select(tests, range(4), default=4)[truth.labelled[person[own]]]
     shares = np.bincount(kinds, minlength=5) / len(kinds) if len(kinds) else np.full(5, -1.0)
     return dict(zip(("good", "jitter", "inversion", "swap", "miss"), shares.tolist()))
 
 
-# --------------------------------------------------------------------------------------------- poses in detected boxes
-
-def rescore(box_scores, keypoint_scores, threshold=0.2):
-    """The score of a pose in a detected box, (N,), (N, K) -> (N,), as mmpose's CocoMetric has it.
-
-    The box's score times the mean score of the keypoints above the threshold, 0 where there are none.
-    """
-    sure = keypoint_scores > threshold
-    return box_scores * (keypoint_scores * sure).sum(1) / np.maximum(sure.sum(1), 1)
-
-
-def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
-    """Removes repeated poses of one person, as mmpose's oks_nms: the rows that stay, in order.
-
-    In each image, from the best score down, a pose that stays removes those after it whose OKS with it (all keypoints,
-    the mean of the two areas) is above the threshold. keypoints (N, K, 2), scores (N,), areas (N,), images (N,): ids.
-    """
-    image = np.unique(images, return_inverse=True)[1]
-    order = np.lexsort((-scores, image))
-    image, keypoints, areas = image[order], keypoints[order], areas[order]
-    first, second = pairs(image, image)
-    first, second = first[first < second], second[first < second]
-    oks = np.empty(len(first))
-    for start in range(0, len(first), BATCH):
-        i, j = first[start:start + BATCH], second[start:start + BATCH]
-        area = (areas[i] + areas[j]) / 2
-        oks[start:start + BATCH] = similarity(keypoints[i] - keypoints[j], area[:, None], sigmas).mean(1)
-    first, second = first[oks > threshold], second[oks > threshold]
-    rank = first - np.searchsorted(image, image[first])
-    stays = np.ones(len(image), bool)
-    for turn in range(rank.max(initial=-1) + 1):
-        stays[second[(rank == turn) & stays[first]]] = False
-    return np.sort(order[stays])
-
-
-# ---------------------------------------------------------------------------------------------------------------- PCK
-
-def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
-    """The share of correct keypoints as RegDA, UniFrame and multi-level alignment report it: {group: PCK, "mean": PCK}.
-
-    A labelled keypoint is correct when it is closer than threshold * size. A joint's PCK is over all people, a group's
-    the mean over its joints, "mean" that over the joints of all groups (without groups: over all joints). Joints that
-    nobody has labelled are left out of means, and a mean of none is -1. For single joints, make each one a group.
-
-    predicted, target (N, K, 2) and visible (N, K), labelled where above 0; size: a number or (N,), in the pixels of the
-    points (the papers: of the input); groups {name: joints}. Raises DataError for other shapes.
-    """
-    predicted, target, visible, size = (np.asarray(value) for value in (predicted, target, visible, size))
-    if not (predicted.shape == target.shape == (*visible.shape, 2) and size.shape in ((), visible.shape[:1])):
-        raise DataError("PCK: expected predicted and target (N, K, 2), visible (N, K), size a number or (N,), found "
-                        f"{predicted.shape}, {target.shape}, {visible.shape}, {size.shape}")
-    labelled = visible > 0
-    correct = labelled & (np.linalg.norm(predicted - target, axis=2) < threshold * size.reshape(-1, 1))
-    count = labelled.sum(0)  # (K,)
-    pck = correct.sum(0) / np.maximum(count, 1)
-
-    def mean(joints):
-        measured = [pck[joint] for joint in joints if count[joint]]
-        return float(np.mean(measured)) if measured else -1.0
-
-    groups = groups or {}
-    joints = sorted(set().union(*groups.values())) if groups else range(len(count))
-    return {name: mean(group) for name, group in groups.items()} | {"mean": mean(joints)}
-
-
-# -------------------------------------------------------------------------------------------------------- prediction
-
-def run_model(model, images, domains, texts):
-    """Heatmaps for normalised images (B, 3, H, W); `texts` maps each image's domain to its text features (L, E)."""
-    return model(images) if texts is None else model(images, torch.stack([texts[domain] for domain in domains]))
-
-
-@torch.inference_mode()
-def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, workers=0):
-    """One result in COCO's format for each person in rows `people`: all labelled ones, if it is None.
-
-    model: normalised images -> heatmaps, with a `config`. texts: domain -> text features (L, E), None for no text.
-    flip: averages the heatmaps with those of the mirrored image. A result's score is the mean of its keypoints' scores
-    above 0.2.
-    """
-    joints = len(dataset.skeleton.names)
-    if getattr(model, "num_keypoints", joints) != joints:
-        raise DataError(f"{dataset.name}: {joints} keypoints, but the model predicts {model.num_keypoints}")
-    device, size = next(model.parameters()).device, model.config.image_size
-    mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)
-    keys = [(int(row), 0) for row in (dataset.annotated if people is None else people)]
-    batches = [keys[first:first + batch_size] for first in range(0, len(keys), batch_size)]
-    training, results = model.training, []
-    model.eval()
-    for batch in DataLoader(Crops(dataset, size), batch_sampler=batches, num_workers=workers):
-        images = normalize(batch["image"].to(device))
-        image_rows = dataset.image_index[batch["row"].numpy()]
-        heatmaps = run_model(model, images, dataset.domains[image_rows], texts)
-        if flip:
-            other = run_model(model, images.flip(3), dataset.domains[image_rows], texts)
-            heatmaps = (heatmaps + other.flip(3)[:, mirrored]) / 2
-        points, scores = (part.cpu().double().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
-        points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) back in the image
-        poses = np.concatenate([points, scores[:, :, None]], axis=2)  # (B, K, 3)
-        for image_id, pose, score in zip(dataset.image_ids[image_rows], poses, rescore(1.0, scores)):
-            results.append({"image_id": int(image_id), "category_id": 1, "keypoints": pose.ravel().tolist(),
-                            "score": float(score)})
-    model.train(training)
-    return results
-
-
 def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
-    """PCK (`evaluate_pck`) of what `predict` gave, for some rows of `dataset.annotated`; the threshold is a share of the
-    crop's height."""
+    """`evaluate_pck` of what `predict` gave for dataset.annotated[chosen]; threshold: a share of the crop's height."""
     people = dataset.annotated[chosen]
     poses = np.array([result["keypoints"] for result in results])[chosen]
     predicted, truth = poses.reshape(len(people), len(dataset.skeleton.names), 3), dataset.keypoints[people]
@@ -458,15 +466,16 @@ def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, g
 def domain_table(dataset, results, size):
     """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave: COCO's AP and PCK@0.05 of the crop's height."""
     domains = dataset.domains[dataset.image_index[dataset.annotated]]
-    return {domain: {"AP": numbers["AP"], "PCK": pck_of_results(dataset, results, size, domains == domain)["mean"]}
-            for domain, numbers in evaluate_domains(dataset.to_coco(), results, dataset.skeleton.sigmas).items()
-            if (domains == domain).any()}
+    truth, detections, sigmas = read_truth_and_detections(dataset.to_coco(), results, dataset.skeleton.sigmas)
+    numbers = by_domain(truth, detections, *classify_detections(truth, detections, sigmas))
+    return {domain: {"AP": row["AP"], "PCK": pck_of_results(dataset, results, size, domains == domain)["mean"]}
+            for domain, row in numbers.items() if (domains == domain).any()}
 
 
-# ------------------------------------------------------------------------------------------ other people, own pictures
+# === Appendix: detected boxes and own pictures; skip on a first reading ===============================================
 
 def with_boxes(dataset, image_index, boxes):
-    """The data set with other people in it: unlabelled ones, in boxes (N, 4) of the images in rows (N,)."""
+    """The data set with other people in it: unlabelled, in boxes (people, 4) of the images in rows (people,)."""
     count = len(boxes)
     keypoints = np.zeros((count, len(dataset.skeleton.names), 3), np.float32)
     return replace(dataset, ids=np.arange(1, count + 1), image_index=image_index, keypoints=keypoints, boxes=boxes,
@@ -474,10 +483,10 @@ def with_boxes(dataset, image_index, boxes):
 
 
 def read_boxes(path, rows):
-    """A detector's COCO results for people -> rows of images (N,), boxes (N, 4), scores (N,).
+    """A detector's COCO results for people -> rows of images (boxes,), boxes (boxes, 4), scores (boxes,).
 
-    A result is {"image_id", "bbox", "score", "category_id"}. rows: image_id -> row of the
-    image. People's own pictures go by their file's name, with or without its ending.
+    A result is {"image_id", "bbox", "score", "category_id"}. rows: image_id -> row of the image. The image_id of an own
+    picture is its file's name, with or without its ending.
     """
     found = []
     for number, record in enumerate(stream_list(path)):
@@ -494,53 +503,77 @@ def read_boxes(path, rows):
             found.append(box)
     if not found:
         raise DataError(f"{path}: expected boxes of category 1, a person; found none")
-    found = np.array(found)  # (N, 6)
+    found = np.array(found)  # (boxes, 6)
     return found[:, 0].astype(int), found[:, 1:5], found[:, 5]
 
 
-def predict_in_boxes(model, dataset, texts, box_scores, workers):
-    """Poses in a detector's boxes, the people of `dataset`: scored and freed of repetitions as mmpose does it."""
-    results = predict(model, dataset, texts, people=np.arange(len(box_scores)), workers=workers)
+def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
+    """Removes repeated poses of one person, as mmpose's oks_nms: the rows that stay, in order.
+
+    In each image, from the best score down, a pose that stays removes those after it whose OKS with it (all keypoints,
+    the mean of the two areas) is above the threshold. keypoints (poses, K, 2), scores, areas, images (poses,): ids.
+    """
+    image = np.unique(images, return_inverse=True)[1]
+    order = np.lexsort((-scores, image))
+    image, keypoints, areas = image[order], keypoints[order], areas[order]
+    first, second = candidate_pairs(image, image)
+    first, second = first[first < second], second[first < second]
+    oks = np.empty(len(first))
+    for start in range(0, len(first), BATCH):
+        i, j = first[start:start + BATCH], second[start:start + BATCH]
+        area = (areas[i] + areas[j]) / 2
+        oks[start:start + BATCH] = keypoint_similarity(keypoints[i] - keypoints[j], area[:, None], sigmas).mean(1)
+    first, second = first[oks > threshold], second[oks > threshold]
+    rank = first - np.searchsorted(image, image[first])
+    stays = np.ones(len(image), bool)
+    for turn in range(rank.max(initial=-1) + 1):
+        stays[second[(rank == turn) & stays[first]]] = False
+    return np.sort(order[stays])
+
+
+def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
+    """`predict`; in boxes of a detector, with a score for each of `people`, as mmpose does it: a pose's score times its
+    box's, and repeated poses removed."""
+    results = predict(model, dataset, texts, people, workers=workers)
+    if box_scores is None:
+        return results
     for result, score in zip(results, box_scores):
         result["score"] *= float(score)
     poses = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
     scores = np.array([result["score"] for result in results])
     height, width = size = model.config.image_size
-    areas = crop_width(dataset.boxes, size) ** 2 * height / width
-    stays = oks_nms(poses[:, :, :2], scores, areas, dataset.image_index, sigmas=dataset.skeleton.sigmas)
-    return [results[row] for row in stays]
-
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    areas = crop_width(dataset.boxes[people], size) ** 2 * height / width
+    image_rows, sigmas = dataset.image_index[people], dataset.skeleton.sigmas
+    return [results[row] for row in oks_nms(poses[:, :, :2], scores, areas, image_rows, sigmas=sigmas)]
 
 
 def own_pictures(patterns, skeleton=COCO17):
     """Files, folders and patterns such as '*.png' as a data set: images numbered from 1, each one person as a whole."""
-    files = []
+    files, endings = [], {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in endings)
         else:
             found = [pattern] if path.is_file() else sorted(glob(pattern, recursive=True))
         if not found:
             raise DataError(f"{pattern}: no such image, no folder with images, and no pattern that fits any")
         files += found
     files = list(dict.fromkeys(files))
-    sizes = np.array([open_image(file, upright=True)[0].size for file in files])
-    ids, domains = np.arange(1, len(files) + 1), np.full(len(files), "picture")
-    empty = PoseDataset("pictures", skeleton, files, ids, sizes, domains, *[None] * 6, upright=True)
-    return with_boxes(empty, np.arange(len(files)), np.column_stack([np.zeros_like(sizes), sizes]).astype(float))
+    boxes = np.array([(0, 0, *open_image(file, upright=True)[0].size) for file in files], float)
+    nobody = PoseDataset(
+        name="pictures", skeleton=skeleton, files=files, image_ids=np.arange(1, len(files) + 1),
+        domains=np.full(len(files), "picture"), upright=True,
+        **dict.fromkeys(("ids", "image_index", "keypoints", "boxes", "areas", "crowd")))
+    return with_boxes(nobody, np.arange(len(files)), boxes)
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
-
-LEFT, RIGHT, MIDDLE = (255, 140, 0), (0, 150, 255), (120, 220, 90)  # the person's left, right, and what joins them
-
+# === Appendix: drawing; skip on a first reading =======================================================================
 
 def limb_color(skeleton, *keypoints):
-    sides = {skeleton.names[k].split("_")[0] for k in keypoints} & {"left", "right"}
-    return {frozenset({"left"}): LEFT, frozenset({"right"}): RIGHT}.get(frozenset(sides), MIDDLE)
+    """Orange for the person's left, blue for the right, green for the middle and what joins the sides."""
+    sides = {skeleton.names[keypoint].split("_")[0] for keypoint in keypoints} & {"left", "right"}
+    return (255, 140, 0) if sides == {"left"} else (0, 150, 255) if sides == {"right"} else (120, 220, 90)
 
 
 def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
@@ -548,10 +581,10 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
 
     keypoints: (K, 3) x, y, score; those with a score of at most `threshold` are left out.
     """
-    image, shown = image.copy(), keypoints[:, 2] > threshold
-    if not shown.any():
+    image, drawn = image.copy(), keypoints[:, 2] > threshold
+    if not drawn.any():
         return image
-    low, high = keypoints[shown, :2].min(0), keypoints[shown, :2].max(0)
+    low, high = keypoints[drawn, :2].min(0), keypoints[drawn, :2].max(0)
     width = max(1.0, (high - low).max() / 50)
     corner = np.floor(low - 2 * width)
     size = np.ceil(high + 2 * width - corner).astype(int) + 1
@@ -562,20 +595,22 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     xy = [tuple(point) for point in (keypoints[:, :2] - corner + 0.5) * fine]
     alpha = (255 * np.clip(keypoints[:, 2], 0.35, 1)).astype(int)
     for a, b in skeleton.edges:
-        if shown[a] and shown[b]:
+        if drawn[a] and drawn[b]:
             color = (*limb_color(skeleton, a, b), min(alpha[a], alpha[b]))
             draw.line([xy[a], xy[b]], fill=color, width=round(width * fine))
-    for k in np.flatnonzero(shown):
-        (x, y), radius = xy[k], width * fine
-        draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(*limb_color(skeleton, k), alpha[k]))
+    for j in np.flatnonzero(drawn):
+        (x, y), radius = xy[j], width * fine
+        draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(*limb_color(skeleton, j), alpha[j]))
     layer = layer.reduce(fine)
     image.paste(layer, tuple(corner.astype(int)), layer)
     return image
 
 
 def draw_sheet(people, side=192):
-    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person once with each pose (K, 3)
-    of x, y, score."""
+    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person once with each pose.
+
+    A pose (K, 3) holds x, y and score.
+    """
     labels = list(people[0][3])
     sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
     for x, (title, dataset, row, poses) in enumerate(people):
@@ -620,7 +655,6 @@ def draw_curves(history, width=480, height=180):
     draw = ImageDraw.Draw(picture)
     for line, stage in enumerate(stages):
         rows = [row for row in history if row["stage"] == stage]
-        last = rows[-1]["step"]
         for panel, (key, title) in enumerate([("loss", "loss"), ("pck", "PCK@0.05 of training batches")]):
             left, top, right = panel * width + 50, line * height + 30, (panel + 1) * width - 15
             bottom = top + height - 55
@@ -632,6 +666,7 @@ def draw_curves(history, width=480, height=180):
                 y = bottom - tick / 4 * (bottom - top)
                 draw.line([(left, y), (right, y)], (225, 225, 225))
                 draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
+            last = rows[-1]["step"]
             draw.text((right, bottom + 5), f"{last} steps", "black", anchor="ra")
             points = [(left + row["step"] / last * (right - left), bottom - row[key] / highest * (bottom - top))
                       for row in rows]
@@ -639,7 +674,7 @@ def draw_curves(history, width=480, height=180):
     return picture
 
 
-# -------------------------------------------------------------------------------------------------------- the command
+# === Appendix: the command; skip on a first reading ===================================================================
 
 def format_coco(numbers):
     """The ten lines that pycocotools prints."""
@@ -653,29 +688,36 @@ def format_coco(numbers):
 
 
 def format_table(title, table):
-    """{row: {column: number}} as text."""
-    width = max(map(len, [title, *table]))
-    lines = [f"\n{title:<{width}}" + "".join(f"{column:>11}" for column in next(iter(table.values())))]
+    """{row: {column: number}} as text, after an empty line; `title` is the heading of the rows' names."""
+    first = max(map(len, [title, *table]))
+    widths = {column: max(10, len(column)) for column in next(iter(table.values()))}
+    lines = [f"\n{title:<{first}}" + "".join(f" {column:>{width}}" for column, width in widths.items())]
     for name, row in table.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{value:11.3f}" for value in row.values()))
+        lines.append(f"{name:<{first}}" + "".join(f" {row[column]:{width}.3f}" for column, width in widths.items()))
     return "\n".join(lines)
 
 
 def evaluate_results(args):
     """The numbers of a results file."""
-    people, found, sigmas = load(args.annotations, args.results, args.sigmas)
-    matches = match(people, found, sigmas)
-    numbers, tables = summarize(matches), {}
+    known = len(args.sigmas) == len(COCO17.names)
+    names = COCO17.names if known else [f"keypoint {place}" for place in range(1, len(args.sigmas) + 1)]
+    flip = COCO17.flip if known else None
+    print_numbers(args, args.annotations, args.results, args.sigmas, names, flip, domains=args.details)
+
+
+def print_numbers(args, annotations, results, sigmas, names, flip, domains=True, pck=None):
+    """COCO's ten numbers, with `domains` those of each domain, with --details all others. flip: None if not known."""
+    truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
+    classified = classify_detections(truth, detections, sigmas)
+    numbers, tables = coco_numbers(truth, detections, *classified), {}
+    if domains:
+        tables["domains"] = by_domain(truth, detections, *classified)
     if args.details:
-        known = len(sigmas) == len(COCO17.names)
-        names = COCO17.names if known else [f"keypoint {k}" for k in range(1, len(sigmas) + 1)]
-        tables = {"domains": by_domain(people, matches), "keypoints": by_keypoint(people, found, sigmas, names)}
-        if known:
-            tables["errors"] = {"all": error_breakdown(people, found, sigmas)}
-    print_numbers(args, numbers, tables)
-
-
-def print_numbers(args, numbers, tables):
+        tables["keypoints"] = by_keypoint(truth, detections, sigmas, names)
+        if flip is not None:
+            tables["errors"] = {"all": error_breakdown(truth, detections, sigmas, flip)}
+        if pck:
+            tables["PCK@0.05"] = {"all": pck}
     if args.json:
         print(json.dumps(numbers | tables))
     else:
@@ -707,20 +749,14 @@ def evaluate_checkpoint(args):
     texts = load_texts(model, about, args, dataset.domains)
     boxed, people, box_scores = dataset, dataset.annotated, None
     if args.boxes:
-        image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
-        rows, boxes, box_scores = read_boxes(args.boxes, image_rows)
+        by_id = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
+        rows, boxes, box_scores = read_boxes(args.boxes, by_id)
         boxed, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
     results = predict_and_write(args, model, boxed, texts, people, box_scores)
-    loaded = load(dataset.to_coco(), results, dataset.skeleton.sigmas)
-    matches = match(*loaded)
-    tables = {"domains": by_domain(loaded[0], matches)}
-    if args.details:
-        tables |= {"keypoints": by_keypoint(*loaded, dataset.skeleton.names),
-                   "errors": {"all": error_breakdown(*loaded, dataset.skeleton.flip)}}
-        if not args.boxes:  # in detected boxes nobody knows whose pose it is
-            groups = dataset.skeleton.groups
-            tables["PCK@0.05"] = {"all": pck_of_results(dataset, results, model.config.image_size, groups=groups)}
-    print_numbers(args, summarize(matches), tables)
+    skeleton, pck = dataset.skeleton, None
+    if args.details and not args.boxes:  # in detected boxes nobody knows whose pose it is
+        pck = pck_of_results(dataset, results, model.config.image_size, groups=skeleton.groups)
+    print_numbers(args, dataset.to_coco(), results, skeleton.sigmas, skeleton.names, skeleton.flip, pck=pck)
 
 
 def predict_pictures(args):
@@ -746,12 +782,7 @@ def predict_pictures(args):
 
 def predict_and_write(args, model, dataset, texts, people, box_scores):
     """The poses of the people in these rows; with --out also results.json and a picture per image that has people."""
-    def poses(texts):
-        if box_scores is not None:
-            return predict_in_boxes(model, dataset, texts, box_scores, args.workers)
-        return predict(model, dataset, texts, people, workers=args.workers)
-
-    results = poses(texts)
+    results = predict_people(model, dataset, texts, people, box_scores, args.workers)
     if not args.out:
         return results
     folder = Path(args.out)
@@ -759,16 +790,14 @@ def predict_and_write(args, model, dataset, texts, people, box_scores):
     files = dict(zip(dataset.image_ids.tolist(), dataset.files))
     named = [result | {"file_name": files[result["image_id"]]} for result in results]
     (folder / "results.json").write_text(json.dumps(named))
-    columns = [poses(None), results] if args.compare else [results]
+    original = [predict_people(model, dataset, None, people, box_scores, args.workers)] if args.compare else []
     image_rows = dataset.image_index[people]
     for row in np.unique(image_rows)[:args.pictures]:
         image, _ = open_image(dataset.files[row], upright=dataset.upright)
-        panels = [draw_people(image, column, dataset.image_ids[row], dataset.skeleton) for column in columns]
+        panels = [draw_people(image, poses, dataset.image_ids[row], dataset.skeleton) for poses in [*original, results]]
         if args.compare:
             panels.append(draw_heatmaps(image, model, dataset, texts, people[image_rows == row]))
-        sheet = Image.new("RGB", (image.width * len(panels), image.height))
-        for place, panel in enumerate(panels):
-            sheet.paste(panel, (place * image.width, 0))
+        sheet = Image.fromarray(np.hstack([np.asarray(panel) for panel in panels]))
         sheet.save(folder / f"{dataset.image_ids[row]}-{Path(dataset.files[row]).stem}.jpg", quality=92)
     print(f"{len(results)} poses in {folder / 'results.json'}, pictures beside it", file=sys.stderr)
     return results
@@ -784,6 +813,22 @@ def draw_people(image, results, image_id, skeleton):
 
 def default_device():
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def number(kind, low, high=math.inf, step=None, above=False):
+    """Type of an option: a finite int or float (`kind`) from low, or `above` it, to high, and a multiple of `step`."""
+    expected = f"a multiple of {step}" if step else "an integer" if kind is int else "a number"
+    limits = f"from {low} to {high}" if high < math.inf else f"{'above' if above else 'of at least'} {low}"
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or value == math.inf or above and value == low or step and value % step:
+            raise argparse.ArgumentTypeError(f"expected {expected} {limits}, found {text}")
+        return value
+    return parse
 
 
 def usable_device(text):
@@ -823,13 +868,13 @@ def main(argv=None):
     add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
     add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")
     add("--out", metavar="FOLDER", help="write results.json and pictures there")
-    add("--pictures", type=int, default=100, help="at most so many")
+    add("--pictures", type=number(int, 0), default=100, help="at most so many")
     add("--compare", action="store_true", help="draw original | adapted | heatmaps side by side")
     add("--details", action="store_true", help="numbers also by domain, by keypoint, and by kind of error")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
     add("--device", type=usable_device, default=default_device())
-    add("--workers", type=int, default=0, help="processes that cut out crops")
+    add("--workers", type=number(int, 0), default=0, help="processes that cut out crops")
     args = parser.parse_args(argv)
     try:
         if args.results and args.annotations:

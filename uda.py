@@ -1,24 +1,29 @@
 """Domain adaptive pose estimation via multi-level alignment (arXiv 2404.14885).
 
-Labels exist for a source domain (drawn people, say); of the target domain there are images and nothing else. A student
-learns from the labels, and is drawn towards the target domain on three levels:
+There are labels for a source domain (drawn people, say) and images alone for the target domain (photographs). A student
+learns from the labels. Three levels of alignment draw the two domains together:
 
-    image     source images are restyled with the statistics of target images          adain, StyleTransfer
-    feature   a discriminator must not be able to tell the domains' features apart     reverse_gradient, L_adv
-    pose      sure heatmaps for each target image, different ones over all of them     L_im
+    image     source images are redrawn with the statistics of target images         adain, StyleTransfer
+    feature   a discriminator must not be able to tell the domains' features apart    reverse_gradient, L_adv
+    pose      each target heatmap is sure of a place; together they cover many places    L_im
 
-A teacher, the student's running average, labels a view of each target image for the student, which sees another one:
+A teacher, the running average of the student, labels the target images. Both see a view of their own of each image, and
+the student must say what the teacher says (L_con):
 
-    target image ─┬─ view 1 ─► teacher ─► heatmaps ─► warp back ─► rectify, mask ─┐
-                  └─ view 2 ─► occlude ─► student ─► heatmaps ─► warp back ───────┴─► L_con, L_im
+    target image ─┬─ view 1 ─► teacher ─► heatmaps ─► warp back ─► pseudo-labels, mask ─┐
+                  └─ view 2 ─► occlude ─► student ─► heatmaps ─► warp back ─────────────┴─► L_con, L_im
 
     L = L_sup + 1.0 L_con + 0.1 L_adv + 0.3 L_im
 
-Shapes: B images, K keypoints, H×W image, h×w heatmap, C channels. Points are x before y; pixel centres are at integers.
-What changes images (style, color, warp, occlusion) takes and gives RGB in [0, 1]; the networks want them normalised.
+The lesson, from top to bottom: the loss of each part, then views, then the teacher, and at last `MultiLevelAlignment`,
+whose `forward` is one step of adaptation in eight numbered parts. To see the whole first, begin there.
+
+Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, C channels. Points are x before y; pixel centres are
+at integers. What changes images (style, colour, warp, occlusion) takes and gives RGB in [0, 1]; networks want it
+normalised.
 """
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -26,66 +31,32 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from data import MEAN, STD, encode_heatmaps, normalize, transform_points
-from vlpose import VIT_CONFIGS, PoseModel, load_strictly, load_weights, reading
+from data import MEAN, STD, encode_heatmaps, invert_matrix, normalize, transform_points
+from vlpose import expecting, load_strictly, load_weights
 
-# ------------------------------------------------------------------------------------------------------- the student
-
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-
-
-class PoseNet(nn.Module):
-    """Any ViTPose, with a view of its features: images (B, 3, H, W) -> heatmaps (B, K, h, w), features (B, C, h, w).
-
-    The features are what the last convolution makes heatmaps of. `pose` is the ViTPose itself, with the same weights:
-    for prediction, checkpoints, and the teacher, where heatmaps are all that is wanted.
-    """
-
-    def __init__(self, pose):
-        super().__init__()
-        self.pose, self.config = pose, pose.config
-
-    def forward(self, images):
-        head = self.pose.head
-        features = head.block2(head.block1(self.pose.backbone(images)))
-        return head.predictor(features), features
-
-
-class PoseResNet(PoseNet):
-    """Simple Baselines (arXiv 1804.06208): a ResNet, three deconvolutions of 256 channels, a 1×1 convolution.
-
-    images (B, 3, H, W) -> heatmaps (B, K, H/4, W/4), features (B, 256, H/4, W/4).
-    weights: torchvision's for that ResNet, a file or a name; its classifier is left out. None: random ones.
-    """
-
-    def __init__(self, name="resnet101", num_keypoints=16, weights=None, image_size=(256, 256), sigma=2.0):
-        if name not in RESNETS:
-            raise ValueError(f"network: expected one of {', '.join(RESNETS)}, not {name!r}")
-        super().__init__(PoseModel(replace(VIT_CONFIGS[name], image_size=image_size, sigma=sigma), num_keypoints))
-        if weights:
-            load_trunk(self.pose, weights)
-
-
-def load_trunk(pose, path_or_name):
-    """Fills the body of a ViTPose with torchvision's weights for that network, but for their classifier."""
-    state = load_weights(path_or_name)
-    body = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
-    load_strictly(pose.backbone.body, body, path_or_name)
-
+# -------------------------------------------------------------------------------------- supervision, on the source
 
 def supervised_loss(predicted, target, weights):
-    """L_sup = mean of ½ w (y - ŷ)²; heatmaps (B, K, h, w), weights (B, K)."""
+    """L_sup = mean of ½ w (y - ŷ)²: predicted ŷ and target y (B, K, h, w), weights w (B, K), 0 where not labelled.
+
+    The ½ is the authors' (as in Simple Baselines). It halves L_sup beside the other losses, so it must stay here, while
+    VLPose's only loss, `heatmap_loss` in train.py, can do without, as in mmpose.
+    """
     return 0.5 * (weights[:, :, None, None] * (target - predicted) ** 2).mean()
 
 
 # ------------------------------------------------------------------------------------------------ image level: style
 
-def adain(content, style, eps=1e-5):
-    """Adaptive instance normalization (arXiv 1703.06868): content (B, C, h, w) with each channel's mean and deviation
-    those of style (B, C, h', w'): σ(s) (c - μ(c)) / σ(c) + μ(s)."""
-    (content_var, content_mean), (style_var, style_mean) = (
-        torch.var_mean(x, dim=(2, 3), keepdim=True) for x in (content, style))  # (B, C, 1, 1)
-    return ((style_var + eps) / (content_var + eps)).sqrt() * (content - content_mean) + style_mean
+def adain(content, style):
+    """Adaptive instance normalization (arXiv 1703.06868): AdaIN(c, s) = σ(s) (c - μ(c)) / σ(c) + μ(s).
+
+    μ and σ are the mean and the standard deviation of each channel over the places of one image: content c
+    (B, C, h, w) gets those of style s (B, C, h', w').
+    """
+    var_c, mean_c = torch.var_mean(content, dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+    var_s, mean_s = torch.var_mean(style, dim=(2, 3), keepdim=True)    # (B, C, 1, 1)
+    ratio = ((var_s + 1e-5) / (var_c + 1e-5)).sqrt()                   # σ(s) / σ(c)
+    return ratio * (content - mean_c) + mean_s
 
 
 def convolution(c_in, c_out):
@@ -96,19 +67,19 @@ def convolution(c_in, c_out):
 
 
 ENCODER_ENDS = (4, 11, 18, 31)  # layers up to relu1_1, relu2_1, relu3_1 and relu4_1
-DECODER_STARTS = (27, 20, 13, 0)  # from there back to an image
-VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19)  # where torchvision's VGG-19 has the encoder's 3×3 convolutions
+DECODER_STARTS = (27, 20, 13, 0)  # the decoder's layers from there back to an image
 
 
 class StyleTransfer(nn.Module):
     """Redraws one image in the style of another; images (B, 3, H, W) are RGB in [0, 1].
 
-    `encoder` is VGG-19 up to relu4_1 behind a 1×1 convolution that normalises its input, and never trained;
-    `decoder`, its mirror image, makes a picture of features whose statistics have been replaced.
+    `encoder` is VGG-19 up to relu4_1 behind a 1×1 convolution that normalises its input; it is never trained. `decoder`
+    is its mirror image: it makes a picture of features whose statistics AdaIN has replaced.
+
     encoder, decoder: files or names: "adain-encoder" and "adain-decoder" are the public pair, "vgg19" fits the encoder.
         WeightsError if a tensor is missing, left over or of another shape.
     width, depth: channels of the first layer, and at which of the four levels the encoder ends. A random encoder of
-        width 16 and depth 1 does for figures, and its decoder is trained in half a minute; a deeper one blurs.
+        width 16 and depth 1 is enough for figures, and its decoder is trained in half a minute; a deeper one blurs.
     """
 
     def __init__(self, encoder=None, decoder=None, width=64, depth=4):
@@ -130,51 +101,41 @@ class StyleTransfer(nn.Module):
         nn.init.normal_(self.decoder[-1].weight, std=0.01)
         nn.init.constant_(self.decoder[-1].bias, 0.5)  # grey: a good place to start from
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
-        self.encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])  # what torchvision's VGG-19 wants;
-        self.encoder[0].bias.copy_(-mean / std)  # the public encoder has its own here, BGR · 255 - mean
+        self.encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])  # (x - mean) / std, as torchvision's VGG-19
+        self.encoder[0].bias.copy_(-mean / std)                              # wants it; the public encoder has its own
         if encoder:
-            self.load_encoder(encoder)
+            load_style_encoder(self.encoder, encoder)
         if decoder:
             load_strictly(self.decoder, load_weights(decoder), decoder)
 
-    def load_encoder(self, path_or_name):
-        state = load_weights(path_or_name)
-        with reading(path_or_name, "VGG-19, its layers numbered as in the public AdaIN encoder or in torchvision"):
-            if "features.0.weight" in state:
-                ours = [n for n, layer in enumerate(self.encoder) if isinstance(layer, nn.Conv2d)]
-                state = self.encoder[0].state_dict(prefix="0.") | {
-                    f"{our}.{kind}": state[f"features.{their}.{kind}"]
-                    for our, their in zip(ours[1:], VGG19) for kind in ("weight", "bias")}
-            state = {name: tensor for name, tensor in state.items() if int(name.split(".")[0]) < len(self.encoder)}
-            load_strictly(self.encoder, state, path_or_name)
-
     @torch.no_grad()
     def forward(self, content, style, alpha=1.0):
-        """Content in the style's colors and textures. alpha, a number or (B,): how much so, from 0 to 1."""
-        features = self.encoder(content)
-        alpha = torch.as_tensor(alpha).to(features).view(-1, 1, 1, 1)
-        mixed = torch.lerp(features, adain(features, self.encoder(style)), alpha)  # α adain(c, s) + (1 - α) c
+        """Content in the colours and textures of style. alpha, a number or (B,): how much so, from 0 to 1."""
+        c, s = self.encoder(content), self.encoder(style)
+        alpha = torch.as_tensor(alpha).to(c).view(-1, 1, 1, 1)
+        mixed = torch.lerp(c, adain(c, s), alpha)  # α AdaIN(c, s) + (1 - α) c
         height, width = content.shape[2:]
         return self.decoder(mixed).clamp(0, 1)[:, :, :height, :width]  # decoded sides are multiples of 8
 
-    def loss(self, content, style):
-        """What the decoder is trained with: (content loss, style loss). The paper adds them up as 1 : 0.1.
-
-        Content: MSE at the last level to the AdaIN target. Style: MSE of Gram matrices, summed over the levels.
-        """
-        style_levels = self.levels(style)
-        target = adain(self.encoder(content), style_levels[-1])
-        levels = self.levels(self.decoder(target))
-        content_loss = F.mse_loss(levels[-1], target)
-        return content_loss, sum(F.mse_loss(gram(x), gram(s)) for x, s in zip(levels, style_levels))
-
     def restyle(self, content, style, probability):
-        """Image level: with this probability a source image is redrawn as the target image beside it, α ~ U(0, 1)."""
+        """The image level: with this probability an image is redrawn as the style image beside it, α ~ U(0, 1)."""
         chosen = torch.rand(len(content)) < probability
         mixed = content.clone()
         if chosen.any():
             mixed[chosen] = self(content[chosen], style[chosen], torch.rand(int(chosen.sum())))
         return mixed
+
+    def loss(self, content, style):
+        """What the decoder is trained with: (content loss, style loss). The paper adds them up as 1 : 0.1.
+
+        Content loss: the mean squared error at the last level to t = AdaIN(c, s). Style loss: that of the Gram
+        matrices, summed over all levels.
+        """
+        style_levels = self.levels(style)
+        t = adain(self.encoder(content), style_levels[-1])
+        levels = self.levels(self.decoder(t))
+        content_loss = F.mse_loss(levels[-1], t)
+        return content_loss, sum(F.mse_loss(gram(x), gram(s)) for x, s in zip(levels, style_levels))
 
     def levels(self, images):
         """Features at relu1_1, relu2_1, relu3_1, relu4_1; the first `depth` of them."""
@@ -185,7 +146,7 @@ class StyleTransfer(nn.Module):
 
 
 def gram(features):
-    """How strongly each two channels of (B, C, h, w) fire together: F Fᵀ / (C h w), (B, C, C)."""
+    """How strongly each two channels of features f (B, C, h, w) fire together: f fᵀ / (C h w), (B, C, C)."""
     flat = features.flatten(2)  # (B, C, h w)
     return flat @ flat.mT / flat[0].numel()
 
@@ -193,7 +154,7 @@ def gram(features):
 # ------------------------------------------------------------------------------------- feature level: discriminator
 
 def reverse_gradient(x, scale=1.0):
-    """x itself, but its gradient comes back times -scale: what is before it learns the opposite of what is after it
+    """x itself, but its gradient comes back times -scale: the layers before it learn the opposite of those after it
     (arXiv 1409.7495)."""
     x = x.view_as(x)
     if x.requires_grad:
@@ -214,36 +175,44 @@ class DomainDiscriminator(nn.Sequential):
 
 
 def adversarial_loss(source, target):
-    """L_adv = mean of -log(1 - σ(source)) + mean of -log σ(target): binary cross-entropy of the logits of
-    `reverse_gradient(features)`. The discriminator makes it small, the student, behind the reversal, large."""
-    return F.softplus(source).mean() + F.softplus(-target).mean()
+    """L_adv = mean of -log(1 - σ(z_source)) + mean of -log σ(z_target): binary cross-entropy of the logits z.
+
+    The discriminator makes it small. The student, behind `reverse_gradient`, makes it large: then its features no
+    longer tell where an image is from.
+    """
+    return F.softplus(source).mean() + F.softplus(-target).mean()  # softplus(z) = -log(1 - σ(z))
 
 
 # --------------------------------------------------------------------------------- pose level: information maximization
 
 def information_maximization_loss(heatmaps):
-    """L_im = Ĥ(p_row) + Ĥ(p_col) - Ĥ(p̄) of heatmaps (B, K, h, w).
+    """L_im = Ĥ(p_row) + Ĥ(p_col) - Ĥ(p̄) of heatmaps y (B, K, h, w).
 
-    Each heatmap should be sure of a row and of a column; a keypoint's over the whole batch should not all agree.
+        p_row = softmax over rows of y's mean over columns,  p_col = softmax over columns of y's mean over rows
+        p̄     = softmax over all places of y's mean over the batch
+        Ĥ(p)  = H(p) / (h w), averaged over images and keypoints;  H(p) = -Σ p log p
+
+    The first two terms are small if each heatmap is sure of a row and of a column. The last one is large if the images
+    do not all agree on one place.
     """
     h, w = heatmaps.shape[2:]
-    rows = entropy(heatmaps.mean(3))  # (B, K, h)
-    columns = entropy(heatmaps.mean(2))  # (B, K, w)
-    together = entropy(heatmaps.mean(0).flatten(1))  # (K, h w)
-    return (rows + columns - together) / (h * w)
+    H_row = entropy(heatmaps.mean(3))             # of p_row (B, K, h)
+    H_col = entropy(heatmaps.mean(2))             # of p_col (B, K, w)
+    H_bar = entropy(heatmaps.mean(0).flatten(1))  # of p̄ (K, h w)
+    return (H_row + H_col - H_bar) / (h * w)
 
 
 def entropy(logits):
-    """H = -Σ p log p of p = softmax over the last dimension; the mean over the others."""
+    """H(p) = -Σ p log p of p = softmax over the last dimension; the mean over the others."""
     log_p = logits.log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1).mean()
 
 
 # ------------------------------------------------------------------------------------------------------------- views
 #
-# A view is an image under a random affine map. Matrices (B, 2, 3) lead from where a pixel is to where it goes, as in
-# data.py. A view's heatmaps return to the frame of the whole image by the inverse map, in heatmap pixels:
-#     warp(heatmaps, invert_affine(resize_affine(matrix, image_size, heatmap_size)))
+# A view is an image under a random affine map. A matrix (2, 3) leads from where a pixel is to where it goes, as in
+# data.py. To compare what teacher and student see, their heatmaps go back by the inverse map into the frame of the
+# whole image; `resize_affine` turns the map of the image into the same map of its smaller heatmap.
 
 @dataclass(frozen=True)
 class Views:
@@ -261,7 +230,10 @@ GENTLE_VIEWS = Views(rotation=15.0, shear=5.0, scale=(0.85, 1.15))  # for minute
 
 
 def random_affine(count, size, views=Views()):
-    """(count, 2, 3) random maps of images of `size` (height, width), about their centre."""
+    """(count, 2, 3) random maps of images of `size` (height, width), about their centre c: p ↦ A (p - c) + c + shift.
+
+    A = scale · rotation · shear.
+    """
     def uniform(low, high, *shape):
         return torch.empty(count, *shape).uniform_(low, high)
 
@@ -269,15 +241,10 @@ def random_affine(count, size, views=Views()):
     angle = uniform(-views.rotation, views.rotation).deg2rad()
     slant = uniform(-views.shear, views.shear).deg2rad().tan()
     cos, sin, center = angle.cos(), angle.sin(), (sides - 1) / 2
-    linear = torch.stack([cos, cos * slant - sin, sin, sin * slant + cos], dim=1).view(-1, 2, 2)  # rotation · shear
-    linear = linear * uniform(*views.scale, 1, 1)
-    offset = center + uniform(-views.shift, views.shift, 2) * sides - linear @ center
-    return torch.cat([linear, offset[:, :, None]], dim=2)
-
-
-def invert_affine(matrix):
-    linear = torch.linalg.inv(matrix[:, :, :2])
-    return torch.cat([linear, -linear @ matrix[:, :, 2:]], dim=2)
+    A = torch.stack([cos, cos * slant - sin, sin, sin * slant + cos], dim=1).view(-1, 2, 2)  # rotation · shear
+    A = A * uniform(*views.scale, 1, 1)
+    offset = center + uniform(-views.shift, views.shift, 2) * sides - A @ center
+    return torch.cat([A, offset[:, :, None]], dim=2)
 
 
 def grid_scale(old, new, like):
@@ -286,7 +253,7 @@ def grid_scale(old, new, like):
 
 
 def resize_affine(matrix, old, new):
-    """The same map (B, 2, 3) for a grid of size `new` (height, width) instead of `old`: S M S⁻¹."""
+    """The same map (B, 2, 3) for a grid of size `new` (height, width) instead of `old`: S M S⁻¹, S = `grid_scale`."""
     scale = grid_scale(old, new, matrix)
     return scale[:, None] * matrix / torch.cat([scale, scale.new_ones(1)])
 
@@ -295,7 +262,7 @@ def warp(x, matrix):
     """Moves each pixel p of x (B, C, h, w) to matrix · (p, 1), bilinearly; 0 where none goes. matrix (B, 2, 3)."""
     h, w = x.shape[2:]
     pixels = torch.cartesian_prod(torch.arange(h), torch.arange(w)).flip(1).to(matrix)  # (h w, 2), x before y
-    sources = transform_points(pixels, invert_affine(matrix))  # (B, h w, 2): where each comes from
+    sources = transform_points(pixels, invert_matrix(matrix))  # (B, h w, 2): where each comes from
     grid = 2 * sources / torch.tensor([w - 1, h - 1]).to(sources) - 1  # the outermost pixels' centres are -1 and 1
     return F.grid_sample(x, grid.view(-1, h, w, 2), align_corners=True)
 
@@ -308,35 +275,8 @@ def jitter_color(images, strength=0.25):
     return (brightness * images).clamp(0, 1)
 
 
-# ------------------------------------------------------------------------------------------------------ the teacher
-
-def peaks(heatmaps):
-    """Highest pixels (B, K, 2) of heatmaps (B, K, h, w), and how high they are (B, K): the teacher's confidence."""
-    confidence, place = heatmaps.flatten(2).max(2)
-    width = heatmaps.shape[3]
-    return torch.stack([place % width, place // width], dim=2).to(heatmaps), confidence
-
-
-def rectify(heatmaps, sigma):
-    """Pseudo-labels: a Gaussian at each heatmap's peak, the same as in the targets of labelled images."""
-    points, confidence = peaks(heatmaps)
-    size = heatmaps.shape[2:]
-    return encode_heatmaps(points, torch.ones_like(confidence), size, size, sigma)[0]
-
-
-def confidence_mask(heatmaps, ratio=0.5):
-    """(B, K), True for a peak higher than that share of all the batch's: higher than their median, if it is 0.5."""
-    _, confidence = peaks(heatmaps)
-    return confidence > confidence.quantile(ratio)
-
-
-def consistency_loss(student, teacher, mask):
-    """L_con = mean over images and pixels of the mean over keypoints of (mask (y_s - y_t))²; mask (B, K)."""
-    return (mask[:, :, None, None] * (student - teacher) ** 2).mean()
-
-
 def occlude(views, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
-    """Adaptive occlusion: covers a keypoint that the teacher is sure of, for the student to infer it from the others.
+    """Adaptive occlusion: covers a keypoint that the teacher is sure of. The student must infer it from the others.
 
     views (B, 3, H, W): the student's; each is changed with this probability. One keypoint with a confidence of at least
         `threshold` disappears under a patch of size×size pixels from elsewhere in the same view.
@@ -351,7 +291,7 @@ def occlude(views, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     points = transform_points(points * scale, matrix).round().long()  # (B, K, 2) in the view
     sides = torch.tensor([width, height], device=points.device)
     sure = (confidence >= threshold) & ((points >= 0) & (points < sides)).all(2)  # (B, K)
-    chosen = torch.rand_like(confidence).masked_fill(~sure, -1).argmax(1)  # (B,) any one that is sure
+    chosen = torch.rand_like(confidence).masked_fill(~sure, -1).argmax(1)  # (B,) a random one that is sure
     row = torch.nonzero(sure.any(1) & (torch.rand_like(confidence[:, 0]) < probability))[:, 0]  # (n,) to be changed
     places = sides - size + 1  # how many a patch's upper left corner can have along x and along y
     corner = (points[row, chosen[row]] - size // 2).clamp(torch.zeros_like(sides), places - 1)  # (n, 2)
@@ -367,8 +307,36 @@ def occlude(views, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     return covered
 
 
+# ------------------------------------------------------------------------------------------------------ the teacher
+
+def peaks(heatmaps):
+    """Highest pixels (B, K, 2) of heatmaps (B, K, h, w), and how high they are (B, K): the teacher's confidence."""
+    confidence, place = heatmaps.flatten(2).max(2)
+    width = heatmaps.shape[3]
+    return torch.stack([place % width, place // width], dim=2).to(heatmaps), confidence
+
+
+def rectify(heatmaps, sigma):
+    """Pseudo-labels: a Gaussian at the peak of each heatmap (B, K, h, w), as in the targets of labelled images."""
+    points, confidence = peaks(heatmaps)
+    size = heatmaps.shape[2:]
+    return encode_heatmaps(points, torch.ones_like(confidence), size, size, sigma)[0]
+
+
+def confidence_mask(heatmaps, ratio=0.5):
+    """(B, K), True where the confidence is above this quantile of the whole batch's: by default above their median."""
+    _, confidence = peaks(heatmaps)
+    return confidence > confidence.quantile(ratio)
+
+
+def consistency_loss(student, teacher, mask):
+    """L_con = mean over images, keypoints and pixels of (m (y_s - y_t))²: heatmaps of the student y_s (B, K, h, w),
+    pseudo-labels y_t, mask m (B, K)."""
+    return (mask[:, :, None, None] * (student - teacher) ** 2).mean()
+
+
 def make_teacher(student):
-    """A copy of the student that never gets a gradient, and stays in training mode for its BatchNorm's sake.
+    """A copy of the student that never gets a gradient, but stays in training mode for the sake of its BatchNorm.
 
     It sees target images alone. In training mode it normalises them with their own statistics, not with the source's
     (adaptive BatchNorm, arXiv 1603.04779), and gathers these in its buffers for the test. Averaging the student's
@@ -392,78 +360,116 @@ def ema_update(teacher, student, decay=0.999):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each part of the loss counts; a part of weight 0 is left out. The defaults are the paper's."""
+    """The weight of each loss beside L_sup; one of weight 0 is not computed. The defaults are the paper's."""
     consistency: float = 1.0
     adversarial: float = 0.1
     information: float = 0.3
 
 
 class MultiLevelAlignment(nn.Module):
-    """Stage 2: the student, its teacher and the discriminator; `forward` is the loss of one step.
+    """Stage 2: the student, its teacher and the discriminator; `forward` is one step of adaptation.
 
-    student: a PoseNet that has learned from the source's labels. taught: the joints (n,) that the source labels; others
-    must not be guessed at either (all joints, if it is None). decay: the teacher's share that stays at each step.
+    student: a PoseModel that has learned from the source's labels.
+    restyle: (source images, target images) -> source images in the target's style; None leaves out the image level.
+    source_keypoints: those that the source labels, all if it is None. The student is taught no others, so its heatmaps
+        of others must not become pseudo-labels.
+    decay: the share of the teacher that stays at each step. bf16: networks compute in bfloat16.
     """
 
-    def __init__(self, student, weights=LossWeights(), views=Views(), decay=0.999, taught=None, bf16=False):
+    def __init__(self, student, restyle=None, weights=LossWeights(), views=Views(), decay=0.999, source_keypoints=None,
+                 bf16=False):
         super().__init__()
         self.student, self.teacher = student, make_teacher(student)
-        self.discriminator = DomainDiscriminator(student.pose.head.predictor.in_channels)
-        self.config, self.weights, self.views = student.config, weights, views
-        self.taught = slice(None) if taught is None else taught
+        self.discriminator = DomainDiscriminator(student.head.predictor.in_channels)
+        self.config, self.restyle, self.weights, self.views = student.config, restyle, weights, views
+        self.source_keypoints = slice(None) if source_keypoints is None else source_keypoints
         self.decay, self.bf16 = decay, bf16
 
-    def forward(self, images, labels, labelled, target):
-        """(loss, the student's heatmaps of the source images).
+    def forward(self, source, labels, label_weights, target):
+        """One step -> (L, the student's heatmaps of the source images (B, K, h, w)).
 
-        images (B, 3, H, W): the source's, restyled; labels (B, K, h, w), labelled (B, K): as `encode_heatmaps` gives
-        them; target (B, 3, H, W): the target's. Images are RGB in [0, 1].
+        source, target (B, 3, H, W): images, RGB in [0, 1]; labels (B, K, h, w), label_weights (B, K): the source's
+        heatmaps, from `encode_heatmaps`. The target has none.
         """
-        ema_update(self.teacher, self.student, self.decay)  # what the last step taught
+        weights, size = self.weights, self.config.image_size
+
+        # 8, of the step before: the optimizer has moved the student since, and the teacher follows.
+        ema_update(self.teacher, self.student, self.decay)
         self.teacher.train()  # see `make_teacher`
-        heatmaps, source_features = look(self.student, images, self.bf16)
-        loss = supervised_loss(heatmaps, labels, labelled)
-        weights, back = self.weights, self.back_to_image
+
+        # 1. Image level: some source images are redrawn in the style of the target images beside them.
+        if self.restyle:
+            source = self.restyle(source, target)                                             # (B, 3, H, W)
+
+        # 2. Supervision: the student learns from the source's labels.
+        heatmaps, source_features = heatmaps_and_features(self.student, source, self.bf16)
+        loss = supervised_loss(heatmaps, labels, label_weights)
         if not (weights.consistency or weights.adversarial or weights.information):
             return loss, heatmaps
 
-        first, second = self.random_view(target), self.random_view(target)  # matrices (B, 2, 3)
+        # 3. Each target image is seen in two random views: one is the teacher's, one the student's.
+        to_teacher, to_student = (random_affine(len(target), size, self.views).to(target.device) for _ in range(2))
+        teacher_view = jitter_color(warp(target, to_teacher), self.views.color)               # (B, 3, H, W)
+        student_view = jitter_color(warp(target, to_student), self.views.color)               # (B, 3, H, W)
+
+        # 4. The teacher's heatmaps, back in the frame of the whole image, become pseudo-labels.
         with torch.no_grad():
-            seen = back(look(self.teacher, self.view(target, first), self.bf16)[0], first)[:, self.taught]
-        shown = self.view(target, second)
+            seen, _ = heatmaps_and_features(self.teacher, teacher_view, self.bf16)
+            seen = self.to_whole_image(seen, to_teacher)                                      # (B, K, h, w)
+            pseudo_labels, mask = rectify(seen, self.config.sigma), confidence_mask(seen)
+
+        # 5. Consistency: the student must find in its view what the teacher found in the other one. Adaptive occlusion
+        #    makes that harder: a keypoint that the teacher is sure of disappears from the student's view.
         if self.views.occlusion:
-            height, width = target.shape[2:]
-            patch = min(round(self.views.patch * height), (min(height, width) + 1) // 3)  # what `occlude` has room for
-            shown = occlude(shown, seen, second, self.views.occlusion, size=patch)
-        guessed, target_features = look(self.student, shown, self.bf16)
-        guessed = back(guessed, second)[:, self.taught]
+            room = (min(size) + 1) // 3  # the largest patch that `occlude` has room for
+            patch = min(round(self.views.patch * size[0]), room)
+            student_view = occlude(student_view, seen, to_student, self.views.occlusion, size=patch)
+        predicted, target_features = heatmaps_and_features(self.student, student_view, self.bf16)
+        predicted = self.to_whole_image(predicted, to_student)                                # (B, K, h, w)
         if weights.consistency:
-            pseudo_labels, sure = rectify(seen, self.config.sigma), confidence_mask(seen)
-            loss = loss + weights.consistency * consistency_loss(guessed, pseudo_labels, sure)
+            loss = loss + weights.consistency * consistency_loss(predicted, pseudo_labels, mask)
+
+        # 6. Feature level: the discriminator learns to tell the domains apart, the student to make that impossible.
         if weights.adversarial:
-            verdicts = self.judge(source_features), self.judge(target_features)
-            loss = loss + weights.adversarial * adversarial_loss(*verdicts)
+            logits = self.discriminate(source_features), self.discriminate(target_features)   # (B, 1, h, w) each
+            loss = loss + weights.adversarial * adversarial_loss(*logits)
+
+        # 7. Pose level: the target's heatmaps are sure of a place, and not all of the same one.
         if weights.information:
-            loss = loss + weights.information * information_maximization_loss(guessed)
+            loss = loss + weights.information * information_maximization_loss(predicted)
         return loss, heatmaps
 
-    def judge(self, features):
+    def discriminate(self, features):
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             return self.discriminator(reverse_gradient(features)).float()
 
-    def random_view(self, images):
-        return random_affine(len(images), images.shape[2:], self.views).to(images.device)
-
-    def view(self, images, matrix):
-        return jitter_color(warp(images, matrix), self.views.color)
-
-    def back_to_image(self, heatmaps, matrix):
-        """A view's heatmaps in the frame of the whole image."""
-        return warp(heatmaps, invert_affine(resize_affine(matrix, self.config.image_size, heatmaps.shape[2:])))
+    def to_whole_image(self, heatmaps, matrix):
+        """Heatmaps (B, K, h, w) of views, back in the frame of the whole images; those that the source teaches."""
+        back = invert_matrix(resize_affine(matrix, self.config.image_size, heatmaps.shape[2:]))
+        return warp(heatmaps, back)[:, self.source_keypoints]
 
 
-def look(network, images, bf16):
-    """What a PoseNet makes of RGB images in [0, 1]; with bf16 all but the result is computed in bfloat16."""
+def heatmaps_and_features(model, images, bf16):
+    """(B, K, h, w) and (B, C, h, w), in float32, of RGB images (B, 3, H, W) in [0, 1]. bf16: computed in bfloat16."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        heatmaps, features = network(normalize(images))
+        features = model.features(normalize(images))
+        heatmaps = model.head.predictor(features)
     return heatmaps.float(), features.float()
+
+
+# === Appendix: weights of the style encoder; skip on a first reading ==================================================
+
+VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19)  # where torchvision's VGG-19 has the encoder's 3×3 convolutions
+
+
+def load_style_encoder(encoder, path_or_name):
+    """Fills a style encoder with the public one's weights, or with those of torchvision's VGG-19."""
+    state = load_weights(path_or_name)
+    with expecting(path_or_name, "VGG-19, its layers numbered as in the public AdaIN encoder or in torchvision"):
+        if "features.0.weight" in state:
+            ours = [n for n, layer in enumerate(encoder) if isinstance(layer, nn.Conv2d)]
+            state = encoder[0].state_dict(prefix="0.") | {
+                f"{our}.{kind}": state[f"features.{their}.{kind}"]
+                for our, their in zip(ours[1:], VGG19) for kind in ("weight", "bias")}
+        state = {name: tensor for name, tensor in state.items() if int(name.split(".")[0]) < len(encoder)}
+        load_strictly(encoder, state, path_or_name)

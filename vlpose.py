@@ -1,53 +1,40 @@
 """VLPose: bridging the domain gap in pose estimation with language-vision tuning (arXiv 2402.14456).
 
-A pose estimator that was trained on photographs fails on paintings. Fine-tuning it on paintings makes it worse on
-photographs. VLPose leaves it as it is and adds an adapter that reads the name of the domain:
+A pose estimator that was trained on photographs fails on paintings. Fine-tuned on paintings, it gets worse on
+photographs. VLPose leaves it unchanged and trains a small adapter around it. The adapter reads the domain's name:
 
-    image ─► frozen ViT with learnable prompts ─► E ─┐
+    image ─► frozen ViT with trained prompts P ─► E ─┐
     "a photo of a cartoon" ─► frozen CLIP text ─► T ─┴─► relation matcher ─► R ─► dual decoder ─► heatmaps
 
-Without a sentence the adapter is off, and the original model is back, bit for bit.
+Without a sentence the adapter is off, and the output is the original model's, bit for bit.
 
-Read from top to bottom: transformer block, ViT, ViTPose, CLIP's text tower, and then the paper's own three parts:
-relation matcher, dual extractor-injector decoder and VLPose. What follows reads the weights that others have published.
-Shapes: B images, K keypoints, H×W image, h×w heatmap, N image tokens, L text tokens, D image width, E text width.
+The lesson, from top to bottom:
+    1  the transformer block                     4  CLIP's text tower: a sentence becomes T
+    2  ViT with visual prompts: an image         5  the relation matcher: E asks E and T, the answer is R
+       becomes E                                 6  VLPose: R enters the frozen decoder; what is frozen, what is
+    3  the pose model: E becomes heatmaps           trained, and all shapes in one place
+The appendix loads weights that others have published. The lesson does not need it.
+
+Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of a sentence,
+n prompts, D width of an image token, D_text width of a text feature, C channels; q, k, v queries, keys, values.
 """
 import copy
-import hashlib
-import http.client
-import io
-import json
-import math
-import mmap
-import os
-import pickle
-import re
-import sys
-import urllib.error
-import urllib.request
-import warnings
-import zipfile
-from collections import OrderedDict
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
 from clip_tokenizer import CLIPTokenizer
 
-PATCH = 16  # pixels along the side of one image token
-
-
-# ------------------------------------------------------------------------------------------------- transformer block
+# ------------------------------------------------------------------------------------------ 1. the transformer block
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens (B, N, D); `causal` lets a token see itself and the ones before it."""
+    """Multi-head self-attention over tokens (B, N, D): softmax(q kᵀ / √d) v in each head, where d = D / heads.
+
+    causal: a token sees itself and the tokens before it alone, as in text.
+    """
 
     def __init__(self, dim, heads, causal=False):
         super().__init__()
@@ -56,27 +43,24 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))  # (B, heads, N, D/heads)
-        return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)))
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))  # (B, heads, N, d)
+        mean_of_values = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)     # softmax(q kᵀ / √d) v
+        return self.proj(merge_heads(mean_of_values))                                       # (B, N, D)
 
 
 def split_heads(x, heads):
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, heads, N, D/heads)
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, heads, N, d)
 
 
 def merge_heads(x):
-    return x.transpose(1, 2).flatten(2)  # (B, heads, N, D/heads) -> (B, N, D)
-
-
-class QuickGELU(nn.Module):
-    """The approximation of GELU that CLIP was trained with."""
-
-    def forward(self, x):
-        return x * torch.sigmoid(1.702 * x)
+    return x.transpose(1, 2).flatten(2)  # (B, heads, N, d) -> (B, N, D)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)); the MLP is four times as wide."""
+    """Pre-norm transformer block: attention lets tokens exchange information, the MLP works on each one alone.
+
+    drop_path: the probability that a training image skips a branch (stochastic depth, arXiv 1603.09382).
+    """
 
     def __init__(self, dim, heads, eps=1e-6, drop_path=0.0, activation=nn.GELU, causal=False):
         super().__init__()
@@ -87,44 +71,43 @@ class Block(nn.Module):
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x):
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(self.norm1(x)))    # (B, N, D)
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # (B, N, D)
 
 
-# -------------------------------------------------------------------------------------------------------- ViTPose
+# ----------------------------------------------------------------------------------------- 2. ViT with visual prompts
+
+PATCH = 16  # pixels along the side of one image token
+
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Size of a ViTPose. `prompts` is how many visual prompts VLPose gives it, `layer_decay` the learning rate's
-    factor from one layer to the one below when the backbone is trained (both from the papers)."""
-    dim: int
-    depth: int
+    """The size of a pose model. The defaults are those of the public ViTPose models."""
+    dim: int              # D
+    depth: int            # transformer blocks
     heads: int
-    drop_path: float
-    prompts: int
-    layer_decay: float
+    drop_path: float      # of the last block; it grows linearly from 0 at the first
+    prompts: int          # n, the visual prompts that VLPose's paper gives a model of this size
+    layer_decay: float    # the learning rate's factor from one block to the one below, when the backbone is trained
     image_size: tuple[int, int] = (256, 192)  # height, width
-    head_dim: int = 256  # channels of the classic decoder; 0 is the simple decoder, which has none
-    sigma: float = 2.0  # of the Gaussians in its heatmaps, in heatmap pixels
-    conv_stem: bool = False
-    trunk: str = ""  # a network of torchvision in the transformer's place
+    head_dim: int = 256   # C of the classic decoder; 0 is the simple decoder, which has no channels of its own
+    sigma: float = 2.0    # of the Gaussians in its heatmaps, in heatmap pixels
+    conv_stem: bool = False  # small convolutions in place of the patch embedding
+    trunk: str = ""       # a network of torchvision, such as "resnet101", in place of the transformer
 
 
 VIT_CONFIGS = {
-    # `tiny` is ours: it learns in minutes from nothing, which a 16×16 patch embedding does not.
-    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), head_dim=64, sigma=1.25,
-                      conv_stem=True),
+    # `tiny` is ours: with its convolutional stem it learns in minutes from nothing, which a patch embedding does not.
+    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), head_dim=64, sigma=1.25, conv_stem=True),
     "small": ViTConfig(384, 12, 12, 0.1, 50, 0.8),
     "base": ViTConfig(768, 12, 12, 0.3, 20, 0.75),
     "large": ViTConfig(1024, 24, 16, 0.5, 10, 0.8),
     "huge": ViTConfig(1280, 32, 16, 0.55, 5, 0.85),
 }
-TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t", "swin_s", "swin_b")
-VIT_CONFIGS |= {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name) for name in TRUNKS}
 
 
 def conv_stem(dim):
-    """Four 3×3 convolutions of stride 2: the same 16×16 pixels a token as the patch embedding, learned much faster."""
+    """Four 3×3 convolutions of stride 2 make one token of 16×16 pixels, as the patch embedding does in one step."""
     layers = []
     for c_in, c_out in [(3, 16), (16, 32), (32, 64)]:
         layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.GELU()]
@@ -132,7 +115,7 @@ def conv_stem(dim):
 
 
 class ViT(nn.Module):
-    """Plain vision transformer, the backbone of ViTPose (arXiv 2204.12484). It has no class token."""
+    """Plain vision transformer, the backbone of ViTPose (arXiv 2204.12484): images -> E. It has no class token."""
 
     def __init__(self, config):
         super().__init__()
@@ -140,9 +123,9 @@ class ViT(nn.Module):
         self.grid = (height // PATCH, width // PATCH)
         if config.conv_stem:
             self.patch_embed = conv_stem(config.dim)
-        else:  # padding 2, as in the released ViTPose: without it every token sees pixels two further right and down
+        else:  # padding 2, as in the released ViTPose: each token begins two pixels further left and up
             self.patch_embed = nn.Conv2d(3, config.dim, PATCH, stride=PATCH, padding=2)
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.dim))  # (1, N, D)
         drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, drop_path=rate) for rate in drop_path)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
@@ -151,17 +134,23 @@ class ViT(nn.Module):
     def forward(self, images, prompts=None):
         """Images (B, 3, H, W) -> features (B, D, H/16, W/16).
 
-        `prompts` (layers, n, D) are learnable tokens in front of the image's (visual prompt tuning, arXiv 2203.12119).
-        One row is *shallow*: put there once. `depth` rows are *deep*: every layer has its own, drops the last one's.
+        prompts (layers, n, D): learnable tokens that stand before the image's (visual prompt tuning, arXiv 2203.12119).
+            *Shallow* prompts (layers = 1) enter before the first block and pass through all of them. *Deep* prompts
+            (layers = depth) are replaced before each block by that block's own.
         """
-        x = self.patch_embed(images).flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
-        count = 0 if prompts is None else prompts.shape[1]
+        x = self.patch_embed(images)                           # (B, D, H/16, W/16)
+        x = x.flatten(2).transpose(1, 2) + self.pos_embed      # (B, N, D)
+        n = 0 if prompts is None else prompts.shape[1]
         for i, block in enumerate(self.blocks):
-            if count and i < len(prompts):
-                x = torch.cat([prompts[i].expand(len(x), -1, -1), x[:, count if i else 0:]], dim=1)  # (B, n + N, D)
+            if n and i < len(prompts):
+                image_tokens = x if i == 0 else x[:, n:]       # without the prompts of the block before
+                x = torch.cat([prompts[i].expand(len(x), -1, -1), image_tokens], dim=1)  # (B, n + N, D)
             x = block(x)
-        return self.norm(x[:, count:]).transpose(1, 2).unflatten(2, self.grid)
+        x = self.norm(x[:, n:])                                # (B, N, D)
+        return x.transpose(1, 2).unflatten(2, self.grid)       # (B, D, H/16, W/16)
 
+
+# -------------------------------------------------------------------------------------------------- 3. the pose model
 
 def deconv_block(c_in, c_out):
     """Doubles the resolution; one of the two blocks of ViTPose's classic decoder (figure 3a)."""
@@ -169,26 +158,8 @@ def deconv_block(c_in, c_out):
     return nn.Sequential(deconvolution, nn.BatchNorm2d(c_out), nn.ReLU())
 
 
-class TorchvisionBackbone(nn.Module):
-    """A ResNet or Swin in the place of `ViT`, with the same result; it has no tokens for prompts to join.
-
-    Its features are half as fine as ViT's, so one more deconvolution comes first: three in all, as in Simple Baselines.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        classifier = torchvision.models.get_model(config.trunk)
-        layers = takewhile(lambda child: child[0] != "avgpool", classifier.named_children())
-        self.body = nn.Sequential(OrderedDict(layers))  # (B, C, H/32, W/32)
-        *_, last = classifier.modules()  # the linear layer that reads the body's channels
-        self.up = deconv_block(last.in_features, config.dim)
-
-    def forward(self, images, prompts=None):
-        return self.up(self.body(images))  # (B, D, H/16, W/16)
-
-
 class HeatmapHead(nn.Module):
-    """The decoder: features (B, D, h, w) -> heatmaps (B, K, 4h, 4w).
+    """The decoder: features (B, D, H/16, W/16) -> heatmaps (B, K, H/4, W/4), by two blocks B₁, B₂ and a predictor.
 
     Classic: two deconvolution blocks and a 1×1 convolution. Simple (0 channels): ReLU, bilinear ×4, a 3×3 convolution.
     """
@@ -209,7 +180,10 @@ class HeatmapHead(nn.Module):
 
 
 class PoseModel(nn.Module):
-    """Top-down pose estimator (arXiv 2204.12484): images (B, 3, H, W), one person each -> heatmaps (B, K, H/4, W/4)."""
+    """Top-down pose estimator: normalised images (B, 3, H, W), one person each -> heatmaps (B, K, H/4, W/4).
+
+    With a transformer it is ViTPose (arXiv 2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
+    """
 
     def __init__(self, config, num_keypoints=17):
         super().__init__()
@@ -218,17 +192,21 @@ class PoseModel(nn.Module):
         self.head = HeatmapHead(config.dim, config.head_dim, num_keypoints)
 
     def forward(self, images):
-        return self.head(self.backbone(images))
+        return self.head(self.backbone(images))  # (B, D, H/16, W/16) -> (B, K, H/4, W/4)
+
+    def features(self, images):
+        """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
+        return self.head.block2(self.head.block1(self.backbone(images)))
 
 
-# ------------------------------------------------------------------------------------------------ CLIP's text tower
+# ----------------------------------------------------------------------------------------------- 4. CLIP's text tower
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
     width: int
     heads: int
     layers: int
-    embed_dim: int  # of the space that CLIP shares between text and images
+    embed_dim: int  # D_text, the width of the space that CLIP shares between text and images
     vocab_size: int = 49408
     context_length: int = 77
 
@@ -238,12 +216,19 @@ CLIP_TEXT_CONFIGS = {
     "ViT-B/16": CLIPTextConfig(512, 8, 12, 512),
     "ViT-L/14": CLIPTextConfig(768, 12, 12, 768),
     "RN50": CLIPTextConfig(512, 8, 12, 1024),
-    "random": CLIPTextConfig(128, 4, 2, 128),  # what stands in where no public weights are given
+    "random": CLIPTextConfig(128, 4, 2, 128),  # stands in where no public weights are given
 }
 
 
+class QuickGELU(nn.Module):
+    """The approximation of GELU that CLIP was trained with."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
 class CLIPText(nn.Module):
-    """CLIP's text encoder (arXiv 2103.00020): token ids (N, 77) -> features (N, E), projected, not normalised."""
+    """CLIP's text encoder (arXiv 2103.00020): token ids (B, 77) -> T (B, D_text), projected, not normalised."""
 
     def __init__(self, config):
         super().__init__()
@@ -259,35 +244,47 @@ class CLIPText(nn.Module):
         nn.init.normal_(self.projection, std=config.width ** -0.5)
 
     def forward(self, tokens, per_token=False):
-        """With `per_token`, features (N, 77, E) of every token and a mask (N, 77), True up to the end of the text."""
-        x = self.token_embed(tokens) + self.pos_embed[:tokens.shape[1]]  # (N, 77, width)
+        """With `per_token`: T (B, 77, D_text) of every token, and a mask (B, 77), True up to the end of the text."""
+        x = self.token_embed(tokens) + self.pos_embed[:tokens.shape[1]]  # (B, 77, width)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x) @ self.projection  # (N, 77, E)
-        end = tokens.argmax(dim=1)  # the end token has the highest id of all
+        x = self.norm(x) @ self.projection                               # (B, 77, D_text)
+        end = tokens.argmax(dim=1)  # (B,) where the text ends: the end token has the highest id of all
         if per_token:
             return x, torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]
-        return x[torch.arange(len(x)), end]
+        return x[torch.arange(len(x)), end]  # attention is causal: the end token alone has seen the whole text
 
 
-# ---------------------------------------------------------------------------------------------------------- VLPose
+@torch.no_grad()
+def encode_sentences(clip_text, sentences):
+    """{domain: sentence} -> {domain: T (1, D_text)}. The tower is frozen, so each sentence is encoded once and kept."""
+    tokens = CLIPTokenizer()(list(sentences.values())).to(clip_text.projection.device)
+    features = clip_text(tokens)  # (domains, D_text)
+    return dict(zip(sentences, features[:, None]))
+
+
+# --------------------------------------------------------------------------------------------- 5. the relation matcher
 
 MATCHERS = ("concat", "cross", "image")
 
 
 class RelationMatcher(nn.Module):
-    """How the image relates to the text (§3.2): image (B, N, D), text (B, L, E) -> relation (B, N, D).
+    """How the image relates to the text (§3.2): E (B, N, D), T (B, L, D_text) -> R (B, N, D).
 
-    Every image token asks; image and text tokens together answer (`concat`), the text alone (`cross`), or the image
-    alone (`image`):
-        T' = Linear(T),  M = softmax(Q Kᵀ / √d),  R = LayerNorm(E + W_o(M V)).
+        T' = Linear(T)                                 text features as wide as image tokens
+        q = W_q E,   [k, v] = W_kv [E ; T']            every image token asks image and text tokens together
+        M = dropout(softmax(q kᵀ / √d)),  d = D / heads    how much attention each answer gets
+        R = LayerNorm(E + W_o (M v))                   the mean of the answers, added to the token
+
+    [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active in training alone.
+    variant: `concat` is the paper's; `cross` takes keys and values from T' alone; `image` from E alone, without text.
     """
 
-    def __init__(self, dim, text_dim, heads=8, variant="concat", dropout=0.1):
+    def __init__(self, dim, text_dim, heads=8, variant="concat"):
         super().__init__()
         if variant not in MATCHERS:
             raise ValueError(f"matcher: expected one of {', '.join(MATCHERS)}, not {variant!r}")
-        self.heads, self.variant, self.dropout = heads, variant, dropout
+        self.heads, self.variant = heads, variant
         if variant != "image":
             self.text = nn.Linear(text_dim, dim)
         self.query = nn.Linear(dim, dim)
@@ -296,85 +293,117 @@ class RelationMatcher(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image, text):
-        context = image if self.variant == "image" else self.text(text)  # (B, N, D) or (B, L, D)
+        E = context = image                                         # (B, N, D)
+        if self.variant != "image":
+            context = self.text(text)                               # T' (B, L, D)
         if self.variant == "concat":
-            context = torch.cat([image, context], dim=1)  # (B, N + L, D)
-        q = split_heads(self.query(image), self.heads)
-        k, v = (split_heads(part, self.heads) for part in self.key_value(context).chunk(2, dim=-1))
-        dropout = self.dropout if self.training else 0.0
-        return self.norm(image + self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout))))
+            context = torch.cat([E, context], dim=1)                # [E ; T'] (B, N + L, D)
+        q = split_heads(self.query(E), self.heads)                  # (B, heads, N, d)
+        k, v = (split_heads(part, self.heads)                       # (B, heads, N + L, d)
+                for part in self.key_value(context).chunk(2, dim=-1))
+        dropout = 0.1 if self.training else 0.0
+        Mv = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # M (B, heads, N, N + L) times v
+        return self.norm(E + self.out(merge_heads(Mv)))             # R (B, N, D)
 
+
+# ---------------------------------------------------------------------------------------------------------- 6. VLPose
 
 DECODERS = ("baseline", "injector", "extractor-injector", "dual", "dual-released")
 
 
 class VLPose(nn.Module):
-    """A frozen ViTPose and the adapter around it: images (B, 3, H, W), text (B, L, E) -> heatmaps (B, K, H/4, W/4).
+    """A frozen pose model and the adapter around it: images (B, 3, H, W), text T -> heatmaps (B, K, H/4, W/4).
 
-    text: the domain's sentence as `CLIPText` encodes it. `None` switches the adapter off: that is the original model.
-    decoder: how the relation R enters the frozen decoder, one of `DECODERS` (figure 3a to d; `dual` is the paper's,
-        `dual-released` what the authors' code does instead).
-    num_prompts: visual prompts per layer, by default what the paper gives a model of this size.
-    deep: fresh prompts at every layer.
+    Frozen:  the base's parameters (`requires_grad_(False)` below); its BatchNorm statistics and its drop path, which is
+             off (`train` keeps the base in evaluation mode); CLIP's text tower (`encode_sentences`). Nothing else is.
+    Trained: the prompts P; the matcher; A₁ and A₂, two blocks beside the base's B₁ and B₂; the predictor, which starts
+             as a copy of the base's last 1×1 convolution. The base keeps its own.
+
+    The shapes for ViTPose-B, 17 keypoints, one sentence:
+      images B×3×256×192 -> patches B×768×16×12 -> tokens B×(20+192)×768 (20 prompts) -> E B×768×16×12
+      sentence -> T B×1×512 -> T' B×1×768;  attention B×8×192×193 -> R B×768×16×12
+      E, R -> m₁ B×256×32×24 -> m₂ B×256×64×48 -> heatmaps B×17×64×48
+
+    base: any PoseModel; it becomes part of this one. text_dim: D_text.
+    decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual` is the paper's.
+    num_prompts: n, by default the paper's for a model of this size. deep: whether every layer has prompts of its own.
     """
 
     def __init__(self, base, text_dim, decoder="dual", num_prompts=None, deep=True, matcher="concat"):
         super().__init__()
+        config = base.config
         if decoder not in DECODERS:
             raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
-        self.config, self.num_keypoints = base.config, base.num_keypoints
-        config = base.config
         if decoder != "baseline" and not config.head_dim:
             raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple one: 'baseline'")
         if num_prompts and config.trunk:
             raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
+        n = config.prompts if num_prompts is None else num_prompts
+        self.config, self.num_keypoints, self.decoder = config, base.num_keypoints, decoder
+        self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, deep=deep, matcher=matcher)
         self.base = base.requires_grad_(False)
-        self.decoder = decoder
-        num_prompts = config.prompts if num_prompts is None else num_prompts
-        self.options = {"text_dim": text_dim, "decoder": decoder, "num_prompts": num_prompts, "deep": deep,
-                        "matcher": matcher}  # what `save_checkpoint` keeps
-        self.prompts = nn.Parameter(torch.empty(config.depth if deep else 1, num_prompts, config.dim))
+        self.prompts = nn.Parameter(torch.empty(config.depth if deep else 1, n, config.dim))
         nn.init.trunc_normal_(self.prompts, std=0.02)
         if decoder != "baseline":
             self.matcher = RelationMatcher(config.dim, text_dim, variant=matcher)
-        if decoder not in ("baseline", "extractor-injector"):  # R enters the frozen decoder
-            nn.init.zeros_(self.matcher.norm.weight)  # R = 0: tuning starts from the original model, not from noise
         if decoder not in ("baseline", "injector"):
-            self.block1 = deconv_block(config.dim, config.head_dim)  # A₁
+            self.block1 = deconv_block(config.dim, config.head_dim)       # A₁
             self.block2 = deconv_block(config.head_dim, config.head_dim)  # A₂
-            nn.init.constant_(self.block2[1].weight, 0.1)  # for the same reason: a quiet branch at first
         self.predictor = copy.deepcopy(base.head.predictor).requires_grad_(True)
+        self.start_quietly()
         self.train()
 
+    def start_quietly(self):
+        """Training starts near the original model, not from noise (ours; the paper does not say how it starts)."""
+        if self.decoder in ("injector", "dual", "dual-released"):
+            nn.init.zeros_(self.matcher.norm.weight)          # R = 0 at first, where R enters a frozen block
+        if self.decoder not in ("baseline", "injector"):
+            nn.init.constant_(self.block2[1].weight, 0.1)     # A₂ adds little at first
+
     def train(self, mode=True):
-        """Frozen means frozen: the base's BatchNorm statistics must not move while the adapter trains."""
+        """The base stays in evaluation mode: its BatchNorm statistics must not move while the adapter trains."""
         super().train(mode)
         self.base.eval()
         return self
 
     def forward(self, images, text=None):
+        """text: T (B, L, D_text), each image's sentence. None switches the adapter off: the original model."""
         if text is None:
             return self.base(images)
-        features = self.base.backbone(images, self.prompts)  # E
-        return self.predictor(self.decode(features, text))
+        return self.predictor(self.features(images, text))
 
-    def relation(self, features, text):
-        tokens = features.flatten(2).transpose(1, 2)  # (B, N, D)
-        return self.matcher(tokens, text).transpose(1, 2).unflatten(2, features.shape[2:])  # (B, D, h, w)
+    def features(self, images, text):
+        """What the predictor reads: (B, C, H/4, W/4)."""
+        E = self.base.backbone(images, self.prompts)                    # (B, D, H/16, W/16)
+        if self.decoder == "baseline":                                  # prompts alone, no R
+            return self.decode(E, None)
+        tokens = E.flatten(2).transpose(1, 2)                           # (B, N, D)
+        R = self.matcher(tokens, text)                                  # (B, N, D)
+        return self.decode(E, R.transpose(1, 2).unflatten(2, E.shape[2:]))
 
-    def decode(self, E, text):
+    def decode(self, E, R):
+        """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4).
+
+        B₁, B₂ are the frozen blocks of the base, A₁, A₂ the trained auxiliary blocks. Each doubles the resolution.
+        """
         B1, B2 = self.base.head.block1, self.base.head.block2
-        if self.decoder == "baseline":
+        if self.decoder == "baseline":                # figure 3a:  m₂ = B₂(B₁(E))
             return B2(B1(E))
-        R = self.relation(E, text)
-        if self.decoder == "injector":
+        if self.decoder == "injector":                # figure 3b:  m₂ = B₂(B₁(E + R))
             return B2(B1(E + R))
+
         A1, A2 = self.block1, self.block2
-        if self.decoder == "dual-released":
-            m1 = B1(E + R) + A1(E)
-            return B2(m1) + A2(m1)
-        m1 = B1(E + R) if self.decoder == "dual" else B1(E)
-        return B2(m1) + A2(A1(R) + m1)
+        if self.decoder == "extractor-injector":      # figure 3c:
+            m1 = B1(E)                                #   m₁ = B₁(E)             -> (B, C, H/8, W/8)
+            a1 = A1(R)                                #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
+            return B2(m1) + A2(a1 + m1)               #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
+        if self.decoder == "dual":                    # figure 3d, the paper's full model: R enters on both sides
+            m1 = B1(E + R)                            #   m₁ = B₁(E + R)         -> (B, C, H/8, W/8)
+            a1 = A1(R)                                #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
+            return B2(m1) + A2(a1 + m1)               #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
+        a1 = A1(E)                                    # the authors' released code, which is not figure 3d:
+        m1 = B1(E + R) + a1                           #   m₁ = B₁(E + R) + A₁(E)
+        return B2(m1) + A2(m1)                        #   m₂ = B₂(m₁) + A₂(m₁)
 
     def adapter_state_dict(self):
         """The adapter's tensors alone: a few MB that turn any copy of the same base into this VLPose."""
@@ -386,15 +415,66 @@ class VLPose(nn.Module):
         load_strictly(self, base | state, "adapter")
 
 
-# -------------------------------------------------------------------------------------------- public weights: files
+# === Appendix: public weights; skip on a first reading ================================================================
+
+import hashlib
+import http.client
+import io
+import json
+import math
+import mmap
+import os
+import pickle
+import re
+import sys
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from collections import OrderedDict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from itertools import takewhile
+from pathlib import Path
+
+import torchvision
+
+from data import cache_folder, written_whole
+
+# --------------------------------------------------------------------------------------- backbones of torchvision
+
+TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t", "swin_s", "swin_b")
+MODEL_CONFIGS = VIT_CONFIGS | {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name) for name in TRUNKS}
+
+
+class TorchvisionBackbone(nn.Module):
+    """A ResNet or Swin of torchvision in place of `ViT`; it has no tokens that prompts could join.
+
+    images (B, 3, H, W) -> (B, 256, H/16, W/16). Its body ends at H/32, so that one deconvolution comes first: with the
+    decoder's two there are three, as in Simple Baselines (arXiv 1804.06208).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        classifier = torchvision.models.get_model(config.trunk)
+        layers = takewhile(lambda child: child[0] != "avgpool", classifier.named_children())
+        self.body = nn.Sequential(OrderedDict(layers))  # (B, C, H/32, W/32)
+        *_, last = classifier.modules()  # the linear layer that reads the body's channels
+        self.up = deconv_block(last.in_features, config.dim)
+
+    def forward(self, images, prompts=None):
+        return self.up(self.body(images))  # (B, D, H/16, W/16)
+
+
+# ---------------------------------------------------------------------------------------------- files and addresses
 
 class WeightsError(ValueError):
     """Weights that cannot be had, read or used. The message is one line: file, what was expected, what was found."""
 
 
 @contextmanager
-def reading(path, expected):
-    """Whatever fails while a file is read becomes a WeightsError: a damaged one fails in too many ways to name them."""
+def expecting(path, expected):
+    """Whatever fails within becomes a WeightsError that names the file: damaged ones fail in too many ways to list."""
     try:
         yield
     except WeightsError:
@@ -436,11 +516,6 @@ for size in ("base", "large", "huge"):
 for name in (*TRUNKS, "vgg19"):
     url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
     PUBLIC_FILES[name] = (url, url[-12:-4])
-
-
-def cache_folder():
-    """Where downloads are kept: $POSEBRIDGE_HOME, or ~/.cache/posebridge."""
-    return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
 
 
 def find_file(path_or_name):
@@ -496,11 +571,11 @@ def load_weights(path_or_name):
     A state dict that is nested in a checkpoint is unwrapped. WeightsError for whatever does not hold one.
     """
     path = find_file(path_or_name)
-    return state_dict(read_file(path), path)
+    return tensors_of(read_file(path), path)
 
 
 def read_file(path):
-    with reading(path, "an undamaged safetensors or PyTorch file"):
+    with expecting(path, "an undamaged safetensors or PyTorch file"):
         with open(path, "rb") as file:
             start = file.read(9)
         if start[8:] == b"{":
@@ -518,9 +593,9 @@ def unwrap(contents):
     return next(nested, contents)
 
 
-def state_dict(contents, path):
-    """The tensors in a checkpoint."""
-    with reading(path, "a state dict"):
+def tensors_of(contents, path):
+    """{name: tensor} in what a file holds. WeightsError for anything else than a state dict."""
+    with expecting(path, "a state dict"):
         state = unwrap(contents)
         if not state:
             raise WeightsError(f"{path}: expected a state dict, found no tensors")
@@ -668,7 +743,7 @@ def scripted_tensors(module, seen, prefix=""):
             yield from scripted_tensors(value, seen, f"{prefix}{name}.")
 
 
-# ------------------------------------------------------------------------------------------- public weights: models
+# ---------------------------------------------------------------------------------- models: names, layouts, loading
 
 NAMES = [  # from what others call our tensors: mmpose 1.x, the authors of ViTPose, HF transformers, MAE, OpenAI's CLIP
     (r"^module\.|^transformer\.|^text_model\.(encoder\.|embeddings\.)?", ""),
@@ -769,19 +844,18 @@ FORMAT = "posebridge-1"
 
 
 def save_checkpoint(path, model, **about):
-    """Writes a ViTPose or VLPose, and what plain values `about` say of it, in one step: no reader sees half a file."""
+    """Writes a PoseModel or VLPose to a file; `about` is what else its users must know, plain values."""
     base = getattr(model, "base", model)
     contents = {"format": FORMAT, "config": asdict(base.config), "num_keypoints": base.num_keypoints,
                 "base": base.state_dict(), "about": about}
     if isinstance(model, VLPose):
         contents |= {"options": model.options, "adapter": model.adapter_state_dict()}
-    part = f"{path}.{os.getpid()}.part"
-    torch.save(contents, part)
-    os.replace(part, path)
+    with written_whole(path) as part:
+        torch.save(contents, part)
 
 
 def load_model(path_or_name, image_size=None):
-    """(model, about): what `save_checkpoint` wrote, or a ViTPose from any public file or name, and then {}.
+    """(model, about): what `save_checkpoint` wrote, or a pose model from any public file or name, and then {}.
 
     image_size: height and width to use it with, if not those of its training. A backbone without a decoder (MAE's,
     torchvision's) gets an untrained one. WeightsError if a tensor is missing, left over or of another shape.
@@ -790,15 +864,14 @@ def load_model(path_or_name, image_size=None):
         raise ValueError(f"image size {image_size}: expected multiples of {PATCH}")
     path = find_file(path_or_name)
     contents = read_file(path)
-    state = state_dict(contents, path)
-    with reading(path, "a ViTPose"):
+    state = tensors_of(contents, path)
+    with expecting(path, "a pose model"):
         own = contents.get("format") == FORMAT
         if own:
             config, keypoints = ViTConfig(**contents["config"]), contents["num_keypoints"]
         elif path_or_name in TRUNKS:
-            config, keypoints = VIT_CONFIGS[path_or_name], 17
-            state = {f"backbone.body.{name}": tensor for name, tensor in state.items()
-                     if not name.startswith(("fc.", "head."))}  # the classifier
+            config, keypoints = MODEL_CONFIGS[path_or_name], 17
+            state = {f"backbone.body.{name}": tensor for name, tensor in without_classifier(state).items()}
         else:
             config, keypoints, state = vitpose_layout(state, path)
         untrained = () if any(name.startswith("head.") for name in state) else ("head.", "backbone.up.")
@@ -816,9 +889,23 @@ def load_model(path_or_name, image_size=None):
 
 
 def load_pose_model(path_or_name, image_size=None):
-    """The ViTPose in a file: in that of a VLPose, the original model. Otherwise like `load_model`."""
+    """The PoseModel in a file: of a VLPose, the original model. Otherwise like `load_model`."""
     model, _ = load_model(path_or_name, image_size)
     return getattr(model, "base", model).requires_grad_(True)
+
+
+def load_backbone(model, path_or_name):
+    """Fills a PoseModel's backbone alone, from torchvision's weights of that network or any that `load_model` reads."""
+    if model.config.trunk:
+        load_strictly(model.backbone.body, without_classifier(load_weights(path_or_name)), path_or_name)
+    else:
+        backbone = load_pose_model(path_or_name, model.config.image_size).backbone
+        load_strictly(model.backbone, backbone.state_dict(), path_or_name)
+
+
+def without_classifier(state):
+    """The tensors of a ResNet or Swin of torchvision, but for its last layer."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
 
 
 def load_clip_text(path_or_name):
@@ -831,7 +918,7 @@ def load_clip_text(path_or_name):
     other = ("visual", "vision_model.", "logit_", "input_resolution", "context_length", "vocab_size")
     state = {name: tensor for name, tensor in load_weights(path).items() if not name.startswith(other)}
     state.pop("text_model.embeddings.position_ids", None)
-    with reading(path, "CLIP's text tower"):
+    with expecting(path, "CLIP's text tower"):
         if "text_projection.weight" in state:  # HF has a linear layer, OpenAI a matrix to multiply from the right
             state["text_projection.weight"] = state["text_projection.weight"].T
         state = translate(state, path)
@@ -839,11 +926,3 @@ def load_clip_text(path_or_name):
         embed_dim = state["projection"].shape[1]
         config = CLIPTextConfig(width, width // 64, count_blocks(state), embed_dim, vocabulary, length)
         return load_strictly(CLIPText(config), state, path).eval()
-
-
-@torch.no_grad()
-def encode_sentences(clip_text, sentences):
-    """{domain: sentence} -> {domain: features (1, E)}, of the sentence's end token."""
-    tokens = CLIPTokenizer()(list(sentences.values())).to(clip_text.projection.device)
-    features = clip_text(tokens)  # (N, E)
-    return dict(zip(sentences, features[:, None]))

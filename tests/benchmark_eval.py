@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def make_annotations(num_images, rng):
-    """COCO annotations, and of each person the row of the image (N,), the box (N, 4) and all keypoints (N, 17, 2)."""
+    """COCO annotations, and each person's row of the image (people,), box (people, 4) and keypoints (people, 17, 2)."""
     people = np.where(rng.random(num_images) < 0.54, np.minimum(rng.geometric(0.245, num_images), 20), 0)
     image = np.repeat(np.arange(num_images), people)
     size = np.exp(rng.normal(4.3, 0.8, len(image)))
@@ -55,11 +55,11 @@ def make_results(num_results, num_images, image, boxes, points, rng):
 
 
 def ours(annotations, results):
-    from eval import load, match, summarize
+    from eval import classify_detections, coco_numbers, read_truth_and_detections
     yield
-    loaded = load(annotations, results)
+    truth, detections, sigmas = read_truth_and_detections(annotations, results)
     yield
-    yield list(summarize(match(*loaded)).values())
+    yield list(coco_numbers(truth, detections, *classify_detections(truth, detections, sigmas)).values())
 
 
 def pycocotools(annotations, results):

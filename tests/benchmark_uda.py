@@ -5,14 +5,16 @@ part of a step. It is timed as the difference between whole steps and steps of t
 """
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from uda import (MultiLevelAlignment, PoseResNet, StyleTransfer, confidence_mask, consistency_loss,  # noqa: E402
-                 ema_update, information_maximization_loss, invert_affine, jitter_color, occlude, random_affine,
-                 rectify, resize_affine, warp)
+from data import invert_matrix  # noqa: E402
+from uda import (MultiLevelAlignment, StyleTransfer, confidence_mask, consistency_loss, ema_update,  # noqa: E402
+                 information_maximization_loss, jitter_color, occlude, random_affine, rectify, resize_affine, warp)
+from vlpose import MODEL_CONFIGS, PoseModel  # noqa: E402
 
 
 def seconds(action, repeats=5):
@@ -28,7 +30,7 @@ def seconds(action, repeats=5):
 def main(name="resnet18", side="256", batch="16"):
     side, batch = int(side), int(batch)
     torch.manual_seed(0)
-    model = MultiLevelAlignment(PoseResNet(name, 16, image_size=(side, side)))
+    model = MultiLevelAlignment(PoseModel(replace(MODEL_CONFIGS[name], image_size=(side, side)), 16))
     stylist = StyleTransfer(width=16, depth=1)
     optimizer = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     source, target = torch.rand(2, batch, 3, side, side)
@@ -42,8 +44,9 @@ def main(name="resnet18", side="256", batch="16"):
     def networks():
         with torch.no_grad():
             model.teacher(target)
-        outputs = [model.student(images) for images in (source, target)]
-        learn(sum(heatmaps.mean() + model.discriminator(features).mean() for heatmaps, features in outputs))
+        outputs = [model.student.features(images) for images in (source, target)]
+        predictor, discriminator = model.student.head.predictor, model.discriminator
+        learn(sum(predictor(features).mean() + discriminator(features).mean() for features in outputs))
 
     def whole():
         learn(model(source, labels, labelled, target)[0])
@@ -57,7 +60,7 @@ def main(name="resnet18", side="256", batch="16"):
     print(f"share of the rest    {share:8.1%}   (median over {len(rounds)} pairs)")
 
     matrix, heatmaps = random_affine(batch, (side, side)), labels * 0.1
-    small = invert_affine(resize_affine(matrix, (side, side), heatmaps.shape[2:]))
+    small = invert_matrix(resize_affine(matrix, (side, side), heatmaps.shape[2:]))
     sure = rectify(labels, 2.0)
     parts = {
         "two views": lambda: [jitter_color(warp(target, matrix)) for _ in range(2)],

@@ -10,7 +10,7 @@ import time
 
 import torch
 from evidence import STRATEGIES, VARIANTS  # first: it makes the modules beside tests/ importable
-from train import Recipe, model_to_tune, parameter_groups, parse_options
+from train import Stage, model_to_tune, parameter_groups, parse_options
 from vlpose import CLIP_TEXT_CONFIGS, VIT_CONFIGS, PoseModel, VLPose
 
 ROUNDS = 15
@@ -41,7 +41,7 @@ def main(size="tiny", batch="16"):
     target = torch.rand(batch, base.num_keypoints, height // 4, width // 4)
     models = {row: model_to_tune(base, text_dim, parse_options(shlex.split(options)))
               for row, options in (STRATEGIES | VARIANTS).items() if "--template" not in options}
-    optimizers = {row: torch.optim.AdamW(parameter_groups(model, Recipe(1, batch, 1e-3, 0, False)))
+    optimizers = {row: torch.optim.AdamW(parameter_groups(model, Stage("adapt", 1, 1e-3, batch, 0, False)))
                   for row, model in models.items()}
 
     def run(model):

@@ -13,7 +13,8 @@ from PIL import Image
 
 import data
 from data import (COCO17, Augmentation, Crops, DataError, TRAINING, crop_matrix, decode_heatmaps, draw_figures,
-                  encode_heatmaps, invert_matrix, load_dataset, open_image, read_records, transform_points, warp_image)
+                  encode_heatmaps, invert_matrix, load_dataset, open_image, read_records, transform_points, warp_image,
+                  written_whole)
 
 SIZE = (128, 96)
 COUNTS = {"train": (3, 2), "val": (2, 1)}
@@ -61,7 +62,8 @@ def test_records_are_read_whole_wherever_the_pieces_of_the_file_end(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "12", '{"images": [', '{"images": [{"id": 1}], "annotations": [{"id": 1]}',
-                                  '{"images" [1]}', "\x00\xff", '{"images": {}}', '{"images": [1], "annotations": [2]}'])
+                                  '{"images" [1]}', '{[1]: 2}',
+                                  "\x00\xff", '{"images": {}}', '{"images": [1], "annotations": [2]}'])
 def test_a_file_that_is_not_coco_is_an_error_that_names_it(tmp_path, text):
     path = tmp_path / "broken.json"
     path.write_bytes(text.encode("latin-1"))
@@ -70,18 +72,20 @@ def test_a_file_that_is_not_coco_is_an_error_that_names_it(tmp_path, text):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"keypoints": [1, 2]}, "annotation 7.*51 numbers in 'keypoints'.*found 2"),
-    ({"keypoints": [1.0, 2, 2] * 14}, "annotation 7.*found 42"),
-    ({"keypoints": ["x"] * 51}, "annotation 7"),
-    ({"keypoints": [math.nan] * 51}, "annotation 7.*not finite"),
-    ({"bbox": [1, 2, 0, 5]}, "annotation 7.*zero"),
-    ({"bbox": [1, 2, 3, math.inf]}, "annotation 7.*not finite"),
-    ({"bbox": [1, 2, 3]}, "annotation 7.*4 in 'bbox'"),
-    ({"bbox": None}, "annotation 7"),
-    ({"area": math.nan}, "annotation 7.*not finite"),
-    ({"image_id": "img_a"}, "annotation 7.*img_a"),
-    ({"iscrowd": 300}, "annotation 7"),
-    ({"image_id": 99}, "annotation 7.*image_id 99"),
+    ({"keypoints": [1, 2]}, "annotation 0, id 7, image_id 3: expected 51 finite numbers in 'keypoints', found 2 val"),
+    ({"keypoints": [1.0, 2, 2] * 14}, "annotation 0, id 7, .*found 42 values"),
+    ({"keypoints": ["x"] * 51}, "annotation 0, id 7, .*51 finite numbers in 'keypoints', found 51 .* among them 'x'"),
+    ({"keypoints": [math.nan] * 51}, "annotation 0, id 7, .*51 finite numbers in 'keypoints', .*among them nan"),
+    ({"keypoints": [1e300] * 51}, "annotation 0, id 7, .*51 finite numbers in 'keypoints'"),  # too large for a float32
+    ({"bbox": [1, 2, 0, 5]}, "annotation id 7 .*zero"),
+    ({"bbox": [1, 2, 3, math.inf]}, "annotation 0, id 7, .*4 finite numbers in 'bbox', found 4 .* among them inf"),
+    ({"bbox": [1, 2, 3]}, "annotation 0, id 7, .*4 finite numbers in 'bbox', found 3 values"),
+    ({"bbox": None}, "annotation 0, id 7, .*'bbox', found None"),
+    ({"area": math.nan}, "annotation 0, id 7, .*one finite number in 'area', found nan"),
+    ({"image_id": "img_a"}, "annotation 0, id 7, .*one integer in 'image_id', found 'img_a'"),
+    ({"iscrowd": 300}, r"annotation 0, id 7, .*one flag \(0 or 1\) in 'iscrowd', found 300"),
+    ({"id": 7.5}, "annotation 0, .*one integer in 'id', found 7.5"),
+    ({"image_id": 99}, "annotation id 7: .*image_id 99"),
 ])
 def test_a_wrong_record_is_an_error_that_names_file_record_and_reason(tmp_path, changes, words):
     path = write_coco(tmp_path, [person(**changes)])
@@ -93,8 +97,28 @@ def test_a_wrong_record_is_an_error_that_names_file_record_and_reason(tmp_path, 
 def test_a_missing_field_is_named(tmp_path):
     record = person()
     del record["keypoints"]
-    with pytest.raises(DataError, match="annotation 7.*keypoints"):
+    with pytest.raises(DataError, match="annotations.json: annotation 0, id 7, .*'keypoints', found nothing"):
         load_dataset(f"coco:{write_coco(tmp_path, [record])}", "all")
+
+
+@pytest.mark.parametrize("image, words", [
+    ({"id": 3}, "one text in 'file_name', found nothing"),
+    ({"id": 3, "file_name": 5}, "one text in 'file_name', found 5"),
+    ({"id": "a", "file_name": "a.jpg"}, "one integer in 'id', found 'a'"), (5, "one integer in 'id', found nothing")])
+@pytest.mark.parametrize("name", ["coco", "humanart"])
+def test_a_wrong_image_is_named(tmp_path, name, image, words):
+    path = write_coco(tmp_path, [person()], images=[{"id": 1, "file_name": "a.jpg"}, image])
+    with pytest.raises(DataError, match=f"annotations.json: image 1.*: expected {words}"):
+        load_dataset(f"{name}:{path}", "all")
+
+
+def test_a_person_without_an_area_has_that_of_the_box_and_is_no_crowd_unless_a_flag_says_so(tmp_path):
+    record = person(image_id=4)
+    del record["area"], record["iscrowd"]
+    images = [{"id": n, "file_name": "a.jpg"} for n in (9, 4, 3)]
+    dataset = load_dataset(f"coco:{write_coco(tmp_path, [record, person(id=8)], images=images)}", "all")
+    assert dataset.areas.tolist() == [40 * 50, 900] and dataset.crowd.tolist() == [False, False]
+    assert dataset.image_index.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("file_name", ["../secret.jpg", "/etc/passwd", "a/../../secret.jpg", "..\\secret.jpg", "C:/a.jpg"])
@@ -162,6 +186,31 @@ def test_human_art_is_read_with_its_own_field_names_and_paths(real):
     assert len(dataset.annotated) == 4 and all(Path(file).is_file() for file in dataset.files)
 
 
+# ------------------------------------------------------------------------------------------------------ writing files
+
+def test_a_file_or_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with written_whole(path) as part:
+        part.write_text("one")
+        assert part.suffix == ".txt" and not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as part:
+        part.write_text("half of t")
+        raise KeyboardInterrupt
+    with written_whole(path) as part, written_whole(path) as other:  # two programs at once
+        part.write_text("two")
+        other.write_text("three")
+    assert path.read_text() == "two"
+    with written_whole(tmp_path / "folder") as part:
+        part.mkdir()
+        (part / "b.txt").write_text("four")
+    with pytest.raises(OSError), written_whole(tmp_path / "folder") as part:  # another program was faster
+        part.mkdir()
+    assert (tmp_path / "folder" / "b.txt").read_text() == "four"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "new"]
+
+
 # -------------------------------------------------------------------------------------------------- images and crops
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
@@ -191,6 +240,15 @@ def test_a_box_is_centred_in_its_crop_and_padded():
     inside = transform_points(points, matrix)
     assert np.allclose(inside, [[47.5, 63.5], [0, 0], [95, 127]])
     assert np.allclose(transform_points(inside, invert_matrix(matrix)), points)
+
+
+def test_maps_of_arrays_and_of_tensors_are_inverted_alike():
+    matrices = np.stack([crop_matrix((30, 20, 60, 80), SIZE, rotation=angle) for angle in (0, 20, 200)])
+    inverse, of_tensor = invert_matrix(matrices), invert_matrix(torch.from_numpy(matrices))
+    assert isinstance(inverse, np.ndarray) and isinstance(of_tensor, torch.Tensor)
+    assert np.allclose(inverse, of_tensor.numpy(), rtol=1e-12, atol=1e-12)
+    points = np.random.default_rng(0).uniform(0, 100, (3, 5, 2))
+    assert np.allclose(transform_points(transform_points(points, matrices), inverse), points)
 
 
 def test_a_narrow_box_grows_to_the_crops_shape():

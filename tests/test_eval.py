@@ -1,4 +1,5 @@
 """eval.py against pycocotools, rule by rule and on random data; PCK, NMS and the error kinds against plain loops."""
+import argparse
 import contextlib
 import copy
 import io
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from data import COCO17, DataError
-from eval import (by_keypoint, error_breakdown, evaluate_domains, evaluate_oks, evaluate_pck, load, main, oks_nms,
-                  pair_oks, pairs, rescore)
+from eval import (MAX_DETECTIONS, THRESHOLDS, by_domain, by_keypoint, candidate_pairs, classify_detections,
+                  coco_results, error_breakdown, evaluate_oks, evaluate_pck, main, match_all_images, match_one_image,
+                  number, oks_nms, oks_of_pairs, read_truth_and_detections)
 
 SIGMAS = {K: np.random.default_rng(K).uniform(0.02, 0.12, K) for K in (1, 14, 21, 26, 133)} | {17: COCO17.sigmas}
 
@@ -41,6 +43,11 @@ def evaluate(annotations, results, sigmas=COCO17.sigmas):
     numbers = evaluate_oks(annotations, results, sigmas)
     assert list(numbers.values()) == pytest.approx(pycocotools(annotations, results, sigmas)[0].stats, abs=1e-12, rel=0)
     return {name: round(value, 12) for name, value in numbers.items()}
+
+
+def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
+    truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
+    return by_domain(truth, detections, *classify_detections(truth, detections, sigmas))
 
 
 # ------------------------------------------------------------------------------------------------------- one rule each
@@ -244,14 +251,47 @@ def test_on_random_data_all_ten_numbers_are_those_of_pycocotools(block):
 def test_on_random_data_every_oks_is_that_of_pycocotools_to_the_last_bit():
     for seed in range(30):
         annotations, results, sigmas = random_case(seed)
-        people, found, sigmas = load(annotations, results, sigmas)
-        person_row, detection = pairs(people.cell, found.cell)
-        oks = pair_oks(people, found, person_row, detection, sigmas)
+        truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
+        person_row, detection = candidate_pairs(truth.group, detections.group)
+        oks = oks_of_pairs(truth, detections, person_row, detection, sigmas)
         peer = pycocotools(annotations, results, sigmas)[0].ious
-        for cell in np.unique(people.cell[person_row]):
-            category, image = divmod(cell, len(people.image_ids))
-            expected = peer[people.image_ids[image], people.category_ids[category]]
-            assert np.array_equal(oks[people.cell[person_row] == cell], expected.T.ravel()), seed
+        for group in np.unique(truth.group[person_row]):
+            category, image = divmod(group, len(truth.image_ids))
+            expected = peer[truth.image_ids[image], truth.category_ids[category]]
+            assert np.array_equal(oks[truth.group[person_row] == group], expected.T.ravel()), seed
+
+
+def test_matching_all_images_at_once_gives_what_the_plain_loop_gives_in_each():
+    rng = np.random.default_rng(0)
+    several = contested = 0
+    for _ in range(300):
+        group, detection_group = rng.integers(5, size=rng.integers(30)), np.sort(rng.integers(6, size=rng.integers(50)))
+        rank = np.arange(len(detection_group)) - np.searchsorted(detection_group, detection_group)
+        detection_group, rank = detection_group[rank < MAX_DETECTIONS], rank[rank < MAX_DETECTIONS]
+        crowd, ignored = rng.random(len(group)) < 0.2, rng.random(len(group)) < 0.3
+        people, found = candidate_pairs(group, detection_group)
+        oks = rng.choice([0, 0.2, *THRESHOLDS, 0.97, 1] if rng.random() < 0.5 else [0.4, 0.8], len(people))  # many ties
+        matched = match_all_images(people, found, oks, ignored, crowd, rank, THRESHOLDS)
+        assert matched.shape == (len(THRESHOLDS), len(rank))
+        for here in range(6):
+            rows, columns = np.flatnonzero(detection_group == here), np.flatnonzero(group == here)
+            table = oks[group[people] == here].reshape(len(columns), len(rows)).T  # (detections, people)
+            for threshold, all_at_once in zip(THRESHOLDS, matched):
+                plain = match_one_image(table, ignored[columns], crowd[columns], threshold)
+                assert all_at_once[rows].tolist() == [-1 if person < 0 else columns[person] for person in plain]
+                several += len(set(plain) - {-1}) > 1
+                contested += -1 in plain and len(columns) > 0
+    assert min(several, contested) > 1000  # there was something to decide
+
+
+def test_the_plain_loop_prefers_people_who_are_not_ignored_then_the_more_similar_then_the_last():
+    oks, nobody = np.array([[0.6, 0.9, 0.6]]), np.zeros(3, bool)
+    assert match_one_image(oks, nobody, nobody, 0.5) == [1]
+    assert match_one_image(oks, np.array([False, True, False]), nobody, 0.5) == [2]
+    assert match_one_image(oks, nobody, nobody, 0.95) == [-1]
+    twice = oks.repeat(2, axis=0)
+    assert match_one_image(twice, nobody, nobody, 0.7) == [1, -1]
+    assert match_one_image(twice, nobody, np.array([False, True, False]), 0.7) == [1, 1]  # a crowd
 
 
 def test_the_numbers_of_a_domain_are_those_of_pycocotools_on_its_images():
@@ -266,7 +306,7 @@ def test_the_numbers_of_a_domain_are_those_of_pycocotools_on_its_images():
 
 def test_the_numbers_of_a_keypoint_are_those_of_pycocotools_when_no_other_is_labelled(case17):
     annotations, results = case17
-    numbers = by_keypoint(*load(annotations, results))
+    numbers = by_keypoint(*read_truth_and_detections(annotations, results))
     for k in (0, 9):
         alone = copy.deepcopy(annotations)
         for record in alone["annotations"]:
@@ -338,15 +378,15 @@ def test_human_art_domains_are_read_from_its_own_field_names(real):
 def test_each_kind_of_error_is_told_from_the_others(kind, x, y):
     found = pose()
     found["keypoints"][15:17] = x, y  # the left shoulder; it belongs at 0, 50 and the right one at 0, 60
-    shares = error_breakdown(*load(scene(person(size=10), person(300, size=10)), [found]))
+    shares = error_breakdown(*read_truth_and_detections(scene(person(size=10), person(300, size=10)), [found]))
     expected = dict.fromkeys(("good", "jitter", "inversion", "swap", "miss"), 0) | {"good": 16 / 17}
     expected[kind] += 1 / 17
     assert shares == pytest.approx(expected)
 
 
 def test_without_anybody_found_the_shares_are_minus_1():
-    assert set(error_breakdown(*load(scene(person()), [pose(900)])).values()) == {-1}
-    assert set(error_breakdown(*load(scene(), [pose(900)])).values()) == {-1}
+    assert set(error_breakdown(*read_truth_and_detections(scene(person()), [pose(900)])).values()) == {-1}
+    assert set(error_breakdown(*read_truth_and_detections(scene(), [pose(900)])).values()) == {-1}
 
 
 def plain_error_breakdown(annotations, results, sigmas, flip):
@@ -361,8 +401,8 @@ def plain_error_breakdown(annotations, results, sigmas, flip):
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
         evaluation.evaluate()
     kinds = []
-    for cell in filter(None, evaluation.evalImgs):
-        for result, matched, ignored in zip(cell["dtIds"], cell["dtMatches"][0], cell["dtIgnore"][0]):
+    for group in filter(None, evaluation.evalImgs):
+        for result, matched, ignored in zip(group["dtIds"], group["dtMatches"][0], group["dtIgnore"][0]):
             if not matched or ignored:
                 continue
             points = np.reshape(results[result - 1]["keypoints"], (-1, 3))
@@ -376,7 +416,7 @@ def plain_error_breakdown(annotations, results, sigmas, flip):
             for k in range(len(sigmas)):
                 if not people.anns[matched]["keypoints"][3 * k + 2]:
                     continue
-                own, rest = near(k, matched, k), [number for number in cell["gtIds"] if number != matched]
+                own, rest = near(k, matched, k), [number for number in group["gtIds"] if number != matched]
                 kinds.append("good" if own >= 0.85 else "jitter" if own >= 0.5
                              else "inversion" if near(k, matched, flip[k]) >= 0.5
                              else "swap" if any(near(k, n, j) >= 0.5 for n in rest for j in (k, flip[k])) else "miss")
@@ -391,7 +431,7 @@ def test_on_random_data_the_shares_of_errors_are_those_of_a_plain_loop():
         annotations["annotations"] = [record | {"area": min(max(record["area"], 100), 1e5), "id": record["id"] + 1}
                                       for record in annotations["annotations"]]
         flip = COCO17.flip if len(sigmas) == 17 else np.arange(len(sigmas))[::-1]
-        shares = error_breakdown(*load(annotations, results, sigmas), flip)
+        shares = error_breakdown(*read_truth_and_detections(annotations, results, sigmas), flip)
         assert shares == pytest.approx(plain_error_breakdown(annotations, results, sigmas, flip)), seed
         total = {kind: total.get(kind, 0) + max(0, share) for kind, share in shares.items()}
     assert min(total.values()) > 0.1  # each kind did occur
@@ -399,9 +439,12 @@ def test_on_random_data_the_shares_of_errors_are_those_of_a_plain_loop():
 
 # --------------------------------------------------------------------------------------------- poses in detected boxes
 
-def test_the_score_of_a_pose_is_the_box_score_times_the_mean_of_the_keypoints_above_0_2():
+def test_the_score_of_a_pose_is_the_mean_of_its_keypoints_above_0_2():
     keypoint_scores = np.array([[0.9, 0.5, 0.2, 0.1], [0.2, 0.1, 0.0, 0.0]])
-    assert rescore(np.array([0.5, 0.8]), keypoint_scores) == pytest.approx([0.5 * 0.7, 0])
+    results = coco_results(np.array([7, 8]), np.arange(16).reshape(2, 4, 2), keypoint_scores)
+    assert [result["score"] for result in results] == pytest.approx([0.7, 0])
+    assert results[0] | {"score": None} == {
+        "image_id": 7, "category_id": 1, "keypoints": [0, 1, 0.9, 2, 3, 0.5, 4, 5, 0.2, 6, 7, 0.1], "score": None}
 
 
 def plain_oks_nms(keypoints, scores, areas, images, threshold, sigmas):
@@ -564,6 +607,30 @@ def test_arguments_that_are_no_coco_data_are_refused():
 
 # -------------------------------------------------------------------------------------------------------- the command
 
+@pytest.mark.parametrize("kind, limits, good, bad, expected", [
+    (int, {"low": 1}, ["1", "7"], ["0", "-1", "1.5", "x", "", "nan", "inf"], "an integer of at least 1"),
+    (int, {"low": 0}, ["0", "9" * 400], ["-1"], "an integer of at least 0"),
+    (int, {"low": 32, "step": 32}, ["32", "256"], ["0", "16", "60", "-32"], "a multiple of 32 of at least 32"),
+    (float, {"low": 0, "high": 1}, ["0", "1", "0.5"], ["-0.1", "1.1", "nan"], "a number from 0 to 1"),
+    (float, {"low": 0}, ["0", "1e9"], ["-1e-9", "inf", "nan", "-inf", "x"], "a number of at least 0"),
+    (float, {"low": 0, "above": True}, ["1e-9", "2"], ["0", "-1", "inf", "nan"], "a number above 0")])
+def test_a_number_of_an_option_is_within_its_limits_or_the_message_says_them(kind, limits, good, bad, expected):
+    parse = number(kind, **limits)
+    for text in good:
+        assert parse(text) == kind(text) and type(parse(text)) is kind
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError) as error:
+            parse(text)
+        assert str(error.value) == f"expected {expected}, found {text}"
+
+
+@pytest.mark.parametrize("option", ["--workers", "--pictures"])
+def test_an_option_that_counts_takes_no_negative_number(option, capsys):
+    with pytest.raises(SystemExit):
+        main([option, "-1"])
+    assert f"{option}: expected an integer of at least 0, found -1" in capsys.readouterr().err
+
+
 def write(folder, annotations, results):
     (folder / "annotations.json").write_text(json.dumps(annotations))
     (folder / "results.json").write_text(json.dumps(results))
@@ -583,7 +650,7 @@ def test_the_command_prints_json_for_programs(case17, tmp_path, capsys):
     details = json.loads(capsys.readouterr().out)
     assert details["domains"] == evaluate_domains(*case17)
     assert list(details["keypoints"]) == list(COCO17.names)
-    assert details["errors"]["all"] == error_breakdown(*load(*case17))
+    assert details["errors"]["all"] == error_breakdown(*read_truth_and_detections(*case17))
 
 
 def test_details_are_tables_under_the_ten_lines(case17, tmp_path, capsys):

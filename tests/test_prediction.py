@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from data import COCO17, Crops, draw_figures, encode_heatmaps, load_dataset
-from eval import domain_table, draw_curves, draw_pose, draw_sheet, evaluate_oks, main, predict, true_pose
+from eval import (domain_table, draw_curves, draw_pose, draw_sheet, evaluate_oks, main, predict, predict_people,
+                  true_pose, with_boxes)
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]
@@ -148,6 +149,18 @@ def test_a_detectors_boxes_are_looked_into_and_repeated_poses_removed(real, chec
     found = json.loads(boxes.read_text())
     assert 0 < len(results) <= len(found)
     assert max(result["score"] for result in results) <= max(box["score"] for box in found)
+
+
+def test_the_score_of_a_pose_in_a_detected_box_is_the_box_score_times_the_poses_own(figures):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    boxed = with_boxes(dataset, dataset.image_index[dataset.annotated], dataset.boxes[dataset.annotated])
+    people, box_scores = np.arange(len(boxed.ids)), np.linspace(0.1, 1, len(boxed.ids))
+    alone = predict_people(Oracle(dataset), boxed, None, people)
+    scored = predict_people(Oracle(dataset), boxed, None, people, box_scores)
+    assert len(scored) == len(alone) == 13  # one in each image: nothing is a repetition
+    assert [result["score"] for result in scored] == pytest.approx(
+        [result["score"] * score for result, score in zip(alone, box_scores)])
+    assert [result["keypoints"] for result in scored] == [result["keypoints"] for result in alone]
 
 
 def test_boxes_for_own_pictures_go_by_the_files_names(figures, checkpoint, tmp_path):

@@ -11,7 +11,7 @@ import torchvision
 import train
 import uda
 from data import COCO17, draw_figures, load_dataset
-from train import Recipe, batch_keys, learning_rate, main, parameter_groups
+from train import Stage, batch_keys, learning_rate, main, parameter_groups
 from vlpose import VIT_CONFIGS, PoseModel, load_model
 
 
@@ -62,7 +62,7 @@ def test_the_learning_rate_warms_up_and_falls_twice():
 def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slowly():
     model = PoseModel(VIT_CONFIGS["tiny"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, Recipe(1, 1, 1.0, 0, False, layer_decay=0.5))
+    groups = parameter_groups(model, Stage("base", 1, 1.0, 1, 0, False, layer_decay=0.5))
     settings = {names[id(parameter)]: group for group in groups for parameter in group["params"]}
     assert len(settings) == len(names)
     assert settings["backbone.pos_embed"]["weight_decay"] == settings["backbone.norm.bias"]["weight_decay"] == 0
@@ -104,18 +104,18 @@ def stopped_and_resumed(make, cache, folder, monkeypatch, stage, *more):
     """A run with a cache of its own that is interrupted after step 3 of a stage, one step behind its checkpoint."""
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "LOG_EVERY", 1)
-    log = train.Run.log
+    after_step = train.Run.after_step
 
-    def stop(self, at, step, *rest):
-        log(self, at, step, *rest)
-        if (at, step) == (stage, 3):
+    def stop(self, at, done, *rest):
+        after_step(self, at, done, *rest)
+        if (at.name, done) == (stage, 3):
             raise KeyboardInterrupt
 
     own_cache = folder / "cache"
     own_cache.mkdir()
     (own_cache / train.FIGURES).symlink_to(cache / train.FIGURES)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.Run, "log", stop)
+        patch.setattr(train.Run, "after_step", stop)
         main(make(own_cache, folder / "stopped", *more))
     assert main(["--resume", str(folder / "stopped")]) == 0
     return folder / "stopped"

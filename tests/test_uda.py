@@ -13,13 +13,14 @@ from torchvision.transforms.functional import InterpolationMode, affine
 
 import data
 import uda
-from data import COCO17, PoseDataset, draw_figure, encode_heatmaps, transform_points, warp_image
+from data import COCO17, PoseDataset, draw_figure, encode_heatmaps, invert_matrix, transform_points, warp_image
 from eval import predict
-from uda import (GENTLE_VIEWS, DomainDiscriminator, LossWeights, MultiLevelAlignment, PoseNet, PoseResNet,
-                 StyleTransfer, Views, adain, adversarial_loss, confidence_mask, consistency_loss, ema_update,
-                 information_maximization_loss, invert_affine, jitter_color, make_teacher, occlude, peaks,
-                 random_affine, rectify, resize_affine, reverse_gradient, supervised_loss, warp)
-from vlpose import ViTConfig, PoseModel, WeightsError, cache_folder, load_pose_model, save_checkpoint
+from uda import (GENTLE_VIEWS, DomainDiscriminator, LossWeights, MultiLevelAlignment, StyleTransfer, Views, adain,
+                 adversarial_loss, confidence_mask, consistency_loss, ema_update, heatmaps_and_features,
+                 information_maximization_loss, jitter_color, make_teacher, occlude, peaks, random_affine, rectify,
+                 resize_affine, reverse_gradient, supervised_loss, warp)
+from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, WeightsError, cache_folder, load_backbone, load_pose_model,
+                    save_checkpoint)
 
 VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), head_dim=16, sigma=1.0)
 SIMPLE = ViTConfig(32, 2, 4, 0.5, 0, 1.0, image_size=(64, 64), head_dim=0)
@@ -49,30 +50,29 @@ def figures():
 
 @pytest.fixture(scope="module")
 def resnet():
-    return PoseResNet("resnet18", num_keypoints=17, image_size=(64, 64))
+    return PoseModel(replace(MODEL_CONFIGS["resnet18"], image_size=(64, 64)))
 
 
 # ------------------------------------------------------------------------------------------------------- the student
 
 @torch.no_grad()
 def test_a_resnet_becomes_three_deconvolutions_of_256_channels_and_a_quiet_predictor(resnet):
-    heatmaps, features = resnet(torch.randn(2, 3, 64, 64))
-    assert heatmaps.shape == (2, 17, 16, 16) and features.shape == (2, 256, 16, 16)
+    images = torch.randn(2, 3, 64, 64)
+    assert resnet(images).shape == (2, 17, 16, 16) and resnet.features(images).shape == (2, 256, 16, 16)
     deconvolutions = [layer for layer in resnet.modules() if isinstance(layer, nn.ConvTranspose2d)]
     assert [layer.out_channels for layer in deconvolutions] == [256, 256, 256]
-    assert resnet.pose.head.predictor.weight.std() == pytest.approx(0.001, rel=0.1)
-    assert PoseResNet("resnet50", 5, sigma=1.0).pose.config.image_size == (256, 256)
+    assert resnet.head.predictor.weight.std() == pytest.approx(0.001, rel=0.1)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", [VIT, SIMPLE, None], ids=["ViT", "ViT with the simple decoder", "ResNet"])
 def test_the_features_of_every_student_are_what_its_heatmaps_are_made_of(config, resnet):
-    student = (PoseNet(PoseModel(config, 5)) if config else resnet).eval()
-    images = torch.randn(2, 3, 64, 64)
-    heatmaps, features = student(images)
-    predictor = student.pose.head.predictor
+    student = (PoseModel(config, 5) if config else resnet).eval()
+    images = torch.rand(2, 3, 64, 64)
+    heatmaps, features = heatmaps_and_features(student, images, bf16=False)
+    predictor = student.head.predictor
     assert features.shape == (2, predictor.in_channels, 16, 16)
-    torch.testing.assert_close(heatmaps, student.pose(images))
+    torch.testing.assert_close(heatmaps, student(data.normalize(images)))
     torch.testing.assert_close(heatmaps, predictor(features))
 
 
@@ -80,24 +80,24 @@ def test_the_features_of_every_student_are_what_its_heatmaps_are_made_of(config,
 def test_a_resnet_starts_from_torchvisions_weights_without_their_classifier(tmp_path):
     public = torchvision.models.resnet18().eval()
     torch.save(public.state_dict(), tmp_path / "resnet18.pth")
-    body = PoseResNet("resnet18", 3, tmp_path / "resnet18.pth").pose.backbone.body.eval()
+    model = PoseModel(MODEL_CONFIGS["resnet18"], 3)
+    load_backbone(model, tmp_path / "resnet18.pth")
+    body = model.backbone.body.eval()
     public.avgpool = public.fc = nn.Identity()
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(body(images).flatten(1), public(images))
     with pytest.raises(WeightsError, match="resnet18.pth: another architecture: tensor layer1.0.bn3.bias is nothing"):
-        PoseResNet("resnet50", 3, tmp_path / "resnet18.pth")
-    with pytest.raises(ValueError, match="network: expected one of resnet18, .*, not 'vgg19'"):
-        PoseResNet("vgg19")
+        load_backbone(PoseModel(MODEL_CONFIGS["resnet50"], 3), tmp_path / "resnet18.pth")
 
 
-def test_a_students_pose_predicts_and_is_saved_like_any_other_vitpose(tmp_path, resnet):
+def test_a_student_predicts_and_is_saved_like_any_other_pose_model(tmp_path, resnet):
     figure = draw_figure("photo", np.random.default_rng(0))
     Image.fromarray(figure.image).save(tmp_path / "a.png")
-    dataset = PoseDataset("one", COCO17, [str(tmp_path / "a.png")], np.array([1]), np.array([[160, 160]]),
+    dataset = PoseDataset("one", COCO17, [str(tmp_path / "a.png")], np.array([1]),
                           np.array(["photo"]), np.array([7]), np.array([0]), figure.keypoints[None].astype(np.float32),
                           np.array([figure.box], float), np.array([figure.area]), np.array([False]))
-    save_checkpoint(tmp_path / "model.pth", resnet.pose)
-    before = predict(resnet.pose, dataset)
+    save_checkpoint(tmp_path / "model.pth", resnet)
+    before = predict(resnet, dataset)
     assert len(before) == 1 and before == predict(load_pose_model(tmp_path / "model.pth"), dataset)
 
 
@@ -352,10 +352,10 @@ def test_warping_there_and_back_changes_nothing_that_stayed_inside():
     y, x = torch.meshgrid(torch.linspace(0, 3, 64), torch.linspace(0, 3, 48), indexing="ij")
     smooth = torch.stack([(x + y).sin(), (x * y / 3).cos()])[None].expand(5, -1, -1, -1)
     matrices = random_affine(5, (64, 48), Views(scale=(0.6, 0.7), shear=10))
-    back = warp(warp(smooth, matrices), invert_affine(matrices))
+    back = warp(warp(smooth, matrices), invert_matrix(matrices))
     assert (back - smooth)[:, :, 10:-10, 10:-10].abs().max() < 0.01
     product = torch.cat([matrices, torch.tensor([[[0.0, 0, 1]]]).expand(5, 1, 3)], dim=1)
-    torch.testing.assert_close(invert_affine(matrices), product.inverse()[:, :2], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(invert_matrix(matrices), product.inverse()[:, :2], rtol=1e-4, atol=1e-3)
 
 
 def test_random_maps_stay_within_the_limits_and_are_those_of_torchvision(figures):
@@ -383,7 +383,7 @@ def test_heatmaps_return_from_a_view_by_the_same_map_in_their_own_pixels():
     factor = torch.tensor([23 / 47, 31 / 63])
     torch.testing.assert_close(transform_points(points * factor, matrices), transform_points(points, views) * factor)
     seen = encode_heatmaps(transform_points(points, views), torch.ones(4, 2), size, small, sigma=1.5)[0]
-    found, height = peaks(warp(seen, invert_affine(matrices)))
+    found, height = peaks(warp(seen, invert_matrix(matrices)))
     assert (found - points * factor).abs().max() < 1 and height.min() > 0.8
 
 
@@ -525,11 +525,11 @@ def test_the_teacher_gathers_the_statistics_of_what_it_sees_itself():
 
 @torch.no_grad()
 def test_the_teachers_labels_are_not_noisy_though_the_students_drop_path_is():
-    student = PoseNet(PoseModel(SIMPLE, 5)).train()
-    nn.init.normal_(student.pose.head.predictor.weight)
+    student = PoseModel(SIMPLE, 5).train()
+    nn.init.normal_(student.head.predictor.weight)
     teacher, images = make_teacher(student), torch.randn(2, 3, 64, 64)
-    assert torch.equal(teacher(images)[0], teacher(images)[0])
-    assert any(not torch.equal(student(images)[0], student(images)[0]) for _ in range(10))
+    assert torch.equal(teacher(images), teacher(images))
+    assert any(not torch.equal(student(images), student(images)) for _ in range(10))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert all(parameter.requires_grad for parameter in student.parameters())
 
@@ -556,12 +556,12 @@ def step():
     return torch.rand(4, 3, *SIZE), *labels, torch.rand(4, 3, *SIZE)
 
 
-def aligned(occlusion=0.0, taught=None, **weights):
+def aligned(occlusion=0.0, restyle=None, source_keypoints=None, **weights):
     torch.manual_seed(0)
-    student = PoseNet(PoseModel(VIT, K))
-    nn.init.normal_(student.pose.head.predictor.weight, std=0.1)
+    student = PoseModel(VIT, K)
+    nn.init.normal_(student.head.predictor.weight, std=0.1)
     views = replace(GENTLE_VIEWS, occlusion=occlusion, patch=0.15)
-    return MultiLevelAlignment(student, replace(NONE, **weights), views, decay=0.9, taught=taught).train()
+    return MultiLevelAlignment(student, restyle, replace(NONE, **weights), views, 0.9, source_keypoints).train()
 
 
 NONE = LossWeights(consistency=0.0, adversarial=0.0, information=0.0)
@@ -575,8 +575,10 @@ def loss_of(model, step):
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(step):
     supervised = loss_of(aligned(), step)
-    expected = supervised_loss(aligned().student(data.normalize(step[0]))[0], *step[1:3])
+    expected = supervised_loss(aligned().student(data.normalize(step[0])), *step[1:3])
     torch.testing.assert_close(supervised, expected)
+    redrawn = supervised_loss(aligned().student(data.normalize((step[0] + step[3]) / 2)), *step[1:3])
+    torch.testing.assert_close(loss_of(aligned(restyle=lambda source, target: (source + target) / 2), step), redrawn)
     parts = {name: loss_of(aligned(**{name: weight}), step) - supervised for name, weight in PARTS.items()}
     assert all(abs(part) > 1e-6 for part in parts.values()), parts
     torch.testing.assert_close(loss_of(aligned(**PARTS), step), supervised + sum(parts.values()))
@@ -588,37 +590,36 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(step):
 def test_every_level_teaches_the_student_and_none_the_teacher(step, part):
     model = aligned(**part)
     loss_of(model, step).backward()
-    gradient = model.student.pose.backbone.patch_embed.weight.grad
+    gradient = model.student.backbone.patch_embed.weight.grad
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
-    judged = any(parameter.grad is not None for parameter in model.discriminator.parameters())
-    assert judged == ("adversarial" in part)
+    discriminates = any(parameter.grad is not None for parameter in model.discriminator.parameters())
+    assert discriminates == ("adversarial" in part)
 
 
 def test_the_student_sees_a_covered_view_and_the_teacher_does_not(step, monkeypatch):
-    seen = []
-    monkeypatch.setattr(uda, "occlude",
-                        lambda views, *rest, size: seen.append((views, size)) or torch.zeros_like(views))
+    sizes = []
+    monkeypatch.setattr(uda, "occlude", lambda views, *rest, size: sizes.append(size) or torch.zeros_like(views))
     model = aligned(consistency=1.0, occlusion=0.5)
-    shown = {}
-    for name in ("student", "teacher"):
-        network = getattr(model, name)
-        network.register_forward_pre_hook(lambda _, inputs, name=name: shown.setdefault(name, []).append(inputs[0]))
+    inputs = {"student": [], "teacher": []}
+    for name in inputs:
+        backbone = getattr(model, name).backbone
+        backbone.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0]))
     loss_of(model, step)
     black = data.normalize(torch.zeros(4, 3, *SIZE))
-    assert seen[0][1] == round(0.15 * 64)
-    assert torch.equal(shown["student"][1], black) and not torch.equal(shown["teacher"][0], black)
+    assert sizes == [round(0.15 * 64)]
+    assert torch.equal(inputs["student"][1], black) and not torch.equal(inputs["teacher"][0], black)
 
 
 def test_the_teacher_follows_the_student_from_step_to_step(step):
     model = aligned(consistency=1.0)
-    weight, start = model.student.pose.backbone.pos_embed, model.teacher.pose.backbone.pos_embed.clone()
+    weight, start = model.student.backbone.pos_embed, model.teacher.backbone.pos_embed.clone()
     loss_of(model, step)
-    assert torch.equal(model.teacher.pose.backbone.pos_embed, start)
+    assert torch.equal(model.teacher.backbone.pos_embed, start)
     with torch.no_grad():
         weight += 1
     loss_of(model, step)
-    torch.testing.assert_close(model.teacher.pose.backbone.pos_embed, start + 0.1)
+    torch.testing.assert_close(model.teacher.backbone.pos_embed, start + 0.1)
 
 
 def test_the_teachers_batchnorm_learns_from_the_target_even_when_the_step_begins_in_evaluation_mode(step):
@@ -651,17 +652,17 @@ def test_source_images_are_redrawn_with_the_given_probability(figures):
     assert (net.restyle(content, content.flip(0), 1.0) != content).flatten(1).any(1).all()
 
 
-def test_joints_that_the_source_does_not_label_are_not_guessed_at(step):
-    images, labels, labelled, target = step
-    model = aligned(consistency=1.0, information=1.0, taught=[0, 2, 3])
-    loss_of(model, (images, labels, torch.zeros_like(labelled), target)).backward()
-    gradient = model.student.pose.head.predictor.weight.grad.abs().amax((1, 2, 3))  # (K,)
+def test_keypoints_that_the_source_does_not_label_get_no_pseudo_labels(step):
+    images, labels, weights, target = step
+    model = aligned(consistency=1.0, information=1.0, source_keypoints=[0, 2, 3])
+    loss_of(model, (images, labels, torch.zeros_like(weights), target)).backward()
+    gradient = model.student.head.predictor.weight.grad.abs().amax((1, 2, 3))  # (K,)
     assert gradient[1] == 0 and (gradient[[0, 2, 3]] > 0).all()
 
 
 @pytest.mark.parametrize("size", [(32, 32), (256, 32)])
 def test_small_and_narrow_images_are_enough(size):
-    student = PoseNet(PoseModel(replace(VIT, image_size=size), K))
-    labels, labelled = torch.rand(2, K, size[0] // 4, size[1] // 4), torch.ones(2, K)
-    loss, _ = MultiLevelAlignment(student)(torch.rand(2, 3, *size), labels, labelled, torch.rand(2, 3, *size))
+    student = PoseModel(replace(VIT, image_size=size), K)
+    labels, weights = torch.rand(2, K, size[0] // 4, size[1] // 4), torch.ones(2, K)
+    loss, _ = MultiLevelAlignment(student)(torch.rand(2, 3, *size), labels, weights, torch.rand(2, 3, *size))
     assert torch.isfinite(loss)

@@ -228,7 +228,7 @@ def test_each_image_reads_its_own_sentence(base, images, text):
 @torch.no_grad()
 @pytest.mark.parametrize("decoder", DECODERS[1:])
 def test_at_first_the_relation_leaves_the_frozen_decoder_alone_but_feeds_the_extractor(decoder, base, images, text):
-    relation = VLPose(base, TEXT, decoder).relation(base.backbone(images), text)
+    relation = VLPose(base, TEXT, decoder).matcher(base.backbone(images).flatten(2).mT, text)
     assert relation.any() == (decoder == "extractor-injector")
 
 

@@ -174,7 +174,7 @@ def test_another_input_size_stretches_the_positional_table(vitpose, crops, tmp_p
     (lambda state: state.update({"backbone.norm.weight": torch.zeros(384).int()}), "weight is int .* expected float"),
     (lambda state: state.pop("backbone.pos_embed"), r"found no 'backbone\.pos_embed'"),
     (lambda state: state.update({"backbone.pos_embed": torch.zeros(1, 190, 384)}), "190 positions of width 384"),
-    (lambda state: state.update({"backbone.pos_embed": torch.zeros(384)}), "expected a ViTPose"),
+    (lambda state: state.update({"backbone.pos_embed": torch.zeros(384)}), "expected a pose model"),
     (lambda state: state.update({"head.final_layer.bias": torch.zeros(17)}), "head.final_layer.bias is there twice"),
     (lambda state: state.update({"note": "hello"}), "'note' is not a tensor but a str"),
 ], ids=["missing", "left over", "shape", "integer", "no table", "table", "dimensions", "twice", "text"])
