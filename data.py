@@ -253,7 +253,7 @@ def decode_heatmaps(heatmaps, input_size, sigma=2.0):
     peaked = (determinant > 1e-9) & (hxx < 0)  # the parabola has a top; without one the result is m itself
     determinant = torch.where(peaked, determinant, torch.ones_like(determinant))
     step = torch.stack([hxy * gy - hyy * gx, hxy * gx - hxx * gy], dim=2) / determinant[:, :, None]  # (B, K, 2)
-    points = torch.stack([x, y], dim=2) + (step * peaked[:, :, None]).clamp(-1, 1)  # the top is near the highest pixel
+    points = torch.stack([x, y], dim=2) + (step * peaked[:, :, None]).clamp(-1, 1)  # the top is near m
     return points * torch.tensor((np.array(input_size[::-1]) - 1) / (w - 1, h - 1)).to(points), scores
 
 
@@ -297,8 +297,8 @@ def half_body_box(keypoints, skeleton, rng):
 def jitter_color(image, strength, rng):
     """Random brightness b, contrast c and saturation s, each 1 ± strength, of a byte image (H, W, 3)."""
     b, c, s = 1 + strength * rng.uniform(-1, 1, 3)
-    # Saturation mixes a colour v (3,) with its own grey, s v + (1 - s) mean(v); contrast mixes it with the mean m of the
-    # image, c v + (1 - c) m; brightness mixes it with black, b v. One after the other they give
+    # Saturation mixes a colour v (3,) with its own grey, s v + (1 - s) mean(v); contrast mixes it with the mean m of
+    # the image, c v + (1 - c) m; brightness mixes it with black, b v. One after the other they give
     # b c (s I + (1 - s) J) v + b (1 - c) m, where I is the identity and J the 3×3 matrix of thirds: J v = mean(v).
     mix = b * c * (s * np.eye(3) + (1 - s) / 3)
     offset = (1 - c) * b * image.mean()
@@ -511,7 +511,9 @@ def column(records, field, kind, name, first=0):
     expected = f"{'×'.join(map(str, shape)) or 'one'} {what}{'s' * bool(shape)}"
     found = repr(record[field]) if field in record else "nothing"
     if isinstance(record.get(field), list):
-        items = [number for item in record[field] for number in (item if isinstance(item, list) else [item])]
+        items = record[field]
+        if len(shape) > 1:
+            items = [number for item in items for number in (item if isinstance(item, list) else [item])]
         odd = [item for item in items if not (isinstance(item, (int, float)) and abs(item) < np.inf)]
         found = f"{len(items)} values" + (f", among them {odd[0]!r}" if odd else "")
     raise DataError(f"{name} {first}{ids}: expected {expected} in '{field}', found {found:.80}")
@@ -810,16 +812,18 @@ def one_each(spec, path, skeleton, home, names, domains, keypoints, corners=None
 
 
 @contextmanager
-def expecting(path, what):
-    """A DataError that names the file where it is missing, or where the block cannot make of it what was expected."""
+def expecting(path, what, kind=DataError):
+    """An error of this kind that names the file where it is missing, or is not what the block expects it to be."""
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected {what}") from None
-    except Exception as error:  # a wrong file makes NumPy and SciPy raise almost anything
-        raise DataError(f"{path}: expected {what}: {type(error).__name__} {error}") from None
+        raise kind(f"{path}: no such file; expected {what}") from None
+    except KeyError as error:
+        raise kind(f"{path}: expected {what}, found no {error}") from None
+    except Exception as error:  # a damaged file makes readers raise almost anything
+        raise kind(f"{path}: expected {what}; {type(error).__name__}: {error}") from None
 
 
 def load_matlab(path, variable, what):

@@ -114,8 +114,8 @@ def oks_of_pairs(truth, detections, person, detection, sigmas):
 def match_one_image(oks, ignored, crowd, threshold):
     """COCO's greedy matching in one image: the row of the person that each detection matches, or -1.
 
-    oks (detections, people), the detection with the best score first; ignored, crowd (people,) bool. This loop explains
-    and tests `match_all_images`, which is used.
+    oks (detections, people), the detection with the best score first; ignored, crowd (people,) bool. The evaluation
+    uses `match_all_images`; this loop says what it computes, and a test compares the two.
     """
     matched, free = [], np.ones(len(ignored), bool)
     for row in oks:  # the detection with the best score chooses first
@@ -132,7 +132,7 @@ def match_all_images(person, detection, oks, ignored, crowd, rank, thresholds):
     """`match_one_image` for all groups and thresholds at once: (thresholds, detections) the matched people, or -1.
 
     In the first round the best detection of every group chooses, in the second round the second best, and so on. Each
-    detection has a list of its candidates, whom it prefers first. The lists are the same at all thresholds, so they are
+    detection has a list of its candidates, sorted by preference. The lists are the same at all thresholds, so they are
     sorted once; then a detection takes the first person on its list who is still free and similar enough.
     person, detection, oks (pairs,): the candidate pairs; ignored, crowd (people,) bool; rank (detections,).
     """

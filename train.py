@@ -346,10 +346,10 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, DataError, cache_folder, decode_heatmaps,
-                  load_dataset, with_skeleton, written_whole)
+                  expecting, load_dataset, with_skeleton, written_whole)
 from eval import domain_table, draw_curves, draw_sheet, fail, format_table, pck_of_results, predict, true_pose
 from uda import GENTLE_VIEWS, Views
-from vlpose import PoseModel, expecting, load_backbone, load_pose_model, load_strictly, load_weights
+from vlpose import PoseModel, load_backbone, load_pose_model, load_strictly, load_weights
 
 # ------------------------------------------------------------------------------------------------------------- batches
 
@@ -446,7 +446,7 @@ class Run:
 
     def write(self, name, text):
         with written_whole(self.folder / name) as part:
-            Path(part).write_text(text)
+            part.write_text(text)
 
 
 def save_tensors(path, contents):

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from data import MEAN, STD, encode_heatmaps, invert_matrix, normalize, transform_points
-from vlpose import expecting, load_strictly, load_weights
+from data import MEAN, STD, encode_heatmaps, expecting, invert_matrix, normalize, transform_points
+from vlpose import WeightsError, load_strictly, load_weights
 
 # -------------------------------------------------------------------------------------- supervision, on the source
 
@@ -465,7 +465,8 @@ VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19)  # where torchvision's VGG-19 has the e
 def load_style_encoder(encoder, path_or_name):
     """Fills a style encoder with the public one's weights, or with those of torchvision's VGG-19."""
     state = load_weights(path_or_name)
-    with expecting(path_or_name, "VGG-19, its layers numbered as in the public AdaIN encoder or in torchvision"):
+    with expecting(path_or_name, "VGG-19, its layers numbered as in the public AdaIN encoder or in torchvision",
+                   WeightsError):
         if "features.0.weight" in state:
             ours = [n for n, layer in enumerate(encoder) if isinstance(layer, nn.Conv2d)]
             state = encoder[0].state_dict(prefix="0.") | {

@@ -432,14 +432,14 @@ import urllib.request
 import warnings
 import zipfile
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
 
 import torchvision
 
-from data import cache_folder, written_whole
+from data import DataError, cache_folder, expecting, written_whole
 
 # --------------------------------------------------------------------------------------- backbones of torchvision
 
@@ -468,21 +468,8 @@ class TorchvisionBackbone(nn.Module):
 
 # ---------------------------------------------------------------------------------------------- files and addresses
 
-class WeightsError(ValueError):
+class WeightsError(DataError):
     """Weights that cannot be had, read or used. The message is one line: file, what was expected, what was found."""
-
-
-@contextmanager
-def expecting(path, expected):
-    """Whatever fails within becomes a WeightsError that names the file: damaged ones fail in too many ways to list."""
-    try:
-        yield
-    except WeightsError:
-        raise
-    except KeyError as error:
-        raise WeightsError(f"{path}: expected {expected}, found no {error}") from None
-    except Exception as error:
-        raise WeightsError(f"{path}: expected {expected}; {type(error).__name__}: {error}") from None
 
 
 MMPOSE = "https://download.openmmlab.com/mmpose/v1/body_2d_keypoint/topdown_heatmap"
@@ -575,7 +562,7 @@ def load_weights(path_or_name):
 
 
 def read_file(path):
-    with expecting(path, "an undamaged safetensors or PyTorch file"):
+    with expecting(path, "an undamaged safetensors or PyTorch file", WeightsError):
         with open(path, "rb") as file:
             start = file.read(9)
         if start[8:] == b"{":
@@ -595,7 +582,7 @@ def unwrap(contents):
 
 def tensors_of(contents, path):
     """{name: tensor} in what a file holds. WeightsError for anything else than a state dict."""
-    with expecting(path, "a state dict"):
+    with expecting(path, "a state dict", WeightsError):
         state = unwrap(contents)
         if not state:
             raise WeightsError(f"{path}: expected a state dict, found no tensors")
@@ -865,7 +852,7 @@ def load_model(path_or_name, image_size=None):
     path = find_file(path_or_name)
     contents = read_file(path)
     state = tensors_of(contents, path)
-    with expecting(path, "a pose model"):
+    with expecting(path, "a pose model", WeightsError):
         own = contents.get("format") == FORMAT
         if own:
             config, keypoints = ViTConfig(**contents["config"]), contents["num_keypoints"]
@@ -918,7 +905,7 @@ def load_clip_text(path_or_name):
     other = ("visual", "vision_model.", "logit_", "input_resolution", "context_length", "vocab_size")
     state = {name: tensor for name, tensor in load_weights(path).items() if not name.startswith(other)}
     state.pop("text_model.embeddings.position_ids", None)
-    with expecting(path, "CLIP's text tower"):
+    with expecting(path, "CLIP's text tower", WeightsError):
         if "text_projection.weight" in state:  # HF has a linear layer, OpenAI a matrix to multiply from the right
             state["text_projection.weight"] = state["text_projection.weight"].T
         state = translate(state, path)

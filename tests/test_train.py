@@ -286,7 +286,7 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
     (["--style-weights", "{run}/teacher.pth"], "teacher.pth"),
     (["--style-encoder", "{run}/style.pth"], "expected VGG-19"),
     (["--weights", "{run}/style.pth"], "style.pth"),
-    (["--size", "resnet18", "--image-size", "60", "64"], "60: expected a multiple of 32"),
+    (["--size", "resnet18", "--image-size", "60", "64"], "expected a multiple of 32 of at least 32, found 60"),
     (["--style-weights", "{run}/decoder.pth"], "--style-encoder"),
     (["--feature-level", "-1"], "feature-level"),
     (["--sigma", "0"], "sigma"),
