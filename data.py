@@ -18,25 +18,14 @@ integers, so that the outermost ones of a width W are W - 1 apart. A size is (he
 height. Shapes: B crops, K keypoints, H×W the crop, h×w the heatmap.
 Images are read as stored: their EXIF orientation is ignored, because COCO's annotations ignore it too.
 """
-import json
 import math
-import os
-import random
-import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from itertools import count, groupby, islice
-from operator import itemgetter
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image
 
 
 class DataError(ValueError):
@@ -91,6 +80,7 @@ class PoseDataset:
     areas: np.ndarray  # (people,) pixels that the person covers
     crowd: np.ndarray  # (people,) bool: a box around a group
     upright: bool = False  # whether images are to be turned as their EXIF orientation says
+    sentences: np.ndarray | None = None  # (images,) of str: what the text tower reads; see `with_sentences`
 
     @property
     def annotated(self):
@@ -107,7 +97,8 @@ class PoseDataset:
         people = self.select_people(keep[self.image_index])
         return replace(people, files=[file for file, kept in zip(self.files, keep) if kept],
                        image_ids=self.image_ids[keep], domains=self.domains[keep],
-                       image_index=(np.cumsum(keep) - 1)[people.image_index])
+                       image_index=(np.cumsum(keep) - 1)[people.image_index],
+                       sentences=None if self.sentences is None else self.sentences[keep])
 
     def unlabelled(self):
         """The data set as a target domain without labels: everyone with a box, all keypoints 0."""
@@ -115,16 +106,6 @@ class PoseDataset:
         if not len(people.ids):
             raise DataError(f"{self.name}: expected a person with a box, found none")
         return replace(people, keypoints=np.zeros_like(people.keypoints))
-
-    def to_coco(self):
-        """The annotations as COCO's JSON would hold them, for evaluation."""
-        images = [{"id": int(i), "category": str(domain)} for i, domain in zip(self.image_ids, self.domains)]
-        annotations = [
-            {"id": int(self.ids[n]), "image_id": int(self.image_ids[self.image_index[n]]), "category_id": 1,
-             "keypoints": self.keypoints[n].ravel().tolist(), "num_keypoints": int((self.keypoints[n, :, 2] > 0).sum()),
-             "bbox": self.boxes[n].tolist(), "area": float(self.areas[n]), "iscrowd": int(self.crowd[n])}
-            for n in range(len(self.ids))]
-        return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
 
 
 # ---------------------------------------------------------------------------------------------------- crop geometry
@@ -214,7 +195,7 @@ def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
     for axis, length in enumerate(heatmap_size[::-1]):
         center = centers[:, :, axis, None]  # (B, K, 1)
         grid = torch.arange(length, device=centers.device)
-        near = (grid - center.round()).abs() <= 3 * sigma  # beyond 3σ a Gaussian is all but 0: it is cut off there
+        near = (grid - (center + 0.5).trunc()).abs() <= 3 * sigma  # a Gaussian is cut off 3σ from its middle pixel
         profiles.append(torch.exp(-(grid - center) ** 2 / (2 * sigma ** 2)) * near)
     heatmaps = profiles[1][:, :, :, None] * profiles[0][:, :, None, :]  # (B, K, h, w)
     weights = (visible > 0) & (heatmaps.amax((2, 3)) > 0)  # (B, K)
@@ -261,17 +242,21 @@ def decode_heatmaps(heatmaps, input_size, sigma=2.0):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a training crop may undergo. The default does nothing: for testing. TRAINING has ViTPose's values."""
+    """What a training crop may undergo. The default does nothing: for testing."""
     flip: float = 0.0  # probability of a mirror image
     half_body: float = 0.0  # probability of a crop around the upper or the lower half alone
     scale: float = 0.0  # factor from 1 - scale to 1 + scale
-    shift: float = 0.0  # fraction of the box, with probability 0.3
+    shift: float = 0.0  # fraction of the crop that it moves, with probability 0.3
+    box_shift: float = 0.0  # the same as a fraction of the padded box, before it grows to the crop's shape
     rotation: float = 0.0  # degrees either way, with probability 0.6
     color: float = 0.0  # strength of the colour jitter
+    resized_crop: float = 0.0  # the crop is a random square part of the box, with at least this share of its area
+    outside: bool = False  # whether keypoints outside the crop count; `encode_heatmaps` says how far outside
 
 
-TRAINING = Augmentation(flip=0.5, half_body=0.3, scale=0.5, shift=0.16, rotation=80, color=0.25)
 GENTLE = Augmentation(flip=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)  # for minutes, not days, of training
+VITPOSE = Augmentation(flip=0.5, half_body=0.3, scale=0.5, box_shift=0.16, rotation=80, outside=True)  # as in mmpose
+REGDA = Augmentation(resized_crop=0.6)  # multi-level alignment's; the affine map follows in uda.py
 
 
 def truncated_normal(rng, size=None):
@@ -283,15 +268,17 @@ def truncated_normal(rng, size=None):
 
 
 def half_body_box(keypoints, skeleton, rng):
-    """A box (4,) around the upper or the lower half of a person; None if too few keypoints (K, 3) are labelled."""
+    """A box (4,) around the upper or the lower half of a person, as mmpose's RandomHalfBody; None if fewer than nine of
+    the keypoints (K, 3) are labelled, or too few of either half."""
     labelled = keypoints[:, 2] > 0
-    upper = np.isin(np.arange(len(keypoints)), skeleton.upper)
-    half = labelled & (upper if rng.random() < 0.7 else ~upper)
-    if labelled.sum() < 9 or half.sum() < 3:
+    upper = labelled & np.isin(np.arange(len(keypoints)), skeleton.upper)
+    lower = labelled & ~upper
+    halves = [half for half, least in ((upper, 2), (lower, 3)) if half.sum() >= least]
+    if labelled.sum() < 9 or not halves:
         return None
-    low, high = keypoints[half, :2].min(0), keypoints[half, :2].max(0)
-    size = np.maximum(high - low, 1) * 1.5
-    return np.concatenate([(low + high - size) / 2, size])
+    points = keypoints[halves[0] if rng.random() < 0.7 else halves[-1], :2]
+    size = np.maximum(np.ptp(points, axis=0), 1) * 1.5
+    return np.concatenate([points.mean(0) - size / 2, size])
 
 
 def jitter_color(image, strength, rng):
@@ -321,10 +308,14 @@ class Crops(torch.utils.data.Dataset):
         if rng.random() < aug.half_body:
             half = half_body_box(keypoints, data.skeleton, rng)
             box, padding = (box, padding) if half is None else (half, 1.0)
-        matrix = crop_matrix(
-            box, self.size, padding, scale=1 + aug.scale * truncated_normal(rng),
-            rotation=aug.rotation * truncated_normal(rng) * (rng.random() < 0.6),
-            shift=aug.shift * truncated_normal(rng, 2) * (rng.random() < 0.3))
+        scale = 1 + aug.scale * truncated_normal(rng)
+        rotation = aug.rotation * truncated_normal(rng) * (rng.random() < 0.6)
+        move = truncated_normal(rng, 2) * (rng.random() < 0.3)
+        box, shift = box + aug.box_shift * padding * np.append(move * box[2:], (0, 0)), aug.shift * move
+        if aug.resized_crop:
+            scale = math.sqrt(rng.uniform(aug.resized_crop, 1))
+            shift = (rng.random(2) - 0.5) * (1 - scale) / scale  # anywhere within the box
+        matrix = crop_matrix(box, self.size, padding, scale, rotation, shift)
         if rng.random() < aug.flip:
             matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]  # x becomes W - 1 - x
             keypoints = keypoints[data.skeleton.flip]  # in a mirror a left hand is a right hand
@@ -334,15 +325,27 @@ class Crops(torch.utils.data.Dataset):
         if aug.color:
             image = jitter_color(image, aug.color, rng)
         points = transform_points(keypoints[:, :2], matrix)
-        inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
+        counts = aug.outside | ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)  # (K,)
         return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
                 "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
-                "visible": torch.tensor(keypoints[:, 2] * inside, dtype=torch.float32),  # (K,) 0: unlabelled or outside
+                "visible": torch.tensor(keypoints[:, 2] * counts, dtype=torch.float32),  # (K,) 0: unlabelled or outside
                 "matrix": torch.tensor(matrix), "row": row,  # (2, 3) from the image to the crop
-                "domain": str(data.domains[data.image_index[row]])}
+                "sentence": "" if data.sentences is None else str(data.sentences[data.image_index[row]])}
 
 
 # === Appendix A: COCO files; skip on a first reading ==================================================================
+
+import json
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from itertools import count, groupby, islice
+from operator import itemgetter
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from PIL import ImageOps
+
 
 @contextmanager
 def written_whole(path):
@@ -545,7 +548,7 @@ def read_coco(name, path, home, folder_is_domain):
         try:
             if section == "images":
                 domain = domain_of(record) if folder_is_domain else record.get("category", "photo")
-                record["category"] = str(domain)
+                record |= {"category": str(domain), "description": str(record.get("description", ""))}
             else:
                 record.setdefault("iscrowd", 0)
                 if "area" not in record:
@@ -554,7 +557,7 @@ def read_coco(name, path, home, folder_is_domain):
         except BROKEN:
             return record  # the column reader says what is wrong
 
-    kinds = {"images": {"id": ID, "file_name": TEXT, "category": TEXT},
+    kinds = {"images": {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
              "annotations": {"id": ID, "image_id": ID, "keypoints": ((3 * len(COCO17.names),), np.float32), "bbox": BOX,
                              "area": NUMBER, "iscrowd": FLAG}}
     tables = {section: read_columns((complete(*pair) for pair in group), kinds[section], f"{path}: {section[:-1]}")
@@ -567,9 +570,33 @@ def read_coco(name, path, home, folder_is_domain):
         image_ids=images["id"], domains=images["category"].astype(str), ids=people["id"],
         image_index=image_rows(path, images["id"], people["id"], people["image_id"]),
         keypoints=people["keypoints"].reshape(-1, len(COCO17.names), 3), boxes=people["bbox"], areas=people["area"],
-        crowd=people["iscrowd"])
+        crowd=people["iscrowd"], sentences=images["description"].astype(str))
     check_people(path, dataset)
     return dataset
+
+
+def with_sentences(dataset, sentences):
+    """The data set with a sentence for each image, for VLPose's text tower to read.
+
+    sentences: a template such as "a photo of a {domain} character"; {domain: sentence}, or the path of a JSON file with
+        that; or "description": each image's own, as Human-Art has them. In a template the domain "photo" is called
+        "human", for nobody says "a photo of a photo character".
+    """
+    if sentences == "description":
+        if dataset.sentences is None or "" in dataset.sentences:
+            raise DataError(f"{dataset.name}: expected a 'description' of each image, found none in some")
+        return dataset
+    domains = dataset.domains.tolist()
+    if str(sentences).endswith(".json"):
+        with expecting(sentences, "an object {domain: sentence}"):
+            sentences = dict(json.loads(Path(sentences).read_text("utf-8")))
+    if isinstance(sentences, dict):
+        missing = sorted(domain for domain in set(domains) if not isinstance(sentences.get(domain), str))
+        if missing:
+            raise DataError(f"{dataset.name}: expected a sentence for each domain, found none for {', '.join(missing)}")
+        return replace(dataset, sentences=np.array([sentences[domain] for domain in domains]))
+    names = ["human" if domain == "photo" else domain for domain in domains]
+    return replace(dataset, sentences=np.array([sentences.replace("{domain}", name) for name in names]))
 
 
 def domain_of(image):
@@ -627,6 +654,17 @@ def check_people(path, dataset):
             raise DataError(f"{path}: annotation id {dataset.ids[row]} has {problem}: bbox {boxes[row].tolist()}")
 
 
+def to_coco(dataset):
+    """The annotations of a PoseDataset as COCO's JSON would hold them, for evaluation."""
+    images = [{"id": int(i), "category": str(domain)} for i, domain in zip(dataset.image_ids, dataset.domains)]
+    annotations = [
+        {"id": int(dataset.ids[n]), "image_id": int(dataset.image_ids[dataset.image_index[n]]), "category_id": 1,
+         "keypoints": dataset.keypoints[n].ravel().tolist(),
+         "num_keypoints": int((dataset.keypoints[n, :, 2] > 0).sum()), "bbox": dataset.boxes[n].tolist(),
+         "area": float(dataset.areas[n]), "iscrowd": int(dataset.crowd[n])} for n in range(len(dataset.ids))]
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+
+
 ANNOTATION_FILES = {  # data set -> its official names for the two splits
     "coco": {"train": "person_keypoints_train2017.json", "val": "person_keypoints_val2017.json"},
     "humanart": {"train": "training_humanart.json", "val": "validation_humanart.json"},
@@ -637,7 +675,8 @@ ANNOTATION_FILES = {  # data set -> its official names for the two splits
 def load_dataset(spec, split, cache=None):
     """Opens "name:root" for split "train", "val" or "all". Raises DataError for what cannot be read.
 
-    "name:root#domain" is the part with images of that domain; several are separated by commas.
+    "name:root#domain" is the part with images of that domain; several are separated by commas. "#natural" is short for
+        photographs and Human-Art's natural scenes, "#artificial" for all others.
     name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`; or one of READERS.
     root: the data set's folder, or one file in COCO's format. Where only one file is there, every fifth image is "val",
         the others are "train", and "all" is the whole file.
@@ -645,6 +684,7 @@ def load_dataset(spec, split, cache=None):
     name              skeleton  root                                        "train" and "val"
     lsp               BODY16    joints.mat, images/                         its own: the first and last 1000 images
                                 or those of LSP-Extended                    "train" alone
+    lsp-regda         BODY16    the same                                    all images in both; hidden joints unlabelled
     surreal           BODY16    {train,val}/run{0,1,2}.json and images,     by folder, as in RegDA
                                 as RegDA distributes it
     human36m          BODY16    annotations/keypoints2d_*.json and          subjects 1, 5, 6, 7, 8; RegDA's 3200 frames
@@ -661,11 +701,13 @@ def load_dataset(spec, split, cache=None):
     if not path or {"/", os.sep} & set(chosen):  # the # of a folder's name
         return open_dataset(spec, split, cache)
     dataset = open_dataset(path, split, cache)
-    unknown = set(chosen.split(",")) - set(dataset.domains.tolist())
-    if unknown:
-        raise DataError(f"{spec}: no image of domain {', '.join(sorted(unknown))}; expected some of "
-                        f"{', '.join(np.unique(dataset.domains))}")
-    return replace(dataset.select_images(np.isin(dataset.domains, chosen.split(","))), name=spec)
+    there = set(dataset.domains.tolist())
+    kinds = {"natural": there & NATURAL_DOMAINS, "artificial": there - NATURAL_DOMAINS}
+    domains = kinds.get(chosen, set(chosen.split(",")))
+    if not domains or domains - there:
+        raise DataError(f"{spec}: no image of domain {', '.join(sorted(domains - there)) or chosen}; expected some of "
+                        f"{', '.join(sorted(there))}")
+    return replace(dataset.select_images(np.isin(dataset.domains, list(domains))), name=spec)
 
 
 def open_dataset(spec, split, cache):
@@ -717,6 +759,8 @@ def hold_out(dataset, split, numbers):
 
 
 # === Appendix B: the data sets of domain adaptation; skip on a first reading ==========================================
+
+import random
 #
 # Their images hold one person or animal each; where several share an image, it is listed once for each of them. The
 # crops are those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
@@ -843,7 +887,9 @@ LSP_JOINTS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8, 9]  # in BODY16
 
 
 def read_lsp(spec, root, split):
-    """LSP and LSP-Extended. RegDA adapts to and tests on all 2000 images; here the test images are held out."""
+    """LSP and LSP-Extended. RegDA adapts to and tests on all 2000 images, without their hidden joints: `lsp-regda`.
+    Here, as `lsp`, the test images are held out, and hidden joints count."""
+    regda = spec.startswith("lsp-regda")
     path = root / "joints.mat" if root.is_dir() else root
     what = "'joints' (3, 14, 2000), or LSP-Extended's (14, 3, 10000)"
     joints = load_matlab(path, "joints", what)
@@ -855,9 +901,12 @@ def read_lsp(spec, root, split):
         raise DataError(f"{path}: LSP-Extended has no split 'val'; expected 'train' or 'all', or LSP for testing")
     images = joints.shape[2]
     half = images if extended else images // 2
+    split = "all" if regda else split
     rows = {"train": range(half), "val": range(half, images), "all": range(images)}[split]
     x, y, flag = joints.transpose(0, 2, 1)[:, rows].astype(np.float32)  # (people, 14) each
-    visible = 2 * flag if extended else 2 - flag  # flag 1 means labelled, but in LSP itself occluded
+    visible = 2 * flag if extended else 2 - flag  # flag 1 means labelled, but in LSP itself hidden
+    if regda:
+        visible[visible == 1] = 0
     keypoints = np.zeros((len(rows), 16, 3))
     keypoints[:, LSP_JOINTS] = np.stack([x, y, visible], 2)
     names = [f"images/im{row + 1:0{5 if extended else 4}}.jpg" for row in rows]
@@ -1003,11 +1052,18 @@ def read_animalpose(spec, root, split):
     return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
 
 
-READERS = {"lsp": read_lsp, "surreal": read_cropped, "human36m": read_cropped, "tigdog": read_tigdog,
+READERS = {"lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped, "human36m": read_cropped, "tigdog": read_tigdog,
            "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
 
 
 # === Appendix C: the built-in figures; skip on a first reading ========================================================
+
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from typing import Callable
+
+from PIL import ImageDraw, ImageFilter
+
 #
 # A person is a 3-D skeleton clothed in capsules (rods with round ends that may taper). The capsules go through a small
 # z-buffer, which leaves for every pixel what is seen there and how near it is: all that is needed to know which joints

@@ -3,9 +3,10 @@
     python train.py --mode vlpose        a base model on photographs, then VLPose's adapter on art
     python train.py --mode uda           labels in one domain, and multi-level alignment to images of another
 
-The lesson, from top to bottom: (1) the options of each mode; (2) the loss and the loop, which all stages share; (3) the
-stages of VLPose; (4) those of multi-level alignment. `train_vlpose` and `train_uda` are the tables of contents of the
-papers' experiments. The appendix holds the run's folder, the cache, checks of the data, tables, and the command.
+The lesson, from top to bottom: (1) the recipe of each method, for minutes and as in its paper; (2) the loss and the
+loop, which all stages share; (3) the stages of VLPose; (4) those of multi-level alignment. `train_vlpose` and
+`train_uda` are the tables of contents of the papers' experiments. The appendix holds the plan of the stages, the run's
+folder, the cache, data and models, tables, and the command.
 """
 import copy
 from dataclasses import dataclass, field, replace
@@ -13,91 +14,86 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from data import Crops, encode_heatmaps, normalize
-from eval import default_device, number, run_model, usable_device
-from uda import LossWeights, MultiLevelAlignment, StyleTransfer, heatmaps_and_features, supervised_loss
-from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, encode_sentences, load_clip_text, save_checkpoint)
+from data import encode_heatmaps, normalize
+from eval import number, run_model
+from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, supervised_loss
+from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, encode_sentences, load_clip_text, save_checkpoint
 
-# ------------------------------------------------------------------------------------------------------ 1. the options
+# ------------------------------------------------------------------------------------------------------ 1. the recipes
 
-def setting(default, help, type=str, **limits):
-    """A field that is also an option of the command: `lr` is `--lr`."""
-    return field(default=default, metadata={"help": help, "type": type, **limits})
+def setting(minutes, paper, help, type=str, **limits):
+    """A field of a recipe: its value in MINUTES and in PAPER. It is an option of the command, too: `lr` is `--lr`."""
+    return field(default=minutes, metadata={"paper": paper, "help": help, "type": type, **limits})
 
 
 count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, 0, above=True), number(float, 0),
                                         number(float, 0, 1))
+TEMPLATE = "a photo of a {domain} character"
+FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
 
 
 @dataclass
-class Options:
-    """Both modes."""
-    size: str = setting("tiny", "The model, where no weights say it.", choices=MODEL_CONFIGS)
-    init: str = setting(None, "Weights that training starts from: a file or a name such as mae-b or resnet50.")
-    weights: str = setting(None, "A trained model to adapt, instead of training one: a file or a name: vitpose-b.")
-    batch_size: int = setting(16, "Crops in a batch.", positive)
-    augmentation: str = setting(None, "How much crops are changed. By default gentle for tiny, the paper's for others.",
-                                choices=("gentle", "paper"))
-    bf16: bool = setting(torch.cuda.is_available(), "Compute in bfloat16 where that is safe.")
-    seed: int = setting(0, "Of all random numbers.", count)
-    device: str = setting(default_device(), "Where to compute.", usable_device)
-    workers: int = setting(0, "Processes that cut out crops.", count)
-    cache: str = setting(None, "Where figures and trained base models are kept. By default ~/.cache/posebridge.")
-    out: str = setting(None, "The run's folder. By default runs/MODE-1, -2, ...")
-
-
-@dataclass
-class VLPoseOptions(Options):
-    """VLPose."""
-    source: str = setting("figures", "name:root. Its natural images train the base model.")
-    target: str = setting("figures", "name:root. Its artificial images are what is adapted to.")
-    text_weights: str = setting("random", "CLIP's text tower: a file or a name such as ViT-B/32.")
-    template: str = setting("a photo of a {domain} character", "The sentence that names a domain.")
-    strategy: str = setting("vlpose", "What is tuned: nothing, all, the last layer, prompts, or VLPose's adapter.",
+class VLPoseRecipe:
+    """VLPose: the value for minutes on a CPU, that of the paper, what it means."""
+    size: str = setting("tiny", "base", "The model, where no weights say it.", choices=MODEL_CONFIGS)
+    batch_size: int = setting(16, 512, "Crops in a batch.", positive)
+    augmentation: str = setting("gentle", "paper", "How much crops are changed.", choices=("gentle", "paper"))
+    base_lr: float = setting(1.5e-3, 5e-4, "Learning rate of the base model.", rate)
+    base_steps: int = setting(3300, None, "Steps of its training.", positive)
+    base_epochs: int = setting(None, 210, "Or epochs of its training.", positive)
+    lr: float = setting(1.5e-3, 5e-4, "Learning rate of adaptation.", rate)
+    steps: int = setting(1200, None, "Steps of adaptation.", positive)
+    epochs: int = setting(None, 210, "Or epochs of adaptation.", positive)
+    lr_batch: int = setting(None, 512, "The batch that both rates are for; for others they are scaled.", positive)
+    validate_every: int = setting(0, 10, "Epochs of adaptation between two validations; 0: none.", count)
+    select: str = setting("last", "best", "Which model is kept, the best in validation?", choices=("last", "best"))
+    strategy: str = setting("vlpose", "vlpose", "What is tuned: nothing, all, the last layer, prompts, or the adapter.",
                             choices=("scratch", "full", "last", "prompt", "vlpose"))
-    decoder: str = setting("dual", "How the relation enters the frozen decoder.", choices=DECODERS)
-    matcher: str = setting("concat", "What answers an image token: image and text, text, or image.", choices=MATCHERS)
-    num_prompts: int = setting(None, "Visual prompts per layer. By default the paper's for the size.", count)
-    shallow: bool = setting(False, "Prompts before the first layer alone.")
-    base_steps: int = setting(3300, "Steps of the base model's training.", positive)
-    base_lr: float = setting(1.5e-3, "Its learning rate.", rate)
-    steps: int = setting(1200, "Steps of adaptation.", positive)
-    lr: float = setting(1.5e-3, "Its learning rate. The paper's, for a batch of 512, is 5e-4.", rate)
+    decoder: str = setting("dual", "dual", "How the relation enters the frozen decoder.", choices=DECODERS)
+    matcher: str = setting("concat", "concat", "What answers an image token: image and text, text, or image.",
+                           choices=MATCHERS)
+    num_prompts: int = setting(None, None, "Visual prompts per layer. None: the paper's number for the size.", count)
+    shallow: bool = setting(False, False, "Prompts before the first layer alone.")
+    sentences: str = setting(TEMPLATE, TEMPLATE, "What is read of an image: a template that names its domain, a JSON "
+                             "file {domain: sentence}, or 'description': the image's own.")
+    per_token: bool = setting(False, False, "Read every token of a sentence, not just its end.")
 
 
 @dataclass
-class AlignmentOptions(Options):
-    """Multi-level alignment. A level or a loss of 0 is switched off."""
-    source: str = setting("figures#sculpture", "name:root or name:root#domain. Its labels are learned from.")
-    target: str = setting("figures#photo", "Likewise. Its images are adapted to, its labels are for the test alone.")
-    image_size: int = setting(None, "Height and width of crops. By default 256 256 for ResNets, else the size's own.",
-                              number(int, 32, step=32), nargs=2)
-    sigma: float = setting(None, "Of the heatmaps' Gaussians, in their pixels. By default the size's own.", rate)
-    style_encoder: str = setting(None, "VGG-19 for style transfer: a file, adain-encoder or vgg19. By default a small "
-                                 "random network.")
-    style_weights: str = setting(None, "Its decoder, instead of training one: a file, adain-decoder, RUN/style.pth.")
-    style_steps: int = setting(150, "Steps of the style decoder's training.", positive)
-    style_lr: float = setting(5e-3, "Its learning rate.", rate)
-    supervised_steps: int = setting(1200, "Steps of supervised training on the source.", positive)
-    lr: float = setting(1.5e-3, "Its learning rate. The paper's is 1e-4.", rate)
-    steps: int = setting(600, "Steps of adaptation.", positive)
-    adapt_lr: float = setting(5e-4, "Its learning rate.", rate)
-    ema_decay: float = setting(0.99, "Decay of the teacher. The paper's, for 15,000 steps, is 0.999.", share)
-    image_level: float = setting(0.5, "Probability that a source image is restyled.", share)
-    feature_level: float = setting(0.002, "Weight of the adversarial loss. The paper's is 0.1.", weight)
-    pose_level: float = setting(0.3, "Weight of information maximization.", weight)
-    consistency: float = setting(1.0, "Weight of the teacher's pseudo-labels.", weight)
-    occlusion: float = setting(0.5, "Probability that a sure keypoint is covered.", share)
-    oracle: bool = setting(False, "Also train with the target's labels, to see what is left to gain.")
+class AlignmentRecipe:
+    """Multi-level alignment: the value for minutes on a CPU, that of the paper, what it means. 0 leaves a part out."""
+    size: str = setting("tiny", "resnet101", "The model, where no weights say it.", choices=MODEL_CONFIGS)
+    batch_size: int = setting(16, 32, "Crops in a batch, from each domain.", positive)
+    augmentation: str = setting("gentle", "paper", "How much crops and views are changed.", choices=("gentle", "paper"))
+    style_steps: int = setting(150, 500_000, "Stage 0: steps of the style decoder's training.", positive)
+    style_lr: float = setting(5e-3, 1e-5, "Its learning rate.", rate)
+    style_batch: int = setting(None, 16, "Its batch. None: as --batch-size.", positive)
+    supervised_steps: int = setting(1200, 20_000, "Stage 1: steps of supervised training on the source.", positive)
+    lr: float = setting(1.5e-3, 1e-4, "Its learning rate.", rate)
+    milestones: float = setting(FALLS, (), "Shares of its steps after which the rate is divided by ten.", share,
+                                nargs="*")
+    steps: int = setting(600, 15_000, "Stage 2: steps of adaptation.", positive)
+    adapt_lr: float = setting(5e-4, 1e-4, "Its learning rate.", rate)
+    adapt_milestones: float = setting(FALLS, (4 / 30, 19 / 30), "As --milestones.", share, nargs="*")
+    steady_discriminator: bool = setting(False, True, "The discriminator's rate does not fall.")
+    optimizer: str = setting("adamw", "adam", "Of all stages.", choices=("adamw", "adam"))
+    weight_decay: float = setting(0.1, 0.0, "Of stages 1 and 2.", weight)
+    warm_up: int = setting(500, 0, "Steps of linear warm-up, at most a tenth of a stage.", count)
+    clip: float = setting(1.0, 0.0, "The greatest norm of a gradient; 0: any.", weight)
+    ema_decay: float = setting(0.99, 0.999, "Decay of the teacher.", share)
+    image_level: float = setting(0.5, 0.5, "Probability that a source image is restyled.", share)
+    feature_level: float = setting(0.002, 0.1, "Weight of the adversarial loss.", weight)
+    pose_level: float = setting(0.3, 0.3, "Weight of information maximization.", weight)
+    consistency: float = setting(1.0, 1.0, "Weight of the teacher's pseudo-labels.", weight)
+    occlusion: float = setting(0.5, 0.5, "Probability that a sure keypoint is covered.", share)
 
 
 # -------------------------------------------------------------------------------------------- 2. the loss and the loop
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage of a run trains."""
+    """How one stage of a run trains. The defaults are ViTPose's."""
     name: str
     steps: int
     lr: float
@@ -105,46 +101,28 @@ class Stage:
     seed: int
     bf16: bool  # compute in bfloat16 where that is safe
     layer_decay: float = 1.0
-    weight_decay: float = 0.1  # ViTPose's
+    weight_decay: float = 0.1
+    optimizer: str = "adamw"
+    warm_up: int = 500  # steps, at most a tenth of all
+    milestones: tuple = FALLS  # shares of the steps after which the rate is divided by ten
+    clip: float = 1.0  # the greatest norm of a gradient; 0: any
+    steady: str = ""  # the rate of parameters whose name begins like this does not fall
+    validate_every: int = 0  # steps; 0: never
+    select: str = "last"  # or "best": the model to go on with
 
 
 def heatmap_loss(model, texts, bf16, batch):
     """Mean of w (y - ŷ)² over images, keypoints and pixels -> (loss, ŷ).
 
     ŷ (B, K, h, w) are the predicted heatmaps, y those of the labels; w (B, K) is 0 where a keypoint is not labelled.
-    texts: {domain: T}; None without text.
+    texts: {sentence: T}; None without text.
     """
     device = next(model.parameters()).device
     images = normalize(batch["image"].to(device))                                      # (B, 3, H, W)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        predicted = run_model(model, images, batch["domain"], texts).float()           # ŷ
+        predicted = run_model(model, images, batch["sentence"], texts).float()         # ŷ
     target, weights = label_heatmaps(batch, model.config, device)                      # y, w
     return ((predicted - target) ** 2 * weights[:, :, None, None]).mean(), predicted
-
-
-def fit(stage, model, loss_of, data, run):
-    """Trains what requires a gradient in `model`. A stage that was stopped goes on from its checkpoint.
-
-    loss_of: calls the model on a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
-    data: pairs of Crops and the rows to draw from.
-    """
-    optimizer = torch.optim.AdamW(parameter_groups(model, stage), betas=(0.9, 0.999))
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    first = run.restore(stage, model, optimizer)
-    model.train()
-    freeze_statistics(model)
-    for step, batches in enumerate(batches_of(data, stage, first, run.workers), start=first):
-        torch.manual_seed(stage.seed * 10 ** 6 + step)  # all that is random in a step depends on its number alone
-        for group in optimizer.param_groups:
-            group["lr"] = stage.lr * group["scale"] * learning_rate(step, stage.steps)
-
-        loss, predicted = loss_of(*batches)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-
-        run.after_step(stage, step + 1, loss, predicted, batches[0], model, optimizer)
 
 
 def label_heatmaps(batch, config, device):
@@ -155,91 +133,89 @@ def label_heatmaps(batch, config, device):
     return heatmaps.to(device), weights.to(device)
 
 
-def learning_rate(step, steps):
-    """Factor of the learning rate at a step: linear warm-up, then ×0.1 at 170 and again at 200 of 210 parts."""
-    warm_up = min(500, steps // 10)
+def fit(stage, model, loss_of, data, run, measure=None):
+    """Trains what requires a gradient in `model`. A stage that was stopped goes on from its checkpoint.
+
+    loss_of: calls the model on a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
+    data: pairs of Crops and the rows to draw from. measure: model -> AP, for validation.
+    """
+    optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer](parameter_groups(model, stage))
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    first = run.restore(stage, model, optimizer)
+    set_training_mode(model)
+    for step, batches in enumerate(batches_of(data, stage, first, run.workers), start=first):
+        torch.manual_seed(stage.seed * 10 ** 6 + step)  # all that is random in a step depends on its number alone
+        for group in optimizer.param_groups:
+            group["lr"] = stage.lr * group["scale"] * (1 if group["steady"] else learning_rate(step, stage))
+
+        loss, predicted = loss_of(*batches)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if stage.clip:
+            torch.nn.utils.clip_grad_norm_(trained, stage.clip)
+        optimizer.step()
+
+        run.after_step(stage, step + 1, loss, predicted, batches[0], model, optimizer, measure)
+    run.select(stage, model)
+
+
+def learning_rate(step, stage):
+    """Factor of the learning rate at a step: linear warm-up, then ×0.1 at each milestone."""
+    warm_up = min(stage.warm_up, stage.steps // 10)
     if step < warm_up:
         return (step + 1) / warm_up
-    return 0.1 ** ((step >= steps * 170 / 210) + (step >= steps * 200 / 210))
-
-
-def parameter_groups(model, stage):
-    """Parameters by learning rate and weight decay. Biases, norms and positional tables do not decay. With layer decay
-    each layer of the backbone learns more slowly than the one above it: lr · decay^(layers above)."""
-    depth = len(model.backbone.blocks) if stage.layer_decay < 1 else 0
-    groups = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layers_above = 0  # of the decoder; without layer decay, of everything
-        if depth and name.startswith("backbone.blocks."):
-            layers_above = depth - int(name.split(".")[2])
-        elif depth and name.startswith(("backbone.patch_embed", "backbone.pos_embed")):
-            layers_above = depth + 1
-        scale = stage.layer_decay ** layers_above
-        decay = 0.0 if parameter.ndim == 1 or name.endswith("pos_embed") else stage.weight_decay
-        group = groups.setdefault((scale, decay), {"params": [], "scale": scale, "weight_decay": decay})
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
-def freeze_statistics(model):
-    """BatchNorm layers whose parameters are frozen keep their statistics, too."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
-            module.eval()
+    return 0.1 ** sum(step >= stage.steps * milestone - 1e-6 for milestone in stage.milestones)
 
 
 # ----------------------------------------------------------------------------------------------------------- 3. VLPose
 
 def train_vlpose(options):
     """VLPose's experiment: does art get better, and do photographs stay as they were?"""
-    natural, artificial, validation = vlpose_data(options)
-    texts = texts_of_domains([artificial, *validation], options)
+    source, target, tests = vlpose_data(options)
+    texts = read_texts([target, *(test.dataset for test in tests)], options)
     base, text_dim = starting_model(options), next(iter(texts.values())).shape[1]
     model_to_tune(base, text_dim, options)  # a combination that cannot work fails here, before anything is trained
+    base_stage, adapt_stage = plan_vlpose(options, base, source, target)
+    if options.dry_run:
+        return
     run = Run(options)
 
-    # Stage 1: a base model learns from natural images, unless --weights gives a trained one.
-    if natural:
-        stage = Stage("base", options.base_steps, options.base_lr, options.batch_size, options.seed, options.bf16,
-                      layer_decay=base.config.layer_decay if options.init else 1.0)
+    # Stage 1: a base model learns from the source, unless --weights gives a trained one.
+    if source:
         torch.manual_seed(options.seed)
-        fit_or_find(stage, base, partial(heatmap_loss, base, None, options.bf16),
-                    [training_crops(natural, base, options)], run)
+        fit_or_find(base_stage, base, partial(heatmap_loss, base, None, options.bf16),
+                    [vlpose_crops(source, base, options)], run)
 
-    # Stage 2: what --strategy names is tuned on artificial images; with VLPose, everything else is frozen.
+    # Stage 2: what --strategy names is tuned on the target; with VLPose, everything else is frozen.
     adapted = model_to_tune(base, text_dim, options)
     if report_trained_share(adapted, base, options):
-        stage = Stage("adapt", options.steps, options.lr, options.batch_size, options.seed, options.bf16,
-                      layer_decay=base.config.layer_decay if options.strategy == "full" else 1.0)
-        loss_of = partial(heatmap_loss, adapted, texts if isinstance(adapted, VLPose) else None, options.bf16)
-        fit(stage, adapted, loss_of, [training_crops(artificial, adapted, options)], run)
+        read = texts if isinstance(adapted, VLPose) else None
+        fit(adapt_stage, adapted, partial(heatmap_loss, adapted, read, options.bf16),
+            [vlpose_crops(target, adapted, options)], run, partial(average_precision, tests[-1], read, run.workers))
 
-    save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights, template=options.template)
+    save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights,
+                    sentences=options.sentences, per_token=options.per_token)
     if isinstance(adapted, VLPose):
         save_tensors(run.folder / "adapter.pth", adapted.adapter_state_dict())
-    compare_poses(base, adapted, texts, validation, run)  # the original, the adapted model, and its adapter off
+    compare_poses(base, adapted, texts, tests, run)  # the original, the adapted model, and its adapter off
 
 
-def texts_of_domains(datasets, options):
-    """{domain: T (1, D_text)}: a sentence for each domain, read by the frozen text tower."""
+def read_texts(datasets, options):
+    """{sentence: T (L, D_text)} of all images, read by the frozen text tower."""
     if options.text_weights == "random":
         print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
-    domains = np.unique(np.concatenate([dataset.domains for dataset in datasets])).tolist()
-    sentences = {domain: options.template.replace("{domain}", domain) for domain in domains}
-    return encode_sentences(load_clip_text(options.text_weights).to(options.device), sentences)
+    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
+    return encode_sentences(load_clip_text(options.text_weights).to(options.device), sentences, options.per_token)
 
 
 def model_to_tune(base, text_dim, options):
     """A copy of the base model in which just what --strategy tunes requires a gradient."""
     torch.manual_seed(options.seed)
     base = copy.deepcopy(base)
-    prompts = {"num_prompts": options.num_prompts, "deep": not options.shallow}
-    if options.strategy == "vlpose":
-        return VLPose(base, text_dim, options.decoder, matcher=options.matcher, **prompts).to(options.device)
-    if options.strategy == "prompt":
-        return VLPose(base, text_dim, "baseline", **prompts).to(options.device)
+    if options.strategy in ("vlpose", "prompt"):
+        decoder = "baseline" if options.strategy == "prompt" else options.decoder
+        deep, matcher = not options.shallow, options.matcher
+        return VLPose(base, text_dim, decoder, options.num_prompts, deep, matcher).to(options.device)
     base.requires_grad_(options.strategy == "full")  # of `scratch`, nothing
     if options.strategy == "last":
         last = base.backbone.up if base.config.trunk else base.backbone.blocks[-1]
@@ -255,25 +231,26 @@ def train_uda(options):
     source, target, test, labelled_target = alignment_data(options)
     student = new_student(options, test.skeleton)
     stylist = new_stylist(options) if options.image_level else None
-    sources = training_crops(source, student, options)
-    targets = Crops(target, student.config.image_size), np.arange(len(target.ids))
+    style_stage, stage, adapt_stage = plan_uda(options, stylist, source, target)
+    if options.dry_run:
+        return
+    sources, targets, source_views, target_views = alignment_crops(source, target, student, options)
     run = Run(options)
 
     # Stage 0: the style decoder learns to redraw source images in the style of target images.
-    if stylist and not options.style_weights:
-        stage = Stage("style", options.style_steps, options.style_lr, options.batch_size, options.seed, bf16=False,
-                      weight_decay=0.0)
-        fit(stage, stylist, partial(style_loss, stylist), [sources, targets], run)
+    if style_stage:
+        fit(style_stage, stylist, partial(style_loss, stylist), [sources, targets], run)
     restyle = partial(stylist.restyle, probability=options.image_level) if stylist else None
 
     # Stage 1: a model learns from the source's labels, and the student from the same labels of restyled images.
     source_only = copy.deepcopy(student)
-    stage = Stage("source", options.supervised_steps, options.lr, options.batch_size, options.seed, options.bf16)
-    if not options.weights:
-        fit_or_find(stage, source_only, partial(source_loss, source_only, None, options.bf16), [sources], run)
+    if stage:
+        loss_of = partial(source_loss, source_only, None, source_views, options.bf16)
+        fit_or_find(stage, source_only, loss_of, [sources], run, depends_on=[str(source_views)])
         if stylist:
-            fit_or_find(replace(stage, name="restyled"), student, partial(source_loss, student, restyle, options.bf16),
-                        [sources, targets], run, depends_on=[state_hash(stylist), options.image_level])
+            loss_of = partial(source_loss, student, restyle, source_views, options.bf16)
+            fit_or_find(replace(stage, name="restyled"), student, loss_of, [sources, targets], run,
+                        depends_on=[str(source_views), state_hash(stylist), options.image_level])
         else:
             student = source_only
 
@@ -281,30 +258,18 @@ def train_uda(options):
     torch.manual_seed(options.seed)
     alignment = MultiLevelAlignment(
         copy.deepcopy(student), restyle, LossWeights(options.consistency, options.feature_level, options.pose_level),
-        replace(augmentation_for(student.config, options)[1], occlusion=options.occlusion), options.ema_decay,
-        labelled_keypoints(source), options.bf16).to(options.device)
-    stage = replace(stage, name="adapt", steps=options.steps, lr=options.adapt_lr)
-    fit(stage, alignment, partial(alignment_loss, alignment), [sources, targets], run)
+        target_views, options.ema_decay, labelled_keypoints(source), options.bf16).to(options.device)
+    fit(adapt_stage, alignment, partial(alignment_loss, alignment, source_views), [sources, targets], run)
     models = {"source only": source_only, "student": alignment.student, "teacher": alignment.teacher}
 
     # For comparison: what the target's labels would give in as many steps.
     if labelled_target:
         models["oracle"] = copy.deepcopy(source_only)
-        fit_or_find(replace(stage, name="oracle"), models["oracle"],
-                    partial(source_loss, models["oracle"], None, options.bf16),
-                    [training_crops(labelled_target, student, options)], run)
-
-    for name, model in models.items():
-        save_checkpoint(run.folder / f"{name.replace(' ', '-')}.pth", model)
-    if stylist:
-        save_tensors(run.folder / "style.pth", stylist.state_dict())
-        draw_styles(stylist, sources, targets, options).save(run.folder / "style.png")
-    compare_pck(models, test, run)
-
-
-def rgb(batch, model):
-    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
-    return batch["image"].to(next(model.parameters()).device) / 255
+        oracle_data, *_ = alignment_crops(labelled_target, target, student, options)
+        fit_or_find(replace(adapt_stage, name="oracle", steady=""), models["oracle"],
+                    partial(source_loss, models["oracle"], None, source_views, options.bf16), [oracle_data], run,
+                    depends_on=[str(source_views)])
+    compare_pck(models, stylist, sources, targets, test, run)
 
 
 def style_loss(stylist, source, target):
@@ -313,22 +278,21 @@ def style_loss(stylist, source, target):
     return content + 0.1 * style, None
 
 
-def source_loss(model, restyle, bf16, source, target=None):
+def source_loss(model, restyle, views, bf16, source, target=None):
     """Stage 1: L_sup of the source images, some of them in the style of the target images beside them."""
-    images = rgb(source, model)
+    images, labels, weights = labelled_images(source, model, views)
     if restyle:
         images = restyle(images, rgb(target, model))
     heatmaps, _ = heatmaps_and_features(model, images, bf16)
-    return supervised_loss(heatmaps, *label_heatmaps(source, model.config, images.device)), heatmaps
+    return supervised_loss(heatmaps, labels, weights), heatmaps
 
 
-def alignment_loss(alignment, source, target):
+def alignment_loss(alignment, views, source, target):
     """Stage 2: L = L_sup + L_con + L_adv + L_im, each with its weight."""
-    images = rgb(source, alignment)
-    return alignment(images, *label_heatmaps(source, alignment.config, images.device), rgb(target, alignment))
+    return alignment(*labelled_images(source, alignment, views), rgb(target, alignment))
 
 
-# === Appendix: batches, the run's folder, the cache, data, models, tables, the command; skip on a first reading =======
+# === Appendix: the plan, the run's folder, the cache, data, models, tables, the command; skip on a first reading ======
 
 import argparse
 import csv
@@ -343,26 +307,123 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, TRAINING, DataError, cache_folder, decode_heatmaps,
-                  expecting, load_dataset, with_skeleton, written_whole)
-from eval import domain_table, draw_curves, draw_sheet, fail, format_table, pck_of_results, predict, true_pose
-from uda import GENTLE_VIEWS, Views
+from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
+                  cache_folder, decode_heatmaps, expecting, load_dataset, with_sentences, with_skeleton, written_whole)
+from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
+                  predict, predict_people, read_boxes, true_pose, usable_device, with_boxes)
+from uda import GENTLE_VIEWS, StyleTransfer, Views, source_view
 from vlpose import PoseModel, load_backbone, load_pose_model, load_strictly, load_weights
 
-# ------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------------ the plan, and batches
 
-def training_crops(dataset, model, options):
+def plan_vlpose(options, base, source, target):
+    """The stages of VLPose; it prints what will be trained. The first is None where --weights gives a base model."""
+    scale = options.batch_size / (options.lr_batch or options.batch_size)  # mmpose's linear rule
+    common = dict(batch_size=options.batch_size, seed=options.seed, bf16=options.bf16)
+    base_stage, decay = None, base.config.layer_decay
+    if source:
+        epoch = math.ceil(len(source.annotated) / options.batch_size)  # steps
+        base_stage = Stage("base", options.base_steps or options.base_epochs * epoch, scale * options.base_lr,
+                           layer_decay=decay if options.init else 1.0, **common)
+        print_plan(base_stage, source.name, len(source.annotated))
+    epoch = math.ceil(len(target.annotated) / options.batch_size)
+    adapt_stage = Stage("adapt", options.steps or options.epochs * epoch, scale * options.lr,
+                        layer_decay=decay if options.strategy == "full" else 1.0,
+                        validate_every=options.validate_every * epoch, select=options.select, **common)
+    print_plan(adapt_stage, target.name, len(target.annotated))
+    return base_stage, adapt_stage
+
+
+def plan_uda(options, stylist, source, target):
+    """The stages of multi-level alignment, style, source and adapt; it prints what will be trained. Style is None where
+    there is no style decoder to train, source where --weights gives a model."""
+    common = dict(seed=options.seed, optimizer=options.optimizer, warm_up=options.warm_up, clip=options.clip)
+    both = f"{source.name} and {target.name}"
+    style_stage = stage = None
+    if stylist and not options.style_weights:
+        style_stage = Stage("style", options.style_steps, options.style_lr, options.style_batch or options.batch_size,
+                            bf16=False, weight_decay=0.0, milestones=tuple(options.milestones), **common)
+        print_plan(style_stage, both, len(target.ids))
+    common |= dict(batch_size=options.batch_size, bf16=options.bf16, weight_decay=options.weight_decay)
+    if not options.weights:
+        stage = Stage("source", options.supervised_steps, options.lr, milestones=tuple(options.milestones), **common)
+        print_plan(stage, source.name, len(source.annotated))
+        if stylist:
+            print_plan(replace(stage, name="restyled"), both, len(source.annotated))
+    adapt_stage = Stage("adapt", options.steps, options.adapt_lr, milestones=tuple(options.adapt_milestones),
+                        steady="discriminator." if options.steady_discriminator else "", **common)
+    print_plan(adapt_stage, both, len(target.ids))
+    return style_stage, stage, adapt_stage
+
+
+def print_plan(stage, data, people):
+    falls = [math.ceil(stage.steps * milestone - 1e-6) for milestone in stage.milestones]
+    print(f"plan: {stage.name}: {stage.steps:,} steps of {stage.batch_size} crops ({data}: {people:,} people, "
+          f"{stage.steps * stage.batch_size / people:.1f} epochs), {stage.optimizer}, learning rate {stage.lr:g}"
+          + (f", a tenth of it from steps {', '.join(f'{step:,}' for step in falls)}" if falls else "")
+          + (f", validation every {stage.validate_every:,} steps" if stage.validate_every else ""))
+
+
+def vlpose_crops(dataset, model, options):
     """What `fit` draws from: the augmented crops of a data set, and the rows of its annotated people."""
-    return Crops(dataset, model.config.image_size, augmentation_for(model.config, options)[0]), dataset.annotated
+    augmentation = VITPOSE if options.augmentation == "paper" else GENTLE
+    return Crops(dataset, model.config.image_size, augmentation), dataset.annotated
 
 
-def augmentation_for(config, options):
-    """Of crops, and of a target's views. The papers' for their models; `tiny` trains for minutes, too short for crops
-    turned by 80 degrees."""
-    gentle = options.augmentation == "gentle" or options.augmentation is None and config.conv_stem
-    return (GENTLE, GENTLE_VIEWS) if gentle else (TRAINING, Views())
+def alignment_crops(source, target, student, options):
+    """What `fit` draws from of the source and of the target, and how far the views of both go (None: no views)."""
+    paper = options.augmentation == "paper"
+    views = replace(Views() if paper else GENTLE_VIEWS, occlusion=options.occlusion)
+    sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), source.annotated
+    targets = Crops(target, student.config.image_size, REGDA if paper else Augmentation()), np.arange(len(target.ids))
+    return sources, targets, views if paper else None, views
+
+
+def labelled_images(batch, model, views):
+    """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K); with `views`, of a
+    random view of each."""
+    images = rgb(batch, model)
+    if views:
+        images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
+        batch = batch | {"keypoints": points, "visible": visible}
+    return images, *label_heatmaps(batch, model.config, images.device)
+
+
+def rgb(batch, model):
+    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
+    return batch["image"].to(next(model.parameters()).device) / 255
+
+
+def parameter_groups(model, stage):
+    """Parameters by learning rate and weight decay. Biases, norms and positional tables do not decay. With layer decay
+    each layer of the backbone learns more slowly than the one above it: lr · decay^(layers above)."""
+    depth = len(model.backbone.blocks) if stage.layer_decay < 1 else 0
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layers_above = 0  # of the decoder; without layer decay, of everything
+        if depth and name.startswith("backbone.blocks."):
+            layers_above = depth - int(name.split(".")[2])
+        elif depth and name.startswith(("backbone.patch_embed", "backbone.pos_embed")):
+            layers_above = depth + 1
+        scale, steady = stage.layer_decay ** layers_above, bool(stage.steady) and name.startswith(stage.steady)
+        decay = 0.0 if parameter.ndim == 1 or name.endswith("pos_embed") else stage.weight_decay
+        group = groups.setdefault((scale, steady, decay), {
+            "params": [], "scale": scale, "steady": steady, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_training_mode(model):
+    """Training mode, but for BatchNorm layers whose parameters are frozen: they keep their statistics, too."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
 
 
 def batches_of(data, stage, first, workers):
@@ -408,41 +469,56 @@ class Run:
         if (self.folder / "log.csv").exists():
             with open(self.folder / "log.csv", newline="") as file:
                 self.history = [{"stage": row["stage"], "step": int(row["step"]), "loss": float(row["loss"]),
-                                 "pck": float(row["pck"])} for row in csv.DictReader(file)]
+                                 "pck": float(row["pck"]), "ap": float(row["ap"])} for row in csv.DictReader(file)]
 
-    def after_step(self, stage, done, loss, predicted, batch, model, optimizer):
-        """Logs and saves every so many steps; `done` of them are done."""
-        if done % LOG_EVERY == 0 or done == stage.steps:
+    def after_step(self, stage, done, loss, predicted, batch, model, optimizer, measure):
+        """Validates, logs and saves every so many steps; `done` of them are done."""
+        ap, last = math.nan, done == stage.steps
+        if stage.validate_every and (done % stage.validate_every == 0 or last):
+            ap = measure(model)
+            set_training_mode(model)
+            if ap > self.best:
+                self.best = ap
+                save_tensors(self.folder / f"{stage.name}.best.pth", model.state_dict())
+        if done % LOG_EVERY == 0 or last or not math.isnan(ap):
             pck = math.nan if predicted is None else batch_pck(predicted, batch, model.config)
-            self.history.append({"stage": stage.name, "step": done, "loss": loss.item(), "pck": pck})
+            self.history.append({"stage": stage.name, "step": done, "loss": loss.item(), "pck": pck, "ap": ap})
             speed = (done - self.first) / (time.perf_counter() - self.started)  # steps per second
             print(f"{stage.name:8}{done:6}/{stage.steps}  loss {loss.item():.5f}  PCK {pck:.3f}  "
-                  f"{speed * stage.batch_size:4.0f} images/s  {(stage.steps - done) / speed:4.0f} s left", flush=True)
-        if done % CHECKPOINT_EVERY == 0 or done == stage.steps:
+                  f"{speed * stage.batch_size:4.0f} images/s  {(stage.steps - done) / speed:4.0f} s left"
+                  + ("" if math.isnan(ap) else f"  validation AP {ap:.3f}"), flush=True)
+        if done % CHECKPOINT_EVERY == 0 or last:
             self.save(stage, done, model, optimizer)
 
     def save(self, stage, done, model, optimizer):
         """Writes the learning curves so far, and then what `restore` needs."""
         with written_whole(self.folder / "log.csv") as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, ["stage", "step", "loss", "pck"])
+            writer = csv.DictWriter(file, ["stage", "step", "loss", "pck", "ap"])
             writer.writeheader()
             writer.writerows(self.history)
         draw_curves(self.history).save(self.folder / "curves.png")
         save_tensors(self.folder / f"{stage.name}.checkpoint.pth",
-                     {"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+                     {"step": done, "best": self.best, "model": model.state_dict(),
+                      "optimizer": optimizer.state_dict()})
 
     def restore(self, stage, model, optimizer):
         """Loads the stage's checkpoint, if there is one. Returns the number of steps that are done."""
-        path, self.first = self.folder / f"{stage.name}.checkpoint.pth", 0
+        path, self.first, self.best = self.folder / f"{stage.name}.checkpoint.pth", 0, -math.inf
         if path.exists():
             with expecting(path, "a checkpoint of this run"):
                 state = torch.load(path, weights_only=True, map_location="cpu")
                 model.load_state_dict(state["model"])
                 optimizer.load_state_dict(state["optimizer"])
-                self.first = state["step"]
+                self.first, self.best = state["step"], state["best"]
         self.history = [row for row in self.history if row["stage"] != stage.name or row["step"] <= self.first]
         self.started = time.perf_counter()
         return self.first
+
+    def select(self, stage, model):
+        """The best model in validation, where the stage wants it."""
+        if stage.select == "best" and stage.validate_every:
+            model.load_state_dict(torch.load(self.folder / f"{stage.name}.best.pth", weights_only=True))
+            print(f"{stage.name}: selected the best in validation, AP {self.best:.3f}")
 
     def write(self, name, text):
         with written_whole(self.folder / name) as part:
@@ -468,8 +544,10 @@ def new_folder(mode):
 def batch_pck(predicted, batch, config):
     """Share of a batch's labelled keypoints that lie closer than 0.05 of the crop's height to the truth."""
     points, _ = decode_heatmaps(predicted.detach().cpu(), config.image_size, config.sigma)
-    right = (points - batch["keypoints"]).norm(dim=2) < 0.05 * config.image_size[0]
-    return right[batch["visible"] > 0].float().mean().item()
+    truth, (height, width) = batch["keypoints"], config.image_size
+    right = (points - truth).norm(dim=2) < 0.05 * height
+    inside = ((truth >= 0) & (truth <= torch.tensor([width, height]) - 1)).all(2)
+    return right[(batch["visible"] > 0) & inside].float().mean().item()
 
 
 # ----------------------------------------------------------------------------------------------------------- the cache
@@ -504,38 +582,55 @@ def state_hash(model):
 
 # ----------------------------------------------------------------------------------------- data and models for VLPose
 
+@dataclass
+class Test:
+    """A data set to test on, and where to look for its people: in their own boxes, or in those of a detector."""
+    dataset: PoseDataset
+    boxed: PoseDataset  # whose people are the boxes
+    people: np.ndarray  # rows of `boxed`
+    scores: np.ndarray | None = None  # of the detector's boxes
+
+    def numbers(self, model, texts, workers):
+        """What the model predicts, and {domain: {"AP": ..., "PCK": ...}}."""
+        results = predict_people(model, self.boxed, texts, self.people, self.scores, workers)
+        return results, domain_table(self.dataset, results, model.config.image_size, detected=self.scores is not None)
+
+
 def vlpose_data(options):
-    """Natural images to train the base on (None with --weights), artificial ones to adapt to, and both to test on."""
-    natural = None if options.weights else training_images(options.source, "natural", options)
-    artificial = training_images(options.target, "artificial", options)
-    validation = [images_of_kind(options.source, "val", "natural", options),
-                  images_of_kind(options.target, "val", "artificial", options)]
-    validation = [dataset for dataset in validation if len(dataset.annotated)]
-    if not validation:
+    """What the base learns from (None with --weights), what is adapted to, and the tests: of the source, of the target
+    last."""
+    source = None if options.weights else training_set(options.source, options)
+    target = training_set(options.target, options)
+    tests = []
+    for spec in dict.fromkeys((options.source, options.target)):
+        dataset = open_with_sentences(spec, "val", options)
+        if len(dataset.annotated):
+            tests.append(Test(dataset, dataset, dataset.annotated))
+    if not tests:
         raise DataError(f"{options.source}, {options.target}: expected labelled people to validate on, found none")
-    return natural, artificial, validation
+    if options.boxes:
+        dataset = tests[-1].dataset
+        rows, boxes, scores = read_boxes(options.boxes, dict(zip(dataset.image_ids.tolist(), range(len(dataset.files)))))
+        tests[-1] = Test(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
+    return source, target, tests
 
 
-def images_of_kind(spec, split, kind, options):
-    """The natural or the artificial images of a data set."""
-    dataset = with_skeleton(load_dataset(spec, split, options.cache), COCO17)
-    return dataset.select_images(np.isin(dataset.domains, list(NATURAL_DOMAINS)) == (kind == "natural"))
+def open_with_sentences(spec, split, options):
+    return with_sentences(with_skeleton(load_dataset(spec, split, options.cache), COCO17), options.sentences)
 
 
-def training_images(spec, kind, options):
-    """The natural or the artificial images to train on."""
-    dataset = images_of_kind(spec, "train", kind, options)
+def training_set(spec, options):
+    dataset = open_with_sentences(spec, "train", options)
     if not len(dataset.annotated):
-        domains = np.unique(load_dataset(spec, "train", options.cache).domains).tolist()
-        raise DataError(f"{spec}: expected labelled people in {kind} images to train on; its domains are {domains[:8]}")
-    report_people(spec, kind, dataset)
+        raise DataError(f"{spec}: expected labelled people to train on, found none")
+    report_people(spec, dataset)
     return dataset
 
 
-def report_people(spec, kind, dataset):
+def report_people(spec, dataset):
     """One line on what there is to train on."""
     skipped = len(dataset.ids) - len(dataset.annotated)
-    print(f"{spec}: {len(dataset.annotated)} people in {len(dataset.files)} {kind} images to train on"
+    print(f"{spec}: {len(dataset.annotated):,} people in {len(dataset.files):,} images to train on"
           + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
 
 
@@ -575,8 +670,8 @@ def alignment_data(options):
                             f"found {people}")
     if not len(test.annotated):
         raise DataError(f"--target {options.target}: expected labelled people to test on, found none")
-    report_people(options.source, "source", source)
-    print(f"{options.target}: {len(target.ids)} people in {len(target.files)} target images, their labels unread")
+    report_people(options.source, source)
+    print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
     return source, target, test, labelled_target if options.oracle else None
 
 
@@ -623,66 +718,79 @@ def new_stylist(options):
 PREVIEWS = 8  # images in a picture
 
 
-def compare_poses(base, adapted, texts, validation, run):
+def average_precision(test, texts, workers, model):
+    """The AP over all of a data set, to validate with."""
+    _, table = test.numbers(model, texts, workers)
+    return table[f"all of {test.dataset.name}"]["AP"]
+
+
+def compare_poses(base, adapted, texts, tests, run):
     """Prints and keeps the table of the original and the adapted model, and draws what both predict."""
     columns = {"original": (base, None), "adapted": (adapted, None)}
     if isinstance(adapted, VLPose):
         columns |= {"adapted": (adapted, texts), "adapter off": (adapted, None)}
-    tables, results = {}, {}
+    tables, results = {column: {} for column in columns}, {column: [] for column in columns}
     for column, (model, read) in columns.items():
-        results[column] = [predict(model, dataset, read, workers=run.workers) for dataset in validation]
-        tables[column] = {domain: numbers for dataset, found in zip(validation, results[column])
-                          for domain, numbers in domain_table(dataset, found, base.config.image_size).items()}
+        for test in tests:
+            found, table = test.numbers(model, read, run.workers)
+            results[column].append(found)
+            tables[column] |= table
     print_domains(tables)
     if "adapter off" in tables:
         same = results["adapter off"] == results["original"]  # every coordinate and score
         print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
     run.write("results.json", json.dumps(tables, indent=2))
-    draw_sheet(one_of_each_domain(validation, results)).save(run.folder / "poses.png")
+    people = [person for test in tests for person in one_of_each_domain(test.dataset, columns)]
+    draw_sheet(people).save(run.folder / "poses.png")
 
 
 def print_domains(tables):
-    """AP and PCK of each domain and their means over natural and artificial domains; two columns for each model."""
-    domains = list(next(iter(tables.values())))
-    natural = [domain for domain in domains if domain in NATURAL_DOMAINS]
-    artificial = [domain for domain in domains if domain not in NATURAL_DOMAINS]
-    rows = {domain: [domain] for domain in natural + artificial}
-    rows |= {"mean of natural": natural, "mean of artificial": artificial}
+    """AP and PCK of each domain, their means, and those over all of each data set; two columns for each model."""
+    names = list(next(iter(tables.values())))
+    whole = [name for name in names if name.startswith("all of ")]
+    natural = [name for name in names if name in NATURAL_DOMAINS]
+    artificial = [name for name in names if name not in {*whole, *natural}]
+    rows = {name: [name] for name in natural + artificial}
+    rows |= {"mean of natural": natural, "mean of artificial": artificial} | {name: [name] for name in whole}
     print(format_table("domain", {
-        row: {f"{model} {key}": np.mean([table[domain][key] for domain in members])
+        row: {f"{model} {key}": np.mean([table[name][key] for name in members])
               for model, table in tables.items() for key in ("AP", "PCK")}
         for row, members in rows.items() if members}))
 
 
-def one_of_each_domain(validation, results):
+def one_of_each_domain(dataset, columns):
     """A person of each domain as the annotators, the original model and the adapted model see them, to draw."""
-    people = []
-    for place, dataset in enumerate(validation):
-        domains, first = np.unique(dataset.domains[dataset.image_index[dataset.annotated]], return_index=True)
-        for domain, person in zip(domains, first):
-            row = dataset.annotated[person]
-            poses = {label: np.reshape(results[label][place][person]["keypoints"], (-1, 3))
-                     for label in ("original", "adapted")}
-            people.append((domain, dataset, row, {"truth": true_pose(dataset, row)} | poses))
-    return people
+    domains, first = np.unique(dataset.domains[dataset.image_index[dataset.annotated]], return_index=True)
+    rows, poses = dataset.annotated[first], {}
+    for label in ("original", "adapted"):
+        poses[label] = [np.reshape(result["keypoints"], (-1, 3)) for result in predict(
+            columns[label][0], dataset, columns[label][1], rows)]
+    return [(domain, dataset, row, {"truth": true_pose(dataset, row)} | {label: poses[label][n] for label in poses})
+            for n, (domain, row) in enumerate(zip(domains, rows))]
 
 
-def draw_styles(stylist, sources, targets, options):
+def draw_styles(stylist, sources, targets):
     """Source images, target images, and the one in the style of the other, below each other."""
-    content, style = (torch.stack([crops[int(row), 0]["image"] for row in rows[:min(PREVIEWS, options.batch_size)]])
+    content, style = (rgb({"image": torch.stack([crops[int(row), 0]["image"] for row in rows[:PREVIEWS]])}, stylist)
                       for crops, rows in (sources, targets))
-    content, style = content.to(options.device) / 255, style.to(options.device) / 255
-    grid = make_grid(torch.cat([content, style, stylist(content, style)]).cpu(), nrow=len(content))
+    count = min(len(content), len(style))
+    content, style = content[:count], style[:count]
+    grid = make_grid(torch.cat([content, style, stylist(content, style)]).cpu(), nrow=count)
     return Image.fromarray((255 * grid).byte().permute(1, 2, 0).numpy())
 
 
-def compare_pck(models, test, run):
-    """Prints and keeps the PCK of each model on the target's test images, and draws what some of them predict."""
+def compare_pck(models, stylist, sources, targets, test, run):
+    """Keeps the models, prints and keeps their PCK on the target's test images, and draws what some of them predict."""
+    if stylist:
+        save_tensors(run.folder / "style.pth", stylist.state_dict())
+        draw_styles(stylist, sources, targets).save(run.folder / "style.png")
     table, poses = {}, {}
     for name, model in models.items():
+        save_checkpoint(run.folder / f"{name.replace(' ', '-')}.pth", model)
         results = predict(model, test, flip=False, workers=run.workers)
         pck = partial(pck_of_results, test, results, model.config.image_size, groups=test.skeleton.groups)
-        table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"]}
+        grid = grid_pck(model, test, groups=test.skeleton.groups, workers=run.workers)
+        table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
         poses[name] = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
     print(format_table("PCK@0.05", {group: {name: column[group] for name, column in table.items()}
                                     for group in table["teacher"]}))
@@ -705,30 +813,79 @@ def compare_pck(models, test, run):
 
 # -------------------------------------------------------------------------------------------------------- the command
 
-MODES = {"vlpose": (train_vlpose, VLPoseOptions), "uda": (train_uda, AlignmentOptions)}
+MODES = {"vlpose": (train_vlpose, VLPoseRecipe), "uda": (train_uda, AlignmentRecipe)}
+MINUTES = {mode: recipe() for mode, (_, recipe) in MODES.items()}
+PAPER = {mode: recipe(**{option.name: option.metadata["paper"] for option in fields(recipe)})
+         for mode, (_, recipe) in MODES.items()}
 
 
 def parse_options(argv):
-    """Each mode has options of its own: `--mode uda --help` lists them."""
-    mode = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    mode.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or multi-level alignment.")
+    """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists those of a mode."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or multi-level alignment.")
+    first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes",
+                       help="Where options that are not given come from: for minutes on a CPU, or as in the paper.")
+    chosen, _ = first.parse_known_args(argv)
     parser = argparse.ArgumentParser(description="Trains and evaluates a pose estimator that crosses domains.",
                                      allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     parents=[mode])
-    _, kind = MODES[mode.parse_known_args(argv)[0].mode]
-    groups = {cls: parser.add_argument_group(cls.__doc__) for cls in (kind, Options)}
-    shared = {option.name for option in fields(Options)}
-    for option in fields(kind):
-        more = dict(option.metadata) | {"default": option.default}
+                                     parents=[first])
+    recipe = (PAPER if chosen.recipe == "paper" else MINUTES)[chosen.mode]
+    data_options(parser.add_argument_group("Data and weights").add_argument, chosen.mode)
+    add = parser.add_argument_group(recipe.__doc__.split(":")[0]).add_argument
+    for option in fields(recipe):
+        more = {name: value for name, value in option.metadata.items() if name != "paper"}
         if option.type is bool:
             more |= {"action": argparse.BooleanOptionalAction}
             del more["type"]
-        groups[Options if option.name in shared else kind].add_argument(
-            f"--{option.name.replace('_', '-')}", **more)
-    parser.add_argument("--resume", metavar="FOLDER", help="Go on with the run in this folder, with its own options.")
+        add(f"--{option.name.replace('_', '-')}", default=getattr(recipe, option.name), **more)
+    run_options(parser.add_argument_group("The run").add_argument)
     options = parser.parse_args(argv)
     options.cache = options.cache or str(cache_folder())
+    return settle_epochs(options, recipe, parser)
+
+
+def settle_epochs(options, recipe, parser):
+    """Of steps and epochs, the one that was given counts."""
+    for steps, epochs in (("steps", "epochs"), ("base_steps", "base_epochs")):
+        if hasattr(options, epochs):
+            given = [getattr(options, name) != getattr(recipe, name) for name in (steps, epochs)]
+            if all(given):
+                parser.error(f"expected --{steps.replace('_', '-')} or --{epochs.replace('_', '-')}, found both")
+            if any(given):
+                setattr(options, epochs if given[0] else steps, None)
     return options
+
+
+def data_options(add, mode):
+    if mode == "vlpose":
+        add("--source", default="figures#natural", help="name:root or name:root#domain: what the base model learns from.")
+        add("--target", default="figures#artificial", help="Likewise: what is adapted to.")
+        add("--boxes", help="Test on the target in these boxes: a detector's results in COCO's format.")
+        add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32.")
+    else:
+        add("--source", default="figures#sculpture", help="name:root or name:root#domain: whose labels are learned from.")
+        add("--target", default="figures#photo", help="Likewise: whose images are adapted to; its labels only test.")
+        add("--image-size", type=number(int, 32, step=32), nargs=2, metavar=("HEIGHT", "WIDTH"),
+            help="Of crops. By default 256 256 for ResNets, else the size's own.")
+        add("--sigma", type=rate, help="Of heatmaps' Gaussians, in their pixels. By default the size's own; 1 for animals.")
+        add("--style-encoder", help="VGG-19 for style transfer: a file, adain-encoder or vgg19. By default a small one.")
+        add("--style-weights", help="Its decoder, instead of training one: a file, adain-decoder, or RUN/style.pth.")
+        add("--oracle", action=argparse.BooleanOptionalAction, default=False,
+            help="Train with the target's labels, too, to see what is left to gain.")
+    add("--init", help="Weights that training starts from: a file or a name such as mae-b or resnet50.")
+    add("--weights", help="A trained model to adapt, instead of training one: a file or a name such as vitpose-b.")
+
+
+def run_options(add):
+    add("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
+        help="Compute in bfloat16 where that is safe: faster on GPUs and on recent CPUs.")
+    add("--seed", type=count, default=0, help="Of all random numbers.")
+    add("--device", type=usable_device, default=default_device(), help="Where to compute.")
+    add("--workers", type=count, default=0, help="Processes that cut out crops.")
+    add("--cache", help="Where figures and trained base models are kept. By default ~/.cache/posebridge.")
+    add("--out", help="The run's folder. By default runs/MODE-1, -2, ...")
+    add("--dry-run", action="store_true", help="Print the plan and train nothing.")
+    add("--resume", metavar="FOLDER", help="Go on with the run in this folder, with its own options.")
 
 
 def resumed(folder):
@@ -738,7 +895,8 @@ def resumed(folder):
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
         saved = json.loads(config.read_text())
-        return argparse.Namespace(**vars(parse_options(["--mode", saved["mode"]])) | saved | {"resume": folder})
+        return argparse.Namespace(**vars(parse_options(["--mode", saved["mode"], "--recipe", saved["recipe"]])) | saved
+                                  | {"resume": folder})
 
 
 def main(argv=None):

@@ -19,12 +19,10 @@ The lesson, from top to bottom: the loss of each part, then views, then the teac
 whose `forward` is one step of adaptation in eight numbered parts. To see the whole first, begin there.
 
 Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, C channels. Points are x before y; pixel centres are
-at integers. What changes images (style, colour, warp, occlusion) takes and gives RGB in [0, 1]; networks want it
-normalised.
+at integers. What changes images (style, colour, warp, occlusion) takes and gives RGB in [0, 1].
 """
 import copy
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +37,7 @@ from vlpose import WeightsError, load_strictly, load_weights
 def supervised_loss(predicted, target, weights):
     """L_sup = mean of ½ w (y - ŷ)²: predicted ŷ and target y (B, K, h, w), weights w (B, K), 0 where not labelled.
 
-    The ½ is the authors' (as in Simple Baselines). It halves L_sup beside the other losses, so it must stay here, while
-    VLPose's only loss, `heatmap_loss` in train.py, can do without, as in mmpose.
+    The authors' ½ matters here, beside other losses. VLPose's loss stands alone and has none: `heatmap_loss`, train.py.
     """
     return 0.5 * (weights[:, :, None, None] * (target - predicted) ** 2).mean()
 
@@ -59,13 +56,6 @@ def adain(content, style):
     return ratio * (content - mean_c) + mean_s
 
 
-def convolution(c_in, c_out):
-    layer = nn.Conv2d(c_in, c_out, 3)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # an untrained encoder must not fade out
-    nn.init.zeros_(layer.bias)
-    return [nn.ReflectionPad2d(1), layer, nn.ReLU()]
-
-
 ENCODER_ENDS = (4, 11, 18, 31)  # layers up to relu1_1, relu2_1, relu3_1 and relu4_1
 DECODER_STARTS = (27, 20, 13, 0)  # the decoder's layers from there back to an image
 
@@ -75,7 +65,6 @@ class StyleTransfer(nn.Module):
 
     `encoder` is VGG-19 up to relu4_1 behind a 1×1 convolution that normalises its input; it is never trained. `decoder`
     is its mirror image: it makes a picture of features whose statistics AdaIN has replaced.
-
     encoder, decoder: files or names: "adain-encoder" and "adain-decoder" are the public pair, "vgg19" fits the encoder.
         WeightsError if a tensor is missing, left over or of another shape.
     width, depth: channels of the first layer, and at which of the four levels the encoder ends. A random encoder of
@@ -131,24 +120,7 @@ class StyleTransfer(nn.Module):
         Content loss: the mean squared error at the last level to t = AdaIN(c, s). Style loss: that of the Gram
         matrices, summed over all levels.
         """
-        style_levels = self.levels(style)
-        t = adain(self.encoder(content), style_levels[-1])
-        levels = self.levels(self.decoder(t))
-        content_loss = F.mse_loss(levels[-1], t)
-        return content_loss, sum(F.mse_loss(gram(x), gram(s)) for x, s in zip(levels, style_levels))
-
-    def levels(self, images):
-        """Features at relu1_1, relu2_1, relu3_1, relu4_1; the first `depth` of them."""
-        outputs = [images]
-        for first, last in pairwise((0, *ENCODER_ENDS[:self.depth])):
-            outputs.append(self.encoder[first:last](outputs[-1]))
-        return outputs[1:]
-
-
-def gram(features):
-    """How strongly each two channels of features f (B, C, h, w) fire together: f fᵀ / (C h w), (B, C, C)."""
-    flat = features.flatten(2)  # (B, C, h w)
-    return flat @ flat.mT / flat[0].numel()
+        return style_transfer_losses(self, content, style)
 
 
 # ------------------------------------------------------------------------------------- feature level: discriminator
@@ -457,7 +429,50 @@ def heatmaps_and_features(model, images, bf16):
     return heatmaps.float(), features.float()
 
 
-# === Appendix: weights of the style encoder; skip on a first reading ==================================================
+# === Appendix: the style decoder's training, its encoder's weights, source views; skip on a first reading =============
+
+from itertools import pairwise
+
+
+def convolution(c_in, c_out):
+    """A 3×3 convolution with reflection padding, and ReLU."""
+    layer = nn.Conv2d(c_in, c_out, 3)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # an untrained encoder must not fade out
+    nn.init.zeros_(layer.bias)
+    return [nn.ReflectionPad2d(1), layer, nn.ReLU()]
+
+
+def style_transfer_losses(stylist, content, style):
+    style_levels = levels(stylist, style)
+    t = adain(stylist.encoder(content), style_levels[-1])
+    decoded = levels(stylist, stylist.decoder(t))
+    content_loss = F.mse_loss(decoded[-1], t)
+    return content_loss, sum(F.mse_loss(gram(x), gram(s)) for x, s in zip(decoded, style_levels))
+
+
+def levels(stylist, images):
+    """Features at relu1_1, relu2_1, relu3_1, relu4_1; the first `depth` of them."""
+    outputs = [images]
+    for first, last in pairwise((0, *ENCODER_ENDS[:stylist.depth])):
+        outputs.append(stylist.encoder[first:last](outputs[-1]))
+    return outputs[1:]
+
+
+def gram(features):
+    """How strongly each two channels of features f (B, C, h, w) fire together: f fᵀ / (C h w), (B, C, C)."""
+    flat = features.flatten(2)  # (B, C, h w)
+    return flat @ flat.mT / flat[0].numel()
+
+
+
+def source_view(images, keypoints, visible, views):
+    """A random view of labelled images (B, 3, H, W), keypoints (B, K, 2) and visible (B, K), 0 outside the view."""
+    size = images.shape[2:]
+    matrix = random_affine(len(images), size, views).to(images.device)
+    keypoints = transform_points(keypoints.to(matrix), matrix)
+    inside = ((keypoints >= 0) & (keypoints <= torch.tensor(size[::-1]).to(keypoints) - 1)).all(2)
+    return jitter_color(warp(images, matrix), views.color), keypoints, visible.to(matrix) * inside
+
 
 VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19)  # where torchvision's VGG-19 has the encoder's 3×3 convolutions
 

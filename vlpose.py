@@ -106,14 +106,6 @@ VIT_CONFIGS = {
 }
 
 
-def conv_stem(dim):
-    """Four 3×3 convolutions of stride 2 make one token of 16×16 pixels, as the patch embedding does in one step."""
-    layers = []
-    for c_in, c_out in [(3, 16), (16, 32), (32, 64)]:
-        layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(64, dim, 3, stride=2, padding=1))
-
-
 class ViT(nn.Module):
     """Plain vision transformer, the backbone of ViTPose (arXiv 2204.12484): images -> E. It has no class token."""
 
@@ -211,15 +203,6 @@ class CLIPTextConfig:
     context_length: int = 77
 
 
-CLIP_TEXT_CONFIGS = {
-    "ViT-B/32": CLIPTextConfig(512, 8, 12, 512),
-    "ViT-B/16": CLIPTextConfig(512, 8, 12, 512),
-    "ViT-L/14": CLIPTextConfig(768, 12, 12, 768),
-    "RN50": CLIPTextConfig(512, 8, 12, 1024),
-    "random": CLIPTextConfig(128, 4, 2, 128),  # stands in where no public weights are given
-}
-
-
 class QuickGELU(nn.Module):
     """The approximation of GELU that CLIP was trained with."""
 
@@ -256,11 +239,15 @@ class CLIPText(nn.Module):
 
 
 @torch.no_grad()
-def encode_sentences(clip_text, sentences):
-    """{domain: sentence} -> {domain: T (1, D_text)}. The tower is frozen, so each sentence is encoded once and kept."""
-    tokens = CLIPTokenizer()(list(sentences.values())).to(clip_text.projection.device)
-    features = clip_text(tokens)  # (domains, D_text)
-    return dict(zip(sentences, features[:, None]))
+def encode_sentences(clip_text, sentences, per_token=False):
+    """Sentences -> {sentence: T (L, D_text)}. The tower is frozen, so that each sentence is encoded once and kept.
+
+    L is 1: the feature of the end token, which stands for the whole sentence. per_token: L is the number of its tokens.
+    """
+    tokens = CLIPTokenizer()(sentences).to(clip_text.projection.device)         # (sentences, 77)
+    if per_token:
+        return {text: T[mask] for text, T, mask in zip(sentences, *clip_text(tokens, per_token=True))}
+    return dict(zip(sentences, clip_text(tokens)[:, None]))
 
 
 # --------------------------------------------------------------------------------------------- 5. the relation matcher
@@ -278,6 +265,7 @@ class RelationMatcher(nn.Module):
 
     [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active in training alone.
     variant: `concat` is the paper's; `cross` takes keys and values from T' alone; `image` from E alone, without text.
+    mask (B, L), True for text tokens: in a batch of sentences of different lengths the others are padding.
     """
 
     def __init__(self, dim, text_dim, heads=8, variant="concat"):
@@ -292,17 +280,19 @@ class RelationMatcher(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, image, text):
+    def forward(self, image, text, mask=None):
         E = context = image                                         # (B, N, D)
         if self.variant != "image":
             context = self.text(text)                               # T' (B, L, D)
         if self.variant == "concat":
             context = torch.cat([E, context], dim=1)                # [E ; T'] (B, N + L, D)
+        if mask is not None and self.variant != "image":  # image tokens are never padding
+            mask = F.pad(mask, (context.shape[1] - mask.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
         q = split_heads(self.query(E), self.heads)                  # (B, heads, N, d)
         k, v = (split_heads(part, self.heads)                       # (B, heads, N + L, d)
                 for part in self.key_value(context).chunk(2, dim=-1))
         dropout = 0.1 if self.training else 0.0
-        Mv = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # M (B, heads, N, N + L) times v
+        Mv = F.scaled_dot_product_attention(q, k, v, mask, dropout)  # M (B, heads, N, N + L) times v
         return self.norm(E + self.out(merge_heads(Mv)))             # R (B, N, D)
 
 
@@ -350,14 +340,19 @@ class VLPose(nn.Module):
             self.block1 = deconv_block(config.dim, config.head_dim)       # A₁
             self.block2 = deconv_block(config.head_dim, config.head_dim)  # A₂
         self.predictor = copy.deepcopy(base.head.predictor).requires_grad_(True)
-        self.start_quietly()
+        self.initialize()
         self.train()
 
-    def start_quietly(self):
-        """Training starts near the original model, not from noise (ours; the paper does not say how it starts)."""
-        if self.decoder in ("injector", "dual", "dual-released"):
+    def initialize(self):
+        """Training starts near the original model, not from noise: that is ours, the paper does not say how it starts.
+        `dual-released` starts as the released code does, with everything at full strength."""
+        if self.decoder == "dual-released":
+            for block in (self.block1, self.block2):
+                nn.init.normal_(block[0].weight, std=0.001)
+            return
+        if self.decoder in ("injector", "dual"):
             nn.init.zeros_(self.matcher.norm.weight)          # R = 0 at first, where R enters a frozen block
-        if self.decoder not in ("baseline", "injector"):
+        if self.decoder in ("extractor-injector", "dual"):
             nn.init.constant_(self.block2[1].weight, 0.1)     # A₂ adds little at first
 
     def train(self, mode=True):
@@ -366,19 +361,20 @@ class VLPose(nn.Module):
         self.base.eval()
         return self
 
-    def forward(self, images, text=None):
-        """text: T (B, L, D_text), each image's sentence. None switches the adapter off: the original model."""
+    def forward(self, images, text=None, mask=None):
+        """text: T (B, L, D_text), each image's sentence. None switches the adapter off: the original model.
+        mask: see `RelationMatcher`."""
         if text is None:
             return self.base(images)
-        return self.predictor(self.features(images, text))
+        return self.predictor(self.features(images, text, mask))
 
-    def features(self, images, text):
-        """What the predictor reads: (B, C, H/4, W/4)."""
+    def features(self, images, text, mask=None):
+        """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
         E = self.base.backbone(images, self.prompts)                    # (B, D, H/16, W/16)
         if self.decoder == "baseline":                                  # prompts alone, no R
             return self.decode(E, None)
         tokens = E.flatten(2).transpose(1, 2)                           # (B, N, D)
-        R = self.matcher(tokens, text)                                  # (B, N, D)
+        R = self.matcher(tokens, text, mask)                            # (B, N, D)
         return self.decode(E, R.transpose(1, 2).unflatten(2, E.shape[2:]))
 
     def decode(self, E, R):
@@ -441,7 +437,15 @@ import torchvision
 
 from data import DataError, cache_folder, expecting, written_whole
 
-# --------------------------------------------------------------------------------------- backbones of torchvision
+# ----------------------------------------------------------------------------------------------- other backbones
+
+def conv_stem(dim):
+    """Four 3×3 convolutions of stride 2 make one token of 16×16 pixels, as the patch embedding does in one step."""
+    layers = []
+    for c_in, c_out in [(3, 16), (16, 32), (32, 64)]:
+        layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(64, dim, 3, stride=2, padding=1))
+
 
 TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t", "swin_s", "swin_b")
 MODEL_CONFIGS = VIT_CONFIGS | {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name) for name in TRUNKS}
@@ -731,6 +735,15 @@ def scripted_tensors(module, seen, prefix=""):
 
 
 # ---------------------------------------------------------------------------------- models: names, layouts, loading
+
+CLIP_TEXT_CONFIGS = {
+    "ViT-B/32": CLIPTextConfig(512, 8, 12, 512),
+    "ViT-B/16": CLIPTextConfig(512, 8, 12, 512),
+    "ViT-L/14": CLIPTextConfig(768, 12, 12, 768),
+    "RN50": CLIPTextConfig(512, 8, 12, 1024),
+    "random": CLIPTextConfig(128, 4, 2, 128),  # stands in where no public weights are given
+}
+
 
 NAMES = [  # from what others call our tensors: mmpose 1.x, the authors of ViTPose, HF transformers, MAE, OpenAI's CLIP
     (r"^module\.|^transformer\.|^text_model\.(encoder\.|embeddings\.)?", ""),

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from data import NATURAL_DOMAINS, STYLES, load_dataset  # noqa: E402
+from data import NATURAL_DOMAINS, STYLES, load_dataset, with_sentences  # noqa: E402
 from eval import domain_table, predict  # noqa: E402
 from train import parse_options  # noqa: E402
 from vlpose import encode_sentences, load_clip_text, load_model  # noqa: E402
@@ -51,7 +51,7 @@ STRATEGIES = {  # row -> how it differs from the default; the first three are th
 VARIANTS = {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline decoder, `vlpose` the dual one
             for name in ("injector", "extractor-injector", "dual-released")}
 VARIANTS |= {"no text": "--matcher image", "matcher cross": "--matcher cross",
-             "one sentence for all": "--template 'a photo of a person'", "bare names": "--template '{domain}'"}
+             "one sentence for all": "--sentences 'a photo of a person'", "bare names": "--sentences '{domain}'"}
 VARIANTS |= {f"{number} prompt{'s' * (number != 1)}": f"--num-prompts {number}"
              for number in (0, 1, 5, 20, 50)}  # the default is 10
 HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
@@ -110,12 +110,12 @@ def read_sentences(folder):
     path = folder / "sentences.json"
     if not path.exists():
         model, about = load_model(folder / "model.pth")
-        figures = load_dataset("figures#" + ",".join(ART), "val")
-        sentences = {domain: about["template"].replace("{domain}", domain) for domain in ART}
-        right = encode_sentences(load_clip_text(about["text_weights"]), sentences)
-        wrong = dict(zip(ART, [*right.values()][1:] + [right[ART[0]]]))
+        right = with_sentences(load_dataset("figures#artificial", "val"), about["sentences"])
+        sentence_of = dict(zip(right.domains.tolist(), right.sentences.tolist()))
+        wrong = with_sentences(right, {style: sentence_of[ART[place - len(ART) + 1]] for place, style in enumerate(ART)})
+        texts = encode_sentences(load_clip_text(about["text_weights"]), sorted(sentence_of.values()))
         tables = {f"{name} sentence": domain_table(figures, predict(model, figures, texts), model.config.image_size)
-                  for name, texts in (("right", right), ("wrong", wrong))}
+                  for name, figures in (("right", right), ("wrong", wrong))}
         path.write_text(json.dumps(tables))
     return json.loads(path.read_text())
 

@@ -48,7 +48,7 @@ def test_a_coco_file_becomes_arrays(tmp_path):
     assert dataset.keypoints.shape == (3, 17, 3) and dataset.files == [str(tmp_path / "a.jpg")]
     assert dataset.boxes[0].tolist() == [5, 5, 40, 50] and dataset.areas[0] == 900
     assert dataset.annotated.tolist() == [0]  # neither the crowd nor the person without keypoints
-    assert dataset.to_coco()["annotations"][0] == person()
+    assert to_coco(dataset)["annotations"][0] == person()
 
 
 def test_records_are_read_whole_wherever_the_pieces_of_the_file_end(tmp_path):

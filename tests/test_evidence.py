@@ -93,10 +93,12 @@ def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_p
     monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
     assert main(["--cache", str(tmp_path), "--out", str(tmp_path / "run"), "--base-steps", "2", "--steps", "2"]) == 0
     read = []
-    monkeypatch.setattr(evidence, "predict", lambda model, figures, texts: read.append(texts))
+    monkeypatch.setattr(evidence, "predict", lambda model, figures, texts: read.append((figures, texts)))
     monkeypatch.setattr(evidence, "domain_table", lambda *_: {})
     assert evidence.read_sentences(tmp_path / "run").keys() == {"right sentence", "wrong sentence"}
-    right, wrong = read
-    assert right.keys() == wrong.keys() == set(evidence.ART)
-    assert not any(right[style].equal(wrong[style]) for style in evidence.ART)
-    assert all(any(text.equal(other) for other in right.values()) for text in wrong.values())
+    (right, right_texts), (wrong, wrong_texts) = (
+        (dict(zip(figures.domains.tolist(), figures.sentences.tolist())), texts) for figures, texts in read)
+    assert right == {style: f"a photo of a {style} character" for style in evidence.ART}
+    assert wrong.keys() == right.keys() and sorted(wrong.values()) == sorted(right.values())
+    assert not any(right[style] == wrong[style] for style in evidence.ART)
+    assert right_texts.keys() == wrong_texts.keys() == set(right.values())

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import COCO17, Crops, draw_figures, encode_heatmaps, load_dataset
+from data import COCO17, Crops, draw_figures, encode_heatmaps, load_dataset, to_coco, with_sentences
 from eval import (domain_table, draw_curves, draw_pose, draw_sheet, evaluate_oks, main, predict, predict_people,
-                  true_pose, with_boxes)
-from vlpose import VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, save_checkpoint
+                  run_model, true_pose, with_boxes)
+from vlpose import MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]
 
@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
     model = VLPose(PoseModel(CONFIG), 128)
     torch.nn.init.normal_(model.predictor.weight, std=0.1)  # so that the adapter makes a difference
     path = tmp_path_factory.mktemp("model") / "model.pth"
-    save_checkpoint(path, model, text_weights="random", template="a photo of a {domain} character")
+    save_checkpoint(path, model, text_weights="random", sentences="a photo of a {domain} character")
     return path
 
 
@@ -56,17 +56,60 @@ def test_true_heatmaps_give_a_perfect_score_with_and_without_the_flip_test(figur
     dataset = load_dataset(f"figures:{figures}", "val")
     for flip in (False, True):
         results = predict(Oracle(dataset), dataset, flip=flip)
-        assert evaluate_oks(dataset.to_coco(), results)["AP"] > 0.99
+        assert evaluate_oks(to_coco(dataset), results)["AP"] > 0.99
     table = domain_table(dataset, results, CONFIG.image_size)
-    assert set(table) == set(dataset.domains.tolist()) and all(row["PCK"] > 0.98 for row in table.values())
+    assert set(table) == {*dataset.domains.tolist(), f"all of {dataset.name}"}
+    assert all(row["PCK"] > 0.98 for row in table.values())
+    assert table[f"all of {dataset.name}"]["AP"] == evaluate_oks(to_coco(dataset), results)["AP"]
+    detected = domain_table(dataset, results, CONFIG.image_size, detected=True)
+    assert all(row["AP"] == table[domain]["AP"] and math.isnan(row["PCK"]) for domain, row in detected.items())
 
 
 def test_without_text_vlpose_predicts_what_its_base_predicts(figures):
-    dataset = load_dataset(f"figures:{figures}", "val")
+    dataset = with_sentences(load_dataset(f"figures:{figures}", "val"), "{domain}")
     torch.manual_seed(0)
     model = VLPose(PoseModel(CONFIG), 128)
-    texts = encode_sentences(load_clip_text("random"), {domain: domain for domain in dataset.domains.tolist()})
+    texts = encode_sentences(load_clip_text("random"), np.unique(dataset.sentences).tolist())
     assert predict(model, dataset) == predict(model.base, dataset) != predict(model, dataset, texts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("matcher", MATCHERS)
+def test_a_sentence_gives_the_same_heatmaps_in_a_batch_with_longer_ones_as_alone(matcher):
+    torch.manual_seed(0)
+    model, images = VLPose(PoseModel(CONFIG), 128, matcher=matcher), torch.randn(3, 3, *CONFIG.image_size)
+    for norm in (model.matcher.norm, model.predictor):  # so that the relation and the predictor make a difference
+        torch.nn.init.normal_(norm.weight)
+    model.eval()
+    sentences = ["a photo", "an oil painting of a person who reads a letter", "a"]
+    texts = encode_sentences(load_clip_text("random"), sentences, per_token=True)
+    heatmaps = run_model(model, images, sentences, texts)
+    for i, sentence in enumerate(sentences):
+        torch.testing.assert_close(heatmaps[i:i + 1], run_model(model, images[i:i + 1], [sentence], texts))
+    torch.testing.assert_close(heatmaps[1:2], model(images[1:2], texts[sentences[1]][None]))
+    swapped = run_model(model, images, sentences[::-1], texts)
+    assert torch.allclose(swapped, heatmaps) == (matcher == "image")
+    assert torch.equal(run_model(model, images, sentences, None), model.base(images))
+
+
+def test_each_image_is_predicted_with_its_own_sentence(figures):
+    """Per token, so that sentences of several lengths are in a batch: as image by image."""
+    dataset = with_sentences(load_dataset(f"figures:{figures}", "val"), "description")
+    torch.manual_seed(0)
+    model = VLPose(PoseModel(CONFIG), 128)
+    for norm in (model.matcher.norm, model.predictor):
+        torch.nn.init.normal_(norm.weight)
+    texts = encode_sentences(load_clip_text("random"), np.unique(dataset.sentences).tolist(), per_token=True)
+    assert len({len(T) for T in texts.values()}) > 1
+    people = dataset.annotated[[0, 1, 7, 9, 11]]  # two photos, three others
+    together, alone = (predict(model, dataset, texts, people, flip=False, batch_size=size) for size in (5, 1))
+    for one, other in zip(together, alone, strict=True):
+        assert np.allclose(one["keypoints"], other["keypoints"], atol=1e-2)
+    lies = {sentence: texts["a photo of a person"] for sentence in texts}
+    changed = [not np.allclose(one["keypoints"], other["keypoints"], atol=1e-2)
+               for one, other in zip(together, predict(model, dataset, lies, people, flip=False), strict=True)]
+    assert dataset.sentences[dataset.image_index[people]][0] == "a photo of a person"
+    assert changed == [False, False, True, True, True]
 
 
 def test_a_single_person_is_predicted_as_in_a_batch(figures):
@@ -124,7 +167,7 @@ def test_a_checkpoint_is_evaluated_on_a_data_set(figures, checkpoint, tmp_path, 
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results) == 13
     assert set(results[0]) == {"image_id", "category_id", "keypoints", "score", "file_name"}
-    assert numbers["AP"] == evaluate_oks(dataset.to_coco(), results)["AP"]
+    assert numbers["AP"] == evaluate_oks(to_coco(dataset), results)["AP"]
     assert set(numbers["domains"]) == set(dataset.domains.tolist())
     assert len(list(tmp_path.glob("*.jpg"))) == 13
 
@@ -141,6 +184,28 @@ def test_the_prompt_changes_the_poses_and_none_gives_the_originals(figures, chec
     assert len(results["none"]) == 7 and results["none"] != results["a photo of a cartoon"]
 
 
+def test_a_checkpoint_says_which_sentences_the_model_reads_and_whether_token_by_token(figures, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = VLPose(PoseModel(CONFIG), 128)
+    for norm in (model.matcher.norm, model.predictor):
+        torch.nn.init.normal_(norm.weight)
+    save_checkpoint(tmp_path / "model.pth", model, text_weights="random", sentences="description", per_token=True)
+    dataset = with_sentences(load_dataset(f"figures:{figures}", "val"), "description")
+    texts = encode_sentences(load_clip_text("random"), np.unique(dataset.sentences).tolist(), per_token=True)
+    expected = [np.round(result["keypoints"], 2) for result in predict_people(model, dataset, texts, dataset.annotated)]
+    arguments = ["--checkpoint", str(tmp_path / "model.pth"), "--data", f"figures:{figures}", "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert np.allclose([result["keypoints"] for result in results], expected, atol=0.02)
+
+    sentences = tmp_path / "sentences.json"
+    others = set(dataset.domains.tolist()) - {"sketch"}
+    sentences.write_text(json.dumps({domain: f"some {domain}" for domain in others}))
+    capsys.readouterr()
+    assert main([*arguments, "--prompt", str(sentences)]) == 2
+    assert "expected a sentence for each domain, found none for sketch" in capsys.readouterr().err
+
+
 def test_a_detectors_boxes_are_looked_into_and_repeated_poses_removed(real, checkpoint, tmp_path, capsys):
     boxes = real / "humanart" / "test_humanart_det_AP_H_56.json"
     assert main(["--checkpoint", str(checkpoint), "--data", f"humanart:{real / 'humanart'}", "--split", "all",
@@ -149,6 +214,19 @@ def test_a_detectors_boxes_are_looked_into_and_repeated_poses_removed(real, chec
     found = json.loads(boxes.read_text())
     assert 0 < len(results) <= len(found)
     assert max(result["score"] for result in results) <= max(box["score"] for box in found)
+
+
+def test_boxes_of_other_images_are_skipped_and_counted(figures, checkpoint, tmp_path, capsys):
+    """A detector's file may be of a whole data set, and of all categories."""
+    dataset = load_dataset(f"figures:{figures}", "val")
+    inside = [{"image_id": int(dataset.image_ids[2]), "bbox": [10, 10, 90, 140], "score": 0.5, "category_id": 1},
+              {"image_id": int(dataset.image_ids[2]), "bbox": [10, 10, 90, 140], "score": 0.5, "category_id": 7}]
+    (tmp_path / "boxes.json").write_text(json.dumps([record | {"image_id": 10 ** 6} for record in inside] + inside))
+    assert main(["--checkpoint", str(checkpoint), "--data", f"figures:{figures}", "--prompt", "none", "--out",
+                 str(tmp_path / "out"), "--boxes", str(tmp_path / "boxes.json"), "--device", "cpu"]) == 0
+    assert f"{tmp_path / 'boxes.json'}: skipped 2 boxes of other images" in capsys.readouterr().err
+    result, = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert result["image_id"] == dataset.image_ids[2]
 
 
 def test_the_score_of_a_pose_in_a_detected_box_is_the_box_score_times_the_poses_own(figures):
@@ -200,7 +278,8 @@ def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, k
     (["--data", "coco:nowhere"], "no such file or folder"),
     (["--images", "{picture}", "--prompt", "word " * 90, "--out", "out"], "92 tokens"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{nobody}"], "boxes of category 1"),
-    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "box 0"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "in the images; found none"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{flat}"], "box 0"),
     (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
     (["--checkpoint", "{strange}", "--images", "{picture}", "--out", "out"], "found 5"),
 ])
@@ -208,10 +287,12 @@ def test_bad_input_is_one_line_and_exit_status_2(figures, checkpoint, tmp_path, 
     save_checkpoint(tmp_path / "strange.pth", PoseModel(CONFIG, 5))
     paths = SimpleNamespace(
         strange=tmp_path / "strange.pth", text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json",
-        nobody=tmp_path / "nobody.json", picture=next((figures / "images" / "photo").iterdir()))
+        flat=tmp_path / "flat.json", nobody=tmp_path / "nobody.json",
+        picture=next((figures / "images" / "photo").iterdir()))
     paths.text.write_text("this is not an image")
     paths.nobody.write_text("[]")
     paths.boxes.write_text('[{"image_id": "somebody else", "bbox": [0, 0, 1, 1]}]')
+    paths.flat.write_text(json.dumps([{"image_id": paths.picture.name, "bbox": [0, 0, 1, 0]}]))
     arguments = [argument.format(**vars(paths)) for argument in arguments]
     assert main(["--checkpoint", str(checkpoint), *arguments]) == 2
     error = capsys.readouterr().err.strip()

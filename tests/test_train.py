@@ -54,7 +54,8 @@ def test_a_data_set_smaller_than_a_batch_is_enough():
 
 
 def test_the_learning_rate_warms_up_and_falls_twice():
-    factors = [learning_rate(step, 21000) for step in range(21000)]
+    stage = Stage("base", 21000, 1.0, 1, 0, False)
+    factors = [learning_rate(step, stage) for step in range(21000)]
     assert factors[0] == 1 / 500 and factors[499] == 1
     assert factors[16999] == 1 and math.isclose(factors[17000], 0.1) and math.isclose(factors[20000], 0.01)
 
@@ -89,7 +90,7 @@ def test_with_the_adapter_off_the_original_is_back_exactly(run):
 def test_training_leaves_no_trace_in_the_frozen_base(run, cache):
     model, about = load_model(run / "model.pth")
     base, _ = load_model(next(cache.glob("base-*.pth")))
-    assert about["template"] == "a photo of a {domain} character"
+    assert about["sentences"] == "a photo of a {domain} character"
     for name, tensor in base.state_dict().items():
         assert torch.equal(tensor, model.base.state_dict()[name]), name
 
@@ -146,7 +147,7 @@ def test_each_strategy_trains_its_share_of_the_parameters(cache, tmp_path, capsy
     (["--batch-size", "0"], "batch-size"),
     (["--device", "abacus"], "does not work here"),
     (["--size", "resnet50", "--num-prompts", "3"], "prompts"),
-    (["--template", "word " * 90], "92 tokens"),
+    (["--sentences", "word " * 90], "92 tokens"),
 ])
 def test_bad_input_is_one_line_and_exit_status_2(cache, tmp_path, capsys, arguments, words):
     try:
@@ -204,7 +205,7 @@ def test_alignment_leaves_its_numbers_models_and_pictures(aligned):
         *(f"{stage}.checkpoint.pth" for stage in stages), *(f"{model}.pth" for model in models)}
     table = json.loads((aligned / "results.json").read_text())
     assert list(table) == ["source only", "student", "teacher", "oracle"]
-    assert set(table["teacher"]) == {*COCO17.groups, "mean", "mean at 0.2"}
+    assert set(table["teacher"]) == {*COCO17.groups, "mean", "mean at 0.2", "mean (grid)"}
     assert all(0 <= number <= 1 for column in table.values() for number in column.values())
 
 

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import vlpose
-from vlpose import (CLIP_TEXT_CONFIGS, DECODERS, VIT_CONFIGS, CLIPText, CLIPTokenizer, QuickGELU, RelationMatcher,
-                    ViTConfig, PoseModel, VLPose, WeightsError, encode_sentences, load_clip_text)
+from clip_tokenizer import END
+from vlpose import (CLIP_TEXT_CONFIGS, DECODERS, MATCHERS, VIT_CONFIGS, CLIPText, CLIPTokenizer, QuickGELU,
+                    RelationMatcher, ViTConfig, PoseModel, VLPose, WeightsError, encode_sentences, load_clip_text)
 
 TINY = ViTConfig(64, 3, 4, 0.2, 5, 0.8, image_size=(64, 48), head_dim=32)
 B, TEXT = 2, 24
@@ -95,6 +96,7 @@ def test_drop_path_grows_with_depth_and_only_trains(base, images):
     assert [block.drop_path.p for block in base.backbone.blocks] == [0, 0.1, 0.2]
     assert torch.equal(base(images), base(images))
     base.backbone.train()
+    images = images.repeat(20, 1, 1, 1)  # so many that two draws are never the same for all of them
     assert not torch.equal(base.backbone(images), base.backbone(images))
 
 
@@ -113,15 +115,35 @@ def test_a_token_of_text_sees_only_those_before_it():
     torch.testing.assert_close(tower(b), others[:, 6])
 
 
-@torch.no_grad()
-def test_sentences_are_encoded_as_the_domains_features():
+SENTENCES = ["a photo", "an oil painting of a person who reads a letter", "a cartoon"]
+
+
+def test_a_sentence_is_encoded_as_the_feature_of_its_end_token():
     tower = load_clip_text("random")
-    features = encode_sentences(tower, {"cartoon": "a cartoon", "photo": "a photo"})
-    assert features["photo"].shape == (1, CLIP_TEXT_CONFIGS["random"].embed_dim) and not features["photo"].requires_grad
-    torch.testing.assert_close(features["photo"], tower(CLIPTokenizer()("a photo")))
-    assert not torch.allclose(features["photo"], features["cartoon"])
+    features = encode_sentences(tower, SENTENCES)
+    assert list(features) == SENTENCES
+    for sentence, T in features.items():
+        assert T.shape == (1, CLIP_TEXT_CONFIGS["random"].embed_dim) and not T.requires_grad
+        torch.testing.assert_close(T, tower(CLIPTokenizer()(sentence)))
+        tokens = CLIPTokenizer()(sentence)[0].tolist()
+        per_token, _ = tower(torch.tensor([tokens]), per_token=True)
+        torch.testing.assert_close(T, per_token[:, tokens.index(END)])
+    assert not torch.allclose(features["a photo"], features["a cartoon"])
     with pytest.raises(ValueError, match="text is .* tokens long, 77 fit"):
-        encode_sentences(tower, {"photo": "word " * 80})
+        encode_sentences(tower, ["word " * 80])
+
+
+def test_a_sentences_features_per_token_are_the_towers_from_its_start_to_its_end():
+    tower = load_clip_text("random")
+    features, pooled = encode_sentences(tower, SENTENCES, per_token=True), encode_sentences(tower, SENTENCES)
+    assert list(features) == SENTENCES and [len(T) for T in features.values()] == [4, 12, 4]  # words, start and end
+    expected, mask = tower(CLIPTokenizer()(SENTENCES), per_token=True)
+    for row, (sentence, T) in enumerate(features.items()):
+        length = CLIPTokenizer()(sentence)[0].tolist().index(END) + 1
+        assert torch.equal(T, expected[row, :length]) and not T.requires_grad
+        assert mask[row].tolist() == [True] * length + [False] * (77 - length)
+        torch.testing.assert_close(T[-1:], pooled[sentence])  # the end token's is what stands for the whole sentence
+        torch.testing.assert_close(T, encode_sentences(tower, [sentence], per_token=True)[sentence])  # alone
 
 
 def test_the_text_towers_have_the_published_number_of_parameters():
@@ -155,6 +177,40 @@ def test_the_relation_is_the_papers_equation(variant, length):
          for q, k, v in zip(Q.split(8, 2), K.split(8, 2), V.split(8, 2))]  # head by head
     R = F.layer_norm(E + matcher.out(torch.cat(M, dim=2)), (64,), matcher.norm.weight, matcher.norm.bias)
     torch.testing.assert_close(matcher(E, T), R)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", MATCHERS)
+def test_a_padded_sentence_in_a_batch_gives_the_same_relation_as_alone(variant):
+    matcher = randomise(RelationMatcher(64, TEXT, heads=8, variant=variant))
+    E, T = torch.randn(3, 12, 64), 20 * torch.randn(3, 6, TEXT)  # what stands for padding here cannot be overlooked
+    lengths = torch.tensor([2, 6, 1])
+    mask = torch.arange(6) < lengths[:, None]
+    R = matcher(E, T, mask)
+    for i, length in enumerate(lengths):
+        torch.testing.assert_close(R[i:i + 1], matcher(E[i:i + 1], T[i:i + 1, :length]))
+    T[~mask] = 0
+    torch.testing.assert_close(matcher(E, T, mask), R)  # whatever the padding
+    hides_something = not torch.allclose(matcher(E, T), R)
+    assert hides_something == (variant != "image")
+    torch.testing.assert_close(matcher(E, T, torch.ones(3, 6).bool()), matcher(E, T))  # nothing is padding
+
+
+@torch.no_grad()
+def test_the_mask_never_hides_image_tokens():
+    """Where no text token counts, `concat` is `image`: each image token still asks all of them. `image` has no mask."""
+    matcher, alone = randomise(RelationMatcher(64, TEXT)), RelationMatcher(64, TEXT, variant="image")
+    state = matcher.state_dict()
+    alone.load_state_dict({name: state[name] for name in alone.state_dict()})
+    E, T, nothing = torch.randn(B, 12, 64), torch.randn(B, 6, TEXT), torch.zeros(B, 6).bool()
+    torch.testing.assert_close(matcher(E, T, nothing), alone.eval()(E, None))
+    assert torch.equal(alone(E, T, nothing), alone(E, None))
+    for token in range(12):  # a change of any image token reaches all others through the attention
+        changed = E.clone()
+        changed[:, token] += 1
+        others = [other for other in range(12) if other != token]
+        difference = (matcher(changed, T, nothing) - matcher(E, T, nothing))[:, others].abs().amax(2)
+        assert (difference > 1e-5).all()
 
 
 @torch.no_grad()
@@ -226,10 +282,62 @@ def test_each_image_reads_its_own_sentence(base, images, text):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("matcher", MATCHERS)
+def test_a_padded_sentence_in_a_batch_gives_the_same_heatmaps_as_alone(matcher, base, images):
+    model = randomise(VLPose(base, TEXT, matcher=matcher), seed=1)
+    T, mask = torch.randn(B, 5, TEXT), torch.tensor([[True] * 2 + [False] * 3, [True] * 5])
+    heatmaps = model(images, T, mask)
+    torch.testing.assert_close(heatmaps[:1], model(images[:1], T[:1, :2]))
+    torch.testing.assert_close(heatmaps[1:], model(images[1:], T[1:]))
+    assert torch.equal(model.predictor(model.features(images, T, mask)), heatmaps)
+    assert torch.allclose(heatmaps[0], model(images, T)[0]) == (matcher == "image")
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("decoder", DECODERS[1:])
 def test_at_first_the_relation_leaves_the_frozen_decoder_alone_but_feeds_the_extractor(decoder, base, images, text):
+    """In the released code it does not leave it alone."""
     relation = VLPose(base, TEXT, decoder).matcher(base.backbone(images).flatten(2).mT, text)
-    assert relation.any() == (decoder == "extractor-injector")
+    assert relation.any() == (decoder in ("extractor-injector", "dual-released"))
+
+
+@torch.no_grad()
+def test_the_injector_starts_at_the_original_and_dual_adds_a_tenth_of_an_extractors_block(base, images, text):
+    """Without prompts, which change what the backbone sees."""
+    assert torch.equal(VLPose(base, TEXT, "injector", num_prompts=0).eval()(images, text), base(images))
+    model = VLPose(base, TEXT, "dual", num_prompts=0).eval()
+    assert not model.matcher(base.backbone(images).flatten(2).mT, text).any()  # R = 0
+    m1 = base.head.block1(base.backbone(images))  # B₁(E), and A₁(0) = 0
+    deconvolution, norm, _ = model.block2
+    added = F.relu(0.1 * deconvolution(m1) / (1 + norm.eps) ** 0.5)
+    torch.testing.assert_close(model.features(images, text), base.head.block2(m1) + added)
+    assert added.any()  # or else nothing could be learned
+    torch.testing.assert_close(model(images, text), base.head.predictor(base.head.block2(m1) + added))
+
+
+def test_dual_released_starts_as_the_released_code(base):
+    """Deconvolutions normal with 0.001, norms of gain 1, PyTorch's linear layers, and the base's own predictor."""
+    model = VLPose(base, TEXT, "dual-released")
+    for deconvolution, norm, _ in (model.block1, model.block2):
+        weight = deconvolution.weight
+        assert weight.std().item() == pytest.approx(0.001, rel=0.03) and abs(weight.mean()) < 3e-5
+        assert (weight.abs() > 0.002).float().mean().item() == pytest.approx(0.0455, abs=0.01)  # normal, not uniform
+        assert (norm.weight == 1).all() and (norm.bias == 0).all()
+    assert (model.matcher.norm.weight == 1).all() and (model.matcher.norm.bias == 0).all()
+    for layer in (model.matcher.text, model.matcher.query, model.matcher.key_value, model.matcher.out):
+        limit = layer.in_features ** -0.5  # of PyTorch's uniform distribution
+        assert 0.95 * limit < layer.weight.abs().max() <= limit and layer.weight.std() > limit / 2
+    predictor = model.predictor
+    assert torch.equal(predictor.weight, base.head.predictor.weight) and predictor.weight.requires_grad
+    assert torch.equal(predictor.bias, base.head.predictor.bias) and predictor.bias.requires_grad
+    assert predictor is not base.head.predictor and not base.head.predictor.weight.requires_grad
+
+
+@pytest.mark.parametrize("decoder", ["extractor-injector", "dual"])
+def test_our_own_start_is_quiet(decoder, base):
+    model = VLPose(base, TEXT, decoder)
+    assert (model.block2[1].weight == 0.1).all() and (model.block1[1].weight == 1).all()
+    assert (model.matcher.norm.weight == (0 if decoder == "dual" else 1)).all() and not model.matcher.norm.bias.any()
 
 
 @pytest.mark.parametrize("size, share", [("base", 0.079), ("large", 0.034), ("huge", 0.022)])

@@ -12,6 +12,7 @@ import random
 import struct
 import sys
 import threading
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -214,7 +215,7 @@ def test_torchvisions_networks_are_backbones_as_they_are(name, tmp_path, monkeyp
 
 # ----------------------------------------------------------------------------------------------- CLIP's text tower
 
-TEXTS = {"a": "a photo of a cartoon character", "b": "an oil painting of a person", "c": "a"}
+TEXTS = ["a photo of a cartoon character", "an oil painting of a person", "a"]
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +226,14 @@ def openai_state():
         embed_dim=96, quick_gelu=True, vision_cfg={"layers": 1, "width": 64, "image_size": 32, "patch_size": 16},
         text_cfg={"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}))
     with torch.no_grad():
-        return peer.state_dict(), peer.encode_text(open_clip.get_tokenizer("ViT-B-32")(list(TEXTS.values())))
+        return peer.state_dict(), peer.encode_text(open_clip.get_tokenizer("ViT-B-32")(TEXTS))
 
 
 def test_text_features_are_those_of_open_clip_from_openais_layout(openai_state, tmp_path):
     state, expected = openai_state
     torch.save(state, tmp_path / "clip.pt")
     features = encode_sentences(load_clip_text(tmp_path / "clip.pt"), TEXTS)
-    assert features.keys() == TEXTS.keys() and features["a"].shape == (1, 96)
+    assert list(features) == TEXTS and features["a"].shape == (1, 96)
     assert relative_error(torch.cat(list(features.values())), expected) <= 1e-5
 
 
@@ -245,7 +246,7 @@ def test_text_features_are_those_of_transformers_from_its_own_file(tmp_path):
     peer = randomise(transformers.CLIPModel(config))
     peer.save_pretrained(tmp_path)
     model = load_clip_text(tmp_path / "model.safetensors")
-    tokens = vlpose.CLIPTokenizer()(list(TEXTS.values()))
+    tokens = vlpose.CLIPTokenizer()(TEXTS)
     with torch.no_grad():
         hidden = peer.text_model(tokens).last_hidden_state  # (N, 77, width)
         assert relative_error(model(tokens), peer.text_projection(hidden[torch.arange(3), tokens.argmax(1)])) <= 1e-5
@@ -308,10 +309,11 @@ def test_a_file_that_is_not_clip_is_refused(vitpose, tmp_path):
 def test_a_vlpose_comes_back_whole(decoder, tmp_path):
     crops, base = torch.randn(2, 3, 128, 96), randomise(PoseModel(VIT_CONFIGS["tiny"]))
     model = randomise(VLPose(base, 8, decoder, num_prompts=2, deep=False, matcher="cross"), seed=2)
-    save_checkpoint(tmp_path / "model.pth", model, text_weights="random", template="a {}")
+    how_it_reads = {"text_weights": "random", "sentences": "a {domain}", "per_token": True}
+    save_checkpoint(tmp_path / "model.pth", model, **how_it_reads)
     torch.load(tmp_path / "model.pth", weights_only=True)  # plain containers and tensors alone
     again, about = load_model(tmp_path / "model.pth")
-    assert about == {"text_weights": "random", "template": "a {}"} and again.options == model.options
+    assert about == how_it_reads and again.options == model.options
     text = torch.randn(2, 1, 8)
     with torch.no_grad():
         assert torch.equal(again(crops, text), model(crops, text)) and torch.equal(again(crops), model(crops))
@@ -554,6 +556,51 @@ def test_nothing_that_a_malicious_pickle_asks_for_is_done(zipped, tmp_path):
             load_weights(tmp_path / "x.pth")
         assert not (tmp_path / "marker").exists() and not events and "this" not in sys.modules, name
     assert not hasattr(argparse.Namespace, "__setstate__") and callable(torch._utils._rebuild_tensor_v2)
+
+
+class Layer:
+    """Stands for a module, whose source torch compares with the one that an old file says it had."""
+    dump_patches = False
+
+
+@pytest.fixture
+def layer():
+    yield
+    Layer.__name__, Layer.dump_patches = "Layer", False
+
+
+@pytest.mark.parametrize("attack", ["writes a file", "warns"])
+def test_the_source_of_a_module_in_an_old_file_is_neither_compared_nor_written(attack, layer, tmp_path):
+    """Torch honours the persistent id ("module", class, file, source): where the source differs, it warns, or appends
+    the difference to CLASS.patch. No function is called for that, but the file says what is written, and where."""
+    module = f"c{Layer.__module__}\nLayer\n".encode()
+    if attack == "writes a file":  # BUILD sets attributes: the class's name is the place, dump_patches allows the patch
+        attributes = text("__name__") + text(str(tmp_path / "marker")) + b"s" + text("dump_patches") + b"\x88s"
+        module += b"N}" + attributes + b"\x86b"
+    program = b"(" + text("module") + module + text("layer.py") + text("chosen text") + b"tQ0"  # and forgets the result
+
+    path, state = tmp_path / "old.pth", {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(1).half()}
+    torch.save({"state_dict": state, "args": argparse.Namespace()}, path, _use_new_zipfile_serialization=False)
+    same_tensors(load_weights(path), state)  # as it is without the program
+    whole = path.read_bytes()
+    with io.BytesIO(whole) as file:
+        for _ in range(3):  # magic number, version, system
+            pickle.load(file)
+        start = file.tell() + 2  # behind the mark of the protocol
+    path.write_bytes(whole[:start] + program + whole[start:])
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(WeightsError, match="old.pth: expected an undamaged safetensors or PyTorch file"):
+            load_weights(path)
+    assert not warned and [file.name for file in tmp_path.iterdir()] == ["old.pth"]
+    assert Layer.__name__ == "Layer" and not Layer.dump_patches
+
+    with pytest.warns(torch.serialization.SourceChangeWarning, match="source code of class '.*' has changed"):
+        same_tensors(torch.load(path, weights_only=False)["state_dict"], state)  # the attack is real
+    assert (tmp_path / "marker.patch").exists() == (attack == "writes a file")
+    if attack == "writes a file":
+        assert "+chosen text" in (tmp_path / "marker.patch").read_text().splitlines()
 
 
 def tensor_pickle(offset, size, stride, numel=4):
