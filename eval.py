@@ -486,13 +486,13 @@ def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, g
 
 def domain_table(dataset, results, size, detected=False):
     """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and the same of "all of" the data set: COCO's AP and
-    PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows whose pose it is, so PCK is NaN."""
+    PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows whose pose it is, so PCK is -1."""
     domains, whole = dataset.domains[dataset.image_index[dataset.annotated]], f"all of {dataset.name}"
     truth, detections, sigmas = read_truth_and_detections(to_coco(dataset), results, dataset.skeleton.sigmas)
     classified = classify_detections(truth, detections, sigmas)
     numbers = by_domain(truth, detections, *classified) | {whole: coco_numbers(truth, detections, *classified)}
     chosen = {domain: domains == domain for domain in numbers} | {whole: np.full(len(domains), True)}
-    return {domain: {"AP": row["AP"], "PCK": np.nan if detected else
+    return {domain: {"AP": row["AP"], "PCK": -1.0 if detected else
                      pck_of_results(dataset, results, size, chosen[domain])["mean"]}
             for domain, row in numbers.items() if chosen[domain].any()}
 

@@ -2,14 +2,16 @@
 import gzip
 import random
 import sys
+import textwrap
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from clip_tokenizer import END, MERGES_PATH, NUM_MERGES, START, CLIPTokenizer  # noqa: E402
+from clip_tokenizer import BYTE_IDS, END, MERGES_PATH, NUM_MERGES, START, WORD, CLIPTokenizer  # noqa: E402
 
 KNOWN_IDS = {
     "a photo of a cat": [320, 1125, 539, 320, 2368],
@@ -113,6 +115,25 @@ def test_long_words_get_the_ids_of_the_peer(tokenizer, peer, letters):
     draw = random.Random(letters)
     for text in (letters * 100, "".join(draw.choices(letters, k=600))):
         assert tokenizer.encode(text) == peer.encode(text)
+
+
+def test_the_merge_in_plain_words_gives_the_same_ids(tokenizer):
+    """The code in the docstring of `merge`, as it stands there."""
+    paragraphs = CLIPTokenizer.merge.__doc__.split("\n\n")
+    code, = (text for text in paragraphs if text.strip().startswith("while True:"))
+    body = textwrap.indent(textwrap.dedent(code), "    ")
+    names = {"pairwise": pairwise}
+    exec(f"def merge_in_plain_words(self, ids):\n{body}", names)  # our own docstring
+
+    draw, words = random.Random(0), ["a" * 60, "ha" * 40, "antidisestablishmentarianism", *map(chr, range(1, 300))]
+    words += ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 40))) for _ in range(300)]
+    for kind in PIECES:
+        words += [word for text in random_texts(kind, count=40) for word in WORD.findall(text)]
+    for word in words:
+        utf8 = word.encode("utf-8", errors="replace")
+        ids = [BYTE_IDS[byte] for byte in utf8]
+        ids[-1] += 256  # as `merge` itself does
+        assert tokenizer.merge(utf8) == names["merge_in_plain_words"](tokenizer, ids), ascii(word)
 
 
 def test_a_word_of_a_hundred_thousand_letters_takes_seconds(tokenizer):

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import data
-from data import (COCO17, Augmentation, Crops, DataError, TRAINING, crop_matrix, decode_heatmaps, draw_figures,
-                  encode_heatmaps, invert_matrix, load_dataset, open_image, read_records, transform_points, warp_image,
-                  written_whole)
+from data import (COCO17, GENTLE, REGDA, VITPOSE, Augmentation, Crops, DataError, crop_matrix, decode_heatmaps,
+                  draw_figures, encode_heatmaps, half_body_box, invert_matrix, load_dataset, open_image, read_records,
+                  to_coco, transform_points, warp_image, with_sentences, written_whole)
 
 SIZE = (128, 96)
 COUNTS = {"train": (3, 2), "val": (2, 1)}
@@ -186,6 +186,124 @@ def test_human_art_is_read_with_its_own_field_names_and_paths(real):
     assert len(dataset.annotated) == 4 and all(Path(file).is_file() for file in dataset.files)
 
 
+# ----------------------------------------------------------------------------------------------- domains and sentences
+
+ART = ["cartoon", "ink painting", "oil painting", "sculpture", "shadow play", "sketch", "stained glass"]
+
+
+def test_natural_and_artificial_are_the_two_parts_of_the_figures(figures):
+    natural, artificial, everything = (load_dataset(f"figures:{figures}{part}", "val")
+                                       for part in ("#natural", "#artificial", ""))
+    assert set(natural.domains) == {"photo"} and sorted(set(artificial.domains)) == ART
+    assert (len(natural.ids), len(artificial.ids)) == (2, 7)
+    assert sorted(natural.files + artificial.files) == sorted(everything.files)
+    assert natural.name == f"figures:{figures}#natural" and natural.sentences.tolist() == ["a photo of a person"] * 2
+    assert artificial.files == load_dataset(f"figures:{figures}#{','.join(ART)}", "val").files
+
+
+def test_a_part_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path):
+    path = write_coco(tmp_path, [person()])
+    assert len(load_dataset(f"coco:{path}#natural", "all").ids) == 1
+    for part, missing in (("artificial", "artificial"), ("natural,artificial", "artificial, natural"), ("", "")):
+        with pytest.raises(DataError, match=f"#{part}: no image of domain {missing}; expected some of photo$"):
+            load_dataset(f"coco:{path}#{part}", "all")
+
+
+def test_natural_scenes_of_human_art_are_natural(real):
+    natural, artificial = (load_dataset(f"humanart:{real / 'humanart'}#{part}", "all")
+                           for part in ("natural", "artificial"))
+    assert natural.domains.tolist() == ["acrobatics"] and sorted(artificial.domains) == ["digital art", "garage kits"]
+    assert len(natural.annotated) + len(artificial.annotated) == 4
+
+
+def test_a_template_names_the_domain_of_each_image(figures):
+    dataset = with_sentences(load_dataset(f"figures:{figures}", "val"), "a photo of a {domain} character")
+    assert len(dataset.sentences) == len(dataset.files) == 9
+    assert set(dataset.sentences) == {f"a photo of a {domain} character" for domain in ["human", *ART]}
+    for row, image_row in enumerate(dataset.image_index):
+        domain = str(dataset.domains[image_row])
+        sentence = Crops(dataset, SIZE)[row, 0]["sentence"]
+        assert sentence == f"a photo of a {'human' if domain == 'photo' else domain} character"
+    assert set(with_sentences(dataset, "a person").sentences) == {"a person"}  # a template without the domain
+
+
+@pytest.mark.parametrize("template", ["a photo of a {domain} character", "{domain}", "a {domain} of a {domain}"])
+def test_in_a_template_photo_is_never_said_of_a_photo(figures, template):
+    """Nobody says "a photo of a photo character"; a domain that has "photo" in its name keeps it."""
+    dataset = load_dataset(f"figures:{figures}#natural", "val")
+    assert set(with_sentences(dataset, template).sentences) == {template.replace("{domain}", "human")}
+    dataset.domains = np.array(["photo", "photo montage"])
+    assert with_sentences(dataset, "{domain}").sentences.tolist() == ["human", "photo montage"]
+    assert dataset.domains.tolist() == ["photo", "photo montage"]  # the domains keep their names
+
+
+def test_sentences_by_domain_come_from_a_dict_or_a_json_file(figures, tmp_path):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    sentences = {domain: f"this is {domain}, größer" for domain in ["photo", *ART]} | {"not there": "unread"}
+    (tmp_path / "sentences.json").write_text(json.dumps(sentences, ensure_ascii=False), "utf-8")
+    for given in (sentences, tmp_path / "sentences.json", str(tmp_path / "sentences.json")):
+        found = with_sentences(dataset, given)
+        assert found.sentences.tolist() == [sentences[domain] for domain in dataset.domains.tolist()]
+        assert "this is photo, größer" in found.sentences  # what the user wrote stays as it is
+    assert dataset.sentences[0] == "a photo of a person" and found.files == dataset.files  # a new data set
+
+
+def test_a_description_is_each_images_own(figures, tmp_path):
+    dataset = with_sentences(load_dataset(f"figures:{figures}", "val"), "description")
+    assert dataset.sentences.tolist() == [f"a {domain} of a person" for domain in dataset.domains.tolist()]
+    images = [{"id": 3, "file_name": "a.jpg", "description": "one"}, {"id": 4, "file_name": "a.jpg",
+                                                                      "description": "two, longer"}]
+    path = write_coco(tmp_path, [person(image_id=4), person(id=8)], images=images)
+    dataset = with_sentences(load_dataset(f"coco:{path}", "all"), "description")
+    assert dataset.sentences.tolist() == ["one", "two, longer"]
+    assert [Crops(dataset, SIZE)[row, 0]["sentence"] for row in (0, 1)] == ["two, longer", "one"]
+
+
+def test_sentences_stay_with_their_images(figures):
+    dataset = with_sentences(load_dataset(f"figures:{figures}", "train"), "description")
+    keep = np.arange(len(dataset.files)) % 3 == 1
+    part = dataset.select_images(keep)
+    assert part.sentences.tolist() == dataset.sentences[keep].tolist()
+    assert part.sentences.tolist() == [f"a {domain} of a person" for domain in part.domains.tolist()]
+    assert part.select_people([0]).sentences is part.sentences and part.unlabelled().sentences is part.sentences
+    dataset.sentences = None
+    assert dataset.select_images(keep).sentences is None and Crops(dataset, SIZE)[0, 0]["sentence"] == ""
+
+
+@pytest.mark.parametrize("descriptions", [[{}, {}], [{"description": "one"}, {}], [{"description": ""}, {}],
+                                          [{"description": "one"}, {"description": None}]])
+def test_a_missing_description_is_an_error_that_names_the_data_set(tmp_path, descriptions):
+    images = [{"id": 3 + n, "file_name": "a.jpg"} | more for n, more in enumerate(descriptions)]
+    path = write_coco(tmp_path, [person()], images=images)
+    dataset = load_dataset(f"coco:{path}", "all")
+    with pytest.raises(DataError, match=f"^coco:{path}: expected a 'description' of each image, found none in some$"):
+        with_sentences(dataset, "description")
+    dataset.sentences = None  # as of the data sets of domain adaptation
+    with pytest.raises(DataError, match="expected a 'description' of each image"):
+        with_sentences(dataset, "description")
+
+
+def test_a_domain_without_a_sentence_is_an_error_that_names_it(figures, tmp_path):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    sentences = dict.fromkeys(["photo", *ART], "a") | {"sketch": None}
+    del sentences["oil painting"]
+    (tmp_path / "sentences.json").write_text(json.dumps(sentences))
+    for given in (sentences, tmp_path / "sentences.json"):
+        with pytest.raises(DataError, match=f"^figures:{figures}: expected a sentence for each domain, found none for "
+                                            "oil painting, sketch$"):
+            with_sentences(dataset, given)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"5", b'"text"', b"{", b"\xff", None])
+def test_a_file_of_sentences_that_is_none_is_an_error_that_names_it(figures, tmp_path, content):
+    path = tmp_path / "sentences.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=f"^{path}: .*expected an object {{domain: sentence}}") as caught:
+        with_sentences(load_dataset(f"figures:{figures}", "val"), str(path))
+    assert "\n" not in str(caught.value)
+
+
 # ------------------------------------------------------------------------------------------------------ writing files
 
 def test_a_file_or_folder_is_there_whole_or_not_at_all(tmp_path):
@@ -284,13 +402,13 @@ def test_encoding_draws_a_gaussian_at_the_exact_position():
     x, y = 40.3 * 47 / 191, 50.9 * 63 / 255
     for v in range(64):
         for u in range(48):
-            inside = abs(u - round(x)) <= 6 and abs(v - round(y)) <= 6
+            inside = abs(u - int(x + 0.5)) <= 6 and abs(v - int(y + 0.5)) <= 6
             expected = math.exp(-((u - x) ** 2 + (v - y) ** 2) / 8) if inside else 0
             assert abs(heatmaps[0, 0, v, u].item() - expected) < 1e-6
     assert weights.tolist() == [[1, 1, 0]] and heatmaps[0, 2].abs().sum() == 0
 
 
-def test_a_keypoint_outside_the_crop_has_no_weight():
+def test_a_keypoint_whose_gaussian_lies_outside_the_crop_has_no_weight():
     keypoints = torch.tensor([[[-60.0, 10], [10, 400], [190, 250]]])
     _, weights = encode_heatmaps(keypoints, torch.ones(1, 3), (256, 192), (64, 48))
     assert weights.tolist() == [[0, 0, 1]]
@@ -318,8 +436,9 @@ def test_decoding_a_flat_heatmap_or_one_with_a_peak_at_the_border_stays_inside()
 
 # ------------------------------------------------------------------------------------------------------ augmentation
 
-def test_the_same_key_gives_the_same_crop_and_another_seed_another(figures):
-    crops = Crops(load_dataset(f"figures:{figures}", "train"), SIZE, TRAINING)
+@pytest.mark.parametrize("augmentation", [GENTLE, VITPOSE, REGDA], ids=["gentle", "ViTPose", "RegDA"])
+def test_the_same_key_gives_the_same_crop_and_another_seed_another(figures, augmentation):
+    crops = Crops(load_dataset(f"figures:{figures}", "train"), SIZE, augmentation)
     first, again, other = crops[0, (1, 2)], crops[0, (1, 2)], crops[0, (1, 3)]
     assert torch.equal(first["image"], again["image"]) and torch.equal(first["keypoints"], again["keypoints"])
     assert not torch.equal(first["image"], other["image"])
@@ -340,8 +459,13 @@ def test_flip_pairs_are_left_and_right_of_the_same_joint():
     assert (COCO17.flip[COCO17.flip] == np.arange(17)).all()
 
 
-def test_keypoints_follow_the_picture_through_every_augmentation(tmp_path):
-    """A white dot at each keypoint is still there after rotation, scaling, shift, flip and half-body crops."""
+EVERYTHING = Augmentation(flip=0.5, half_body=0.5, scale=0.3, shift=0.16, box_shift=0.16, rotation=80)
+
+
+@pytest.mark.parametrize("augmentation", [EVERYTHING, Augmentation(flip=0.5, resized_crop=0.4, rotation=80)],
+                         ids=["moved", "resized crop"])
+def test_keypoints_follow_the_picture_through_every_augmentation(tmp_path, augmentation):
+    """A white dot at each keypoint is still there after rotation, scaling, shift, flip, half-body and resized crops."""
     dots = np.zeros((200, 200, 3), np.uint8)
     keypoints = np.random.default_rng(0).integers(30, 170, (17, 2))
     dots[keypoints[:, 1, None, None] + np.arange(-1, 2)[:, None], keypoints[:, 0, None, None] + np.arange(-1, 2)] = 255
@@ -349,13 +473,77 @@ def test_keypoints_follow_the_picture_through_every_augmentation(tmp_path):
     path = write_coco(tmp_path, [person(keypoints=labels, bbox=[30, 30, 140, 140])])
     Image.fromarray(dots).save(tmp_path / "a.png")
     path.write_text(path.read_text().replace("a.jpg", "a.png"))
-    everything = Augmentation(flip=0.5, half_body=0.5, scale=0.3, shift=0.16, rotation=80)
-    crops = Crops(load_dataset(f"coco:{path}", "all"), (256, 192), everything)
+    crops, seen = Crops(load_dataset(f"coco:{path}", "all"), (256, 192), augmentation), 0
     for seed in range(30):
         crop = crops[0, seed]
         for (x, y), visible in zip(crop["keypoints"].tolist(), crop["visible"]):
             if visible and 1 <= x <= 190 and 1 <= y <= 254:
                 assert crop["image"][:, round(y), round(x)].min() > 60
+                seen += 1
+    assert seen > 30 * 17 / 3
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 96)])
+@pytest.mark.parametrize("least", [0.6, 0.25])
+def test_a_resized_crop_is_a_part_of_the_box_anywhere_in_it_with_a_share_of_its_area_at_random(figures, size, least):
+    dataset = load_dataset(f"figures:{figures}", "train")
+    matrix = crop_matrix(dataset.boxes[0], size)  # of the whole box: padded, and of the crop's shape
+    corners = np.array([[0.0, 0], [size[1] - 1, size[0] - 1]])
+    low, high = transform_points(corners, invert_matrix(matrix))
+    crops, shares, places = Crops(dataset, size, Augmentation(resized_crop=least)), [], []
+    for seed in range(400):
+        left_top, right_bottom = transform_points(corners, invert_matrix(crops[0, seed]["matrix"].numpy()))
+        assert (left_top > low - 1e-9).all() and (right_bottom < high + 1e-9).all()  # within the box
+        part = (right_bottom - left_top) / (high - low)
+        assert part[0] == pytest.approx(part[1])  # of the same shape
+        shares.append(part.prod())
+        places.append((left_top - low) / (high - low - (right_bottom - left_top)))  # 0 to 1 along each axis
+    even = np.linspace(0, 1, 400)
+    assert least <= min(shares) and max(shares) <= 1
+    for numbers in ((np.array(shares) - least) / (1 - least), *np.array(places).T):  # each of them uniform
+        assert np.abs(np.sort(numbers) - even).max() < 1.95 / 20  # Kolmogorov's distance, one in a thousand is greater
+    assert np.corrcoef(np.column_stack([shares, places]).T)[np.triu_indices(3, 1)] == pytest.approx(0, abs=0.2)
+
+
+def test_a_keypoint_just_outside_the_crop_trains_if_outside_says_so_as_in_mmpose_and_else_not(tmp_path):
+    keypoints = np.full((17, 3), 2.0)
+    keypoints[:, :2] = 60, 60
+    keypoints[:4, :2] = (20, 60), (100, 60), (60, 20), (60, 100)  # on the box's border: padded, it is inside
+    keypoints[4:8, :2] = (7, 60), (113, 60), (60, 7), (60, 113)  # three pixels outside
+    keypoints[8, 2] = 0
+    path = write_coco(tmp_path, [person(keypoints=keypoints.ravel().tolist(), bbox=[20, 20, 80, 80])])
+    dataset = load_dataset(f"coco:{path}", "all")
+    for outside in (False, True):
+        item = Crops(dataset, (101, 101), Augmentation(outside=outside))[0, 0]  # a pixel of it is one of the image
+        _, weights = encode_heatmaps(item["keypoints"][None], item["visible"][None], (101, 101), (26, 26))
+        assert weights[0].tolist() == [1] * 4 + [float(outside)] * 4 + [0] + [1] * 8
+        assert item["visible"].tolist() == [2] * 4 + [2.0 * outside] * 4 + [0] + [2] * 8
+    assert VITPOSE.outside and not any(other.outside for other in (Augmentation(), GENTLE, REGDA))
+
+
+def test_half_a_body_is_a_box_around_the_mean_of_the_half_that_has_enough_keypoints():
+    keypoints = np.zeros((17, 3))
+    keypoints[:, :2] = np.random.default_rng(0).uniform(0, 100, (17, 2))
+    upper, lower = np.arange(11), np.arange(11, 17)
+
+    def boxes(*labelled):
+        keypoints[:, 2] = 0
+        keypoints[np.concatenate(labelled), 2] = 1
+        found = [half_body_box(keypoints, COCO17, np.random.default_rng(seed)) for seed in range(400)]
+        return [None if box is None else tuple(box.round(6)) for box in found]
+
+    def around(half):
+        points = keypoints[half, :2]
+        size = 1.5 * (points.max(0) - points.min(0))
+        return tuple(np.concatenate([points.mean(0) - size / 2, size]).round(6))
+
+    both = boxes(upper, lower)
+    assert set(both) == {around(upper), around(lower)} and 0.63 < both.count(around(upper)) / 400 < 0.77
+    assert set(boxes(upper, lower[:2])) == {around(upper)}  # two of the lower half are too few
+    assert set(boxes(upper[:1], lower)) == {None}  # seven keypoints
+    assert set(boxes(upper[:2], lower)) == {None}  # eight
+    assert set(boxes(upper[:3], lower)) == {around(upper[:3]), around(lower)}
+    assert set(boxes(upper[:8])) == {None} and set(boxes(upper[:9])) == {around(upper[:9])}
 
 
 # ------------------------------------------------------------------------------------------------ the built-in figures

@@ -130,6 +130,24 @@ def test_lsp_has_a_thousand_images_to_train_on_and_a_thousand_others_to_test_on(
     assert not both.keypoints[:, [6, 7]].any()  # no pelvis, no thorax
 
 
+LIMBS = [*range(6), *range(10, 16)]  # of BODY16: what PCK counts
+
+
+def test_lsp_as_in_regda_is_all_of_it_in_both_splits_without_hidden_joints(lsp):
+    train, val, both = (load_dataset(f"lsp-regda:{lsp}", split) for split in ("train", "val", "all"))
+    everything = load_dataset(f"lsp:{lsp}", "all")
+    for part in (train, val, both):
+        assert part.files == everything.files and len(part.annotated) == 2000
+        assert (part.boxes == everything.boxes).all() and (part.keypoints == train.keypoints).all()
+    assert set(np.unique(train.keypoints[:, :, 2])) == {0, 2}
+    flags = data.load_matlab(lsp / "joints.mat", "joints", "")[2, :12]
+    assert (flags == 0).sum() == 21_976  # limb joints that RegDA takes for visible, of 24,000
+    assert (train.keypoints[:, LIMBS, 2] > 0).sum() == 21_974  # two lie below their images, and below RegDA's heatmaps
+    visible = everything.keypoints[:, :, 2] == 2
+    assert (train.keypoints[visible] == everything.keypoints[visible]).all() and not train.keypoints[~visible].any()
+    assert train.name == f"lsp-regda:{lsp}"
+
+
 def test_the_crop_of_an_lsp_image_is_all_of_it_in_a_square(lsp):
     dataset = load_dataset(f"lsp:{lsp}", "train")
     for row in (0, 1, 500):
@@ -151,6 +169,21 @@ def write_lsp(folder, joints, digits=4):
     return folder
 
 
+def test_a_hidden_joint_of_lsp_is_labelled_but_not_as_in_regda(tmp_path):
+    joints = np.full((3, 14, 4), 20.0)
+    joints[2] = 0
+    joints[2, 5, 1] = joints[2, 12, 3] = 1  # hidden: a left ankle, a neck
+    write_lsp(tmp_path, joints)
+    ours, regda = (load_dataset(f"{name}:{tmp_path}", "all").keypoints for name in ("lsp", "lsp-regda"))
+    assert ours[1, 5].tolist() == [20, 20, 1] and ours[3, 8].tolist() == [20, 20, 1]
+    assert regda[1, 5].tolist() == regda[3, 8].tolist() == [0, 0, 0]
+    ours[[1, 3], [5, 8]] = 0
+    assert (ours == regda).all()
+    for split in ("train", "val"):
+        assert (load_dataset(f"lsp-regda:{tmp_path}", split).keypoints == regda).all()
+    assert [len(load_dataset(f"lsp:{tmp_path}", split).ids) for split in ("train", "val")] == [2, 2]
+
+
 def test_lsp_extended_flags_what_is_labelled_and_has_no_test_images(tmp_path):
     joints = np.full((14, 3, 4), 20.0)
     joints[:, 2] = 1
@@ -160,8 +193,10 @@ def test_lsp_extended_flags_what_is_labelled_and_has_no_test_images(tmp_path):
     assert len(dataset.ids) == 4 and dataset.files[0].endswith("im00001.jpg")
     assert dataset.keypoints[1, 3].tolist() == [0, 0, 0] and dataset.keypoints[0, 3].tolist() == [20, 20, 2]
     assert (dataset.keypoints == load_dataset(f"lsp:{tmp_path / 'joints.mat'}", "all").keypoints).all()
-    with pytest.raises(DataError, match="LSP-Extended has no split 'val'"):
-        load_dataset(f"lsp:{tmp_path}", "val")
+    for name in ("lsp", "lsp-regda"):
+        with pytest.raises(DataError, match="LSP-Extended has no split 'val'"):
+            load_dataset(f"{name}:{tmp_path}", "val")
+    assert (load_dataset(f"lsp-regda:{tmp_path}", "train").keypoints == dataset.keypoints).all()
 
 
 @pytest.mark.parametrize("joints", [np.ones((3, 13, 4)), np.ones((2000, 14)), np.ones((3, 14)), np.full((3, 14), "a")])
@@ -530,9 +565,9 @@ def test_other_json_is_not_animalpose(animalpose):
             load_dataset(f"animalpose:{animalpose}", "all")
 
 
-@pytest.mark.parametrize("name", ["lsp", "surreal", "human36m", "synthetic-animal", "tigdog", "animalpose"])
+@pytest.mark.parametrize("name", data.READERS)
 def test_a_folder_without_the_data_set_is_an_error(tmp_path, name):
-    if name in ("lsp", "tigdog"):
+    if name in ("lsp", "lsp-regda", "tigdog"):
         pytest.importorskip("scipy")
     for split in ("train", "val", "all"):
         with pytest.raises(DataError, match="expected"):

@@ -319,3 +319,154 @@ def test_a_target_with_other_joints_is_refused_by_their_names(cache, tmp_path, r
     assert main(make(cache, tmp_path / "bad", "--target", target)) == 2
     error = capsys.readouterr().err
     assert ("left_front_hoof" if make is uda_command else "left_ankle") in error and not (tmp_path / "bad").exists()
+
+
+# ----------------------------------------------------------------------------------------------- recipes and protocols
+
+def options(*argv):
+    return train.parse_options(list(argv))
+
+
+def test_a_recipe_has_every_value_of_the_paper_and_an_option_overrides_one():
+    paper = options("--mode", "uda", "--recipe", "paper", "--lr", "5e-5")
+    assert (paper.lr, paper.adapt_lr, paper.optimizer, paper.weight_decay, paper.warm_up, paper.clip) == (
+        5e-5, 1e-4, "adam", 0, 0, 0)
+    assert (paper.supervised_steps, paper.steps, paper.batch_size, paper.ema_decay) == (20_000, 15_000, 32, 0.999)
+    assert (paper.feature_level, paper.pose_level, paper.style_steps, paper.style_batch) == (0.1, 0.3, 500_000, 16)
+    assert vars(options("--mode", "uda"))["lr"] == 1.5e-3
+
+
+def test_of_steps_and_epochs_the_one_that_is_given_counts(capsys):
+    assert (options().steps, options().epochs) == (1200, None)
+    assert (options("--epochs", "3").steps, options("--epochs", "3").epochs) == (None, 3)
+    paper = options("--recipe", "paper", "--steps", "7")
+    assert (paper.steps, paper.epochs, paper.base_steps, paper.base_epochs) == (7, None, None, 210)
+    with pytest.raises(SystemExit):
+        options("--epochs", "3", "--steps", "7")
+    assert "expected --steps or --epochs, found both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--text", "X"], ["--mode", "uda", "--pose", "0"], ["--no-shal"]])
+def test_options_are_not_guessed_from_abbreviations(argv):
+    with pytest.raises(SystemExit):
+        options(*argv)
+
+
+def plan_of(cache, capsys, *more):
+    """The stages that a dry run prints, by name."""
+    assert main(["--cache", str(cache), "--dry-run", *more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {line.split(": ")[1]: line for line in lines if line.startswith("plan: ")}
+
+
+def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_of(cache, capsys, "--batch-size", "4", "--epochs", "3", "--validate-every", "2")
+    assert plan["base"].startswith("plan: base: 3,300 steps of 4 crops (figures#natural: 6 people, 2200.0 epochs)")
+    assert "adapt: 21 steps of 4 crops (figures#artificial: 28 people, 3.0 epochs)" in plan["adapt"]
+    assert plan["adapt"].endswith("a tenth of it from steps 17, 20, validation every 14 steps")
+    plan = plan_of(cache, capsys, "--mode", "uda", "--recipe", "paper", "--size", "resnet18", "--batch-size", "4",
+                   "--image-level", "0")
+    assert list(plan) == ["source", "adapt"] and "adam, learning rate 0.0001" in plan["source"]
+    assert plan["source"].endswith("0.0001") and plan["adapt"].endswith("a tenth of it from steps 2,000, 9,500")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learning_rates_follow_the_batch_linearly_from_the_papers_512(cache, capsys):
+    for batch, rate in ((512, "0.0005"), (64, "6.25e-05")):
+        plan = plan_of(cache, capsys, "--recipe", "paper", "--size", "tiny", "--batch-size", str(batch))
+        assert f"learning rate {rate}," in plan["base"] and f"learning rate {rate}," in plan["adapt"]
+
+
+def test_the_papers_student_falls_twice_while_its_discriminator_stays():
+    stage = Stage("adapt", 15_000, 1e-4, 32, 0, False, optimizer="adam", warm_up=0, milestones=(4 / 30, 19 / 30), clip=0,
+                  steady="discriminator.", weight_decay=0.0)
+    factors = [learning_rate(step, stage) for step in range(15_000)]
+    assert factors[0] == factors[1999] == 1 and math.isclose(factors[2000], 0.1) and math.isclose(factors[9500], 0.01)
+    assert np.mean(factors) == pytest.approx(0.187, abs=5e-4)
+    model = uda.MultiLevelAlignment(PoseModel(VIT_CONFIGS["tiny"]))
+    steady = {group["steady"]: len(group["params"]) for group in parameter_groups(model, stage)}
+    assert steady[True] == len(list(model.discriminator.parameters()))
+    assert all(group["weight_decay"] == 0 for group in parameter_groups(model, stage))
+
+
+def test_the_best_model_in_validation_is_kept_and_resuming_does_not_change_which(cache, tmp_path, monkeypatch, capsys):
+    more = ["--validate-every", "1", "--select", "best", "--lr", "3e-2"]  # a rate at which the last is rarely the best
+    assert main(command(cache, tmp_path / "run", *more, "--steps", "21")) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines()]
+    measured = {int(row[1]): float(row[4]) for row in rows if row[0] == "adapt" and row[4] != "nan"}
+    assert list(measured) == [7, 14, 21]  # 28 people in batches of 4
+    assert f"selected the best in validation, AP {max(measured.values()):.3f}" in printed
+    best, kept = torch.load(tmp_path / "run" / "adapt.best.pth"), load_model(tmp_path / "run" / "model.pth")[0]
+    assert all(torch.equal(tensor, kept.state_dict()[name]) for name, tensor in best.items())
+    resumed = stopped_and_resumed(command, cache, tmp_path, monkeypatch, "adapt", *more, "--steps", "21")
+    assert (resumed / "results.json").read_text() == (tmp_path / "run" / "results.json").read_text()
+
+
+def test_all_of_a_data_set_has_one_number_beside_those_of_its_domains(run):
+    results = json.loads((run / "results.json").read_text())["adapted"]
+    assert list(results)[0] == "photo" and {"all of figures#natural", "all of figures#artificial"} < set(results)
+    assert results["photo"] == results["all of figures#natural"]
+
+
+def humanart(folder, figures):
+    """Figures as Human-Art would hold them: natural scenes beside art, without the data set's own name."""
+    other = shutil.copytree(figures, folder / "humanart")
+    for split in ("training", "validation"):
+        path = other / "annotations" / f"{split}_figures.json"
+        contents = json.loads(path.read_text())
+        for image in contents["images"]:
+            image["category"] = image["category"].replace("photo", "dance")
+        path.rename(path.with_name(f"{split}_humanart.json")).write_text(json.dumps(contents))
+    return other
+
+
+def test_human_arts_natural_scenes_are_trained_on_and_reported_like_its_art(cache, tmp_path, capsys):
+    other = humanart(tmp_path, cache / train.FIGURES)
+    assert main(command(cache, tmp_path / "run", "--target", f"humanart:{other}")) == 0
+    assert f"humanart:{other}: 34 people in 34 images to train on" in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["adapted"]
+    assert {"dance", "cartoon", f"all of humanart:{other}", "photo"} < set(results)
+
+
+def test_a_detectors_boxes_are_what_is_tested_on(cache, tmp_path, capsys):
+    other = humanart(tmp_path, cache / train.FIGURES)
+    contents = json.loads((other / "annotations" / "validation_humanart.json").read_text())
+    boxes = [{"image_id": person["image_id"], "bbox": person["bbox"], "score": 0.9, "category_id": 1}
+             for person in contents["annotations"]] + [{"image_id": 10 ** 6, "bbox": [1, 1, 9, 9], "score": 0.5}]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    shared = ["--target", f"humanart:{other}"]
+    assert main(command(cache, tmp_path / "true", *shared)) == 0
+    assert main(command(cache, tmp_path / "boxed", *shared, "--boxes", str(tmp_path / "boxes.json"))) == 0
+    assert "skipped 1 boxes of other images" in capsys.readouterr().err
+    tables = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("true", "boxed")]
+    whole = f"all of humanart:{other}"
+    assert tables[0]["original"][whole]["AP"] == tables[1]["original"][whole]["AP"]  # the boxes are the true ones
+    assert tables[1]["original"][whole]["PCK"] == -1
+    assert tables[0]["original"]["photo"] == tables[1]["original"]["photo"]
+
+
+@pytest.mark.parametrize("sentences", ["description", "file"])
+def test_sentences_may_be_the_images_own_or_those_of_a_file_read_token_by_token(cache, tmp_path, sentences):
+    if sentences == "file":
+        sentences = str(tmp_path / "sentences.json")
+        names = {style: f"{style}, {'very ' * n}fine" for n, style in enumerate(train.load_dataset(
+            f"figures:{cache / train.FIGURES}", "val").domains.tolist())}
+        (tmp_path / "sentences.json").write_text(json.dumps(names))
+    assert main(command(cache, tmp_path / "run", "--sentences", sentences, "--per-token")) == 0
+    _, about = load_model(tmp_path / "run" / "model.pth")
+    assert about == {"text_weights": "random", "sentences": sentences, "per_token": True}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["adapter off"] == results["original"] != results["adapted"]
+
+
+def test_source_images_of_the_papers_recipe_are_seen_in_random_views_with_their_keypoints():
+    images, views = torch.rand(4, 3, 64, 64), uda.Views(color=0.0)
+    images[:, :, 30:33, 40:43] = 9.0  # a bright spot
+    points, visible = torch.tensor([[[41.0, 31.0], [500.0, 0.0]]]).expand(4, -1, -1), torch.ones(4, 2)
+    seen, moved, visible = uda.source_view(images, points, visible, views)
+    assert not torch.equal(seen, images) and visible[:, 1].sum() == 0
+    for view, (x, y), inside in zip(seen, moved[:, 0], visible[:, 0]):
+        if inside:
+            assert view[0, y.round().int().clamp(0, 63), x.round().int().clamp(0, 63)] > 0.9 or min(x, y) < 1
