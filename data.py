@@ -70,7 +70,7 @@ class PoseDataset:
     """Images and the people in them, as arrays: one row per image in the first three, one row per person below."""
     name: str
     skeleton: Skeleton
-    files: list  # paths of the images
+    files: list  # paths of the images, or Pillow images
     image_ids: np.ndarray  # (images,)
     domains: np.ndarray  # (images,) of str: "photo", "oil painting", ...
     ids: np.ndarray  # (people,) annotation ids
@@ -385,7 +385,10 @@ def open_image(file, shrink=1.0, upright=False):
 
     upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations ignore it.
     JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
+    file: a path, or a Pillow image.
     """
+    if isinstance(file, Image.Image):
+        return (ImageOps.exif_transpose(file) if upright else file).convert("RGB"), 1
     with image_file(file) as image:
         full_width = image.width
         image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))

@@ -305,6 +305,7 @@ import math
 import os
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from glob import glob
 from itertools import chain, groupby
 from pathlib import Path
@@ -628,11 +629,59 @@ def own_pictures(patterns, skeleton=COCO17):
         files += found
     files = list(dict.fromkeys(files))
     boxes = np.array([(0, 0, *open_image(file, upright=True)[0].size) for file in files], float)
-    nobody = PoseDataset(
-        name="pictures", skeleton=skeleton, files=files, image_ids=np.arange(1, len(files) + 1),
-        domains=np.full(len(files), "picture"), upright=True,
-        **dict.fromkeys(("ids", "image_index", "keypoints", "boxes", "areas", "crowd")))
-    return with_boxes(nobody, np.arange(len(files)), boxes)
+    return with_boxes(no_people(files, skeleton), np.arange(len(files)), boxes)
+
+
+def no_people(files, skeleton):
+    """A data set of pictures in which nobody has been looked for yet."""
+    return PoseDataset(name="pictures", skeleton=skeleton, files=files, image_ids=np.arange(1, len(files) + 1),
+                       domains=np.full(len(files), "picture"), upright=True,
+                       **dict.fromkeys(("ids", "image_index", "keypoints", "boxes", "areas", "crowd")))
+
+
+def skeleton_of(model):
+    if model.num_keypoints not in SKELETONS:
+        raise DataError(f"expected a model of {', '.join(map(str, SKELETONS))} keypoints, whose skeletons are known; "
+                        f"found {model.num_keypoints}")
+    return SKELETONS[model.num_keypoints]
+
+
+@dataclass
+class Poses:
+    """The poses of the people in one picture, in its pixels."""
+    keypoints: np.ndarray  # (people, K, 3) x, y, score
+    boxes: np.ndarray  # (people, 4) left, top, width, height: where they were looked for
+    names: tuple  # (K,) of the keypoints
+
+
+def estimate_poses(model, image, boxes=None, sentence=None):
+    """The poses of the people in one picture -> Poses.
+
+    model: from `load_model`. image: a Pillow image, or RGB bytes (H, W, 3). boxes: the people's, (people, 4) left, top,
+    width, height in pixels; without them, the picture is taken as one person as a whole. sentence: what VLPose reads,
+    such as "a photo of a cartoon character"; without one its adapter is off.
+    """
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    boxes = np.array([(0, 0, *image.size)] if boxes is None else boxes, float).reshape(-1, 4)
+    if not (boxes[:, 2:] > 0).all():
+        raise DataError(f"boxes: expected a width and a height above 0, found {boxes.tolist()}")
+    picture = with_boxes(no_people([image], skeleton_of(model)), np.zeros(len(boxes), int), boxes)
+    texts = None
+    if sentence is not None:
+        if not isinstance(model, VLPose):
+            raise DataError(f"sentence: expected a VLPose, which reads text, found a {type(model).__name__}")
+        picture = with_sentences(picture, sentence)
+        texts = {sentence: read_sentence(sentence, **model.about).to(next(model.parameters()).device)}
+    results = predict(model, picture, texts, np.arange(len(boxes)))
+    keypoints = np.array([result["keypoints"] for result in results]).reshape(len(boxes), -1, 3)
+    return Poses(keypoints, boxes, picture.skeleton.names)
+
+
+@lru_cache(maxsize=64)
+def read_sentence(sentence, text_weights="random", per_token=False, sentences=None):
+    """T (L, D_text) of a sentence, by the text tower that a model was trained with."""
+    return encode_sentences(load_clip_text(text_weights), [sentence], per_token)[sentence]
 
 
 # === Appendix: drawing; skip on a first reading =======================================================================
@@ -791,11 +840,12 @@ def print_numbers(args, annotations, results, sigmas, names, flip, domains=True,
         print("\n".join([format_coco(numbers), *(format_table(title, table) for title, table in tables.items())]))
 
 
-def with_texts(dataset, model, about, args):
+def with_texts(dataset, model, args):
     """The data set with its sentences, by --prompt or the model's own, and {sentence: T}; None without an adapter."""
     if not isinstance(model, VLPose) or args.prompt == "none":
         return dataset, None
-    weights, sentences = args.text_weights or about.get("text_weights"), args.prompt or about.get("sentences")
+    about, weights = model.about, args.text_weights or model.about.get("text_weights")
+    sentences = args.prompt or about.get("sentences")
     if not weights or not sentences:
         raise DataError(f"{args.checkpoint}: does not say how it reads text; --text-weights and --prompt do")
     clip_text = load_clip_text(weights).to(args.device)
@@ -808,12 +858,11 @@ def with_texts(dataset, model, about, args):
 
 def evaluate_checkpoint(args):
     """The numbers of a model on a data set, its results as COCO's JSON, and pictures."""
-    model, about = load_model(args.checkpoint)
-    model.to(args.device)
+    model = load_model(args.checkpoint).to(args.device)
     dataset = load_dataset(args.data, args.split, args.cache)
     if not len(dataset.annotated):
         raise DataError(f"{args.data}: expected labelled people in split {args.split!r}, found none")
-    dataset, texts = with_texts(dataset, model, about, args)
+    dataset, texts = with_texts(dataset, model, args)
     boxed, people, box_scores = dataset, dataset.annotated, None
     if args.boxes:
         by_id = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
@@ -828,15 +877,11 @@ def evaluate_checkpoint(args):
 
 def predict_pictures(args):
     """Poses for people's own pictures, drawn and as COCO's JSON."""
-    model, about = load_model(args.checkpoint)
-    model.to(args.device)
+    model = load_model(args.checkpoint).to(args.device)
     if isinstance(model, VLPose) and not args.prompt:
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    if model.num_keypoints not in SKELETONS:
-        raise DataError(f"{args.checkpoint}: expected a model of {', '.join(map(str, SKELETONS))} keypoints, whose "
-                        f"skeletons are known; found {model.num_keypoints}")
-    pictures, box_scores = own_pictures(args.images, SKELETONS[model.num_keypoints]), None
-    pictures, texts = with_texts(pictures, model, about, args)
+    pictures, box_scores = own_pictures(args.images, skeleton_of(model)), None
+    pictures, texts = with_texts(pictures, model, args)
     if args.boxes:
         names = [{Path(file).name, Path(file).stem} for file in pictures.files]
         by_name = {name: row for row, both in enumerate(names) for name in both}

@@ -13,7 +13,7 @@ the student must say what the teacher says (L_con):
     target image ─┬─ view 1 ─► teacher ─► heatmaps ─► warp back ─► pseudo-labels, mask ─┐
                   └─ view 2 ─► occlude ─► student ─► heatmaps ─► warp back ─────────────┴─► L_con, L_im
 
-    L = L_sup + 1.0 L_con + 0.1 L_adv + 0.3 L_im
+    L = L_sup + 1.0 L_con + 0.1 L_adv + 0.3 L_im        (the paper's weights; a recipe may have others)
 
 The lesson, from top to bottom: the loss of each part, then views, then the teacher, and at last `MultiLevelAlignment`,
 whose `forward` is one step of adaptation in eight numbered parts. To see the whole first, begin there.
@@ -342,7 +342,8 @@ class MultiLevelAlignment(nn.Module):
     """Stage 2: the student, its teacher and the discriminator; `forward` is one step of adaptation.
 
     student: a PoseModel that has learned from the source's labels.
-    restyle: (source images, target images) -> source images in the target's style; None leaves out the image level.
+    restyle: (source images, target images) -> source images in the target's style: `StyleTransfer.restyle`, or another
+        one in its place. None leaves out the image level.
     source_keypoints: those that the source labels, all if it is None. The student is taught no others, so its heatmaps
         of others must not become pseudo-labels.
     decay: the share of the teacher that stays at each step. bf16: networks compute in bfloat16.

@@ -264,7 +264,8 @@ class RelationMatcher(nn.Module):
         R = LayerNorm(E + W_o (M v))                   the mean of the answers, added to the token
 
     [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active in training alone.
-    variant: `concat` is the paper's; `cross` takes keys and values from T' alone; `image` from E alone, without text.
+    variant: `concat` is the paper's. `cross` takes keys and values from T' alone: with one text token every image token
+        gets the same answer. `image` takes them from E alone, without text.
     mask (B, L), True for text tokens: in a batch of sentences of different lengths the others are padding.
     """
 
@@ -322,12 +323,7 @@ class VLPose(nn.Module):
     def __init__(self, base, text_dim, decoder="dual", num_prompts=None, deep=True, matcher="concat"):
         super().__init__()
         config = base.config
-        if decoder not in DECODERS:
-            raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
-        if decoder != "baseline" and not config.head_dim:
-            raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple one: 'baseline'")
-        if num_prompts and config.trunk:
-            raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
+        check_adapter(config, decoder, num_prompts)
         n = config.prompts if num_prompts is None else num_prompts
         self.config, self.num_keypoints, self.decoder = config, base.num_keypoints, decoder
         self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, deep=deep, matcher=matcher)
@@ -362,8 +358,8 @@ class VLPose(nn.Module):
         return self
 
     def forward(self, images, text=None, mask=None):
-        """text: T (B, L, D_text), each image's sentence. None switches the adapter off: the original model.
-        mask: see `RelationMatcher`."""
+        """text: T (B, L, D_text), each image's sentence. None switches the adapter off: the original model. (The decoder
+        `baseline` does not read it, but any text switches its prompts on.) mask: see `RelationMatcher`."""
         if text is None:
             return self.base(images)
         return self.predictor(self.features(images, text, mask))
@@ -468,6 +464,16 @@ class TorchvisionBackbone(nn.Module):
 
     def forward(self, images, prompts=None):
         return self.up(self.body(images))  # (B, D, H/16, W/16)
+
+
+def check_adapter(config, decoder, num_prompts):
+    """ValueError for a VLPose that cannot be."""
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
+    if decoder != "baseline" and not config.head_dim:
+        raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple one: 'baseline'")
+    if num_prompts and config.trunk:
+        raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
 
 
 # ---------------------------------------------------------------------------------------------- files and addresses
@@ -855,7 +861,7 @@ def save_checkpoint(path, model, **about):
 
 
 def load_model(path_or_name, image_size=None):
-    """(model, about): what `save_checkpoint` wrote, or a pose model from any public file or name, and then {}.
+    """The model that `save_checkpoint` wrote, or a pose model from any public file or name. `model.about` says more.
 
     image_size: height and width to use it with, if not those of its training. A backbone without a decoder (MAE's,
     torchvision's) gets an untrained one. WeightsError if a tensor is missing, left over or of another shape.
@@ -885,12 +891,13 @@ def load_model(path_or_name, image_size=None):
         if own and "adapter" in contents:
             model = VLPose(model, **contents["options"])
             state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"]
-        return load_strictly(model, state, path).eval(), contents["about"] if own else {}
+        model.about = contents["about"] if own else {}
+        return load_strictly(model, state, path).eval()
 
 
 def load_pose_model(path_or_name, image_size=None):
     """The PoseModel in a file: of a VLPose, the original model. Otherwise like `load_model`."""
-    model, _ = load_model(path_or_name, image_size)
+    model = load_model(path_or_name, image_size)
     return getattr(model, "base", model).requires_grad_(True)
 
 

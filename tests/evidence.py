@@ -109,11 +109,11 @@ def read_sentences(folder):
     {"right sentence": {domain: {"AP": ...}}, "wrong sentence": ...}. Kept in sentences.json."""
     path = folder / "sentences.json"
     if not path.exists():
-        model, about = load_model(folder / "model.pth")
-        right = with_sentences(load_dataset("figures#artificial", "val"), about["sentences"])
+        model = load_model(folder / "model.pth")
+        right = with_sentences(load_dataset("figures#artificial", "val"), model.about["sentences"])
         sentence_of = dict(zip(right.domains.tolist(), right.sentences.tolist()))
         wrong = with_sentences(right, {style: sentence_of[ART[place - len(ART) + 1]] for place, style in enumerate(ART)})
-        texts = encode_sentences(load_clip_text(about["text_weights"]), sorted(sentence_of.values()))
+        texts = encode_sentences(load_clip_text(model.about["text_weights"]), sorted(sentence_of.values()))
         tables = {f"{name} sentence": domain_table(figures, predict(model, figures, texts), model.config.image_size)
                   for name, figures in (("right", right), ("wrong", wrong))}
         path.write_text(json.dumps(tables))

@@ -88,9 +88,8 @@ def test_with_the_adapter_off_the_original_is_back_exactly(run):
 
 
 def test_training_leaves_no_trace_in_the_frozen_base(run, cache):
-    model, about = load_model(run / "model.pth")
-    base, _ = load_model(next(cache.glob("base-*.pth")))
-    assert about["sentences"] == "a photo of a {domain} character"
+    model, base = load_model(run / "model.pth"), load_model(next(cache.glob("base-*.pth")))
+    assert model.about["sentences"] == "a photo of a {domain} character"
     for name, tensor in base.state_dict().items():
         assert torch.equal(tensor, model.base.state_dict()[name]), name
 
@@ -194,7 +193,7 @@ def aligned(cache, tmp_path_factory):
 
 
 def weights(folder, name):
-    return load_model(folder / f"{name}.pth")[0].state_dict()
+    return load_model(folder / f"{name}.pth").state_dict()
 
 
 def test_alignment_leaves_its_numbers_models_and_pictures(aligned):
@@ -258,7 +257,7 @@ def test_each_part_of_the_alignment_can_be_left_out(aligned, cache, tmp_path, mo
 def test_a_given_model_takes_another_sigma(aligned, cache, tmp_path):
     assert main(uda_command(cache, tmp_path / "run", "--image-level", "0", "--sigma", "3",
                             "--weights", str(aligned / "source-only.pth"))) == 0
-    assert load_model(tmp_path / "run" / "student.pth")[0].config.sigma == 3
+    assert load_model(tmp_path / "run" / "student.pth").config.sigma == 3
 
 
 def test_a_run_that_does_not_know_an_option_yet_resumes_with_its_default(aligned, tmp_path):
@@ -275,7 +274,7 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
     torch.save(torchvision_state, tmp_path / "resnet18.pth")
     assert main(uda_command(cache, tmp_path / "run", "--size", "resnet18", "--init", str(tmp_path / "resnet18.pth"),
                             "--image-size", "64", "64", "--sigma", "1", "--image-level", "0", "--lr", "1e-9")) == 0
-    model, _ = load_model(tmp_path / "run" / "source-only.pth")
+    model = load_model(tmp_path / "run" / "source-only.pth")
     assert (model.config.image_size, model.config.sigma, model.config.trunk) == ((64, 64), 1.0, "resnet18")
     torch.testing.assert_close(model.backbone.body.conv1.weight, torchvision_state["conv1.weight"], atol=1e-5, rtol=0)
 
@@ -398,7 +397,7 @@ def test_the_best_model_in_validation_is_kept_and_resuming_does_not_change_which
     measured = {int(row[1]): float(row[4]) for row in rows if row[0] == "adapt" and row[4] != "nan"}
     assert list(measured) == [7, 14, 21]  # 28 people in batches of 4
     assert f"selected the best in validation, AP {max(measured.values()):.3f}" in printed
-    best, kept = torch.load(tmp_path / "run" / "adapt.best.pth"), load_model(tmp_path / "run" / "model.pth")[0]
+    best, kept = torch.load(tmp_path / "run" / "adapt.best.pth"), load_model(tmp_path / "run" / "model.pth")
     assert all(torch.equal(tensor, kept.state_dict()[name]) for name, tensor in best.items())
     resumed = stopped_and_resumed(command, cache, tmp_path, monkeypatch, "adapt", *more, "--steps", "21")
     assert (resumed / "results.json").read_text() == (tmp_path / "run" / "results.json").read_text()
@@ -455,8 +454,7 @@ def test_sentences_may_be_the_images_own_or_those_of_a_file_read_token_by_token(
             f"figures:{cache / train.FIGURES}", "val").domains.tolist())}
         (tmp_path / "sentences.json").write_text(json.dumps(names))
     assert main(command(cache, tmp_path / "run", "--sentences", sentences, "--per-token")) == 0
-    _, about = load_model(tmp_path / "run" / "model.pth")
-    assert about == {"text_weights": "random", "sentences": sentences, "per_token": True}
+    assert load_model(tmp_path / "run" / "model.pth").about == {"text_weights": "random", "sentences": sentences, "per_token": True}
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["adapter off"] == results["original"] != results["adapted"]
 

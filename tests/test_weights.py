@@ -208,7 +208,7 @@ def test_torchvisions_networks_are_backbones_as_they_are(name, tmp_path, monkeyp
     model = VLPose(base, 32).eval()
     assert model(crops, torch.randn(1, 1, 32)).shape == (1, 17, 16, 24)
     save_checkpoint(tmp_path / "model.pth", model)
-    again, _ = load_model(tmp_path / "model.pth")
+    again = load_model(tmp_path / "model.pth")
     with torch.no_grad():
         assert torch.equal(again(crops), base(crops))
 
@@ -312,8 +312,8 @@ def test_a_vlpose_comes_back_whole(decoder, tmp_path):
     how_it_reads = {"text_weights": "random", "sentences": "a {domain}", "per_token": True}
     save_checkpoint(tmp_path / "model.pth", model, **how_it_reads)
     torch.load(tmp_path / "model.pth", weights_only=True)  # plain containers and tensors alone
-    again, about = load_model(tmp_path / "model.pth")
-    assert about == how_it_reads and again.options == model.options
+    again = load_model(tmp_path / "model.pth")
+    assert again.about == how_it_reads and again.options == model.options
     text = torch.randn(2, 1, 8)
     with torch.no_grad():
         assert torch.equal(again(crops, text), model(crops, text)) and torch.equal(again(crops), model(crops))
@@ -324,7 +324,7 @@ def test_a_simple_decoder_serves_prompts_alone(crops, tmp_path):
     base = randomise(PoseModel(ViTConfig(384, 2, 12, 0.0, 3, 0.8, head_dim=0)))
     model = randomise(VLPose(base, 8, "baseline"), seed=3)
     save_checkpoint(tmp_path / "model.pth", model)
-    again, _ = load_model(tmp_path / "model.pth")
+    again = load_model(tmp_path / "model.pth")
     with torch.no_grad():
         assert torch.equal(again(crops, torch.zeros(1, 1, 8)), model(crops, torch.zeros(1, 1, 8)))
     with pytest.raises(ValueError, match="'dual' needs the classic decoder"):
