@@ -551,7 +551,7 @@ def read_coco(name, path, home, folder_is_domain):
         try:
             if section == "images":
                 domain = domain_of(record) if folder_is_domain else record.get("category", "photo")
-                record |= {"category": str(domain), "description": str(record.get("description", ""))}
+                record |= {"category": str(domain), "description": str(record.get("description") or "")}
             else:
                 record.setdefault("iscrowd", 0)
                 if "area" not in record:
@@ -1055,8 +1055,8 @@ def read_animalpose(spec, root, split):
     return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
 
 
-READERS = {"lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped, "human36m": read_cropped, "tigdog": read_tigdog,
-           "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
+READERS = {"lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped, "human36m": read_cropped,
+           "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
 
 
 # === Appendix C: the built-in figures; skip on a first reading ========================================================

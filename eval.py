@@ -313,8 +313,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from data import (BOX, ID, NUMBER, SKELETONS, PoseDataset, cache_folder, column, crop_matrix, crop_width, domain_of,
-                  encode_heatmaps, load_dataset, open_image, read_columns, read_records, stream_list, to_coco, warp_image,
-                  with_sentences)
+                  encode_heatmaps, load_dataset, open_image, read_columns, read_records, stream_list, to_coco,
+                  warp_image, with_sentences)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
 
@@ -499,7 +499,7 @@ def domain_table(dataset, results, size, detected=False):
 
 
 def highest_cells(heatmaps):
-    """The cells (people, K, 2), x before y, where heatmaps (people, K, h, w) are highest; (0, 0) where none is above 0."""
+    """The cells (people, K, 2), x before y, where heatmaps (people, K, h, w) are highest; (0, 0) if none is above 0."""
     flat = np.asarray(heatmaps).reshape(*np.shape(heatmaps)[:2], -1)
     y, x = np.divmod(flat.argmax(2), np.shape(heatmaps)[3])
     return np.stack([x, y], axis=2) * (flat.max(2) > 0)[:, :, None]
@@ -507,8 +507,8 @@ def highest_cells(heatmaps):
 
 def pck_of_cells(predicted, target, visible, size, threshold, groups):
     """`evaluate_pck_grid` of the cells (people, K, 2) of heatmaps of `size` (height, width)."""
-    counts = (np.asarray(visible) > 0) & (target > 1).all(2)
-    return evaluate_pck(predicted / size[::-1], target / size[::-1], counts, 1.0, threshold, groups)
+    counts, square = (np.asarray(visible) > 0) & (target > 1).all(2), [size[0] / size[1], 1]
+    return evaluate_pck(predicted * square, target * square, counts, size[0], threshold, groups)
 
 
 @torch.inference_mode()
@@ -530,7 +530,7 @@ def grid_pck(model, dataset, groups, workers=0, threshold=0.05):
 # === Appendix: detected boxes and own pictures; skip on a first reading ===============================================
 
 def padded(features):
-    """Text features [(L, D_text), ...] as a batch (B, L, D_text), and the mask (B, L) of what is not padding, or None."""
+    """Text features [(L, D_text), ...] as a batch (B, L, D_text); a mask (B, L) of what is not padding, or None."""
     lengths, mask = [len(T) for T in features], None
     if min(lengths) < max(lengths):
         mask = torch.tensor([[place < length for place in range(max(lengths))] for length in lengths])
@@ -567,10 +567,10 @@ def read_boxes(path, rows):
             elsewhere += 1
         elif record.get("category_id", 1) == 1:  # a person
             found.append(box)
-    if elsewhere:
-        print(f"{path}: skipped {elsewhere} boxes of other images", file=sys.stderr)
     if not found:
         raise DataError(f"{path}: expected boxes of category 1, a person, in the images; found none")
+    if elsewhere:
+        print(f"{path}: skipped {elsewhere} boxes of other images", file=sys.stderr)
     found = np.array(found)  # (boxes, 6)
     return found[:, 0].astype(int), found[:, 1:5], found[:, 5]
 

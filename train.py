@@ -333,7 +333,8 @@ def plan_vlpose(options, base, source, target):
     adapt_stage = Stage("adapt", options.steps or options.epochs * epoch, scale * options.lr,
                         layer_decay=decay if options.strategy == "full" else 1.0,
                         validate_every=options.validate_every * epoch, select=options.select, **common)
-    print_plan(adapt_stage, target.name, len(target.annotated))
+    if options.strategy != "scratch":
+        print_plan(adapt_stage, target.name, len(target.annotated))
     return base_stage, adapt_stage
 
 
@@ -384,11 +385,11 @@ def alignment_crops(source, target, student, options):
 
 def labelled_images(batch, model, views):
     """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K); with `views`, of a
-    random view of each."""
+    random view of each. The batch's labels become those of the view, for the log to compare with."""
     images = rgb(batch, model)
     if views:
         images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
-        batch = batch | {"keypoints": points, "visible": visible}
+        batch |= {"keypoints": points.cpu(), "visible": visible.cpu()}
     return images, *label_heatmaps(batch, model.config, images.device)
 
 
@@ -610,7 +611,10 @@ def vlpose_data(options):
         raise DataError(f"{options.source}, {options.target}: expected labelled people to validate on, found none")
     if options.boxes:
         dataset = tests[-1].dataset
-        rows, boxes, scores = read_boxes(options.boxes, dict(zip(dataset.image_ids.tolist(), range(len(dataset.files)))))
+        if dataset.name != options.target:
+            raise DataError(f"{options.target}: expected labelled people to test on in boxes, found none")
+        image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
+        rows, boxes, scores = read_boxes(options.boxes, image_rows)
         tests[-1] = Test(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
     return source, target, tests
 
@@ -734,7 +738,8 @@ def compare_poses(base, adapted, texts, tests, run):
         for test in tests:
             found, table = test.numbers(model, read, run.workers)
             results[column].append(found)
-            tables[column] |= table
+            for name, row in table.items():  # two data sets may have a domain of the same name
+                tables[column][f"{name} ({test.dataset.name})" if name in tables[column] else name] = row
     print_domains(tables)
     if "adapter off" in tables:
         same = results["adapter off"] == results["original"]  # every coordinate and score
@@ -748,7 +753,7 @@ def print_domains(tables):
     """AP and PCK of each domain, their means, and those over all of each data set; two columns for each model."""
     names = list(next(iter(tables.values())))
     whole = [name for name in names if name.startswith("all of ")]
-    natural = [name for name in names if name in NATURAL_DOMAINS]
+    natural = [name for name in names if name.split(" (")[0] in NATURAL_DOMAINS]
     artificial = [name for name in names if name not in {*whole, *natural}]
     rows = {name: [name] for name in natural + artificial}
     rows |= {"mean of natural": natural, "mean of artificial": artificial} | {name: [name] for name in whole}
@@ -820,7 +825,7 @@ PAPER = {mode: recipe(**{option.name: option.metadata["paper"] for option in fie
 
 
 def parse_options(argv):
-    """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists those of a mode."""
+    """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists its own."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or multi-level alignment.")
     first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes",
@@ -858,17 +863,17 @@ def settle_epochs(options, recipe, parser):
 
 def data_options(add, mode):
     if mode == "vlpose":
-        add("--source", default="figures#natural", help="name:root or name:root#domain: what the base model learns from.")
+        add("--source", default="figures#natural", help="name:root or name:root#domain: what the base learns from.")
         add("--target", default="figures#artificial", help="Likewise: what is adapted to.")
         add("--boxes", help="Test on the target in these boxes: a detector's results in COCO's format.")
         add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32.")
     else:
-        add("--source", default="figures#sculpture", help="name:root or name:root#domain: whose labels are learned from.")
+        add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from.")
         add("--target", default="figures#photo", help="Likewise: whose images are adapted to; its labels only test.")
         add("--image-size", type=number(int, 32, step=32), nargs=2, metavar=("HEIGHT", "WIDTH"),
             help="Of crops. By default 256 256 for ResNets, else the size's own.")
-        add("--sigma", type=rate, help="Of heatmaps' Gaussians, in their pixels. By default the size's own; 1 for animals.")
-        add("--style-encoder", help="VGG-19 for style transfer: a file, adain-encoder or vgg19. By default a small one.")
+        add("--sigma", type=rate, help="Of heatmaps' Gaussians, in their pixels. By default the size's own.")
+        add("--style-encoder", help="VGG-19 for styles: a file, adain-encoder or vgg19. By default a small network.")
         add("--style-weights", help="Its decoder, instead of training one: a file, adain-decoder, or RUN/style.pth.")
         add("--oracle", action=argparse.BooleanOptionalAction, default=False,
             help="Train with the target's labels, too, to see what is left to gain.")

@@ -287,7 +287,9 @@ class RelationMatcher(nn.Module):
             context = self.text(text)                               # T' (B, L, D)
         if self.variant == "concat":
             context = torch.cat([E, context], dim=1)                # [E ; T'] (B, N + L, D)
-        if mask is not None and self.variant != "image":  # image tokens are never padding
+        if self.variant == "image":
+            mask = None
+        if mask is not None:  # image tokens are never padding
             mask = F.pad(mask, (context.shape[1] - mask.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
         q = split_heads(self.query(E), self.heads)                  # (B, heads, N, d)
         k, v = (split_heads(part, self.heads)                       # (B, heads, N + L, d)
@@ -358,8 +360,8 @@ class VLPose(nn.Module):
         return self
 
     def forward(self, images, text=None, mask=None):
-        """text: T (B, L, D_text), each image's sentence. None switches the adapter off: the original model. (The decoder
-        `baseline` does not read it, but any text switches its prompts on.) mask: see `RelationMatcher`."""
+        """text: T (B, L, D_text), each image's sentence; None switches the adapter off: the original model. (The decoder
+        `baseline` reads no text, but any text switches its prompts on.) mask: see `RelationMatcher`."""
         if text is None:
             return self.base(images)
         return self.predictor(self.features(images, text, mask))
@@ -393,7 +395,7 @@ class VLPose(nn.Module):
             m1 = B1(E + R)                            #   m₁ = B₁(E + R)         -> (B, C, H/8, W/8)
             a1 = A1(R)                                #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
             return B2(m1) + A2(a1 + m1)               #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
-        a1 = A1(E)                                    # the authors' released code, which is not figure 3d:
+        a1 = A1(E)                                    # `first_amiddle_last_add` of the released code, not figure 3d:
         m1 = B1(E + R) + a1                           #   m₁ = B₁(E + R) + A₁(E)
         return B2(m1) + A2(m1)                        #   m₂ = B₂(m₁) + A₂(m₁)
 

@@ -40,7 +40,7 @@ def main(size="tiny", batch="16"):
     images, texts = torch.randn(batch, 3, height, width), torch.randn(batch, 1, text_dim)
     target = torch.rand(batch, base.num_keypoints, height // 4, width // 4)
     models = {row: model_to_tune(base, text_dim, parse_options(shlex.split(options)))
-              for row, options in (STRATEGIES | VARIANTS).items() if "--template" not in options}
+              for row, options in (STRATEGIES | VARIANTS).items() if "--sentences" not in options}
     optimizers = {row: torch.optim.AdamW(parameter_groups(model, Stage("adapt", 1, 1e-3, batch, 0, False)))
                   for row, model in models.items()}
 

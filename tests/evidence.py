@@ -112,7 +112,7 @@ def read_sentences(folder):
         model = load_model(folder / "model.pth")
         right = with_sentences(load_dataset("figures#artificial", "val"), model.about["sentences"])
         sentence_of = dict(zip(right.domains.tolist(), right.sentences.tolist()))
-        wrong = with_sentences(right, {style: sentence_of[ART[place - len(ART) + 1]] for place, style in enumerate(ART)})
+        wrong = with_sentences(right, {style: sentence_of[other] for style, other in zip(ART, ART[1:] + ART[:1])})
         texts = encode_sentences(load_clip_text(model.about["text_weights"]), sorted(sentence_of.values()))
         tables = {f"{name} sentence": domain_table(figures, predict(model, figures, texts), model.config.image_size)
                   for name, figures in (("right", right), ("wrong", wrong))}

@@ -1,7 +1,6 @@
-"""The README is true: its code runs, its commands are accepted, its names exist, and the lessons are as short as it says."""
+"""The README is true: its code runs, its commands are accepted, its names exist, its lessons are as short as it says."""
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ from vlpose import VIT_CONFIGS, PoseModel, VLPose, save_checkpoint
 README = (ROOT / "README.md").read_text()
 MODULES = ("clip_tokenizer", "vlpose", "data", "uda", "eval", "train")
 CODE = re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M)
-COMMANDS = [shlex.split(line) for line in re.sub(r" \\\n\s+", " ", README).splitlines() if line.startswith("    python ")]
+COMMANDS = [shlex.split(line) for line in re.sub(r" \\\n\s+", " ", README).splitlines()
+            if line.startswith("    python ")]
 
 
 def lines_of(module):

@@ -1,7 +1,9 @@
 """What must hold for training: schedule and order, what each strategy trains, runs that repeat and resume exactly."""
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import train
 import uda
 from data import COCO17, draw_figures, load_dataset
 from train import Stage, batch_keys, learning_rate, main, parameter_groups
-from vlpose import VIT_CONFIGS, PoseModel, load_model
+from conftest import ROOT
+from vlpose import VIT_CONFIGS, PoseModel, load_model, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -378,8 +381,8 @@ def test_learning_rates_follow_the_batch_linearly_from_the_papers_512(cache, cap
 
 
 def test_the_papers_student_falls_twice_while_its_discriminator_stays():
-    stage = Stage("adapt", 15_000, 1e-4, 32, 0, False, optimizer="adam", warm_up=0, milestones=(4 / 30, 19 / 30), clip=0,
-                  steady="discriminator.", weight_decay=0.0)
+    stage = Stage("adapt", 15_000, 1e-4, 32, 0, False, optimizer="adam", warm_up=0, milestones=(4 / 30, 19 / 30),
+                  clip=0, steady="discriminator.", weight_decay=0.0)
     factors = [learning_rate(step, stage) for step in range(15_000)]
     assert factors[0] == factors[1999] == 1 and math.isclose(factors[2000], 0.1) and math.isclose(factors[9500], 0.01)
     assert np.mean(factors) == pytest.approx(0.187, abs=5e-4)
@@ -454,7 +457,8 @@ def test_sentences_may_be_the_images_own_or_those_of_a_file_read_token_by_token(
             f"figures:{cache / train.FIGURES}", "val").domains.tolist())}
         (tmp_path / "sentences.json").write_text(json.dumps(names))
     assert main(command(cache, tmp_path / "run", "--sentences", sentences, "--per-token")) == 0
-    assert load_model(tmp_path / "run" / "model.pth").about == {"text_weights": "random", "sentences": sentences, "per_token": True}
+    about = {"text_weights": "random", "sentences": sentences, "per_token": True}
+    assert load_model(tmp_path / "run" / "model.pth").about == about
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["adapter off"] == results["original"] != results["adapted"]
 
@@ -468,3 +472,81 @@ def test_source_images_of_the_papers_recipe_are_seen_in_random_views_with_their_
     for view, (x, y), inside in zip(seen, moved[:, 0], visible[:, 0]):
         if inside:
             assert view[0, y.round().int().clamp(0, 63), x.round().int().clamp(0, 63)] > 0.9 or min(x, y) < 1
+
+
+# ---------------------------------------------------------------------------- the README's commands, on small stand-ins
+
+@pytest.fixture
+def stand_ins(cache, tmp_path):
+    """The folders of the README's commands, each in its data set's own format, with a few drawn people."""
+    figures = cache / train.FIGURES
+    people = train.load_dataset(f"figures:{figures}", "train")
+    humanart(tmp_path, figures)
+    coco = tmp_path / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    for split, source in (("train", "training"), ("val", "validation")):
+        shutil.copytree(figures / "images" / "photo", coco / f"{split}2017")
+        contents = json.loads((figures / "annotations" / f"{source}_figures.json").read_text())
+        images = [image | {"file_name": Path(image["file_name"]).name} for image in contents["images"]
+                  if image["category"] == "photo"]
+        known = {image["id"] for image in images}
+        for image in images:
+            del image["category"]  # COCO's images have none
+        annotations = [person for person in contents["annotations"] if person["image_id"] in known]
+        contents |= {"images": images, "annotations": annotations}
+        (coco / "annotations" / f"person_keypoints_{split}2017.json").write_text(json.dumps(contents))
+    for split in ("train", "val"):
+        for part in range(3):
+            folder = tmp_path / "SURREAL" / split / f"run{part}"
+            folder.mkdir(parents=True)
+            records = [{"name": f"{n}.jpg", "keypoint2d": np.resize(people.keypoints[n, :, :2], (24, 2)).tolist()}
+                       for n in range(4)]
+            folder.with_suffix(".json").write_text(json.dumps(records))
+            for n in range(4):
+                shutil.copy(people.files[n], folder / f"{n}.jpg")
+    scipy = pytest.importorskip("scipy.io")
+    (tmp_path / "LSP" / "images").mkdir(parents=True)
+    joints = np.resize(people.keypoints[:6, :14, :2].transpose(2, 1, 0), (3, 14, 6))
+    joints[2] = 0
+    scipy.savemat(tmp_path / "LSP" / "joints.mat", {"joints": joints})
+    for n in range(6):
+        shutil.copy(people.files[n], tmp_path / "LSP" / "images" / f"im{n + 1:04}.jpg")
+    human36m = tmp_path / "Human36M"
+    (human36m / "annotations").mkdir(parents=True)
+    (human36m / "crop_images").mkdir()
+    for subject in (1, 5, 6, 7, 8, 9, 11):
+        records = [{"name": f"{subject}.jpg", "keypoint2d": np.resize(people.keypoints[0, :, :2], (16, 2)).tolist()}]
+        (human36m / "annotations" / f"keypoints2d_{subject}.json").write_text(json.dumps(records))
+        shutil.copy(people.files[0], human36m / "crop_images" / f"{subject}.jpg")
+    (tmp_path / "boxes.json").write_text(json.dumps([{"image_id": 1, "bbox": [9, 9, 90, 120], "score": 0.9}]))
+    return tmp_path
+
+
+COMMANDS = [line.split() for line in re.sub(r" \\\n\s+", " ", (ROOT / "README.md").read_text()).splitlines()
+            if line.startswith("    python train.py") and "--recipe paper" in line and "vitpose-b " not in line]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_papers_commands_train_on_data_in_its_real_format(words, stand_ins, cache, tmp_path, capsys):
+    """As a dry run with the paper's numbers, then for a few steps of a small model."""
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "vitpose.pth", PoseModel(VIT_CONFIGS["tiny"]))
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "resnet18.pth")
+    swap = {"vitpose-h": tmp_path / "vitpose.pth", "resnet101": tmp_path / "resnet18.pth", "ViT-B/32": "random",
+            "HumanArt_validation_detections_AP_H_56_person.json": tmp_path / "boxes.json"}
+    argv = [str(swap.get(word, word)).replace("/data/HumanArt", f"{tmp_path}/humanart").replace("/data", str(tmp_path))
+            for word in words[2:]]
+    if "adain-encoder" in argv:  # a download; the small encoder does as well here
+        place = argv.index("--style-encoder")
+        argv = argv[:place] + argv[place + 2:]
+    small = ["--cache", str(cache), "--device", "cpu", "--size", "resnet18", "--batch-size", "4"]
+    plan = plan_of(cache, capsys, *argv, *small)
+    if "uda" in argv:
+        assert list(plan) == ["style", "source", "restyled", "adapt"] and "20,000 steps" in plan["source"]
+        assert "15,000 steps of 4 crops" in plan["adapt"] and "500,000 steps of 16 crops" in plan["style"]
+        small += ["--image-size", "64", "64", "--style-steps", "2", "--style-batch", "4", "--supervised-steps", "2"]
+    else:
+        assert list(plan) == ["adapt"] and "1,890 steps of 4 crops" in plan["adapt"]  # 210 epochs of 34 people
+        assert "validation every 90 steps" in plan["adapt"]
+    assert main([*argv, *small, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "results.json").exists()

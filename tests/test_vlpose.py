@@ -320,7 +320,7 @@ def test_dual_released_starts_as_the_released_code(base):
     model = VLPose(base, TEXT, "dual-released")
     for deconvolution, norm, _ in (model.block1, model.block2):
         weight = deconvolution.weight
-        assert weight.std().item() == pytest.approx(0.001, rel=0.03) and abs(weight.mean()) < 3e-5
+        assert weight.std().item() == pytest.approx(0.001, rel=0.03) and abs(weight.mean()) < 5e-5
         assert (weight.abs() > 0.002).float().mean().item() == pytest.approx(0.0455, abs=0.01)  # normal, not uniform
         assert (norm.weight == 1).all() and (norm.bias == 0).all()
     assert (model.matcher.norm.weight == 1).all() and (model.matcher.norm.bias == 0).all()
