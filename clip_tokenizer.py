@@ -32,12 +32,15 @@ BYTES = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]  # to
 BYTE_IDS = {byte: i for i, byte in enumerate(BYTES)}
 SPELLING = [chr(byte) for byte in PRINTABLE] + [chr(256 + n) for n in range(256 - len(PRINTABLE))]
 
-# A word: a run of letters, one digit, or a run of anything else but blanks. Ignoring case matters for "ſ" alone.
+# A word: a special token, an English ending such as 's, a run of letters, one digit, or a run of anything else but blanks.
+# The text is in lower case already; ignoring case only lets "'ſ" count as 's, as it does in CLIP.
 WORD = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
                      r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 
 
 class CLIPTokenizer:
+    """Text to ids and back. merges_path: another copy of CLIP's merges, gzipped text with one merge a line."""
+
     def __init__(self, merges_path=None):
         pairs = read_merges(merges_path or MERGES_PATH)
         self.merges = {pair: 512 + n for n, pair in enumerate(pairs)}  # a lower id is an earlier merge
@@ -46,7 +49,7 @@ class CLIPTokenizer:
             self.vocabulary.append(self.vocabulary[left] + self.vocabulary[right])
         self.vocabulary += [b"", b""]  # start, end
 
-        # The ids of every word met so far; a plain dict, for texts repeat their words and it stays small.
+        # The ids of every word met so far: texts repeat their words.
         # As in CLIP, a text that spells out a special token gets that token.
         self.words = {"<|startoftext|>": [START], "<|endoftext|>": [END]}
 
@@ -97,7 +100,7 @@ class CLIPTokenizer:
         """
         ids = [BYTE_IDS[byte] for byte in word]
         ids[-1] += 256  # this byte ends the word
-        ids.append(None)  # the list's end, which merges with nothing; before the first byte, ids[-1] is the same one
+        ids.append(None)  # a sentinel that merges with nothing, for both ends: before[0] is -1, and ids[-1] is this one
         before, after = list(range(-1, len(word))), list(range(1, len(ids)))
         heap = [(self.merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in self.merges]
         heapify(heap)
@@ -117,7 +120,7 @@ class CLIPTokenizer:
     def decode(self, ids):
         """The text of a list of ids (or of one row of a call's result), its words and marks apart: "don 't".
 
-        Start tokens are left out and the first end token ends the text, so padding (0, elsewhere a "!") never shows.
+        Start tokens are left out and the first end token ends the text, so the padding behind it never shows.
         Bytes that are not UTF-8 become U+FFFD. ValueError for an id outside the vocabulary.
         """
         for i in ids:

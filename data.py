@@ -16,7 +16,7 @@ adaptation, and the built-in figures, which are drawn once and then read like an
 Coordinates: a point is x before y, in pixels of the image or crop that it goes with; the centres of pixels are at
 integers, so that the outermost ones of a width W are W - 1 apart. A size is (height, width), a box left, top, width,
 height. Shapes: B crops, K keypoints, H×W the crop, h×w the heatmap.
-Images are read as stored: their EXIF orientation is ignored, because COCO's annotations ignore it too.
+Images of data sets are read as stored: their EXIF orientation is ignored, because COCO's annotations ignore it too.
 """
 import math
 from dataclasses import dataclass, replace
@@ -188,6 +188,7 @@ def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
     sigma, the width of the Gaussian, is in heatmap pixels. A keypoint that is not labelled, or whose Gaussian lies
     outside, has weight 0 and a target of 0. The result is that of mmpose's UDPHeatmap.
     """
+    keypoints = keypoints.float() if not keypoints.is_floating_point() else keypoints
     scale = (np.array(heatmap_size[::-1]) - 1) / (np.array(input_size[::-1]) - 1)  # corner pixel onto corner pixel
     centers = keypoints * torch.tensor(scale).to(keypoints)  # (B, K, 2) μ, in heatmap pixels but not rounded to them
     # G(x, y) = exp(-((x - μx)² + (y - μy)²) / 2σ²) = exp(-(x - μx)² / 2σ²) · exp(-(y - μy)² / 2σ²)
@@ -195,7 +196,7 @@ def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
     for axis, length in enumerate(heatmap_size[::-1]):
         center = centers[:, :, axis, None]  # (B, K, 1)
         grid = torch.arange(length, device=centers.device)
-        near = (grid - (center + 0.5).trunc()).abs() <= 3 * sigma  # a Gaussian is cut off 3σ from its middle pixel
+        near = (grid - (center + 0.5).trunc()).abs() <= 3 * sigma  # a Gaussian is cut off 3σ from its nearest pixel
         profiles.append(torch.exp(-(grid - center) ** 2 / (2 * sigma ** 2)) * near)
     heatmaps = profiles[1][:, :, :, None] * profiles[0][:, :, None, :]  # (B, K, h, w)
     weights = (visible > 0) & (heatmaps.amax((2, 3)) > 0)  # (B, K)
@@ -205,13 +206,13 @@ def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
 def decode_heatmaps(heatmaps, input_size, sigma=2.0):
     """Heatmaps (B, K, h, w) -> keypoints (B, K, 2) in crops of `input_size` and scores (B, K), the peaks' heights.
 
-    DARK (arXiv 1910.06278): the logarithm of a Gaussian is a parabola, L(p) = log a - |p - μ|² / 2σ², and its slope and
-    curvature at any one point tell where its top μ is. They are measured at the highest pixel, m.
+    DARK (arXiv 1910.06278): the logarithm of a Gaussian of height a is a parabola, L(p) = log a - |p - μ|² / 2σ². Its
+    slope and curvature at any one point tell where its top μ is. They are measured at the highest pixel, m.
     """
     B, K, h, w = heatmaps.shape
     scores, highest = heatmaps.flatten(2).max(2)  # (B, K)
     y, x = highest // w, highest % w  # m
-    # A prediction is rough. Smoothing makes it even; a Gaussian smoothed with a Gaussian is one with the same centre.
+    # A prediction is noisy, so it is smoothed; a Gaussian smoothed with a Gaussian is one with the same centre.
     reach = round(2.5 * sigma)
     kernel = torch.exp(-torch.arange(-reach, reach + 1, device=heatmaps.device) ** 2 / (2 * sigma ** 2)).to(heatmaps)
     kernel = kernel / kernel.sum()
@@ -244,41 +245,19 @@ def decode_heatmaps(heatmaps, input_size, sigma=2.0):
 class Augmentation:
     """What a training crop may undergo. The default does nothing: for testing."""
     flip: float = 0.0  # probability of a mirror image
-    half_body: float = 0.0  # probability of a crop around the upper or the lower half alone
+    half_body: float = 0.0  # probability of a crop around only the upper or the lower half
     scale: float = 0.0  # factor from 1 - scale to 1 + scale
-    shift: float = 0.0  # fraction of the crop that it moves, with probability 0.3
-    box_shift: float = 0.0  # the same as a fraction of the padded box, before it grows to the crop's shape
+    shift: float = 0.0  # how far the crop moves, as a fraction of its own size, with probability 0.3
+    box_shift: float = 0.0  # the same, as a fraction of the padded box before it grows to the crop's shape
     rotation: float = 0.0  # degrees either way, with probability 0.6
     color: float = 0.0  # strength of the colour jitter
     resized_crop: float = 0.0  # the crop is a random square part of the box, with at least this share of its area
-    outside: bool = False  # whether keypoints outside the crop count; `encode_heatmaps` says how far outside
+    outside: bool = False  # whether keypoints outside the crop count, as far as their Gaussians reach into it
 
 
 GENTLE = Augmentation(flip=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)  # for minutes, not days, of training
 VITPOSE = Augmentation(flip=0.5, half_body=0.3, scale=0.5, box_shift=0.16, rotation=80, outside=True)  # as in mmpose
 REGDA = Augmentation(resized_crop=0.6)  # multi-level alignment's; the affine map follows in uda.py
-
-
-def truncated_normal(rng, size=None):
-    """Standard normal numbers within ±1."""
-    values = rng.standard_normal(size)
-    while np.any(outside := np.abs(values) > 1):
-        values = np.where(outside, rng.standard_normal(size), values)
-    return values
-
-
-def half_body_box(keypoints, skeleton, rng):
-    """A box (4,) around the upper or the lower half of a person, as mmpose's RandomHalfBody; None if fewer than nine of
-    the keypoints (K, 3) are labelled, or too few of either half."""
-    labelled = keypoints[:, 2] > 0
-    upper = labelled & np.isin(np.arange(len(keypoints)), skeleton.upper)
-    lower = labelled & ~upper
-    halves = [half for half, least in ((upper, 2), (lower, 3)) if half.sum() >= least]
-    if labelled.sum() < 9 or not halves:
-        return None
-    points = keypoints[halves[0] if rng.random() < 0.7 else halves[-1], :2]
-    size = np.maximum(np.ptp(points, axis=0), 1) * 1.5
-    return np.concatenate([points.mean(0) - size / 2, size])
 
 
 def jitter_color(image, strength, rng):
@@ -295,7 +274,8 @@ def jitter_color(image, strength, rng):
 class Crops(torch.utils.data.Dataset):
     """One person per item, cut out and scaled to `size` (height, width), augmented.
 
-    An item's key is (row of the person, seed): the same key always gives the same crop, whichever process makes it.
+    An item's key is (row of the person, seed), not a place in a list: so there is no length, and the same key always
+    gives the same crop, whichever process makes it.
     """
 
     def __init__(self, dataset, size, augmentation=Augmentation()):
@@ -303,34 +283,47 @@ class Crops(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         row, seed = key
-        rng, aug, data = np.random.default_rng(seed), self.augmentation, self.dataset
-        keypoints, box, padding = data.keypoints[row].astype(np.float64), data.boxes[row], PADDING
+        data, rng, flip = self.dataset, np.random.default_rng(seed), self.dataset.skeleton.flip
+        keypoints = data.keypoints[row].astype(np.float64)  # (K, 3) x, y, v
+
+        # Where from? A random map from the image to the crop, in half of the cases to the crop's mirror image.
+        matrix = self.random_matrix(keypoints, data.boxes[row], rng)
+        if rng.random() < self.augmentation.flip:
+            matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]  # x becomes W - 1 - x
+            keypoints = keypoints[flip]  # a left eye in a mirror looks like a right one
+
+        # The pixels. det A is the crop's area per area of the image, so its root is crop pixels per image pixel.
+        wanted = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))  # a smaller image is read faster
+        image, shrink = open_image(data.files[data.image_index[row]], wanted, data.upright)
+        image = warp_image(image, matrix, self.size, shrink)
+        if self.augmentation.color:
+            image = jitter_color(image, self.augmentation.color, rng)
+
+        # The labels, moved with the pixels.
+        points = transform_points(keypoints[:, :2], matrix)
+        inside = ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)
+        visible = keypoints[:, 2] * (inside | self.augmentation.outside)
+        return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
+                "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
+                "visible": torch.tensor(visible, dtype=torch.float32),  # (K,) 0: not labelled, or outside
+                "matrix": torch.tensor(matrix), "row": row,  # (2, 3) from the image to the crop
+                "sentence": "" if data.sentences is None else str(data.sentences[data.image_index[row]])}
+
+    def random_matrix(self, keypoints, box, rng):
+        """The map (2, 3) from the image to a random crop of it around the box (4,), or around half a body."""
+        aug, padding = self.augmentation, PADDING
         if rng.random() < aug.half_body:
-            half = half_body_box(keypoints, data.skeleton, rng)
+            half = half_body_box(keypoints, self.dataset.skeleton, rng)
             box, padding = (box, padding) if half is None else (half, 1.0)
         scale = 1 + aug.scale * truncated_normal(rng)
         rotation = aug.rotation * truncated_normal(rng) * (rng.random() < 0.6)
         move = truncated_normal(rng, 2) * (rng.random() < 0.3)
-        box, shift = box + aug.box_shift * padding * np.append(move * box[2:], (0, 0)), aug.shift * move
+        box = box + aug.box_shift * padding * np.append(move * box[2:], (0, 0))
+        shift = aug.shift * move
         if aug.resized_crop:
             scale = math.sqrt(rng.uniform(aug.resized_crop, 1))
             shift = (rng.random(2) - 0.5) * (1 - scale) / scale  # anywhere within the box
-        matrix = crop_matrix(box, self.size, padding, scale, rotation, shift)
-        if rng.random() < aug.flip:
-            matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]  # x becomes W - 1 - x
-            keypoints = keypoints[data.skeleton.flip]  # in a mirror a left hand is a right hand
-        shrink = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))  # image pixels per pixel of the crop, along a line
-        image, shrink = open_image(data.files[data.image_index[row]], shrink, data.upright)  # of a size near the crop's
-        image = warp_image(image, matrix, self.size, shrink)
-        if aug.color:
-            image = jitter_color(image, aug.color, rng)
-        points = transform_points(keypoints[:, :2], matrix)
-        counts = aug.outside | ((points >= 0) & (points <= np.array(self.size[::-1]) - 1)).all(1)  # (K,)
-        return {"image": torch.from_numpy(image).permute(2, 0, 1),  # (3, H, W) bytes
-                "keypoints": torch.tensor(points, dtype=torch.float32),  # (K, 2) in the crop
-                "visible": torch.tensor(keypoints[:, 2] * counts, dtype=torch.float32),  # (K,) 0: unlabelled or outside
-                "matrix": torch.tensor(matrix), "row": row,  # (2, 3) from the image to the crop
-                "sentence": "" if data.sentences is None else str(data.sentences[data.image_index[row]])}
+        return crop_matrix(box, self.size, padding, scale, rotation, shift)
 
 
 # === Appendix A: COCO files; skip on a first reading ==================================================================
@@ -397,6 +390,30 @@ def open_image(file, shrink=1.0, upright=False):
             return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
         smaller = round(full_width / image.width)
         return (ImageOps.exif_transpose(image) if upright else image).convert("RGB"), smaller
+
+
+# ------------------------------------------------------------------------------------------ parts of the augmentation
+
+def truncated_normal(rng, size=None):
+    """Standard normal numbers within ±1."""
+    values = rng.standard_normal(size)
+    while np.any(outside := np.abs(values) > 1):
+        values = np.where(outside, rng.standard_normal(size), values)
+    return values
+
+
+def half_body_box(keypoints, skeleton, rng):
+    """A box (4,) around the upper or the lower half of a person, as mmpose's RandomHalfBody; None if fewer than nine of
+    the keypoints (K, 3) are labelled, or too few of either half."""
+    labelled = keypoints[:, 2] > 0
+    upper = labelled & np.isin(np.arange(len(keypoints)), skeleton.upper)
+    lower = labelled & ~upper
+    halves = [half for half, least in ((upper, 2), (lower, 3)) if half.sum() >= least]
+    if labelled.sum() < 9 or not halves:
+        return None
+    points = keypoints[halves[0] if rng.random() < 0.7 else halves[-1], :2]
+    size = np.maximum(np.ptp(points, axis=0), 1) * 1.5
+    return np.concatenate([points.mean(0) - size / 2, size])
 
 
 # ------------------------------------------------------------------------------------ JSON, record by record, to arrays

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from data import COCO17, Crops, DataError, decode_heatmaps, invert_matrix, normalize, transform_points
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)  # from which OKS on a detection is right; AP is the mean over all ten
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this; AP is the mean over all
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
 AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # all, medium, large: pixels, both ends included
 MAX_DETECTIONS = 20  # of a group (see below): those with the best scores, the others are left out
@@ -75,26 +75,13 @@ def keypoint_similarity(offset, area, sigmas):
     return np.exp(-(squared_distance / (sigmas * 2) ** 2 / (area + np.spacing(1)) / 2))  # spacing: never divides by 0
 
 
-def oks_of_pairs(truth, detections, person, detection, sigmas):
-    """The object keypoint similarity (pairs,) of candidate pairs: the rows of a person and of a detection of one group.
+def object_keypoint_similarity(person, labelled, area, detection, sigmas):
+    """OKS of a person and a detection, points (K, 2) each: OKS = 1/|L| Σ similarity of j, over the labelled keypoints L.
 
-    OKS = 1/|L| Σ_{j in L} similarity_j, where L is the set of keypoints j that are labelled for this person.
+    labelled (K,) bool, at least one; area: the person's, in pixels. `oks_of_pairs` does many at once, and knows people
+    without any labelled keypoint.
     """
-    oks = np.empty(len(person))
-    num_labelled = truth.labelled.sum(1)[person]  # (pairs,) |L|
-    labelled_first = np.argsort(~truth.labelled, axis=1, kind="stable")  # (people, K) all joints, the labelled first
-    for count in np.unique(num_labelled):  # pairs with equally many labelled keypoints fill an array without gaps
-        same = np.flatnonzero(num_labelled == count)
-        for batch in np.split(same, range(BATCH, len(same), BATCH)):
-            p, d = person[batch], detection[batch]
-            if count:
-                joints = labelled_first[p, :count]  # (pairs, count) L
-                offset = detections.points[d[:, None], joints] - truth.points[p[:, None], joints]
-            else:  # nothing is known but the person's box
-                joints, offset = np.arange(len(sigmas)), offset_from_box(detections.points[d], truth.box[p, None])
-            similarity = keypoint_similarity(offset, truth.area[p, None], sigmas[joints])  # (pairs, count or K)
-            oks[batch] = similarity.sum(1) / similarity.shape[1]
-    return oks
+    return keypoint_similarity(detection - person, area, sigmas)[labelled].mean()
 
 
 # ------------------------------------------------------------------------------------------------------ greedy matching
@@ -112,33 +99,7 @@ def match_one_image(oks, ignored, crowd, threshold):
         best = max(possible, key=lambda person: (not ignored[person], row[person], person), default=-1)
         if best >= 0:
             free[best] = crowd[best]  # nobody else can match this person, unless it is a crowd
-        matched.append(best)
-    return matched
-
-
-def match_all_images(person, detection, oks, ignored, crowd, rank, thresholds):
-    """`match_one_image` for all groups and thresholds at once: (thresholds, detections) the matched people, or -1.
-
-    In the first round the best detection of every group chooses, in the second round the second best, and so on. Each
-    detection has a list of its candidates, sorted by preference. The lists are the same at all thresholds, so they are
-    sorted once; then a detection takes the first person on its list who is still free and similar enough.
-    person, detection, oks (pairs,): the candidate pairs; ignored, crowd (people,) bool; rank (detections,).
-    """
-    matched = np.full((len(thresholds), len(rank)), -1)  # (thresholds, detections)
-    free = np.ones((len(thresholds), len(ignored)), bool)  # (thresholds, people)
-    order = np.lexsort((-person, -oks, ignored[person], detection, rank[detection]))  # by the last of these first
-    person, detection, oks = person[order], detection[order], oks[order]
-    rounds = np.unique(np.searchsorted(rank[detection], np.arange(MAX_DETECTIONS + 1)))  # where each round begins
-    for start, stop in zip(rounds[:-1], rounds[1:]):
-        p, d = person[start:stop], detection[start:stop]
-        possible = free[:, p] & (oks[start:stop] >= thresholds[:, None])  # (thresholds, pairs of this round)
-        place = np.where(possible, np.arange(len(p)), len(p))
-        lists = np.flatnonzero(np.diff(d, prepend=-1))  # where the list of each detection begins
-        first = np.minimum.reduceat(place, lists, axis=1)  # (thresholds, detections of this round), len(p) for nobody
-        t, row = np.nonzero(first < len(p))
-        taken = p[first[t, row]]
-        matched[t, d[lists[row]]] = taken
-        free[t, taken] = crowd[taken]
+        matched.append(int(best))
     return matched
 
 
@@ -297,7 +258,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     return results
 
 
-# === Appendix: reading annotations and results; skip on a first reading ===============================================
+# === Appendix: the same for all images at once; skip on a first reading ===============================================
 
 import argparse
 import json
@@ -317,8 +278,57 @@ from data import (BOX, ID, NUMBER, SKELETONS, PoseDataset, cache_folder, column,
                   warp_image, with_sentences)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
-
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
+
+
+def oks_of_pairs(truth, detections, person, detection, sigmas):
+    """`object_keypoint_similarity` (pairs,) of candidate pairs: the rows of a person and of a detection of one group. Of
+    a person without a labelled keypoint only the box is known: a keypoint is as far off as it is outside of the box."""
+    oks = np.empty(len(person))
+    num_labelled = truth.labelled.sum(1)[person]  # (pairs,) |L|
+    labelled_first = np.argsort(~truth.labelled, axis=1, kind="stable")  # (people, K) all joints, the labelled first
+    for count in np.unique(num_labelled):  # pairs with equally many labelled keypoints fill an array without gaps
+        same = np.flatnonzero(num_labelled == count)
+        for batch in np.split(same, range(BATCH, len(same), BATCH)):
+            p, d = person[batch], detection[batch]
+            if count:
+                joints = labelled_first[p, :count]  # (pairs, count) L
+                offset = detections.points[d[:, None], joints] - truth.points[p[:, None], joints]
+            else:  # nothing is known but the person's box
+                joints, offset = np.arange(len(sigmas)), offset_from_box(detections.points[d], truth.box[p, None])
+            similarity = keypoint_similarity(offset, truth.area[p, None], sigmas[joints])  # (pairs, count or K)
+            oks[batch] = similarity.sum(1) / similarity.shape[1]
+    return oks
+
+
+def match_all_images(person, detection, oks, ignored, crowd, rank, thresholds):
+    """`match_one_image` for all groups and thresholds at once: (thresholds, detections) the matched people, or -1.
+
+    In the first round the best detection of every group chooses, in the second round the second best, and so on. Each
+    detection has a list of its candidates, sorted by preference. The lists are the same at all thresholds, so they are
+    sorted once; then a detection takes the first person on its list who is still free and similar enough.
+    person, detection, oks (pairs,): the candidate pairs; ignored, crowd (people,) bool; rank (detections,).
+    """
+    matched = np.full((len(thresholds), len(rank)), -1)  # (thresholds, detections)
+    free = np.ones((len(thresholds), len(ignored)), bool)  # (thresholds, people)
+    order = np.lexsort((-person, -oks, ignored[person], detection, rank[detection]))  # the last key is the first to sort by
+    person, detection, oks = person[order], detection[order], oks[order]
+    rounds = np.unique(np.searchsorted(rank[detection], np.arange(MAX_DETECTIONS + 1)))  # where each round begins
+    for start, stop in zip(rounds[:-1], rounds[1:]):
+        p, d = person[start:stop], detection[start:stop]
+        possible = free[:, p] & (oks[start:stop] >= thresholds[:, None])  # (thresholds, pairs of this round)
+        place = np.where(possible, np.arange(len(p)), len(p))
+        lists = np.flatnonzero(np.diff(d, prepend=-1))  # where the list of each detection begins
+        first = np.minimum.reduceat(place, lists, axis=1)  # (thresholds, detections of this round), len(p) for nobody
+        t, row = np.nonzero(first < len(p))
+        taken = p[first[t, row]]
+        matched[t, d[lists[row]]] = taken
+        free[t, taken] = crowd[taken]
+    return matched
+
+
+# === Appendix: reading annotations and results; skip on a first reading ===============================================
+
 PATH = (str, os.PathLike)
 
 

@@ -17,16 +17,20 @@ import torch
 
 from data import encode_heatmaps, normalize
 from eval import number, run_model
-from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, supervised_loss
+from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view, supervised_loss
 from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, encode_sentences, load_clip_text, save_checkpoint
 
 # ------------------------------------------------------------------------------------------------------ 1. the recipes
 
 def setting(minutes, paper, help, type=str, **limits):
-    """A field of a recipe: its value in MINUTES and in PAPER. It is an option of the command, too: `lr` is `--lr`."""
+    """A field of a recipe: its value for minutes on a CPU, that of the paper, and what it means.
+
+    It is an option of the command, too: `lr` is `--lr`. type, limits: its values, for `argparse`.
+    """
     return field(default=minutes, metadata={"paper": paper, "help": help, "type": type, **limits})
 
 
+# Types of values: `number` reads and checks them.
 count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, 0, above=True), number(float, 0),
                                         number(float, 0, 1))
 TEMPLATE = "a photo of a {domain} character"
@@ -35,26 +39,27 @@ FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 a
 
 @dataclass
 class VLPoseRecipe:
-    """VLPose: the value for minutes on a CPU, that of the paper, what it means."""
-    size: str = setting("tiny", "base", "The model, where no weights say it.", choices=MODEL_CONFIGS)
-    batch_size: int = setting(16, 512, "Crops in a batch.", positive)
+    """VLPose."""
+    size: str = setting("tiny", "base", "The size of the model, unless --weights gives one.", choices=MODEL_CONFIGS)
+    batch_size: int = setting(16, 512, "The number of crops in a batch.", positive)
     augmentation: str = setting("gentle", "paper", "How much crops are changed.", choices=("gentle", "paper"))
-    base_lr: float = setting(1.5e-3, 5e-4, "Learning rate of the base model.", rate)
-    base_steps: int = setting(3300, None, "Steps of its training.", positive)
-    base_epochs: int = setting(None, 210, "Or epochs of its training.", positive)
-    lr: float = setting(1.5e-3, 5e-4, "Learning rate of adaptation.", rate)
-    steps: int = setting(1200, None, "Steps of adaptation.", positive)
-    epochs: int = setting(None, 210, "Or epochs of adaptation.", positive)
-    lr_batch: int = setting(None, 512, "The batch that both rates are for; for others they are scaled.", positive)
-    validate_every: int = setting(0, 10, "Epochs of adaptation between two validations; 0: none.", count)
-    select: str = setting("last", "best", "Which model is kept, the best in validation?", choices=("last", "best"))
+    base_lr: float = setting(1.5e-3, 5e-4, "The learning rate of the base model's training.", rate)
+    base_steps: int = setting(3300, None, "How many steps the base model is trained for.", positive)
+    base_epochs: int = setting(None, 210, "How many epochs, in place of --base-steps.", positive)
+    lr: float = setting(1.5e-3, 5e-4, "The learning rate of adaptation.", rate)
+    steps: int = setting(1200, None, "How many steps the model is adapted for.", positive)
+    epochs: int = setting(None, 210, "How many epochs, in place of --steps.", positive)
+    lr_batch: int | None = setting(None, 512, "If given, a rate is multiplied by the batch size and divided by this.",
+                                   positive)
+    validate_every: int = setting(0, 10, "Validate after so many epochs of adaptation; 0: never.", count)
+    select: str = setting("last", "best", "Keep the last model, or the best in validation.", choices=("last", "best"))
     strategy: str = setting("vlpose", "vlpose", "What is tuned: nothing, all, the last layer, prompts, or the adapter.",
                             choices=("scratch", "full", "last", "prompt", "vlpose"))
     decoder: str = setting("dual", "dual", "How the relation enters the frozen decoder.", choices=DECODERS)
     matcher: str = setting("concat", "concat", "What answers an image token: image and text, text, or image.",
                            choices=MATCHERS)
-    num_prompts: int = setting(None, None, "Visual prompts per layer. None: the paper's number for the size.", count)
-    shallow: bool = setting(False, False, "Prompts before the first layer alone.")
+    num_prompts: int = setting(None, None, "Visual prompts per layer; by default the paper's for the size.", count)
+    shallow: bool = setting(False, False, "Give prompts only to the first layer.")
     sentences: str = setting(TEMPLATE, TEMPLATE, "What is read of an image: a template that names its domain, a JSON "
                              "file {domain: sentence}, or 'description': the image's own.")
     per_token: bool = setting(False, False, "Read every token of a sentence, not just its end.")
@@ -62,31 +67,31 @@ class VLPoseRecipe:
 
 @dataclass
 class AlignmentRecipe:
-    """Multi-level alignment: the value for minutes on a CPU, that of the paper, what it means. 0 leaves a part out."""
-    size: str = setting("tiny", "resnet101", "The model, where no weights say it.", choices=MODEL_CONFIGS)
-    batch_size: int = setting(16, 32, "Crops in a batch, from each domain.", positive)
+    """Multi-level alignment. A level or a loss of 0 is left out."""
+    size: str = setting("tiny", "resnet101", "The size of the model, unless --weights gives one.", choices=MODEL_CONFIGS)
+    batch_size: int = setting(16, 32, "The number of crops in a batch, from each domain.", positive)
     augmentation: str = setting("gentle", "paper", "How much crops and views are changed.", choices=("gentle", "paper"))
-    style_steps: int = setting(150, 500_000, "Stage 0: steps of the style decoder's training.", positive)
-    style_lr: float = setting(5e-3, 1e-5, "Its learning rate.", rate)
-    style_batch: int = setting(None, 16, "Its batch. None: as --batch-size.", positive)
-    supervised_steps: int = setting(1200, 20_000, "Stage 1: steps of supervised training on the source.", positive)
-    lr: float = setting(1.5e-3, 1e-4, "Its learning rate.", rate)
-    milestones: float = setting(FALLS, (), "Shares of its steps after which the rate is divided by ten.", share,
-                                nargs="*")
-    steps: int = setting(600, 15_000, "Stage 2: steps of adaptation.", positive)
-    adapt_lr: float = setting(5e-4, 1e-4, "Its learning rate.", rate)
-    adapt_milestones: float = setting(FALLS, (4 / 30, 19 / 30), "As --milestones.", share, nargs="*")
-    steady_discriminator: bool = setting(False, True, "The discriminator's rate does not fall.")
-    optimizer: str = setting("adamw", "adam", "Of all stages.", choices=("adamw", "adam"))
-    weight_decay: float = setting(0.1, 0.0, "Of stages 1 and 2.", weight)
-    warm_up: int = setting(500, 0, "Steps of linear warm-up, at most a tenth of a stage.", count)
-    clip: float = setting(1.0, 0.0, "The greatest norm of a gradient; 0: any.", weight)
-    ema_decay: float = setting(0.99, 0.999, "Decay of the teacher.", share)
-    image_level: float = setting(0.5, 0.5, "Probability that a source image is restyled.", share)
-    feature_level: float = setting(0.002, 0.1, "Weight of the adversarial loss.", weight)
-    pose_level: float = setting(0.3, 0.3, "Weight of information maximization.", weight)
-    consistency: float = setting(1.0, 1.0, "Weight of the teacher's pseudo-labels.", weight)
-    occlusion: float = setting(0.5, 0.5, "Probability that a sure keypoint is covered.", share)
+    style_steps: int = setting(150, 500_000, "Stage 0: how many steps the style decoder is trained for.", positive)
+    style_lr: float = setting(5e-3, 1e-5, "The learning rate of stage 0.", rate)
+    style_batch: int | None = setting(None, 16, "The batch of stage 0, if it is not --batch-size.", positive)
+    supervised_steps: int = setting(1200, 20_000, "Stage 1: how many steps are supervised, on the source.", positive)
+    lr: float = setting(1.5e-3, 1e-4, "The learning rate of stage 1.", rate)
+    milestones: tuple = setting(FALLS, (), "The shares of a stage's steps after which its rate is divided by ten, for "
+                                "stages 0 and 1.", share, nargs="*")
+    steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
+    adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
+    adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same shares for stage 2.", share, nargs="*")
+    steady_discriminator: bool = setting(False, True, "Leave the discriminator's rate out of that.")
+    optimizer: str = setting("adamw", "adam", "The optimizer of all stages.", choices=("adamw", "adam"))
+    weight_decay: float = setting(0.1, 0.0, "The weight decay of stages 1 and 2.", weight)
+    warm_up: int = setting(500, 0, "The steps of linear warm-up, at most a tenth of a stage.", count)
+    clip: float = setting(1.0, 0.0, "The norm that a gradient is clipped to; 0: not clipped.", weight)
+    ema_decay: float = setting(0.99, 0.999, "How much of the teacher stays at each step.", share)
+    image_level: float = setting(0.5, 0.5, "The probability that a source image is restyled.", share)
+    feature_level: float = setting(0.002, 0.1, "The weight of the adversarial loss.", weight)
+    pose_level: float = setting(0.3, 0.3, "The weight of information maximization.", weight)
+    consistency: float = setting(1.0, 1.0, "The weight of the teacher's pseudo-labels.", weight)
+    occlusion: float = setting(0.5, 0.5, "The probability that a sure keypoint is covered.", share)
 
 
 # -------------------------------------------------------------------------------------------- 2. the loss and the loop
@@ -112,17 +117,17 @@ class Stage:
 
 
 def heatmap_loss(model, texts, bf16, batch):
-    """Mean of w (y - ŷ)² over images, keypoints and pixels -> (loss, ŷ).
+    """Mean of ω (y - ŷ)² over images, keypoints and pixels -> (loss, ŷ).
 
-    ŷ (B, K, h, w) are the predicted heatmaps, y those of the labels; w (B, K) is 0 where a keypoint is not labelled.
+    ŷ (B, K, h, w) are the predicted heatmaps, y those of the labels; ω (B, K) is 0 where a keypoint is not labelled.
     texts: {sentence: T}; None without text.
     """
     device = next(model.parameters()).device
     images = normalize(batch["image"].to(device))                                      # (B, 3, H, W)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         predicted = run_model(model, images, batch["sentence"], texts).float()         # ŷ
-    target, weights = label_heatmaps(batch, model.config, device)                      # y, w
-    return ((predicted - target) ** 2 * weights[:, :, None, None]).mean(), predicted
+    labels, weights = label_heatmaps(batch, model.config, device)                      # y, ω
+    return ((predicted - labels) ** 2 * weights[:, :, None, None]).mean(), predicted
 
 
 def label_heatmaps(batch, config, device):
@@ -144,7 +149,7 @@ def fit(stage, model, loss_of, data, run, measure=None):
     first = run.restore(stage, model, optimizer)
     set_training_mode(model)
     for step, batches in enumerate(batches_of(data, stage, first, run.workers), start=first):
-        torch.manual_seed(stage.seed * 10 ** 6 + step)  # all that is random in a step depends on its number alone
+        torch.manual_seed(stage.seed * 10 ** 6 + step)  # all that is random in a step depends only on its number
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * group["scale"] * (1 if group["steady"] else learning_rate(step, stage))
 
@@ -157,6 +162,14 @@ def fit(stage, model, loss_of, data, run, measure=None):
 
         run.after_step(stage, step + 1, loss, predicted, batches[0], model, optimizer, measure)
     run.select(stage, model)
+
+
+def set_training_mode(model):
+    """Training mode, but for BatchNorm layers whose parameters are frozen: they keep their statistics, too."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
 
 
 def learning_rate(step, stage):
@@ -189,9 +202,10 @@ def train_vlpose(options):
     # Stage 2: what --strategy names is tuned on the target; with VLPose, everything else is frozen.
     adapted = model_to_tune(base, text_dim, options)
     if report_trained_share(adapted, base, options):
-        read = texts if isinstance(adapted, VLPose) else None
-        fit(adapt_stage, adapted, partial(heatmap_loss, adapted, read, options.bf16),
-            [vlpose_crops(target, adapted, options)], run, partial(average_precision, tests[-1], read, run.workers))
+        adapter_texts = texts if isinstance(adapted, VLPose) else None
+        fit(adapt_stage, adapted, partial(heatmap_loss, adapted, adapter_texts, options.bf16),
+            [vlpose_crops(target, adapted, options)], run,
+            measure=partial(average_precision, tests[-1], adapter_texts, run.workers))
 
     save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights,
                     sentences=options.sentences, per_token=options.per_token)
@@ -231,7 +245,7 @@ def train_uda(options):
     source, target, test, labelled_target = alignment_data(options)
     student = new_student(options, test.skeleton)
     stylist = new_stylist(options) if options.image_level else None
-    style_stage, stage, adapt_stage = plan_uda(options, stylist, source, target)
+    style_stage, source_stage, adapt_stage = plan_uda(options, stylist, source, target)
     if options.dry_run:
         return
     sources, targets, source_views, target_views = alignment_crops(source, target, student, options)
@@ -244,12 +258,12 @@ def train_uda(options):
 
     # Stage 1: a model learns from the source's labels, and the student from the same labels of restyled images.
     source_only = copy.deepcopy(student)
-    if stage:
+    if source_stage:
         loss_of = partial(source_loss, source_only, None, source_views, options.bf16)
-        fit_or_find(stage, source_only, loss_of, [sources], run, depends_on=[str(source_views)])
+        fit_or_find(source_stage, source_only, loss_of, [sources], run, depends_on=[str(source_views)])
         if stylist:
             loss_of = partial(source_loss, student, restyle, source_views, options.bf16)
-            fit_or_find(replace(stage, name="restyled"), student, loss_of, [sources, targets], run,
+            fit_or_find(replace(source_stage, name="restyled"), student, loss_of, [sources, targets], run,
                         depends_on=[str(source_views), state_hash(stylist), options.image_level])
         else:
             student = source_only
@@ -292,6 +306,21 @@ def alignment_loss(alignment, views, source, target):
     return alignment(*labelled_images(source, alignment, views), rgb(target, alignment))
 
 
+def labelled_images(batch, model, views):
+    """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K); with `views`, of a
+    random view of each. The batch's labels become those of the view, for the log to compare with."""
+    images = rgb(batch, model)
+    if views:
+        images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
+        batch |= {"keypoints": points.cpu(), "visible": visible.cpu()}
+    return images, *label_heatmaps(batch, model.config, images.device)
+
+
+def rgb(batch, model):
+    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
+    return batch["image"].to(next(model.parameters()).device) / 255
+
+
 # === Appendix: the plan, the run's folder, the cache, data, models, tables, the command; skip on a first reading ======
 
 import argparse
@@ -314,7 +343,7 @@ from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augm
                   cache_folder, decode_heatmaps, expecting, load_dataset, with_sentences, with_skeleton, written_whole)
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
                   predict, predict_people, read_boxes, true_pose, usable_device, with_boxes)
-from uda import GENTLE_VIEWS, StyleTransfer, Views, source_view
+from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import PoseModel, load_backbone, load_pose_model, load_strictly, load_weights
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
@@ -383,21 +412,6 @@ def alignment_crops(source, target, student, options):
     return sources, targets, views if paper else None, views
 
 
-def labelled_images(batch, model, views):
-    """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K); with `views`, of a
-    random view of each. The batch's labels become those of the view, for the log to compare with."""
-    images = rgb(batch, model)
-    if views:
-        images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
-        batch |= {"keypoints": points.cpu(), "visible": visible.cpu()}
-    return images, *label_heatmaps(batch, model.config, images.device)
-
-
-def rgb(batch, model):
-    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
-    return batch["image"].to(next(model.parameters()).device) / 255
-
-
 def parameter_groups(model, stage):
     """Parameters by learning rate and weight decay. Biases, norms and positional tables do not decay. With layer decay
     each layer of the backbone learns more slowly than the one above it: lr · decay^(layers above)."""
@@ -419,14 +433,6 @@ def parameter_groups(model, stage):
     return list(groups.values())
 
 
-def set_training_mode(model):
-    """Training mode, but for BatchNorm layers whose parameters are frozen: they keep their statistics, too."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
-            module.eval()
-
-
 def batches_of(data, stage, first, workers):
     """Yields a batch of each data set for each step from `first` on; each data set has an order of its own."""
     loaders = []
@@ -439,7 +445,7 @@ def batches_of(data, stage, first, workers):
 def batch_keys(rows, batch_size, seed, first, last):
     """Yields the keys (row, seed) of batches first..last - 1: shuffled passes over `rows`, one after the other.
 
-    A batch depends on its number alone, so that a resumed run sees the same ones.
+    A batch depends only on its number, so that a resumed run sees the same ones.
     """
     current, order = None, None
     for step in range(first, last):
@@ -836,7 +842,7 @@ def parse_options(argv):
                                      parents=[first])
     recipe = (PAPER if chosen.recipe == "paper" else MINUTES)[chosen.mode]
     data_options(parser.add_argument_group("Data and weights").add_argument, chosen.mode)
-    add = parser.add_argument_group(recipe.__doc__.split(":")[0]).add_argument
+    add = parser.add_argument_group(recipe.__doc__).add_argument
     for option in fields(recipe):
         more = {name: value for name, value in option.metadata.items() if name != "paper"}
         if option.type is bool:

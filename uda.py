@@ -1,6 +1,6 @@
 """Domain adaptive pose estimation via multi-level alignment (arXiv 2404.14885).
 
-There are labels for a source domain (drawn people, say) and images alone for the target domain (photographs). A student
+There are labels for a source domain (drawn people, say) and only images for the target domain (photographs). A student
 learns from the labels. Three levels of alignment draw the two domains together:
 
     image     source images are redrawn with the statistics of target images         adain, StyleTransfer
@@ -34,12 +34,12 @@ from vlpose import WeightsError, load_strictly, load_weights
 
 # -------------------------------------------------------------------------------------- supervision, on the source
 
-def supervised_loss(predicted, target, weights):
-    """L_sup = mean of ½ w (y - ŷ)²: predicted ŷ and target y (B, K, h, w), weights w (B, K), 0 where not labelled.
+def supervised_loss(predicted, labels, weights):
+    """L_sup = mean of ½ ω (y - ŷ)²: predicted ŷ and labels y (B, K, h, w), weights ω (B, K), 0 where not labelled.
 
     The authors' ½ matters here, beside other losses. VLPose's loss stands alone and has none: `heatmap_loss`, train.py.
     """
-    return 0.5 * (weights[:, :, None, None] * (target - predicted) ** 2).mean()
+    return 0.5 * (weights[:, :, None, None] * (labels - predicted) ** 2).mean()
 
 
 # ------------------------------------------------------------------------------------------------ image level: style
@@ -57,7 +57,7 @@ def adain(content, style):
 
 
 ENCODER_ENDS = (4, 11, 18, 31)  # layers up to relu1_1, relu2_1, relu3_1 and relu4_1
-DECODER_STARTS = (27, 20, 13, 0)  # the decoder's layers from there back to an image
+DECODER_STARTS = (27, 20, 13, 0)  # where in the whole decoder that of an encoder of depth 1, 2, 3 or 4 begins
 
 
 class StyleTransfer(nn.Module):
@@ -104,7 +104,7 @@ class StyleTransfer(nn.Module):
         alpha = torch.as_tensor(alpha).to(c).view(-1, 1, 1, 1)
         mixed = torch.lerp(c, adain(c, s), alpha)  # α AdaIN(c, s) + (1 - α) c
         height, width = content.shape[2:]
-        return self.decoder(mixed).clamp(0, 1)[:, :, :height, :width]  # decoded sides are multiples of 8
+        return self.decoder(mixed).clamp(0, 1)[:, :, :height, :width]  # odd sides have been rounded up at each pooling
 
     def restyle(self, content, style, probability):
         """The image level: with this probability an image is redrawn as the style image beside it, α ~ U(0, 1)."""
@@ -115,10 +115,10 @@ class StyleTransfer(nn.Module):
         return mixed
 
     def loss(self, content, style):
-        """What the decoder is trained with: (content loss, style loss). The paper adds them up as 1 : 0.1.
+        """What the decoder is trained with: (content loss, Gram loss). The paper adds them up as 1 : 0.1.
 
-        Content loss: the mean squared error at the last level to t = AdaIN(c, s). Style loss: that of the Gram
-        matrices, summed over all levels.
+        Content loss: the mean squared error between the features of the result and t = AdaIN(c, s). Gram loss: that
+        between the Gram matrices of the result and of the style image, summed over all levels of the encoder.
         """
         return style_transfer_losses(self, content, style)
 
@@ -147,12 +147,12 @@ class DomainDiscriminator(nn.Sequential):
 
 
 def adversarial_loss(source, target):
-    """L_adv = mean of -log(1 - σ(z_source)) + mean of -log σ(z_target): binary cross-entropy of the logits z.
+    """L_adv = mean of -log(1 - sigmoid(z_source)) + mean of -log sigmoid(z_target): binary cross-entropy of logits z.
 
     The discriminator makes it small. The student, behind `reverse_gradient`, makes it large: then its features no
     longer tell where an image is from.
     """
-    return F.softplus(source).mean() + F.softplus(-target).mean()  # softplus(z) = -log(1 - σ(z))
+    return F.softplus(source).mean() + F.softplus(-target).mean()  # softplus(z) = -log(1 - sigmoid(z))
 
 
 # --------------------------------------------------------------------------------- pose level: information maximization
@@ -160,12 +160,13 @@ def adversarial_loss(source, target):
 def information_maximization_loss(heatmaps):
     """L_im = Ĥ(p_row) + Ĥ(p_col) - Ĥ(p̄) of heatmaps y (B, K, h, w).
 
-        p_row = softmax over rows of y's mean over columns,  p_col = softmax over columns of y's mean over rows
-        p̄     = softmax over all places of y's mean over the batch
+        p_row = softmax(the mean of y over each row), h numbers;  p_col = softmax(the mean over each column), w numbers
+        p̄     = softmax(the mean of y over the batch), h w numbers
         Ĥ(p)  = H(p) / (h w), averaged over images and keypoints;  H(p) = -Σ p log p
 
-    The first two terms are small if each heatmap is sure of a row and of a column. The last one is large if the images
-    do not all agree on one place.
+    The first two terms are smaller if each heatmap is sure of a row and of a column. The last one is larger if the
+    images do not all agree on one place. How much: a heatmap's values are 0 to 1 and their means far smaller, so each
+    softmax is nearly flat, and even a perfect peak hardly lowers H. At the paper's weight the loss moves next to nothing.
     """
     h, w = heatmaps.shape[2:]
     H_row = entropy(heatmaps.mean(3))             # of p_row (B, K, h)
@@ -220,12 +221,12 @@ def random_affine(count, size, views=Views()):
 
 
 def grid_scale(old, new, like):
-    """(2,) factors of x and y from a grid of size `old` (height, width) to `new`: corner on corner (UDP)."""
+    """(2,) factors of x and y from a grid of size `old` (height, width) to `new`: the corner pixels' centres coincide."""
     return torch.tensor([(n - 1) / (o - 1) for o, n in zip(old[::-1], new[::-1])]).to(like)
 
 
 def resize_affine(matrix, old, new):
-    """The same map (B, 2, 3) for a grid of size `new` (height, width) instead of `old`: S M S⁻¹, S = `grid_scale`."""
+    """The map M (B, 2, 3) of a grid of size `old` (height, width) for one of size `new`: S M S⁻¹, S = `grid_scale`."""
     scale = grid_scale(old, new, matrix)
     return scale[:, None] * matrix / torch.cat([scale, scale.new_ones(1)])
 
@@ -234,8 +235,8 @@ def warp(x, matrix):
     """Moves each pixel p of x (B, C, h, w) to matrix · (p, 1), bilinearly; 0 where none goes. matrix (B, 2, 3)."""
     h, w = x.shape[2:]
     pixels = torch.cartesian_prod(torch.arange(h), torch.arange(w)).flip(1).to(matrix)  # (h w, 2), x before y
-    sources = transform_points(pixels, invert_matrix(matrix))  # (B, h w, 2): where each comes from
-    grid = 2 * sources / torch.tensor([w - 1, h - 1]).to(sources) - 1  # the outermost pixels' centres are -1 and 1
+    origins = transform_points(pixels, invert_matrix(matrix))  # (B, h w, 2): where each comes from
+    grid = 2 * origins / torch.tensor([w - 1, h - 1]).to(origins) - 1  # the outermost pixels' centres are -1 and 1
     return F.grid_sample(x, grid.view(-1, h, w, 2), align_corners=True)
 
 
@@ -247,14 +248,14 @@ def jitter_color(images, strength=0.25):
     return (brightness * images).clamp(0, 1)
 
 
-def occlude(views, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
+def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     """Adaptive occlusion: covers a keypoint that the teacher is sure of. The student must infer it from the others.
 
-    views (B, 3, H, W): the student's; each is changed with this probability. One keypoint with a confidence of at least
-        `threshold` disappears under a patch of size×size pixels from elsewhere in the same view.
+    images (B, 3, H, W): the student's views; each is changed with this probability. One keypoint with a confidence of
+        at least `threshold` disappears under a patch of size×size pixels from elsewhere in the same image.
     heatmaps (B, K, h, w): the teacher's, in the frame of the whole images, which `matrix` (B, 2, 3) maps to the views.
     """
-    height, width = views.shape[2:]
+    height, width = images.shape[2:]
     if min(height, width) < 3 * size - 1:
         raise ValueError(f"occlusion: expected images of at least {3 * size - 1} pixels each way to take a patch of "
                          f"{size}×{size} from elsewhere, found {height}×{width}")
@@ -267,15 +268,15 @@ def occlude(views, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     row = torch.nonzero(sure.any(1) & (torch.rand_like(confidence[:, 0]) < probability))[:, 0]  # (n,) to be changed
     places = sides - size + 1  # how many a patch's upper left corner can have along x and along y
     corner = (points[row, chosen[row]] - size // 2).clamp(torch.zeros_like(sides), places - 1)  # (n, 2)
-    # On a circle of all places, a step of at least `size` either way round: the two patches do not overlap.
+    # Corners wrap around. A step from `size` to `places - size` is at least `size` both ways: the patches are apart.
     step = size + (torch.rand(len(row), 2, device=sides.device) * (places - 2 * size + 1)).long()
 
     def patch(corner):
         x, y = (corner[:, axis, None] + torch.arange(size, device=corner.device) for axis in (0, 1))  # (n, size)
         return row[:, None, None], slice(None), y[:, :, None], x[:, None, :]
 
-    covered = views.clone()
-    covered[patch(corner)] = views[patch((corner + step) % places)]
+    covered = images.clone()
+    covered[patch(corner)] = images[patch((corner + step) % places)]
     return covered
 
 
@@ -296,21 +297,21 @@ def rectify(heatmaps, sigma):
 
 
 def confidence_mask(heatmaps, ratio=0.5):
-    """(B, K), True where the confidence is above this quantile of the whole batch's: by default above their median."""
+    """(B, K), True where the confidence is above this quantile of all B·K confidences: by default above their median."""
     _, confidence = peaks(heatmaps)
     return confidence > confidence.quantile(ratio)
 
 
-def consistency_loss(student, teacher, mask):
-    """L_con = mean over images, keypoints and pixels of (m (y_s - y_t))²: heatmaps of the student y_s (B, K, h, w),
-    pseudo-labels y_t, mask m (B, K)."""
-    return (mask[:, :, None, None] * (student - teacher) ** 2).mean()
+def consistency_loss(predicted, pseudo_labels, mask):
+    """L_con = mean over images, keypoints and pixels of (m (y_s - y_t))²: predicted heatmaps y_s (B, K, h, w) of the
+    student, pseudo-labels y_t of the teacher, mask m (B, K)."""
+    return (mask[:, :, None, None] * (predicted - pseudo_labels) ** 2).mean()
 
 
 def make_teacher(student):
     """A copy of the student that never gets a gradient, but stays in training mode for the sake of its BatchNorm.
 
-    It sees target images alone. In training mode it normalises them with their own statistics, not with the source's
+    It sees only target images. In training mode it normalises them with their own statistics, not with the source's
     (adaptive BatchNorm, arXiv 1603.04779), and gathers these in its buffers for the test. Averaging the student's
     buffers instead would mix in the source images that the student sees. Drop path is off: a label must not be noisy.
     """
@@ -341,9 +342,9 @@ class LossWeights:
 class MultiLevelAlignment(nn.Module):
     """Stage 2: the student, its teacher and the discriminator; `forward` is one step of adaptation.
 
-    student: a PoseModel that has learned from the source's labels.
-    restyle: (source images, target images) -> source images in the target's style: `StyleTransfer.restyle`, or another
-        one in its place. None leaves out the image level.
+    student: a PoseModel that has learned from the source's labels. teacher: lags behind by the last step's average.
+    restyle: (source images, target images) -> source images in the target's style: `StyleTransfer.restyle` with its
+        probability filled in, or another function in its place. None leaves out the image level.
     source_keypoints: those that the source labels, all if it is None. The student is taught no others, so its heatmaps
         of others must not become pseudo-labels.
     decay: the share of the teacher that stays at each step. bf16: networks compute in bfloat16.
@@ -368,7 +369,7 @@ class MultiLevelAlignment(nn.Module):
 
         # 8, of the step before: the optimizer has moved the student since, and the teacher follows.
         ema_update(self.teacher, self.student, self.decay)
-        self.teacher.train()  # see `make_teacher`
+        self.teacher.train()  # the loop has put BatchNorm without gradients in evaluation mode; see `make_teacher`
 
         # 1. Image level: some source images are redrawn in the style of the target images beside them.
         if self.restyle:
@@ -387,16 +388,16 @@ class MultiLevelAlignment(nn.Module):
 
         # 4. The teacher's heatmaps, back in the frame of the whole image, become pseudo-labels.
         with torch.no_grad():
-            seen, _ = heatmaps_and_features(self.teacher, teacher_view, self.bf16)
-            seen = self.to_whole_image(seen, to_teacher)                                      # (B, K, h, w)
-            pseudo_labels, mask = rectify(seen, self.config.sigma), confidence_mask(seen)
+            found, _ = heatmaps_and_features(self.teacher, teacher_view, self.bf16)
+            found = self.to_whole_image(found, to_teacher)                                    # (B, K, h, w)
+            pseudo_labels, mask = rectify(found, self.config.sigma), confidence_mask(found)
 
         # 5. Consistency: the student must find in its view what the teacher found in the other one. Adaptive occlusion
         #    makes that harder: a keypoint that the teacher is sure of disappears from the student's view.
         if self.views.occlusion:
             room = (min(size) + 1) // 3  # the largest patch that `occlude` has room for
             patch = min(round(self.views.patch * size[0]), room)
-            student_view = occlude(student_view, seen, to_student, self.views.occlusion, size=patch)
+            student_view = occlude(student_view, found, to_student, self.views.occlusion, size=patch)
         predicted, target_features = heatmaps_and_features(self.student, student_view, self.bf16)
         predicted = self.to_whole_image(predicted, to_student)                                # (B, K, h, w)
         if weights.consistency:

@@ -33,7 +33,7 @@ from clip_tokenizer import CLIPTokenizer
 class Attention(nn.Module):
     """Multi-head self-attention over tokens (B, N, D): softmax(q kᵀ / √d) v in each head, where d = D / heads.
 
-    causal: a token sees itself and the tokens before it alone, as in text.
+    causal: a token sees only itself and the tokens before it, as in text.
     """
 
     def __init__(self, dim, heads, causal=False):
@@ -44,8 +44,8 @@ class Attention(nn.Module):
 
     def forward(self, x):
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))  # (B, heads, N, d)
-        mean_of_values = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)     # softmax(q kᵀ / √d) v
-        return self.proj(merge_heads(mean_of_values))                                       # (B, N, D)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)                  # softmax(q kᵀ / √d) v
+        return self.proj(merge_heads(x))                                                    # (B, N, D)
 
 
 def split_heads(x, heads):
@@ -57,7 +57,7 @@ def merge_heads(x):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention lets tokens exchange information, the MLP works on each one alone.
+    """Pre-norm transformer block: attention lets tokens exchange information, the MLP works on each by itself.
 
     drop_path: the probability that a training image skips a branch (stochastic depth, arXiv 1603.09382).
     """
@@ -90,7 +90,7 @@ class ViTConfig:
     prompts: int          # n, the visual prompts that VLPose's paper gives a model of this size
     layer_decay: float    # the learning rate's factor from one block to the one below, when the backbone is trained
     image_size: tuple[int, int] = (256, 192)  # height, width
-    head_dim: int = 256   # C of the classic decoder; 0 is the simple decoder, which has no channels of its own
+    decoder_dim: int = 256  # C of the classic decoder; 0 is the simple decoder, which has no channels of its own
     sigma: float = 2.0    # of the Gaussians in its heatmaps, in heatmap pixels
     conv_stem: bool = False  # small convolutions in place of the patch embedding
     trunk: str = ""       # a network of torchvision, such as "resnet101", in place of the transformer
@@ -98,7 +98,7 @@ class ViTConfig:
 
 VIT_CONFIGS = {
     # `tiny` is ours: with its convolutional stem it learns in minutes from nothing, which a patch embedding does not.
-    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), head_dim=64, sigma=1.25, conv_stem=True),
+    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), decoder_dim=64, sigma=1.25, conv_stem=True),
     "small": ViTConfig(384, 12, 12, 0.1, 50, 0.8),
     "base": ViTConfig(768, 12, 12, 0.3, 20, 0.75),
     "large": ViTConfig(1024, 24, 16, 0.5, 10, 0.8),
@@ -181,7 +181,7 @@ class PoseModel(nn.Module):
         super().__init__()
         self.config, self.num_keypoints = config, num_keypoints
         self.backbone = TorchvisionBackbone(config) if config.trunk else ViT(config)
-        self.head = HeatmapHead(config.dim, config.head_dim, num_keypoints)
+        self.head = HeatmapHead(config.dim, config.decoder_dim, num_keypoints)
 
     def forward(self, images):
         return self.head(self.backbone(images))  # (B, D, H/16, W/16) -> (B, K, H/4, W/4)
@@ -235,7 +235,7 @@ class CLIPText(nn.Module):
         end = tokens.argmax(dim=1)  # (B,) where the text ends: the end token has the highest id of all
         if per_token:
             return x, torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]
-        return x[torch.arange(len(x)), end]  # attention is causal: the end token alone has seen the whole text
+        return x[torch.arange(len(x)), end]  # attention is causal: only the end token has seen the whole text
 
 
 @torch.no_grad()
@@ -260,12 +260,12 @@ class RelationMatcher(nn.Module):
 
         T' = Linear(T)                                 text features as wide as image tokens
         q = W_q E,   [k, v] = W_kv [E ; T']            every image token asks image and text tokens together
-        M = dropout(softmax(q kᵀ / √d)),  d = D / heads    how much attention each answer gets
-        R = LayerNorm(E + W_o (M v))                   the mean of the answers, added to the token
+        M = dropout(softmax(q kᵀ / √d)),  d = D / heads    the weight of each token for each image token
+        R = LayerNorm(E + W_o (M v))                   the weighted mean, added to the image token
 
-    [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active in training alone.
-    variant: `concat` is the paper's. `cross` takes keys and values from T' alone: with one text token every image token
-        gets the same answer. `image` takes them from E alone, without text.
+    [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active only in training.
+    variant: `concat` is the paper's. `cross` takes keys and values only from T': with one text token every image token
+        gets the same value. `image` takes them only from E, without text. The comments below are for `concat`.
     mask (B, L), True for text tokens: in a batch of sentences of different lengths the others are padding.
     """
 
@@ -308,9 +308,9 @@ class VLPose(nn.Module):
     """A frozen pose model and the adapter around it: images (B, 3, H, W), text T -> heatmaps (B, K, H/4, W/4).
 
     Frozen:  the base's parameters (`requires_grad_(False)` below); its BatchNorm statistics and its drop path, which is
-             off (`train` keeps the base in evaluation mode); CLIP's text tower (`encode_sentences`). Nothing else is.
+             off (`train` keeps the base in evaluation mode); and, outside, CLIP's text tower (`encode_sentences`).
     Trained: the prompts P; the matcher; A₁ and A₂, two blocks beside the base's B₁ and B₂; the predictor, which starts
-             as a copy of the base's last 1×1 convolution. The base keeps its own.
+             as a copy of the base's last convolution. The base keeps its own.
 
     The shapes for ViTPose-B, 17 keypoints, one sentence:
       images B×3×256×192 -> patches B×768×16×12 -> tokens B×(20+192)×768 (20 prompts) -> E B×768×16×12
@@ -320,6 +320,7 @@ class VLPose(nn.Module):
     base: any PoseModel; it becomes part of this one. text_dim: D_text.
     decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual` is the paper's.
     num_prompts: n, by default the paper's for a model of this size. deep: whether every layer has prompts of its own.
+    matcher: the variant of the RelationMatcher.
     """
 
     def __init__(self, base, text_dim, decoder="dual", num_prompts=None, deep=True, matcher="concat"):
@@ -335,23 +336,23 @@ class VLPose(nn.Module):
         if decoder != "baseline":
             self.matcher = RelationMatcher(config.dim, text_dim, variant=matcher)
         if decoder not in ("baseline", "injector"):
-            self.block1 = deconv_block(config.dim, config.head_dim)       # A₁
-            self.block2 = deconv_block(config.head_dim, config.head_dim)  # A₂
+            self.auxiliary1 = deconv_block(config.dim, config.decoder_dim)       # A₁
+            self.auxiliary2 = deconv_block(config.decoder_dim, config.decoder_dim)  # A₂
         self.predictor = copy.deepcopy(base.head.predictor).requires_grad_(True)
         self.initialize()
         self.train()
 
     def initialize(self):
         """Training starts near the original model, not from noise: that is ours, the paper does not say how it starts.
-        `dual-released` starts as the released code does, with everything at full strength."""
+        `dual-released` starts as the released code: BatchNorm rescales its small weights, so A₁ and A₂ act at once."""
         if self.decoder == "dual-released":
-            for block in (self.block1, self.block2):
+            for block in (self.auxiliary1, self.auxiliary2):
                 nn.init.normal_(block[0].weight, std=0.001)
             return
         if self.decoder in ("injector", "dual"):
             nn.init.zeros_(self.matcher.norm.weight)          # R = 0 at first, where R enters a frozen block
         if self.decoder in ("extractor-injector", "dual"):
-            nn.init.constant_(self.block2[1].weight, 0.1)     # A₂ adds little at first
+            nn.init.constant_(self.auxiliary2[1].weight, 0.1)     # A₂ adds little at first
 
     def train(self, mode=True):
         """The base stays in evaluation mode: its BatchNorm statistics must not move while the adapter trains."""
@@ -360,8 +361,8 @@ class VLPose(nn.Module):
         return self
 
     def forward(self, images, text=None, mask=None):
-        """text: T (B, L, D_text), each image's sentence; None switches the adapter off: the original model. (The decoder
-        `baseline` reads no text, but any text switches its prompts on.) mask: see `RelationMatcher`."""
+        """text: T (B, L, D_text), each image's sentence; None switches the adapter off: the original model. What `baseline`
+        gets is not read, but switches its prompts on. mask: see `RelationMatcher`."""
         if text is None:
             return self.base(images)
         return self.predictor(self.features(images, text, mask))
@@ -369,7 +370,7 @@ class VLPose(nn.Module):
     def features(self, images, text, mask=None):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
         E = self.base.backbone(images, self.prompts)                    # (B, D, H/16, W/16)
-        if self.decoder == "baseline":                                  # prompts alone, no R
+        if self.decoder == "baseline":                                  # only prompts, no R
             return self.decode(E, None)
         tokens = E.flatten(2).transpose(1, 2)                           # (B, N, D)
         R = self.matcher(tokens, text, mask)                            # (B, N, D)
@@ -378,7 +379,8 @@ class VLPose(nn.Module):
     def decode(self, E, R):
         """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4).
 
-        B₁, B₂ are the frozen blocks of the base, A₁, A₂ the trained auxiliary blocks. Each doubles the resolution.
+        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary blocks beside them. Each
+        doubles the resolution.
         """
         B1, B2 = self.base.head.block1, self.base.head.block2
         if self.decoder == "baseline":                # figure 3a:  m₂ = B₂(B₁(E))
@@ -386,7 +388,7 @@ class VLPose(nn.Module):
         if self.decoder == "injector":                # figure 3b:  m₂ = B₂(B₁(E + R))
             return B2(B1(E + R))
 
-        A1, A2 = self.block1, self.block2
+        A1, A2 = self.auxiliary1, self.auxiliary2
         if self.decoder == "extractor-injector":      # figure 3c:
             m1 = B1(E)                                #   m₁ = B₁(E)             -> (B, C, H/8, W/8)
             a1 = A1(R)                                #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
@@ -400,7 +402,7 @@ class VLPose(nn.Module):
         return B2(m1) + A2(m1)                        #   m₂ = B₂(m₁) + A₂(m₁)
 
     def adapter_state_dict(self):
-        """The adapter's tensors alone: a few MB that turn any copy of the same base into this VLPose."""
+        """Only the adapter's tensors: a few MB that turn any copy of the same base into this VLPose."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
 
     def load_adapter(self, state):
@@ -472,7 +474,7 @@ def check_adapter(config, decoder, num_prompts):
     """ValueError for a VLPose that cannot be."""
     if decoder not in DECODERS:
         raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
-    if decoder != "baseline" and not config.head_dim:
+    if decoder != "baseline" and not config.decoder_dim:
         raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple one: 'baseline'")
     if num_prompts and config.trunk:
         raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
@@ -582,7 +584,7 @@ def read_file(path):
         zipped = start.startswith(b"PK\x03\x04")
         if zipped:
             check_zip(path)
-        with suppress(Exception), warnings.catch_warnings(action="ignore"):  # plain containers and tensors alone
+        with suppress(Exception), warnings.catch_warnings(action="ignore"):  # only plain containers and tensors
             return torch.load(path, map_location="cpu", weights_only=True)
         return read_zip(path) if zipped else read_legacy(path)
 
@@ -822,7 +824,7 @@ def vitpose_layout(state, path):
     if not any(name.startswith("head.") for name in state):
         return config, 17, state
     keypoints, channels, kernel, _ = state["head.predictor.weight"].shape
-    return replace(config, head_dim=channels if kernel == 1 else 0), keypoints, state
+    return replace(config, decoder_dim=channels if kernel == 1 else 0), keypoints, state
 
 
 def resize_positions(table, old, new):
@@ -904,7 +906,7 @@ def load_pose_model(path_or_name, image_size=None):
 
 
 def load_backbone(model, path_or_name):
-    """Fills a PoseModel's backbone alone, from torchvision's weights of that network or any that `load_model` reads."""
+    """Fills only a PoseModel's backbone, from torchvision's weights of that network or any that `load_model` reads."""
     if model.config.trunk:
         load_strictly(model.backbone.body, without_classifier(load_weights(path_or_name)), path_or_name)
     else:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data import COCO17, DataError
+import eval
 from eval import (MAX_DETECTIONS, THRESHOLDS, by_domain, by_keypoint, candidate_pairs, classify_detections,
                   coco_results, error_breakdown, evaluate_oks, evaluate_pck, main, match_all_images, match_one_image,
                   number, oks_nms, oks_of_pairs, read_truth_and_detections)
@@ -678,3 +679,21 @@ def test_a_missing_file_ends_the_command_with_status_2_and_no_traceback(tmp_path
                           capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "none.json" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_similarity_of_one_pair_is_that_of_many_at_once():
+    rng = np.random.default_rng(0)
+    people, detections = rng.uniform(0, 90, (2, 6, 17, 2))
+    labelled = rng.random((6, 17)) < 0.5
+    keypoints = np.concatenate([people, 2 * labelled[:, :, None]], axis=2)
+    annotations = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": [
+        {"id": n + 1, "image_id": 1, "category_id": 1, "keypoints": points.ravel().tolist(), "bbox": [0, 0, 90, 90],
+         "area": 5000.0 + n, "iscrowd": 0, "num_keypoints": int(labelled[n].sum())} for n, points in enumerate(keypoints)]}
+    results = [{"image_id": 1, "category_id": 1, "score": 1.0 - n / 9,
+                "keypoints": np.pad(points, ((0, 0), (0, 1))).ravel().tolist()} for n, points in enumerate(detections)]
+    truth, found, sigmas = eval.read_truth_and_detections(annotations, results, COCO17.sigmas)
+    person, detection = np.repeat(np.arange(6), 6), np.tile(np.arange(6), 6)
+    many = eval.oks_of_pairs(truth, found, person, detection, sigmas)
+    one = [eval.object_keypoint_similarity(people[p], labelled[p], 5000.0 + p, detections[d], sigmas)
+           for p, d in zip(person, detection)]
+    np.testing.assert_allclose(many, one, rtol=1e-12)

@@ -22,8 +22,8 @@ from uda import (GENTLE_VIEWS, DomainDiscriminator, LossWeights, MultiLevelAlign
 from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, WeightsError, cache_folder, load_backbone, load_pose_model,
                     save_checkpoint)
 
-VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), head_dim=16, sigma=1.0)
-SIMPLE = ViTConfig(32, 2, 4, 0.5, 0, 1.0, image_size=(64, 64), head_dim=0)
+VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), decoder_dim=16, sigma=1.0)
+SIMPLE = ViTConfig(32, 2, 4, 0.5, 0, 1.0, image_size=(64, 64), decoder_dim=0)
 B, K, H, W = 3, 4, 12, 10  # heatmaps
 
 

@@ -9,7 +9,7 @@ from clip_tokenizer import END
 from vlpose import (CLIP_TEXT_CONFIGS, DECODERS, MATCHERS, VIT_CONFIGS, CLIPText, CLIPTokenizer, QuickGELU,
                     RelationMatcher, ViTConfig, PoseModel, VLPose, WeightsError, encode_sentences, load_clip_text)
 
-TINY = ViTConfig(64, 3, 4, 0.2, 5, 0.8, image_size=(64, 48), head_dim=32)
+TINY = ViTConfig(64, 3, 4, 0.2, 5, 0.8, image_size=(64, 48), decoder_dim=32)
 B, TEXT = 2, 24
 
 
@@ -236,15 +236,15 @@ def test_each_decoder_is_its_figure(decoder, base, images, text):
     elif decoder == "injector":
         m2 = B2(B1(E + R))
     elif decoder == "extractor-injector":
-        m1, a1 = B1(E), model.block1(R)
-        m2 = B2(m1) + model.block2(a1 + m1)
+        m1, a1 = B1(E), model.auxiliary1(R)
+        m2 = B2(m1) + model.auxiliary2(a1 + m1)
     elif decoder == "dual":
-        m1, a1 = B1(E + R), model.block1(R)
-        m2 = B2(m1) + model.block2(a1 + m1)
+        m1, a1 = B1(E + R), model.auxiliary1(R)
+        m2 = B2(m1) + model.auxiliary2(a1 + m1)
     else:
-        a1 = model.block1(E)
+        a1 = model.auxiliary1(E)
         m1 = B1(E + R) + a1
-        m2 = B2(m1) + model.block2(m1)
+        m2 = B2(m1) + model.auxiliary2(m1)
     expected = F.conv2d(m2, model.predictor.weight, model.predictor.bias)
     torch.testing.assert_close(model(images, text), expected)
     assert model(images, text).shape == (B, 17, 16, 12)
@@ -308,7 +308,7 @@ def test_the_injector_starts_at_the_original_and_dual_adds_a_tenth_of_an_extract
     model = VLPose(base, TEXT, "dual", num_prompts=0).eval()
     assert not model.matcher(base.backbone(images).flatten(2).mT, text).any()  # R = 0
     m1 = base.head.block1(base.backbone(images))  # B₁(E), and A₁(0) = 0
-    deconvolution, norm, _ = model.block2
+    deconvolution, norm, _ = model.auxiliary2
     added = F.relu(0.1 * deconvolution(m1) / (1 + norm.eps) ** 0.5)
     torch.testing.assert_close(model.features(images, text), base.head.block2(m1) + added)
     assert added.any()  # or else nothing could be learned
@@ -318,7 +318,7 @@ def test_the_injector_starts_at_the_original_and_dual_adds_a_tenth_of_an_extract
 def test_dual_released_starts_as_the_released_code(base):
     """Deconvolutions normal with 0.001, norms of gain 1, PyTorch's linear layers, and the base's own predictor."""
     model = VLPose(base, TEXT, "dual-released")
-    for deconvolution, norm, _ in (model.block1, model.block2):
+    for deconvolution, norm, _ in (model.auxiliary1, model.auxiliary2):
         weight = deconvolution.weight
         assert weight.std().item() == pytest.approx(0.001, rel=0.03) and abs(weight.mean()) < 5e-5
         assert (weight.abs() > 0.002).float().mean().item() == pytest.approx(0.0455, abs=0.01)  # normal, not uniform
@@ -336,7 +336,7 @@ def test_dual_released_starts_as_the_released_code(base):
 @pytest.mark.parametrize("decoder", ["extractor-injector", "dual"])
 def test_our_own_start_is_quiet(decoder, base):
     model = VLPose(base, TEXT, decoder)
-    assert (model.block2[1].weight == 0.1).all() and (model.block1[1].weight == 1).all()
+    assert (model.auxiliary2[1].weight == 0.1).all() and (model.auxiliary1[1].weight == 1).all()
     assert (model.matcher.norm.weight == (0 if decoder == "dual" else 1)).all() and not model.matcher.norm.bias.any()
 
 

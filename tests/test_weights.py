@@ -80,7 +80,7 @@ def test_heatmaps_are_those_of_transformers_from_its_own_file(dim, simple, crops
     model = load_pose_model(tmp_path / "model.safetensors")
     with torch.no_grad():
         assert relative_error(model(crops), peer(crops).heatmaps) <= 1e-5
-    assert (model.config.depth, model.config.head_dim, model.config.image_size) == (3, 0 if simple else 256, (256, 192))
+    assert (model.config.depth, model.config.decoder_dim, model.config.image_size) == (3, 0 if simple else 256, (256, 192))
 
 
 # Ours, the authors' and mmpose's names, line by line as their published files have them.
@@ -321,7 +321,7 @@ def test_a_vlpose_comes_back_whole(decoder, tmp_path):
 
 
 def test_a_simple_decoder_serves_prompts_alone(crops, tmp_path):
-    base = randomise(PoseModel(ViTConfig(384, 2, 12, 0.0, 3, 0.8, head_dim=0)))
+    base = randomise(PoseModel(ViTConfig(384, 2, 12, 0.0, 3, 0.8, decoder_dim=0)))
     model = randomise(VLPose(base, 8, "baseline"), seed=3)
     save_checkpoint(tmp_path / "model.pth", model)
     again = load_model(tmp_path / "model.pth")
