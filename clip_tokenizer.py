@@ -32,8 +32,8 @@ BYTES = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]  # to
 BYTE_IDS = {byte: i for i, byte in enumerate(BYTES)}
 SPELLING = [chr(byte) for byte in PRINTABLE] + [chr(256 + n) for n in range(256 - len(PRINTABLE))]
 
-# A word: a special token, an English ending such as 's, a run of letters, one digit, or a run of anything else but blanks.
-# The text is in lower case already; ignoring case only lets "'ſ" count as 's, as it does in CLIP.
+# A word: a special token, an English ending such as 's, a run of letters, one digit, or a run of anything else but
+# blanks. The text is in lower case already; ignoring case only lets "'ſ" count as 's, as it does in CLIP.
 WORD = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
                      r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 

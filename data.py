@@ -67,7 +67,7 @@ COCO17 = Skeleton(
 
 @dataclass
 class PoseDataset:
-    """Images and the people in them, as arrays: one row per image in the first three, one row per person below."""
+    """Images and the people in them, as arrays: each with a row per image, or with a row per person."""
     name: str
     skeleton: Skeleton
     files: list  # paths of the images, or Pillow images
@@ -248,7 +248,7 @@ class Augmentation:
     half_body: float = 0.0  # probability of a crop around only the upper or the lower half
     scale: float = 0.0  # factor from 1 - scale to 1 + scale
     shift: float = 0.0  # how far the crop moves, as a fraction of its own size, with probability 0.3
-    box_shift: float = 0.0  # the same, as a fraction of the padded box before it grows to the crop's shape
+    box_shift: float = 0.0  # the same, as a fraction of the padded box, which has not yet the crop's shape
     rotation: float = 0.0  # degrees either way, with probability 0.6
     color: float = 0.0  # strength of the colour jitter
     resized_crop: float = 0.0  # the crop is a random square part of the box, with at least this share of its area
@@ -286,13 +286,13 @@ class Crops(torch.utils.data.Dataset):
         data, rng, flip = self.dataset, np.random.default_rng(seed), self.dataset.skeleton.flip
         keypoints = data.keypoints[row].astype(np.float64)  # (K, 3) x, y, v
 
-        # Where from? A random map from the image to the crop, in half of the cases to the crop's mirror image.
+        # Where from? A random map from the image to the crop or, with probability `flip`, to the crop's mirror image.
         matrix = self.random_matrix(keypoints, data.boxes[row], rng)
         if rng.random() < self.augmentation.flip:
             matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]  # x becomes W - 1 - x
             keypoints = keypoints[flip]  # a left eye in a mirror looks like a right one
 
-        # The pixels. det A is the crop's area per area of the image, so its root is crop pixels per image pixel.
+        # The pixels. det A is the crop's area per area of the image, so 1 / √det A is image pixels per crop pixel.
         wanted = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))  # a smaller image is read faster
         image, shrink = open_image(data.files[data.image_index[row]], wanted, data.upright)
         image = warp_image(image, matrix, self.size, shrink)

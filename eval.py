@@ -14,7 +14,9 @@ found where there is nobody, and right detections have higher scores than wrong 
     PCK                        the simpler number of the papers on domain adaptation: the share of correct keypoints
     prediction                 from a model and a data set to detections
 
-`evaluate_oks` and `evaluate_pck` are the functions to call. All images are evaluated at once, by array operations.
+`evaluate_oks` and `evaluate_pck` are the functions to call. The lesson shows OKS and matching for one pair and for one
+image. What runs does the same for all images at once, by array operations, and tests hold the two together:
+`oks_of_pairs` and `match_all_images`, the first of the appendices.
 """
 from dataclasses import dataclass
 
@@ -76,7 +78,7 @@ def keypoint_similarity(offset, area, sigmas):
 
 
 def object_keypoint_similarity(person, labelled, area, detection, sigmas):
-    """OKS of a person and a detection, points (K, 2) each: OKS = 1/|L| Σ similarity of j, over the labelled keypoints L.
+    """OKS of a person and a detection, points (K, 2) each: the mean similarity of the labelled keypoints.
 
     labelled (K,) bool, at least one; area: the person's, in pixels. `oks_of_pairs` does many at once, and knows people
     without any labelled keypoint.
@@ -213,7 +215,7 @@ def evaluate_pck_grid(predicted, target, visible, threshold=0.05, groups=None):
 
     predicted, target: heatmaps (people, K, h, w); visible (people, K). A keypoint is where its heatmap is highest, at a
     whole cell (x, y), and is correct if closer than threshold times the heatmap's size to the target's cell: 3.2 of 64.
-    The result is that of `evaluate_pck`, but as in RegDA, targets in the first two rows and columns do not count.
+    The result has the form of `evaluate_pck`'s. As in RegDA, targets in the first two rows and columns do not count.
     """
     return pck_of_cells(highest_cells(predicted), highest_cells(target), visible, np.shape(predicted)[2:], threshold,
                         groups)
@@ -241,6 +243,8 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)  # (K,) the left elbow for the right one, ...
     if getattr(model, "num_keypoints", len(mirrored)) != len(mirrored):
         raise DataError(f"{dataset.name}: {len(mirrored)} keypoints, but the model predicts {model.num_keypoints}")
+    if texts is not None and dataset.sentences is None:
+        raise DataError(f"{dataset.name}: expected a sentence for each image (`with_sentences` gives them), found none")
     keys = [(int(row), 0) for row in (dataset.annotated if people is None else people)]
     training, results = model.training, []
     model.eval()
@@ -282,8 +286,10 @@ BATCH = 512  # pairs handled at once: few enough to stay in the processor's cach
 
 
 def oks_of_pairs(truth, detections, person, detection, sigmas):
-    """`object_keypoint_similarity` (pairs,) of candidate pairs: the rows of a person and of a detection of one group. Of
-    a person without a labelled keypoint only the box is known: a keypoint is as far off as it is outside of the box."""
+    """`object_keypoint_similarity` (pairs,) of candidate pairs: the rows of a person and of a detection of one group.
+
+    Of a person without a labelled keypoint only the box is known: a keypoint is as far off as it is outside of the box.
+    """
     oks = np.empty(len(person))
     num_labelled = truth.labelled.sum(1)[person]  # (pairs,) |L|
     labelled_first = np.argsort(~truth.labelled, axis=1, kind="stable")  # (people, K) all joints, the labelled first
@@ -311,7 +317,7 @@ def match_all_images(person, detection, oks, ignored, crowd, rank, thresholds):
     """
     matched = np.full((len(thresholds), len(rank)), -1)  # (thresholds, detections)
     free = np.ones((len(thresholds), len(ignored)), bool)  # (thresholds, people)
-    order = np.lexsort((-person, -oks, ignored[person], detection, rank[detection]))  # the last key is the first to sort by
+    order = np.lexsort((-person, -oks, ignored[person], detection, rank[detection]))  # the last key is the main one
     person, detection, oks = person[order], detection[order], oks[order]
     rounds = np.unique(np.searchsorted(rank[detection], np.arange(MAX_DETECTIONS + 1)))  # where each round begins
     for start, stop in zip(rounds[:-1], rounds[1:]):

@@ -3,10 +3,10 @@
     python train.py --mode vlpose        a base model on photographs, then VLPose's adapter on art
     python train.py --mode uda           labels in one domain, and multi-level alignment to images of another
 
-The lesson, from top to bottom: (1) the recipe of each method, for minutes and as in its paper; (2) the loss and the
-loop, which all stages share; (3) the stages of VLPose; (4) those of multi-level alignment. `train_vlpose` and
-`train_uda` are the tables of contents of the papers' experiments. The appendix holds the plan of the stages, the run's
-folder, the cache, data and models, tables, and the command.
+The lesson, from top to bottom: (1) the recipe of each method, for minutes and as in its paper: skim it; (2) VLPose's
+loss, and the loop that all stages share; (3) the stages of VLPose; (4) those of multi-level alignment. `train_vlpose`
+and `train_uda` are the tables of contents of the papers' experiments. The appendix holds the plan of the stages, the
+run's folder, the cache, data and models, tables, and the command.
 """
 import copy
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ def setting(minutes, paper, help, type=str, **limits):
     return field(default=minutes, metadata={"paper": paper, "help": help, "type": type, **limits})
 
 
-# Types of values: `number` reads and checks them.
+# The types of options: `number` makes a function that reads a value and refuses one outside its limits.
 count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, 0, above=True), number(float, 0),
                                         number(float, 0, 1))
 TEMPLATE = "a photo of a {domain} character"
@@ -68,7 +68,7 @@ class VLPoseRecipe:
 @dataclass
 class AlignmentRecipe:
     """Multi-level alignment. A level or a loss of 0 is left out."""
-    size: str = setting("tiny", "resnet101", "The size of the model, unless --weights gives one.", choices=MODEL_CONFIGS)
+    size: str = setting("tiny", "resnet101", "The size of the model, unless --weights gives it.", choices=MODEL_CONFIGS)
     batch_size: int = setting(16, 32, "The number of crops in a batch, from each domain.", positive)
     augmentation: str = setting("gentle", "paper", "How much crops and views are changed.", choices=("gentle", "paper"))
     style_steps: int = setting(150, 500_000, "Stage 0: how many steps the style decoder is trained for.", positive)
@@ -81,7 +81,7 @@ class AlignmentRecipe:
     steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
     adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
     adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same shares for stage 2.", share, nargs="*")
-    steady_discriminator: bool = setting(False, True, "Leave the discriminator's rate out of that.")
+    steady_discriminator: bool = setting(False, True, "Keep the discriminator's rate as it is.")
     optimizer: str = setting("adamw", "adam", "The optimizer of all stages.", choices=("adamw", "adam"))
     weight_decay: float = setting(0.1, 0.0, "The weight decay of stages 1 and 2.", weight)
     warm_up: int = setting(500, 0, "The steps of linear warm-up, at most a tenth of a stage.", count)
@@ -91,14 +91,14 @@ class AlignmentRecipe:
     feature_level: float = setting(0.002, 0.1, "The weight of the adversarial loss.", weight)
     pose_level: float = setting(0.3, 0.3, "The weight of information maximization.", weight)
     consistency: float = setting(1.0, 1.0, "The weight of the teacher's pseudo-labels.", weight)
-    occlusion: float = setting(0.5, 0.5, "The probability that a sure keypoint is covered.", share)
+    occlusion: float = setting(0.5, 0.5, "The probability that an image has a sure keypoint covered.", share)
 
 
 # -------------------------------------------------------------------------------------------- 2. the loss and the loop
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage of a run trains. The defaults are ViTPose's."""
+    """How one stage of a run trains. The defaults are ViTPose's, but for the layer decay."""
     name: str
     steps: int
     lr: float
@@ -201,7 +201,7 @@ def train_vlpose(options):
 
     # Stage 2: what --strategy names is tuned on the target; with VLPose, everything else is frozen.
     adapted = model_to_tune(base, text_dim, options)
-    if report_trained_share(adapted, base, options):
+    if report_trained_share(adapted, base, options) > 0:
         adapter_texts = texts if isinstance(adapted, VLPose) else None
         fit(adapt_stage, adapted, partial(heatmap_loss, adapted, adapter_texts, options.bf16),
             [vlpose_crops(target, adapted, options)], run,
@@ -248,7 +248,7 @@ def train_uda(options):
     style_stage, source_stage, adapt_stage = plan_uda(options, stylist, source, target)
     if options.dry_run:
         return
-    sources, targets, source_views, target_views = alignment_crops(source, target, student, options)
+    sources, targets, source_views, target_views = alignment_crops(source, target, student, options)  # crops, Views
     run = Run(options)
 
     # Stage 0: the style decoder learns to redraw source images in the style of target images.
@@ -261,10 +261,10 @@ def train_uda(options):
     if source_stage:
         loss_of = partial(source_loss, source_only, None, source_views, options.bf16)
         fit_or_find(source_stage, source_only, loss_of, [sources], run, depends_on=[str(source_views)])
-        if stylist:
+        if restyle:
             loss_of = partial(source_loss, student, restyle, source_views, options.bf16)
             fit_or_find(replace(source_stage, name="restyled"), student, loss_of, [sources, targets], run,
-                        depends_on=[str(source_views), state_hash(stylist), options.image_level])
+                        depends_on=[str(source_views), str(restyle), state_hash(stylist)])
         else:
             student = source_only
 

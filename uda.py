@@ -11,7 +11,8 @@ A teacher, the running average of the student, labels the target images. Both se
 the student must say what the teacher says (L_con):
 
     target image ─┬─ view 1 ─► teacher ─► heatmaps ─► warp back ─► pseudo-labels, mask ─┐
-                  └─ view 2 ─► occlude ─► student ─► heatmaps ─► warp back ─────────────┴─► L_con, L_im
+                  └─ view 2 ─► occlude ─► student ─► heatmaps ─► warp back ─┬───────────┴─► L_con
+                                                                            └─► L_im
 
     L = L_sup + 1.0 L_con + 0.1 L_adv + 0.3 L_im        (the paper's weights; a recipe may have others)
 
@@ -107,7 +108,7 @@ class StyleTransfer(nn.Module):
         return self.decoder(mixed).clamp(0, 1)[:, :, :height, :width]  # odd sides have been rounded up at each pooling
 
     def restyle(self, content, style, probability):
-        """The image level: with this probability an image is redrawn as the style image beside it, α ~ U(0, 1)."""
+        """The image level: with this probability an image is redrawn in the style of the one beside it, α ~ U(0, 1)."""
         chosen = torch.rand(len(content)) < probability
         mixed = content.clone()
         if chosen.any():
@@ -166,7 +167,7 @@ def information_maximization_loss(heatmaps):
 
     The first two terms are smaller if each heatmap is sure of a row and of a column. The last one is larger if the
     images do not all agree on one place. How much: a heatmap's values are 0 to 1 and their means far smaller, so each
-    softmax is nearly flat, and even a perfect peak hardly lowers H. At the paper's weight the loss moves next to nothing.
+    softmax is nearly flat, and even a perfect peak hardly lowers H: at the paper's weight L_im changes next to nothing.
     """
     h, w = heatmaps.shape[2:]
     H_row = entropy(heatmaps.mean(3))             # of p_row (B, K, h)
@@ -195,7 +196,7 @@ class Views:
     shift: float = 0.05  # of the image's size
     scale: tuple[float, float] = (0.6, 1.3)  # the least and the greatest
     color: float = 0.25  # strength of the colour jitter
-    occlusion: float = 0.5  # probability that a keypoint is covered
+    occlusion: float = 0.5  # probability that an image has one of its sure keypoints covered
     patch: float = 20 / 256  # side of the square that covers it, of the image's height
 
 
@@ -221,7 +222,7 @@ def random_affine(count, size, views=Views()):
 
 
 def grid_scale(old, new, like):
-    """(2,) factors of x and y from a grid of size `old` (height, width) to `new`: the corner pixels' centres coincide."""
+    """(2,) factors of x and y from a grid of size `old` (height, width) to `new`: the centres of corners coincide."""
     return torch.tensor([(n - 1) / (o - 1) for o, n in zip(old[::-1], new[::-1])]).to(like)
 
 
@@ -297,7 +298,7 @@ def rectify(heatmaps, sigma):
 
 
 def confidence_mask(heatmaps, ratio=0.5):
-    """(B, K), True where the confidence is above this quantile of all B·K confidences: by default above their median."""
+    """(B, K), True where the confidence is above this quantile of all B·K confidences: by default, their median."""
     _, confidence = peaks(heatmaps)
     return confidence > confidence.quantile(ratio)
 
@@ -342,7 +343,7 @@ class LossWeights:
 class MultiLevelAlignment(nn.Module):
     """Stage 2: the student, its teacher and the discriminator; `forward` is one step of adaptation.
 
-    student: a PoseModel that has learned from the source's labels. teacher: lags behind by the last step's average.
+    student: a PoseModel that has learned from the source's labels. The teacher's last update is never made.
     restyle: (source images, target images) -> source images in the target's style: `StyleTransfer.restyle` with its
         probability filled in, or another function in its place. None leaves out the image level.
     source_keypoints: those that the source labels, all if it is None. The student is taught no others, so its heatmaps
@@ -367,7 +368,7 @@ class MultiLevelAlignment(nn.Module):
         """
         weights, size = self.weights, self.config.image_size
 
-        # 8, of the step before: the optimizer has moved the student since, and the teacher follows.
+        # 8. The optimizer has moved the student since the last step; the teacher follows.
         ema_update(self.teacher, self.student, self.decay)
         self.teacher.train()  # the loop has put BatchNorm without gradients in evaluation mode; see `make_teacher`
 

@@ -87,7 +87,7 @@ class ViTConfig:
     depth: int            # transformer blocks
     heads: int
     drop_path: float      # of the last block; it grows linearly from 0 at the first
-    prompts: int          # n, the visual prompts that VLPose's paper gives a model of this size
+    prompts: int          # n, the visual prompts of VLPose for this size: the paper's, but for tiny
     layer_decay: float    # the learning rate's factor from one block to the one below, when the backbone is trained
     image_size: tuple[int, int] = (256, 192)  # height, width
     decoder_dim: int = 256  # C of the classic decoder; 0 is the simple decoder, which has no channels of its own
@@ -317,7 +317,8 @@ class VLPose(nn.Module):
       sentence -> T B×1×512 -> T' B×1×768;  attention B×8×192×193 -> R B×768×16×12
       E, R -> m₁ B×256×32×24 -> m₂ B×256×64×48 -> heatmaps B×17×64×48
 
-    base: any PoseModel; it becomes part of this one. text_dim: D_text.
+    base: a PoseModel, which becomes part of this one; with the simple decoder for `baseline`, with a ResNet without
+        prompts. text_dim: D_text.
     decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual` is the paper's.
     num_prompts: n, by default the paper's for a model of this size. deep: whether every layer has prompts of its own.
     matcher: the variant of the RelationMatcher.
@@ -350,7 +351,7 @@ class VLPose(nn.Module):
                 nn.init.normal_(block[0].weight, std=0.001)
             return
         if self.decoder in ("injector", "dual"):
-            nn.init.zeros_(self.matcher.norm.weight)          # R = 0 at first, where R enters a frozen block
+            nn.init.zeros_(self.matcher.norm.weight)          # R = 0 at first: it enters a frozen block
         if self.decoder in ("extractor-injector", "dual"):
             nn.init.constant_(self.auxiliary2[1].weight, 0.1)     # A₂ adds little at first
 
@@ -361,8 +362,8 @@ class VLPose(nn.Module):
         return self
 
     def forward(self, images, text=None, mask=None):
-        """text: T (B, L, D_text), each image's sentence; None switches the adapter off: the original model. What `baseline`
-        gets is not read, but switches its prompts on. mask: see `RelationMatcher`."""
+        """text: T (B, L, D_text), each image's sentence; None switches the adapter off: the original model. The decoder
+        `baseline` does not read text, but needs some to be on. mask: see `RelationMatcher`."""
         if text is None:
             return self.base(images)
         return self.predictor(self.features(images, text, mask))
@@ -379,8 +380,8 @@ class VLPose(nn.Module):
     def decode(self, E, R):
         """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4).
 
-        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary blocks beside them. Each
-        doubles the resolution.
+        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary blocks beside them.
+        Each doubles the resolution.
         """
         B1, B2 = self.base.head.block1, self.base.head.block2
         if self.decoder == "baseline":                # figure 3a:  m₂ = B₂(B₁(E))
@@ -402,7 +403,7 @@ class VLPose(nn.Module):
         return B2(m1) + A2(m1)                        #   m₂ = B₂(m₁) + A₂(m₁)
 
     def adapter_state_dict(self):
-        """Only the adapter's tensors: a few MB that turn any copy of the same base into this VLPose."""
+        """Only the adapter's tensors, which turn any copy of the same base into this VLPose: 1 MB of tiny, 29 of base."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
 
     def load_adapter(self, state):

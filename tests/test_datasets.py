@@ -151,7 +151,8 @@ def test_lsp_as_in_regda_is_all_of_it_in_both_splits_without_hidden_joints(lsp):
 def test_the_crop_of_an_lsp_image_is_all_of_it_in_a_square(lsp):
     dataset = load_dataset(f"lsp:{lsp}", "train")
     for row in (0, 1, 500):
-        width, height = Image.open(dataset.files[row]).size
+        with Image.open(dataset.files[row]) as image:
+            width, height = image.size
         matrix = crop_matrix(dataset.boxes[row], (256, 256))
         (left, top), (right, bottom) = transform_points(np.array([[0, 0], [width - 1, height - 1]]), matrix)
         assert np.isclose(left, 0) or np.isclose(top, 0)

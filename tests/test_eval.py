@@ -688,7 +688,8 @@ def test_the_similarity_of_one_pair_is_that_of_many_at_once():
     keypoints = np.concatenate([people, 2 * labelled[:, :, None]], axis=2)
     annotations = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": [
         {"id": n + 1, "image_id": 1, "category_id": 1, "keypoints": points.ravel().tolist(), "bbox": [0, 0, 90, 90],
-         "area": 5000.0 + n, "iscrowd": 0, "num_keypoints": int(labelled[n].sum())} for n, points in enumerate(keypoints)]}
+         "area": 5000.0 + n, "iscrowd": 0, "num_keypoints": int(labelled[n].sum())}
+        for n, points in enumerate(keypoints)]}
     results = [{"image_id": 1, "category_id": 1, "score": 1.0 - n / 9,
                 "keypoints": np.pad(points, ((0, 0), (0, 1))).ravel().tolist()} for n, points in enumerate(detections)]
     truth, found, sigmas = eval.read_truth_and_detections(annotations, results, COCO17.sigmas)

@@ -1,4 +1,4 @@
-"""The README is true: its code runs, its commands are accepted, its names exist, its lessons are as short as it says."""
+"""The README is true: its code runs, its commands are accepted, its names exist, its lessons are as short as said."""
 import re
 import shlex
 
@@ -46,7 +46,8 @@ def test_the_code_runs(code, tmp_path, monkeypatch):
                     text_weights="random", sentences="a photo of a {domain} character", per_token=False)
     exec(code, {})
     if "pose.png" in code:
-        assert Image.open("pose.png").size == (160, 160)
+        with Image.open("pose.png") as image:
+            assert image.size == (160, 160)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=shlex.join)

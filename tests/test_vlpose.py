@@ -377,7 +377,7 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(base):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for other, message in [
             (VLPose(base, TEXT, num_prompts=3), r"prompts is float \[3, 3, 64\], expected float \[3, 5, 64\]"),
-            (VLPose(base, TEXT, "injector"), r"block1.0.weight is nothing, expected"),
+            (VLPose(base, TEXT, "injector"), r"auxiliary1.0.weight is nothing, expected"),
             (VLPose(base, TEXT + 1), r"matcher.text.weight is float \[64, 25\], expected float \[64, 24\]")]:
         with pytest.raises(WeightsError, match=message):
             model.load_adapter(other.adapter_state_dict())
