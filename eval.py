@@ -687,10 +687,11 @@ def estimate_poses(model, image, boxes=None, sentence=None):
     if sentence is not None:
         if not isinstance(model, VLPose):
             raise DataError(f"sentence: expected a VLPose, which reads text, found a {type(model).__name__}")
-        picture = with_sentences(picture, sentence)
-        texts = {sentence: read_sentence(sentence, **model.about).to(next(model.parameters()).device)}
+        picture = replace(picture, sentences=np.array([sentence]))
+        T = read_sentence(sentence, **getattr(model, "about", {}))
+        texts = {sentence: T.to(next(model.parameters()).device)}
     results = predict(model, picture, texts, np.arange(len(boxes)))
-    keypoints = np.array([result["keypoints"] for result in results]).reshape(len(boxes), -1, 3)
+    keypoints = np.array([result["keypoints"] for result in results]).reshape(len(boxes), model.num_keypoints, 3)
     return Poses(keypoints, boxes, picture.skeleton.names)
 
 

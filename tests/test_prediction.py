@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data import COCO17, Crops, draw_figures, encode_heatmaps, load_dataset, to_coco, with_sentences
-from eval import (domain_table, draw_curves, draw_pose, draw_sheet, evaluate_oks, main, predict, predict_people,
-                  run_model, true_pose, with_boxes)
+from data import COCO17, Crops, DataError, draw_figures, encode_heatmaps, load_dataset, to_coco, with_sentences
+from eval import (domain_table, draw_curves, draw_pose, draw_sheet, estimate_poses, evaluate_oks, main, predict,
+                  predict_people, run_model, true_pose, with_boxes)
 from vlpose import MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]
@@ -297,3 +297,41 @@ def test_bad_input_is_one_line_and_exit_status_2(figures, checkpoint, tmp_path, 
     assert main(["--checkpoint", str(checkpoint), *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and words in error and "\n" not in error
+
+
+# ------------------------------------------------------------------------------------------------ one picture in Python
+
+def test_the_poses_of_one_picture_are_those_of_a_data_set_that_holds_it(figures):
+    dataset = with_sentences(load_dataset(f"figures:{figures}#cartoon", "val"), "a cartoon")
+    torch.manual_seed(0)
+    model = VLPose(PoseModel(CONFIG), 128).eval()
+    texts = encode_sentences(load_clip_text("random"), ["a cartoon"])
+    row = dataset.annotated[0]
+    file, box = dataset.files[dataset.image_index[row]], dataset.boxes[row]
+    expected = np.reshape(predict(model, dataset, texts, [row])[0]["keypoints"], (1, 17, 3))
+    with Image.open(file) as image:
+        poses = estimate_poses(model, image, [box], "a cartoon")
+        pixels = np.asarray(image)
+    np.testing.assert_allclose(poses.keypoints, expected, atol=1e-4)
+    assert poses.names == COCO17.names and poses.boxes.tolist() == [box.tolist()]
+    np.testing.assert_allclose(estimate_poses(model, pixels, [box], "a cartoon").keypoints, expected, atol=1e-4)
+    two = estimate_poses(model, pixels, [box, box + [3, 0, 0, 0]], "a cartoon").keypoints
+    assert two.shape == (2, 17, 3) and not np.allclose(two[0], two[1])
+
+
+def test_without_boxes_the_picture_is_one_person_and_without_a_sentence_the_original_looks_at_it(figures):
+    model, pixels = VLPose(PoseModel(CONFIG), 128).eval(), np.zeros((90, 60, 3), np.uint8)
+    whole, original = estimate_poses(model, pixels), estimate_poses(model.base, pixels)
+    assert whole.boxes.tolist() == [[0, 0, 60, 90]]
+    np.testing.assert_array_equal(whole.keypoints, original.keypoints)
+    assert estimate_poses(model, pixels, boxes=[]).keypoints.shape == (0, 17, 3)
+
+
+@pytest.mark.parametrize("model, arguments, words", [
+    (VLPose, {"boxes": [[1, 2, 0, 5]]}, "boxes: expected a width and a height above 0"),
+    (PoseModel, {"sentence": "a cartoon"}, "sentence: expected a VLPose, which reads text, found a PoseModel"),
+])
+def test_what_cannot_be_estimated_is_said(model, arguments, words):
+    model = VLPose(PoseModel(CONFIG), 128) if model is VLPose else PoseModel(CONFIG)
+    with pytest.raises(DataError, match=words):
+        estimate_poses(model, np.zeros((90, 60, 3), np.uint8), **arguments)
