@@ -43,21 +43,22 @@ class VLPoseRecipe:
     size: str = setting("tiny", "base", "The size of the model, unless --weights gives one.", choices=MODEL_CONFIGS)
     batch_size: int = setting(16, 512, "The number of crops in a batch.", positive)
     augmentation: str = setting("gentle", "paper", "How much crops are changed.", choices=("gentle", "paper"))
+    # the base model
     base_lr: float = setting(1.5e-3, 5e-4, "The learning rate of the base model's training.", rate)
     base_steps: int = setting(3300, None, "How many steps the base model is trained for.", positive)
     base_epochs: int = setting(None, 210, "How many epochs, in place of --base-steps.", positive)
+    # its adaptation
     lr: float = setting(1.5e-3, 5e-4, "The learning rate of adaptation.", rate)
     steps: int = setting(1200, None, "How many steps the model is adapted for.", positive)
     epochs: int = setting(None, 210, "How many epochs, in place of --steps.", positive)
-    lr_batch: int | None = setting(None, 512, "If given, a rate is multiplied by the batch size and divided by this.",
-                                   positive)
+    lr_batch: int | None = setting(None, 512, "If given: both rates are scaled by batch size / this.", positive)
     validate_every: int = setting(0, 10, "Validate after so many epochs of adaptation; 0: never.", count)
     select: str = setting("last", "best", "Keep the last model, or the best in validation.", choices=("last", "best"))
+    # what is adapted, and what it reads
     strategy: str = setting("vlpose", "vlpose", "What is tuned: nothing, all, the last layer, prompts, or the adapter.",
                             choices=("scratch", "full", "last", "prompt", "vlpose"))
     decoder: str = setting("dual", "dual", "How the relation enters the frozen decoder.", choices=DECODERS)
-    matcher: str = setting("concat", "concat", "What answers an image token: image and text, text, or image.",
-                           choices=MATCHERS)
+    matcher: str = setting("concat", "concat", "What image tokens attend to: both, text, image.", choices=MATCHERS)
     num_prompts: int = setting(None, None, "Visual prompts per layer; by default the paper's for the size.", count)
     shallow: bool = setting(False, False, "Give prompts only to the first layer.")
     sentences: str = setting(TEMPLATE, TEMPLATE, "What is read of an image: a template that names its domain, a JSON "
@@ -71,21 +72,23 @@ class AlignmentRecipe:
     size: str = setting("tiny", "resnet101", "The size of the model, unless --weights gives it.", choices=MODEL_CONFIGS)
     batch_size: int = setting(16, 32, "The number of crops in a batch, from each domain.", positive)
     augmentation: str = setting("gentle", "paper", "How much crops and views are changed.", choices=("gentle", "paper"))
+    # stage by stage
     style_steps: int = setting(150, 500_000, "Stage 0: how many steps the style decoder is trained for.", positive)
     style_lr: float = setting(5e-3, 1e-5, "The learning rate of stage 0.", rate)
     style_batch: int | None = setting(None, 16, "The batch of stage 0, if it is not --batch-size.", positive)
     supervised_steps: int = setting(1200, 20_000, "Stage 1: how many steps are supervised, on the source.", positive)
     lr: float = setting(1.5e-3, 1e-4, "The learning rate of stage 1.", rate)
-    milestones: tuple = setting(FALLS, (), "The shares of a stage's steps after which its rate is divided by ten, for "
-                                "stages 0 and 1.", share, nargs="*")
+    milestones: tuple = setting(FALLS, (), "The shares of the steps after which that falls tenfold.", share, nargs="*")
     steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
     adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
-    adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same shares for stage 2.", share, nargs="*")
+    adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same for stage 2.", share, nargs="*")
     steady_discriminator: bool = setting(False, True, "Keep the discriminator's rate as it is.")
+    # all stages
     optimizer: str = setting("adamw", "adam", "The optimizer of all stages.", choices=("adamw", "adam"))
     weight_decay: float = setting(0.1, 0.0, "The weight decay of stages 1 and 2.", weight)
     warm_up: int = setting(500, 0, "The steps of linear warm-up, at most a tenth of a stage.", count)
     clip: float = setting(1.0, 0.0, "The norm that a gradient is clipped to; 0: not clipped.", weight)
+    # the teacher and the three levels
     ema_decay: float = setting(0.99, 0.999, "How much of the teacher stays at each step.", share)
     image_level: float = setting(0.5, 0.5, "The probability that a source image is restyled.", share)
     feature_level: float = setting(0.002, 0.1, "The weight of the adversarial loss.", weight)
