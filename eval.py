@@ -194,7 +194,7 @@ def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
     left out of means, and a mean of none is -1.
     predicted, target (people, K, 2); visible (people, K), labelled where above 0; size: a number or (people,), in the
     pixels of the points; groups {name: joints}. Raises DataError for other shapes. The papers on domain adaptation
-    measure on heatmaps instead: `evaluate_pck_grid`, which gives 3 to 4 points more for the same predictions.
+    measure on heatmaps instead: `evaluate_pck_grid`, which gives other numbers for the same predictions.
     """
     predicted, target, visible, size = (np.asarray(value) for value in (predicted, target, visible, size))
     if not (predicted.shape == target.shape == (*visible.shape, 2) and size.shape in ((), visible.shape[:1])):
