@@ -50,7 +50,7 @@ class GroundTruth:
     box: np.ndarray  # (people, 4) left, top, width, height
     crowd: np.ndarray  # (people,) bool: a box around many people, which any number of detections may match
     ignored: np.ndarray  # (people,) bool: crowds and people without keypoints, who need not be found
-    id_is_zero: np.ndarray  # (people,) bool
+    id_is_zero: np.ndarray  # (people,) bool: a quirk, see `classify_detections`
 
 
 @dataclass

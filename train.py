@@ -78,7 +78,7 @@ class AlignmentRecipe:
     style_batch: int | None = setting(None, 16, "The batch of stage 0, if it is not --batch-size.", positive)
     supervised_steps: int = setting(1200, 20_000, "Stage 1: how many steps are supervised, on the source.", positive)
     lr: float = setting(1.5e-3, 1e-4, "The learning rate of stage 1.", rate)
-    milestones: tuple = setting(FALLS, (), "The shares of the steps after which that falls tenfold.", share, nargs="*")
+    milestones: tuple = setting(FALLS, (), "Shares of stages 0 and 1 after which their rates fall tenfold.", share, nargs="*")
     steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
     adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
     adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same for stage 2.", share, nargs="*")
@@ -152,7 +152,7 @@ def fit(stage, model, loss_of, data, run, measure=None):
     first = run.restore(stage, model, optimizer)
     set_training_mode(model)
     for step, batches in enumerate(batches_of(data, stage, first, run.workers), start=first):
-        torch.manual_seed(stage.seed * 10 ** 6 + step)  # all that is random in a step depends only on its number
+        torch.manual_seed(stage.seed * 10 ** 6 + step)  # what is random in a step depends on its number and the seed
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * group["scale"] * (1 if group["steady"] else learning_rate(step, stage))
 
@@ -259,7 +259,7 @@ def train_uda(options):
         fit(style_stage, stylist, partial(style_loss, stylist), [sources, targets], run)
     restyle = partial(stylist.restyle, probability=options.image_level) if stylist else None
 
-    # Stage 1: a model learns from the source's labels, and the student from the same labels of restyled images.
+    # Stage 1: a model learns from the source's labels, and the student likewise, some of its images restyled.
     source_only = copy.deepcopy(student)
     if source_stage:
         loss_of = partial(source_loss, source_only, None, source_views, options.bf16)
