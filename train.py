@@ -78,7 +78,7 @@ class AlignmentRecipe:
     style_batch: int | None = setting(None, 16, "The batch of stage 0, if it is not --batch-size.", positive)
     supervised_steps: int = setting(1200, 20_000, "Stage 1: how many steps are supervised, on the source.", positive)
     lr: float = setting(1.5e-3, 1e-4, "The learning rate of stage 1.", rate)
-    milestones: tuple = setting(FALLS, (), "Shares of stages 0 and 1 after which their rates fall tenfold.", share, nargs="*")
+    milestones: tuple = setting(FALLS, (), "Shares of stages 0 and 1 after which rates fall tenfold.", share, nargs="*")
     steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
     adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
     adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same for stage 2.", share, nargs="*")
