@@ -387,11 +387,10 @@ class MultiLevelAlignment(nn.Module):
         teacher_view = jitter_color(warp(target, to_teacher), self.views.color)               # (B, 3, H, W)
         student_view = jitter_color(warp(target, to_student), self.views.color)               # (B, 3, H, W)
 
-        # 4. The teacher's heatmaps, back in the frame of the whole image, become pseudo-labels.
+        # 4. The teacher's heatmaps, back in the frame of the whole image: their peaks become pseudo-labels in part 5.
         with torch.no_grad():
             found, _ = heatmaps_and_features(self.teacher, teacher_view, self.bf16)
             found = self.to_whole_image(found, to_teacher)                                    # (B, K, h, w)
-            pseudo_labels, mask = rectify(found, self.config.sigma), confidence_mask(found)
 
         # 5. Consistency: the student must find in its view what the teacher found in the other one. Adaptive occlusion
         #    makes that harder: a keypoint that the teacher is sure of disappears from the student's view.
@@ -402,6 +401,7 @@ class MultiLevelAlignment(nn.Module):
         predicted, target_features = heatmaps_and_features(self.student, student_view, self.bf16)
         predicted = self.to_whole_image(predicted, to_student)                                # (B, K, h, w)
         if weights.consistency:
+            pseudo_labels, mask = rectify(found, self.config.sigma), confidence_mask(found)
             loss = loss + weights.consistency * consistency_loss(predicted, pseudo_labels, mask)
 
         # 6. Feature level: the discriminator learns to tell the domains apart, the student to make that impossible.
