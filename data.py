@@ -46,9 +46,9 @@ class Skeleton:
     @cached_property
     def flip(self):
         """(K,) each keypoint's counterpart in a mirrored image: left_eye for right_eye, nose for nose."""
-        swap = {"left": "right", "right": "left"}
-        mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in self.names]
-        return np.array([self.names.index(name) for name in mirrored])
+        swap, names = {"left": "right", "right": "left"}, [plain_name(name) for name in self.names]
+        mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
+        return np.array([names.index(name) if name in names else joint for joint, name in enumerate(mirrored)])
 
 
 COCO17 = Skeleton(
@@ -330,14 +330,15 @@ class Crops(torch.utils.data.Dataset):
 
 import json
 import os
+import re
 import sys
 import tempfile
 from contextlib import contextmanager
-from itertools import count, groupby, islice
-from operator import itemgetter
+from glob import glob
+from itertools import count, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from PIL import ImageOps
+from PIL import ExifTags, ImageOps
 
 
 @contextmanager
@@ -357,6 +358,21 @@ def written_whole(path):
 def cache_folder():
     """Where downloads, drawn figures and trained base models are kept: $POSEBRIDGE_HOME, or ~/.cache/posebridge."""
     return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
+
+
+@contextmanager
+def expecting(path, what, kind=DataError):
+    """An error of this kind that names the file where it is missing, or is not what the block expects it to be."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise kind(f"{path}: no such file; expected {what}") from None
+    except KeyError as error:
+        raise kind(f"{path}: expected {what}, found no {error}") from None
+    except Exception as error:  # a damaged file makes readers raise almost anything
+        raise kind(f"{path}: expected {what}; {type(error).__name__}: {error}") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- images
@@ -416,90 +432,15 @@ def half_body_box(keypoints, skeleton, rng):
     return np.concatenate([points.mean(0) - size / 2, size])
 
 
-# ------------------------------------------------------------------------------------ JSON, record by record, to arrays
+# --------------------------------------------------------------------------------------------- JSON records to arrays
 
-class JSONStream:
-    """Reads a JSON file value by value. The buffer grows only as far as one value needs."""
-    decoder = json.JSONDecoder()
-
-    def __init__(self, path, piece=1 << 20):
-        self.path, self.piece, self.file = path, piece, open(path, encoding="utf-8")
-        self.buffer, self.position = "", 0
-
-    def more(self):
-        try:
-            piece = self.file.read(max(self.piece, len(self.buffer) - self.position))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.path}: not JSON: {error}") from None
-        self.buffer, self.position = self.buffer[self.position:] + piece, 0
-        return bool(piece)
-
-    def peek(self):
-        """The next character that is not white space, '' at the end of the file."""
-        while True:
-            while self.position < len(self.buffer) and self.buffer[self.position] in " \t\r\n":
-                self.position += 1
-            if self.position < len(self.buffer) or not self.more():
-                return self.buffer[self.position:self.position + 1]
-
-    def expect(self, *characters):
-        found = self.peek()
-        if found not in characters:
-            expected = " or ".join(characters)
-            raise DataError(f"{self.path}: not the right JSON: expected {expected}, found {found or 'its end'}")
-        self.position += 1
-        return found
-
-    def members(self, opening, closing):
-        """Stops before each member of the list or object that comes next, and after its closing bracket."""
-        self.expect(opening)
-        if self.peek() == closing:
-            self.position += 1
-            return
-        yield
-        while self.expect(",", closing) == ",":
-            yield
-
-    def value(self):
-        self.peek()
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.buffer, self.position)
-                problem = "it ends too early"
-            except json.JSONDecodeError as error:
-                end, problem = len(self.buffer), error.msg
-            except RecursionError:
-                raise DataError(f"{self.path}: not the right JSON: lists in lists in lists ...") from None
-            if end < len(self.buffer):  # up to the very end of the buffer: the value may go on in the next piece
-                self.position = end
-                return value
-            if not self.more():
-                raise DataError(f"{self.path}: not JSON: {problem}")
-
-
-def read_records(path, sections, piece=1 << 20):
-    """Yields (section, record) for each member of the named lists of a JSON file, read `piece` characters at a time.
-
-    As Python objects COCO's training annotations need 1.1 GB; nobody needs them all at once.
-    """
-    stream = JSONStream(path, piece)
-    with stream.file:
-        for _ in stream.members("{", "}"):
-            section = stream.value()
-            stream.expect(":")
-            if section in sections and stream.peek() == "[":
-                for _ in stream.members("[", "]"):
-                    yield section, stream.value()
-            else:
-                stream.value()
-
-
-def stream_list(path):
-    """Yields the members of the list that a JSON file holds."""
-    stream = JSONStream(path)
-    with stream.file:
-        for _ in stream.members("[", "]"):
-            yield stream.value()
+def read_json(path, kind, what):
+    """The list or the object (kind: list, dict) that a JSON file holds."""
+    with expecting(path, f"{what}, a JSON {'list' if kind is list else 'object'}"):
+        content = json.loads(Path(path).read_bytes())
+        if not isinstance(content, kind):
+            raise ValueError(f"found {content!r:.40}")
+        return content
 
 
 # The shape and type of a field; a text is any str, a flag 0 or 1
@@ -559,40 +500,58 @@ NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama",
 
 
 def read_coco(name, path, home, folder_is_domain):
-    """Reads a file of COCO's 17 keypoints; its images are in or near the folder `home` (see `locate_images`).
+    """Reads a file of COCO's format and its skeleton; its images are in or near `home` (see `locate_images`).
 
     The domain of an image is its `category`, or "photo"; if `folder_is_domain`, it may be its folder's name.
     """
-    def complete(section, record):
-        """The fields of `kinds`, with those that a file may leave out. The rest goes at once: outlines are large."""
+    content = read_json(path, dict, "COCO's annotations")
+    if not all(isinstance(content.get(section), list) for section in ("images", "annotations")):
+        raise DataError(f"{path}: not COCO keypoints: expected lists 'images' and 'annotations'")
+
+    def complete(record):
+        """The record with what a file may leave out."""
         try:
-            if section == "images":
+            if "bbox" not in record:
                 domain = domain_of(record) if folder_is_domain else record.get("category", "photo")
-                record |= {"category": str(domain), "description": str(record.get("description") or "")}
-            else:
-                record.setdefault("iscrowd", 0)
-                if "area" not in record:
-                    record["area"] = float(record["bbox"][2]) * float(record["bbox"][3])
-            return {field: record[field] for field in kinds[section]}
+                return record | {"category": str(domain), "description": str(record.get("description") or "")}
+            area = float(record["bbox"][2]) * float(record["bbox"][3])
+            return {"iscrowd": 0, "area": area} | record
         except BROKEN:
             return record  # the column reader says what is wrong
 
+    skeleton = read_skeleton(path, content)
+    count = len(skeleton.names)
     kinds = {"images": {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
-             "annotations": {"id": ID, "image_id": ID, "keypoints": ((3 * len(COCO17.names),), np.float32), "bbox": BOX,
+             "annotations": {"id": ID, "image_id": ID, "keypoints": ((3 * count,), np.float32), "bbox": BOX,
                              "area": NUMBER, "iscrowd": FLAG}}
-    tables = {section: read_columns((complete(*pair) for pair in group), kinds[section], f"{path}: {section[:-1]}")
-              for section, group in groupby(read_records(path, tuple(kinds)), key=itemgetter(0))}
-    if len(tables) < len(kinds):
-        raise DataError(f"{path}: not COCO keypoints: it has no 'images' or no 'annotations'")
+    tables = {section: read_columns(map(complete, content[section]), kinds[section], f"{path}: {section[:-1]}")
+              for section in kinds}
     images, people = tables["images"], tables["annotations"]
     dataset = PoseDataset(
-        name=name, skeleton=COCO17, files=locate_images(path, images["file_name"].tolist(), home),
+        name=name, skeleton=skeleton, files=locate_images(path, images["file_name"].tolist(), home),
         image_ids=images["id"], domains=images["category"].astype(str), ids=people["id"],
         image_index=image_rows(path, images["id"], people["id"], people["image_id"]),
-        keypoints=people["keypoints"].reshape(-1, len(COCO17.names), 3), boxes=people["bbox"], areas=people["area"],
+        keypoints=people["keypoints"].reshape(-1, count, 3), boxes=people["bbox"], areas=people["area"],
         crowd=people["iscrowd"], sentences=images["description"].astype(str))
     check_people(path, dataset)
     return dataset
+
+
+def read_skeleton(path, content):
+    """The skeleton that COCO's `categories` bring. People may have only the first of its keypoints, as in Human-Art."""
+    given = [category for category in content.get("categories") or () if category.get("keypoints")]
+    names = tuple(map(str, given[0]["keypoints"])) if given else COCO17.names
+    first = next(iter(content["annotations"]), {}).get("keypoints")
+    count, odd = divmod(len(first) if isinstance(first, list) else 3 * len(names), 3)
+    if not given and not odd and count not in SKELETONS:
+        raise DataError(f"{path}: expected 'categories' with the names of its {count} 'keypoints', found none")
+    if any(category["keypoints"] != given[0]["keypoints"] for category in given) or len(set(names)) < len(names):
+        raise DataError(f"{path}: expected the same, different names of 'keypoints' in all categories")
+    if not given:
+        return COCO17 if odd else SKELETONS[count]
+    names = names if odd else names[:count]
+    edges = [(a - 1, b - 1) for a, b in given[0].get("skeleton") or () if max(a, b) <= len(names)]
+    return make_skeleton(names, edges)
 
 
 def with_sentences(dataset, sentences):
@@ -608,8 +567,7 @@ def with_sentences(dataset, sentences):
         return dataset
     domains = dataset.domains.tolist()
     if str(sentences).endswith(".json"):
-        with expecting(sentences, "an object {domain: sentence}"):
-            sentences = dict(json.loads(Path(sentences).read_text("utf-8")))
+        sentences = read_json(sentences, dict, "{domain: sentence}")
     if isinstance(sentences, dict):
         missing = sorted(domain for domain in set(domains) if not isinstance(sentences.get(domain), str))
         if missing:
@@ -675,14 +633,135 @@ def check_people(path, dataset):
 
 
 def to_coco(dataset):
-    """The annotations of a PoseDataset as COCO's JSON would hold them, for evaluation."""
-    images = [{"id": int(i), "category": str(domain)} for i, domain in zip(dataset.image_ids, dataset.domains)]
+    """The people of a PoseDataset as COCO's annotations: what `read_coco` reads, and pycocotools."""
+    _, names = below_common_folder(dataset.files)
+    images = [{"id": int(number), "file_name": name, "category": str(domain)}
+              for number, name, domain in zip(dataset.image_ids, names, dataset.domains)]
     annotations = [
         {"id": int(dataset.ids[n]), "image_id": int(dataset.image_ids[dataset.image_index[n]]), "category_id": 1,
          "keypoints": dataset.keypoints[n].ravel().tolist(),
          "num_keypoints": int((dataset.keypoints[n, :, 2] > 0).sum()), "bbox": dataset.boxes[n].tolist(),
          "area": float(dataset.areas[n]), "iscrowd": int(dataset.crowd[n])} for n in range(len(dataset.ids))]
-    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    return {"images": images, "annotations": annotations, "categories": [to_category(dataset.skeleton)]}
+
+
+def to_category(skeleton):
+    """A skeleton as COCO has it: edges count from 1."""
+    return {"id": 1, "name": "person", "keypoints": list(skeleton.names),
+            "skeleton": [[a + 1, b + 1] for a, b in skeleton.edges]}
+
+
+# ----------------------------------------------------------------------------------------------- own pictures and boxes
+
+def below_common_folder(files):
+    """The deepest folder that holds all files, and where each is below it. Two files never have the same place."""
+    paths = [os.path.abspath(file) for file in files]
+    home = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return home, [Path(path).relative_to(home).as_posix() for path in paths]
+
+
+def find_pictures(patterns):
+    """Paths of the images that files, folders (and the folders in them) and patterns such as '*.png' name."""
+    files, endings = [], {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    for pattern in patterns:
+        found = [pattern] if os.path.isfile(pattern) else sorted(glob(str(pattern), recursive=True))
+        if os.path.isdir(pattern):
+            found = sorted(str(file) for file in Path(pattern).rglob("*") if file.suffix.lower() in endings)
+        if not found:
+            raise DataError(f"{pattern}: no such image, no folder with images, and no pattern that fits any")
+        files += found
+    return list(dict.fromkeys(map(str, files)))
+
+
+def read_pictures(files, name="pictures", skeleton=COCO17):
+    """A data set of pictures, numbered from 1, each taken as one person as a whole. One that cannot be read is named
+    and skipped; a DataError if that is all of them."""
+    boxes = {}
+    for file in files:
+        try:
+            boxes[file] = (0, 0, *picture_size(file))
+        except DataError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+    if not boxes:
+        raise DataError(f"{name}: expected pictures, found none that can be read")
+    pictures = no_people(list(boxes), skeleton, name)
+    return with_boxes(pictures, np.arange(len(boxes)), np.array(list(boxes.values()), float))
+
+
+def no_people(files, skeleton, name="pictures"):
+    """A data set of pictures, paths or Pillow images, in which nobody has been looked for yet."""
+    return PoseDataset(name=name, skeleton=skeleton, files=files, image_ids=np.arange(1, len(files) + 1),
+                       domains=np.full(len(files), "picture"), upright=True,
+                       **dict.fromkeys(("ids", "image_index", "keypoints", "boxes", "areas", "crowd")))
+
+
+def picture_size(file):
+    """(width, height) as shown, turned as EXIF says, of a picture that can be decoded."""
+    open_image(file, shrink=8)
+    with image_file(file) as image:
+        return image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) > 4 else image.size
+
+
+def with_boxes(dataset, image_index, boxes):
+    """The data set with other people in it: unlabelled, in boxes (people, 4) of the images in rows (people,)."""
+    count = len(boxes)
+    keypoints = np.zeros((count, len(dataset.skeleton.names), 3), np.float32)
+    return replace(dataset, ids=np.arange(1, count + 1), image_index=image_index, keypoints=keypoints, boxes=boxes,
+                   areas=boxes[:, 2] * boxes[:, 3], crowd=np.zeros(count, bool))
+
+
+def picture_rows(files):
+    """{name: row}: a picture's place below the folder of all, or its name only, both also without the ending."""
+    rows = {}
+    for row, place in enumerate(below_common_folder(files)[1]):
+        path = PurePosixPath(place)
+        for name in {place, str(path.with_suffix("")), path.name, path.stem}:
+            rows[name] = SHARED if name in rows and name != place else row
+    return rows
+
+
+SHARED = -2  # in place of a row: two pictures have this name
+
+
+def read_boxes(path, rows, category=1):
+    """A detector's COCO results -> rows of images (boxes,), boxes (boxes, 4), scores (boxes,).
+
+    A result is {"image_id", "bbox", "score", "category_id"}; those of another category are left out. rows: image_id ->
+    row of the image. The image_id of an own picture is its file's name: see `picture_rows`.
+    """
+    found, elsewhere = [], 0
+    for place, record in enumerate(read_json(path, list, "boxes in COCO's results format")):
+        try:
+            row = rows.get(record["image_id"], -1)
+            box = [row, *map(float, record["bbox"]), float(record.get("score", 1))]
+            usable = len(box) == 6 and np.isfinite(box).all() and box[3] > 0 and box[4] > 0
+        except (AttributeError, KeyError, TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file name), a 'bbox' [x, y, w, h] of "
+                            f"some size and a 'score', found {record!r:.120}")
+        if row == SHARED:
+            raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected its folder, too")
+        if row < 0:
+            elsewhere += 1
+        elif record.get("category_id", 1) == category:
+            found.append(box)
+    if not found:
+        raise DataError(f"{path}: expected boxes of category {category} in the images, found none")
+    if elsewhere:
+        print(f"{path}: skipped {elsewhere} boxes of other images", file=sys.stderr)
+    found = np.array(found)  # (boxes, 6)
+    return found[:, 0].astype(int), found[:, 1:5], found[:, 5]
+
+
+def read_folder(spec, root, split):
+    """`pictures`: all images in a folder, in each split, without labels; its people are in boxes.json, if that is
+    there, else each picture is one person."""
+    pictures = read_pictures(find_pictures([root]), spec)
+    if (root / "boxes.json").is_file():
+        rows, boxes, _ = read_boxes(root / "boxes.json", picture_rows(pictures.files))
+        pictures = with_boxes(pictures, rows, boxes)
+    return pictures
 
 
 ANNOTATION_FILES = {  # data set -> its official names for the two splits
@@ -697,11 +776,13 @@ def load_dataset(spec, split, cache=None):
 
     "name:root#domain" is the part with images of that domain; several are separated by commas. "#natural" is short for
         photographs and Human-Art's natural scenes, "#artificial" for all others.
-    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`; or one of READERS.
+    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart` (a file in COCO's format brings its
+        own skeleton); or one of READERS.
     root: the data set's folder, or one file in COCO's format. Where only one file is there, every fifth image is "val",
         the others are "train", and "all" is the whole file.
 
     name              skeleton  root                                        "train" and "val"
+    pictures          COCO17    a folder of pictures without labels         all pictures in both
     lsp               BODY16    joints.mat, images/                         its own: the first and last 1000 images
                                 or those of LSP-Extended                    "train" alone
     lsp-regda         BODY16    the same                                    all images in both; hidden joints unlabelled
@@ -813,7 +894,32 @@ ANIMAL14 = Skeleton(  # what SyntheticAnimal and AnimalPose share
     sigmas=np.array([.25] * 2 + [.89] * 4 + [.87] * 4 + [1.07] * 4) / 10,  # mmpose's for AnimalPose
     upper=(0, 1, 2, 3, 6, 7, 10, 11),
     groups={"eye": (0, 1), "hoof": (2, 3, 4, 5), "knee": (6, 7, 8, 9), "elbow": (10, 11, 12, 13)})
-SKELETONS = {len(skeleton.names): skeleton for skeleton in (COCO17, BODY16, ANIMAL18, ANIMAL14)}
+SKELETONS = {len(skeleton.names): skeleton for skeleton in (ANIMAL14, ANIMAL18, BODY16, COCO17)}
+SIGMAS = {name: sigma for skeleton in SKELETONS.values() for name, sigma in zip(skeleton.names, skeleton.sigmas)}
+SIGMA = 0.05  # of a keypoint that none of them has
+LOWER = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}  # words of the lower half
+
+
+def plain_name(name):
+    """left_eye for LeftEye, L_Eye, "left eye" and left-eye."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W_A-Za-z]+", name)
+    return "_".join({"l": "left", "r": "right"}.get(word, word) for word in map(str.lower, words)) or name
+
+
+def make_skeleton(names, edges):
+    """The known skeleton of these names; or a new one, with what the names tell: sides, halves, sigmas and groups."""
+    known = [skeleton for skeleton in SKELETONS.values() if skeleton.names == tuple(names)]
+    if known:
+        return known[0]
+    groups, upper, plain = {}, [], [plain_name(name) for name in names]
+    for joint, words in enumerate(set(name.split("_")) for name in plain):
+        if not words & LOWER or "front" in words:
+            upper.append(joint)
+    for joint, name in enumerate(plain):
+        kind = "_".join(word for word in name.split("_") if word not in ("left", "right")) or name
+        groups[kind] = (*groups.get(kind, ()), joint)
+    sigmas = np.array([SIGMAS.get(name, SIGMA) for name in plain])
+    return Skeleton(tuple(names), tuple(edges), sigmas, tuple(upper), groups)
 
 
 # COCO labels nothing near the top of the head or the upper neck: both stay unlabelled, a guess would teach a bias.
@@ -823,17 +929,18 @@ MIDPOINTS = {"pelvis": ("left_hip", "right_hip"), "thorax": ("left_shoulder", "r
 def with_skeleton(dataset, skeleton):
     """The data set with the keypoints of another skeleton: those of the same name, or the middle of two (MIDPOINTS).
 
-    What the data set lacks is unlabelled; a DataError names what is missing of the keypoints that PCK counts.
+    What the data set lacks is unlabelled, and said; a DataError if that is everything.
     """
-    if dataset.skeleton is skeleton:
-        return dataset
-    have = {name: joint for joint, name in enumerate(dataset.skeleton.names)}
-    pairs = [(name, name) if name in have else MIDPOINTS.get(name, ("", "")) for name in skeleton.names]
-    known = [first in have and second in have for first, second in pairs]
-    counted = sorted(set().union(*skeleton.groups.values()))
-    missing = [skeleton.names[joint] for joint in counted if not known[joint]]
+    if dataset.skeleton.names == skeleton.names:
+        return replace(dataset, skeleton=skeleton)
+    have = {plain_name(name): joint for joint, name in enumerate(dataset.skeleton.names)}
+    wanted = [plain_name(name) for name in skeleton.names]
+    pairs = [(name, name) if name in have else MIDPOINTS.get(name, ("", "")) for name in wanted]
+    missing = [name for name, pair in zip(skeleton.names, pairs) if not have.keys() >= set(pair)]
+    if len(missing) == len(pairs):
+        raise DataError(f"{dataset.name}: its skeleton has no keypoint of {', '.join(skeleton.names)}")
     if missing:
-        raise DataError(f"{dataset.name}: its skeleton lacks {', '.join(missing)}")
+        print(f"{dataset.name}: its skeleton lacks {', '.join(missing)}")
     blank = np.zeros_like(dataset.keypoints[:, :1])
     points = np.concatenate([dataset.keypoints, blank], 1)  # its last keypoint stands for all that are missing
     first, second = (points[:, [have.get(pair[side], -1) for pair in pairs]] for side in (0, 1))  # (people, K, 3)
@@ -873,21 +980,6 @@ def one_each(spec, path, skeleton, home, names, domains, keypoints, corners=None
         crowd=np.zeros(len(files), bool))
     check_people(path, dataset)
     return dataset
-
-
-@contextmanager
-def expecting(path, what, kind=DataError):
-    """An error of this kind that names the file where it is missing, or is not what the block expects it to be."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise kind(f"{path}: no such file; expected {what}") from None
-    except KeyError as error:
-        raise kind(f"{path}: expected {what}, found no {error}") from None
-    except Exception as error:  # a damaged file makes readers raise almost anything
-        raise kind(f"{path}: expected {what}; {type(error).__name__}: {error}") from None
 
 
 def load_matlab(path, variable, what):
@@ -951,8 +1043,7 @@ def read_cropped(spec, root, split):
     parts, names, points = CROPPED[data], [], []
     for annotations, folder in parts["train"] + parts["val"] if split == "all" else parts[split]:
         path = root / annotations
-        with expecting(path, f"{data} as RegDA prepares it"):
-            table = read_columns(stream_list(path), kinds, f"{path}: record")
+        table = read_columns(read_json(path, list, f"{data} as RegDA prepares it"), kinds, f"{path}: record")
         names += [f"{folder}/{name}" for name in table["name"]]
         points.append(table["keypoint2d"][:, joints])
     rows, chance = list(range(len(names))), random.Random(42)  # what RegDA leaves out of training, and tests on
@@ -1072,7 +1163,7 @@ def read_animalpose(spec, root, split):
     return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
 
 
-READERS = {"lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped, "human36m": read_cropped,
+READERS = {"pictures": read_folder, "lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped, "human36m": read_cropped,
            "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
 
 
@@ -1554,8 +1645,6 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
     if folder.exists():
         return folder
     print(f"drawing the built-in figures into {folder}", file=sys.stderr)
-    category = {"id": 1, "name": "person", "keypoints": COCO17.names,
-                "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges]}
     try:
         with written_whole(folder) as draft, ProcessPoolExecutor() as pool:
             (draft / "annotations").mkdir(parents=True)
@@ -1564,7 +1653,7 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
                         for style_number, style in enumerate(STYLES)
                         for number in range(natural if style in NATURAL_DOMAINS else artificial)]
                 images, people = zip(*pool.map(write_figure, jobs, count(1), chunksize=50))
-                content = {"images": images, "annotations": people, "categories": [category]}
+                content = {"images": images, "annotations": people, "categories": [to_category(COCO17)]}
                 (draft / "annotations" / ANNOTATION_FILES["figures"][split]).write_text(json.dumps(content))
     except OSError:
         if not folder.exists():  # else another program was faster

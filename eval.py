@@ -271,15 +271,13 @@ import os
 import sys
 from dataclasses import replace
 from functools import lru_cache
-from glob import glob
-from itertools import chain, groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from data import (BOX, ID, NUMBER, SKELETONS, PoseDataset, cache_folder, column, crop_matrix, crop_width, domain_of,
-                  encode_heatmaps, load_dataset, open_image, read_columns, read_records, stream_list, to_coco,
-                  warp_image, with_sentences)
+from data import (BOX, ID, NUMBER, SKELETONS, cache_folder, column, crop_matrix, crop_width, domain_of, encode_heatmaps,
+                  find_pictures, load_dataset, no_people, open_image, picture_rows, read_boxes, read_columns, read_json,
+                  read_pictures, to_coco, warp_image, with_boxes, with_sentences)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
@@ -347,21 +345,16 @@ def group_numbers(table, image_ids, category_ids):
 
 def read_ground_truth(annotations, num_keypoints):
     """COCO annotations -> GroundTruth. As in pycocotools, people whose image or category is not listed do not exist."""
-    sections = {"images": [], "categories": [], "annotations": []}
+    name, content = "annotations", annotations
     if isinstance(annotations, PATH):
-        name, records = str(annotations), read_records(annotations, tuple(sections))
-    elif isinstance(annotations, dict):
-        name, records = "annotations", ((key, record) for key in sections for record in annotations.get(key, ()))
-    else:
-        raise DataError(f"annotations: expected a path or what COCO's files hold, found a {type(annotations).__name__}")
+        name, content = str(annotations), read_json(annotations, dict, "COCO's annotations")
+    sections = {key: content.get(key, []) if isinstance(content, dict) else None
+                for key in ("images", "categories", "annotations")}
+    if not all(isinstance(section, list) for section in sections.values()):
+        raise DataError(f"{name}: expected a path or what COCO's files hold: lists of images, categories, annotations")
     kinds = {"id": ID, "image_id": ID, "category_id": ID, "keypoints": ((3 * num_keypoints,), float),
              "num_keypoints": ID, "area": NUMBER, "bbox": BOX, "iscrowd": ID}
-    table = read_columns((), kinds, name)
-    for section, pairs in groupby(records, key=lambda pair: pair[0]):
-        if section == "annotations":
-            table = read_columns((record for _, record in pairs), kinds, f"{name}: annotation")
-        else:
-            sections[section] = [record for _, record in pairs]
+    table = read_columns(sections["annotations"], kinds, f"{name}: annotation")
     ids, times = np.unique(table["id"], return_counts=True)
     if (times > 1).any():
         raise DataError(f"{name}: annotation id {ids[times > 1][0]} appears more than once")
@@ -381,16 +374,18 @@ def read_ground_truth(annotations, num_keypoints):
 def read_detections(results, truth):
     """COCO results -> Detections."""
     num_keypoints = truth.points.shape[1]
-    name, records = (str(results), stream_list(results)) if isinstance(results, PATH) else ("results", iter(results))
-    first = next(records, None)
-    if first is None:
+    name, records = "results", results
+    if isinstance(results, PATH):
+        name, records = str(results), read_json(results, list, "COCO's results")
+    if not records:
         raise DataError(f"{name}: expected a list of results, found an empty one")
+    first = records[0]
     kinds = {"image_id": ID, "category_id": ID, "score": NUMBER, "keypoints": ((3 * num_keypoints,), float)}
     if isinstance(first, dict) and first.get("bbox"):  # then pycocotools takes all areas from the boxes
         kinds["bbox"] = BOX
     elif isinstance(first, dict) and "segmentation" in first:  # from the masks
         raise DataError(f"{name}: result 0: expected keypoints, with a 'bbox' or without, found a 'segmentation'")
-    table = read_columns(chain([first], records), kinds, f"{name}: result")
+    table = read_columns(records, kinds, f"{name}: result")
     unknown = np.flatnonzero(~np.isin(table["image_id"], truth.image_ids))
     if len(unknown):
         image_id = table["image_id"][unknown[0]]
@@ -554,43 +549,6 @@ def padded(features):
     return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
 
 
-def with_boxes(dataset, image_index, boxes):
-    """The data set with other people in it: unlabelled, in boxes (people, 4) of the images in rows (people,)."""
-    count = len(boxes)
-    keypoints = np.zeros((count, len(dataset.skeleton.names), 3), np.float32)
-    return replace(dataset, ids=np.arange(1, count + 1), image_index=image_index, keypoints=keypoints, boxes=boxes,
-                   areas=boxes[:, 2] * boxes[:, 3], crowd=np.zeros(count, bool))
-
-
-def read_boxes(path, rows):
-    """A detector's COCO results for people -> rows of images (boxes,), boxes (boxes, 4), scores (boxes,).
-
-    A result is {"image_id", "bbox", "score", "category_id"}. rows: image_id -> row of the image. The image_id of an own
-    picture is its file's name, with or without its ending.
-    """
-    found, elsewhere = [], 0
-    for place, record in enumerate(stream_list(path)):
-        try:
-            row = rows.get(record["image_id"], -1)
-            box = [row, *map(float, record["bbox"]), float(record.get("score", 1))]
-            usable = len(box) == 6 and np.isfinite(box).all() and box[3] > 0 and box[4] > 0
-        except (AttributeError, KeyError, TypeError, ValueError):
-            usable = False
-        if not usable:
-            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file name), a 'bbox' [x, y, w, h] of "
-                            f"some size and a 'score', found {record!r:.120}")
-        if row < 0:
-            elsewhere += 1
-        elif record.get("category_id", 1) == 1:  # a person
-            found.append(box)
-    if not found:
-        raise DataError(f"{path}: expected boxes of category 1, a person, in the images; found none")
-    if elsewhere:
-        print(f"{path}: skipped {elsewhere} boxes of other images", file=sys.stderr)
-    found = np.array(found)  # (boxes, 6)
-    return found[:, 0].astype(int), found[:, 1:5], found[:, 5]
-
-
 def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
     """Removes repeated poses of one person, as mmpose's oks_nms: the rows that stay, in order.
 
@@ -631,35 +589,13 @@ def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
     return [results[row] for row in oks_nms(poses[:, :, :2], scores, areas, image_rows, sigmas=sigmas)]
 
 
-def own_pictures(patterns, skeleton=COCO17):
-    """Files, folders and patterns such as '*.png' as a data set: images numbered from 1, each one person as a whole."""
-    files, endings = [], {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in endings)
-        else:
-            found = [pattern] if path.is_file() else sorted(glob(pattern, recursive=True))
-        if not found:
-            raise DataError(f"{pattern}: no such image, no folder with images, and no pattern that fits any")
-        files += found
-    files = list(dict.fromkeys(files))
-    boxes = np.array([(0, 0, *open_image(file, upright=True)[0].size) for file in files], float)
-    return with_boxes(no_people(files, skeleton), np.arange(len(files)), boxes)
-
-
-def no_people(files, skeleton):
-    """A data set of pictures in which nobody has been looked for yet."""
-    return PoseDataset(name="pictures", skeleton=skeleton, files=files, image_ids=np.arange(1, len(files) + 1),
-                       domains=np.full(len(files), "picture"), upright=True,
-                       **dict.fromkeys(("ids", "image_index", "keypoints", "boxes", "areas", "crowd")))
-
-
 def skeleton_of(model):
-    if model.num_keypoints not in SKELETONS:
-        raise DataError(f"expected a model of {', '.join(map(str, SKELETONS))} keypoints, whose skeletons are known; "
-                        f"found {model.num_keypoints}")
-    return SKELETONS[model.num_keypoints]
+    """The skeleton of a PoseModel or a VLPose: its own, or the known one of as many keypoints."""
+    skeleton = getattr(model, "base", model).skeleton or SKELETONS.get(model.num_keypoints)
+    if skeleton is None:
+        raise DataError(f"expected a model that names its keypoints, or has {', '.join(map(str, SKELETONS))} of them; "
+                        f"found one of {model.num_keypoints} without names")
+    return skeleton
 
 
 @dataclass
@@ -897,14 +833,10 @@ def predict_pictures(args):
     model = load_model(args.checkpoint).to(args.device)
     if isinstance(model, VLPose) and not args.prompt:
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    pictures, box_scores = own_pictures(args.images, skeleton_of(model)), None
+    pictures, box_scores = read_pictures(find_pictures(args.images), skeleton=skeleton_of(model)), None
     pictures, texts = with_texts(pictures, model, args)
     if args.boxes:
-        names = [{Path(file).name, Path(file).stem} for file in pictures.files]
-        by_name = {name: row for row, both in enumerate(names) for name in both}
-        if len(by_name) < sum(map(len, names)):
-            raise DataError(f"{args.boxes}: two of the pictures have the same name, so that boxes could be of either")
-        rows, boxes, box_scores = read_boxes(args.boxes, by_name)
+        rows, boxes, box_scores = read_boxes(args.boxes, picture_rows(pictures.files))
         pictures = with_boxes(pictures, rows, boxes)
     predict_and_write(args, model, pictures, texts, np.arange(len(pictures.ids)), box_scores)
 

@@ -343,9 +343,10 @@ from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
 from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
-                  cache_folder, decode_heatmaps, expecting, load_dataset, with_sentences, with_skeleton, written_whole)
+                  cache_folder, decode_heatmaps, expecting, load_dataset, read_boxes, with_boxes, with_sentences, with_skeleton,
+                  written_whole)
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
-                  predict, predict_people, read_boxes, true_pose, usable_device, with_boxes)
+                  predict, predict_people, true_pose, usable_device)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import PoseModel, load_backbone, load_pose_model, load_strictly, load_weights
 

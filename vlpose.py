@@ -175,11 +175,12 @@ class PoseModel(nn.Module):
     """Top-down pose estimator: normalised images (B, 3, H, W), one person each -> heatmaps (B, K, H/4, W/4).
 
     With a transformer it is ViTPose (arXiv 2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
+    skeleton: names the keypoints, see data.py; it is kept with the weights.
     """
 
-    def __init__(self, config, num_keypoints=17):
+    def __init__(self, config, num_keypoints=17, skeleton=None):
         super().__init__()
-        self.config, self.num_keypoints = config, num_keypoints
+        self.config, self.num_keypoints, self.skeleton = config, num_keypoints, skeleton
         self.backbone = TorchvisionBackbone(config) if config.trunk else ViT(config)
         self.head = HeatmapHead(config.dim, config.decoder_dim, num_keypoints)
 
@@ -434,9 +435,10 @@ from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import torchvision
 
-from data import DataError, cache_folder, expecting, written_whole
+from data import SKELETONS, DataError, Skeleton, cache_folder, expecting, plain_name, written_whole
 
 # ----------------------------------------------------------------------------------------------- other backbones
 
@@ -526,6 +528,9 @@ def find_file(path_or_name):
     The cached file is checked against its SHA-256 every time: then one that was put there by hand is as safe.
     """
     if path_or_name not in PUBLIC_FILES:
+        if Path(path_or_name).is_dir():  # of a run
+            models = (Path(path_or_name) / name for name in ("model.pth", "teacher.pth"))
+            path_or_name = next(filter(Path.is_file, models), path_or_name)
         if not Path(path_or_name).is_file():
             raise WeightsError(f"{path_or_name}: no such file, nor the name of public weights such as vitpose-b")
         return Path(path_or_name)
@@ -591,7 +596,7 @@ def read_file(path):
 
 
 def unwrap(contents):
-    nested = (contents[key] for key in ("state_dict", "model", "base") if isinstance(contents.get(key), dict))
+    nested = (contents[key] for key in ("state_dict", "model", "base", "adapter") if isinstance(contents.get(key), dict))
     return next(nested, contents)
 
 
@@ -854,27 +859,33 @@ def describe(tensor):
 FORMAT = "posebridge-1"
 
 
-def save_checkpoint(path, model, **about):
-    """Writes a PoseModel or VLPose to a file; `about` is what else its users must know, plain values."""
-    base = getattr(model, "base", model)
-    contents = {"format": FORMAT, "config": asdict(base.config), "num_keypoints": base.num_keypoints,
-                "base": base.state_dict(), "about": about}
+def save_checkpoint(path, model, adapter_only=False, **about):
+    """Writes a PoseModel or VLPose to a file; `about` is what else its users must know, plain values. adapter_only: a
+    file of a few MB, which `load_model` puts around the base model that it is given."""
+    base, contents = getattr(model, "base", model), {"format": FORMAT, "about": about}
+    if not adapter_only:
+        skeleton = base.skeleton and asdict(base.skeleton) | {"sigmas": base.skeleton.sigmas.tolist()}
+        contents |= {"config": asdict(base.config), "num_keypoints": base.num_keypoints, "base": base.state_dict(),
+                     "skeleton": skeleton}
     if isinstance(model, VLPose):
         contents |= {"options": model.options, "adapter": model.adapter_state_dict()}
     with written_whole(path) as part:
         torch.save(contents, part)
 
 
-def load_model(path_or_name, image_size=None):
+def load_model(path_or_name, image_size=None, base=None):
     """The model that `save_checkpoint` wrote, or a pose model from any public file or name. `model.about` says more.
 
-    image_size: height and width to use it with, if not those of its training. A backbone without a decoder (MAE's,
-    torchvision's) gets an untrained one. WeightsError if a tensor is missing, left over or of another shape.
+    path_or_name: also a run's folder. base: where it is an adapter only, the file or name of the model that it goes
+    around. image_size: height and width to use it with, if not those of its training. A backbone without a decoder
+    (MAE's, torchvision's) gets an untrained one. WeightsError if a tensor is missing, left over or of another shape.
     """
     if image_size and any(side % PATCH or side <= 0 for side in image_size):
         raise ValueError(f"image size {image_size}: expected multiples of {PATCH}")
     path = find_file(path_or_name)
     contents = read_file(path)
+    if contents.get("format") == FORMAT and "base" not in contents:
+        return load_around(base, image_size, path, contents)
     state = tensors_of(contents, path)
     with expecting(path, "a pose model", WeightsError):
         own = contents.get("format") == FORMAT
@@ -891,7 +902,9 @@ def load_model(path_or_name, image_size=None):
         image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
         if image_size != config.image_size and not config.trunk:
             state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)
-        model = PoseModel(replace(config, image_size=image_size), keypoints)
+        skeleton = contents.get("skeleton") if own else None
+        skeleton = skeleton and Skeleton(**skeleton | {"sigmas": np.array(skeleton["sigmas"])})
+        model = PoseModel(replace(config, image_size=image_size), keypoints, skeleton)
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(untrained)}
         if own and "adapter" in contents:
             model = VLPose(model, **contents["options"])
@@ -900,10 +913,37 @@ def load_model(path_or_name, image_size=None):
         return load_strictly(model, state, path).eval()
 
 
+def load_around(base, image_size, path, contents):
+    """The VLPose of a file that holds an adapter only, around the base model that a file or name gives."""
+    if base is None:
+        raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too (eval.py: --base)")
+    with expecting(path, "an adapter", WeightsError):
+        model = VLPose(load_pose_model(base, image_size), **contents["options"])
+        model.load_adapter(contents["adapter"])
+        model.about = contents["about"]
+        return model.eval()
+
+
 def load_pose_model(path_or_name, image_size=None):
     """The PoseModel in a file: of a VLPose, the original model. Otherwise like `load_model`."""
     model = load_model(path_or_name, image_size)
     return getattr(model, "base", model).requires_grad_(True)
+
+
+def with_keypoints(model, skeleton):
+    """The PoseModel with a predictor for another skeleton: keypoints that both have keep their weights, of others the
+    weights are new. The model itself if it has that skeleton already."""
+    own = model.skeleton or SKELETONS.get(model.num_keypoints)
+    if own and own.names == skeleton.names:
+        return model
+    old, new = model.head.predictor, HeatmapHead(model.config.dim, model.config.decoder_dim, len(skeleton.names))
+    have = {plain_name(name): joint for joint, name in enumerate(own.names)} if own else {}
+    kept = [(joint, have[plain_name(name)]) for joint, name in enumerate(skeleton.names) if plain_name(name) in have]
+    for joint, place in kept:
+        new.predictor.weight.data[joint], new.predictor.bias.data[joint] = old.weight.data[place], old.bias.data[place]
+    print(f"a new predictor for {len(skeleton.names)} keypoints, {len(kept)} of which the model has had")
+    model.head.predictor, model.num_keypoints, model.skeleton = new.predictor.to(old.weight), len(skeleton.names), skeleton
+    return model
 
 
 def load_backbone(model, path_or_name):

@@ -287,7 +287,7 @@ def test_joints_outside_an_image_are_not_labelled(surreal):
 
 
 @pytest.mark.parametrize("content, words", [
-    ({}, "run0.json: not the right JSON: expected .*found {"),
+    ({}, "run0.json: expected surreal as RegDA prepares it, a JSON list; .*found {"),
     ([1], "run0.json: record 0: expected one text in 'name', found nothing"),
     ([{"name": 1, "keypoint2d": [[1, 2]] * 24}], "run0.json: record 0: expected one text in 'name', found 1"),
     ([{"name": "0.jpg"}], "run0.json: record 0: expected 24×2 finite numbers in 'keypoint2d', found nothing"),
@@ -312,7 +312,7 @@ def test_missing_or_empty_annotations_are_an_error(surreal):
     with pytest.raises(DataError, match="expected images, found none"):
         load_dataset(f"surreal:{surreal}", "val")
     (surreal / "val" / "run2.json").unlink()
-    with pytest.raises(DataError, match="run2.json: no such file; expected surreal as RegDA prepares it"):
+    with pytest.raises(DataError, match="run2.json: no such file; expected surreal as RegDA prepares it, a JSON list"):
         load_dataset(f"surreal:{surreal}", "val")
 
 
