@@ -538,20 +538,19 @@ def read_coco(name, path, home, folder_is_domain):
 
 
 def read_skeleton(path, content):
-    """The skeleton that COCO's `categories` bring. People may have only the first of its keypoints, as in Human-Art."""
-    given = [category for category in content.get("categories") or () if category.get("keypoints")]
-    names = tuple(map(str, given[0]["keypoints"])) if given else COCO17.names
-    first = next(iter(content["annotations"]), {}).get("keypoints")
-    count, odd = divmod(len(first) if isinstance(first, list) else 3 * len(names), 3)
-    if not given and not odd and count not in SKELETONS:
-        raise DataError(f"{path}: expected 'categories' with the names of its {count} 'keypoints', found none")
-    if any(category["keypoints"] != given[0]["keypoints"] for category in given) or len(set(names)) < len(names):
-        raise DataError(f"{path}: expected the same, different names of 'keypoints' in all categories")
-    if not given:
-        return COCO17 if odd else SKELETONS[count]
-    names = names if odd else names[:count]
-    edges = [(a - 1, b - 1) for a, b in given[0].get("skeleton") or () if max(a, b) <= len(names)]
-    return make_skeleton(names, edges)
+    """The skeleton in COCO's `categories`; COCO's where they name none. People may have only the first of the keypoints
+    that are named, as in Human-Art."""
+    with expecting(path, "'categories' with the same names of 'keypoints' in each, and a 'skeleton' of pairs of them"):
+        given = [category for category in content.get("categories") or () if category.get("keypoints")]
+        if not given:
+            return COCO17
+        names, people = tuple(map(str, given[0]["keypoints"])), content["annotations"]
+        if len(set(names)) < len(names) or any(category["keypoints"] != given[0]["keypoints"] for category in given):
+            raise ValueError(f"found {len(given)} categories, the first with {len(names)} names: {', '.join(names):.80}")
+        if people and not len(people[0]["keypoints"]) % 3:
+            names = names[:len(people[0]["keypoints"]) // 3]
+        return make_skeleton(names, [(a - 1, b - 1) for a, b in given[0].get("skeleton") or ()
+                                     if 0 < min(a, b) and max(a, b) <= len(names)])
 
 
 def with_sentences(dataset, sentences):
@@ -681,7 +680,7 @@ def read_pictures(files, name="pictures", skeleton=COCO17):
         try:
             boxes[file] = (0, 0, *picture_size(file))
         except DataError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"{error}; skipped", file=sys.stderr)
     if not boxes:
         raise DataError(f"{name}: expected pictures, found none that can be read")
     pictures = no_people(list(boxes), skeleton, name)
@@ -747,7 +746,7 @@ def read_boxes(path, rows, category=1):
         elif record.get("category_id", 1) == category:
             found.append(box)
     if not found:
-        raise DataError(f"{path}: expected boxes of category {category} in the images, found none")
+        raise DataError(f"{path}: expected boxes of category {category} (1 is a person) in the images; found none")
     if elsewhere:
         print(f"{path}: skipped {elsewhere} boxes of other images", file=sys.stderr)
     found = np.array(found)  # (boxes, 6)

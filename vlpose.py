@@ -596,8 +596,8 @@ def read_file(path):
 
 
 def unwrap(contents):
-    nested = (contents[key] for key in ("state_dict", "model", "base", "adapter") if isinstance(contents.get(key), dict))
-    return next(nested, contents)
+    keys = "state_dict", "model", "base" if "base" in contents else "adapter"
+    return next((contents[key] for key in keys if isinstance(contents.get(key), dict)), contents)
 
 
 def tensors_of(contents, path):
