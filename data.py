@@ -711,12 +711,12 @@ def with_boxes(dataset, image_index, boxes):
 
 def picture_rows(files):
     """{name: row}: a picture's place below the folder of all, or its name only, both also without the ending."""
-    rows = {}
-    for row, place in enumerate(below_common_folder(files)[1]):
+    rows, places = {}, below_common_folder(files)[1]
+    for row, place in enumerate(places):
         path = PurePosixPath(place)
-        for name in {place, str(path.with_suffix("")), path.name, path.stem}:
-            rows[name] = SHARED if name in rows and name != place else row
-    return rows
+        for name in {str(path.with_suffix("")), path.name, path.stem}:
+            rows[name] = SHARED if name in rows else row
+    return rows | {place: row for row, place in enumerate(places)}
 
 
 SHARED = -2  # in place of a row: two pictures have this name
@@ -894,31 +894,33 @@ ANIMAL14 = Skeleton(  # what SyntheticAnimal and AnimalPose share
     upper=(0, 1, 2, 3, 6, 7, 10, 11),
     groups={"eye": (0, 1), "hoof": (2, 3, 4, 5), "knee": (6, 7, 8, 9), "elbow": (10, 11, 12, 13)})
 SKELETONS = {len(skeleton.names): skeleton for skeleton in (ANIMAL14, ANIMAL18, BODY16, COCO17)}
-SIGMAS = {name: sigma for skeleton in SKELETONS.values() for name, sigma in zip(skeleton.names, skeleton.sigmas)}
+SIGMAS = {name.removeprefix("left_").removeprefix("right_"): sigma
+          for skeleton in SKELETONS.values() for name, sigma in zip(skeleton.names, skeleton.sigmas)}
 SIGMA = 0.05  # of a keypoint that none of them has
 LOWER = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}  # words of the lower half
+WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
 
 
 def plain_name(name):
     """left_eye for LeftEye, L_Eye, "left eye" and left-eye."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W_A-Za-z]+", name)
-    return "_".join({"l": "left", "r": "right"}.get(word, word) for word in map(str.lower, words)) or name
+    return "_".join(WORDS.get(word, word) for word in map(str.lower, words)) or name
 
 
 def make_skeleton(names, edges):
     """The known skeleton of these names; or a new one, with what the names tell: sides, halves, sigmas and groups."""
-    known = [skeleton for skeleton in SKELETONS.values() if skeleton.names == tuple(names)]
-    if known:
-        return known[0]
-    groups, upper, plain = {}, [], [plain_name(name) for name in names]
-    for joint, words in enumerate(set(name.split("_")) for name in plain):
-        if not words & LOWER or "front" in words:
+    for known in SKELETONS.values():
+        if known.names == tuple(names):
+            return known
+    sigmas, upper, groups = [], [], {}
+    for joint, name in enumerate(map(plain_name, names)):
+        words = [word for word in name.split("_") if word not in ("left", "right")]
+        kind = "_".join(words) or name  # of both sides: eye
+        sigmas.append(SIGMAS.get(kind, SIGMA))
+        if "front" in words or not LOWER & set(words):
             upper.append(joint)
-    for joint, name in enumerate(plain):
-        kind = "_".join(word for word in name.split("_") if word not in ("left", "right")) or name
         groups[kind] = (*groups.get(kind, ()), joint)
-    sigmas = np.array([SIGMAS.get(name, SIGMA) for name in plain])
-    return Skeleton(tuple(names), tuple(edges), sigmas, tuple(upper), groups)
+    return Skeleton(tuple(names), tuple(edges), np.array(sigmas), tuple(upper), groups)
 
 
 # COCO labels nothing near the top of the head or the upper neck: both stay unlabelled, a guess would teach a bias.
@@ -1125,7 +1127,6 @@ def tigdog_rows(home, animal, split, frames):
         return rows.tolist()
 
 
-JOINT_WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}  # in AnimalPose's names
 SPECIES = {"ca": "cat", "co": "cow", "do": "dog", "ho": "horse", "sh": "sheep"}  # in image names like do12.jpeg
 
 
@@ -1136,12 +1137,10 @@ def read_animalpose(spec, root, split):
     out. mmpose has lost the species in PASCAL VOC's pictures: their domain is "animal".
     """
     path, own = annotation_file(root, {part: f"animalpose_{part}.json" for part in ("train", "val")}, split)
-    with expecting(path, "AnimalPose's annotations"):
-        content = json.loads(path.read_bytes())
+    content = read_json(path, dict, "AnimalPose's annotations")
     names, domains, keypoints, corners = [], [], [], []
     try:
-        joints = ["_".join(JOINT_WORDS.get(word, word) for word in joint.lower().split("_"))
-                  for joint in content["categories"][0]["keypoints"]]
+        joints = tuple(content["categories"][0]["keypoints"])
         species = {category["id"]: category["name"] for category in content["categories"]}
         images, coco = content["images"], isinstance(content["images"], list)
         files = {str(image["id"]): image["file_name"] for image in images} if coco else images
@@ -1156,8 +1155,7 @@ def read_animalpose(spec, root, split):
         keypoints[:, :, 2] = 2 * (keypoints[:, :, 2] > 0)
     except BROKEN as error:
         raise DataError(f"{path}: annotation {len(names)}: not AnimalPose's: {type(error).__name__} {error}") from None
-    own_joints = replace(ANIMAL14, names=tuple(joints))
-    dataset = one_each(spec, path, own_joints, path.parent, names, domains, keypoints, corners)
+    dataset = one_each(spec, path, make_skeleton(joints, ()), path.parent, names, domains, keypoints, corners)
     dataset = with_skeleton(dataset, ANIMAL14)
     return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
 

@@ -23,8 +23,10 @@ import torchvision
 from torch import nn
 
 import vlpose
+from data import COCO17, make_skeleton
 from vlpose import (CLIP_TEXT_CONFIGS, DECODERS, PUBLIC_FILES, VIT_CONFIGS, ViTConfig, PoseModel, VLPose, WeightsError,
-                    encode_sentences, load_clip_text, load_model, load_pose_model, load_weights, save_checkpoint)
+                    encode_sentences, load_clip_text, load_model, load_pose_model, load_weights, save_checkpoint,
+                    with_keypoints)
 
 SMALL = ViTConfig(384, 2, 12, 0.0, 3, 0.8)  # ViTPose-S with two layers
 
@@ -347,6 +349,54 @@ def test_a_damaged_checkpoint_of_ours_is_one_error(change, message, tmp_path):
     torch.save(contents, tmp_path / "model.pth")
     with pytest.raises(WeightsError, match=message):
         load_model(tmp_path / "model.pth")
+
+
+def test_a_checkpoint_keeps_the_skeleton(tmp_path):
+    skeleton = make_skeleton(("Nose", "L_Paw", "R_Paw"), [(0, 1), (0, 2)])
+    save_checkpoint(tmp_path / "model.pth", VLPose(PoseModel(SMALL, 3, skeleton), 8))
+    found = load_model(tmp_path / "model.pth").base.skeleton
+    assert found.names == skeleton.names and found.edges == skeleton.edges and found.groups == skeleton.groups
+    assert (found.sigmas == skeleton.sigmas).all() and found.flip.tolist() == [0, 2, 1]
+
+
+def test_an_adapter_is_a_small_file_that_goes_around_its_base(tmp_path):
+    torch.manual_seed(0)
+    model = VLPose(PoseModel(SMALL), 8).eval()
+    torch.nn.init.normal_(model.predictor.weight)
+    save_checkpoint(tmp_path / "base.pth", model.base)
+    save_checkpoint(tmp_path / "adapter.pth", model, adapter_only=True, sentences="a {domain}")
+    assert not any("base" in name for name in load_weights(tmp_path / "adapter.pth"))
+    again = load_model(tmp_path / "adapter.pth", base=tmp_path / "base.pth")
+    images, text = torch.randn(2, 3, *SMALL.image_size), torch.randn(2, 1, 8)
+    with torch.no_grad():
+        assert torch.equal(again(images, text), model(images, text)) and torch.equal(again(images), model(images))
+    assert again.about == {"sentences": "a {domain}"}
+    with pytest.raises(WeightsError, match="adapter.pth: an adapter; expected the model that it goes around"):
+        load_model(tmp_path / "adapter.pth")
+    save_checkpoint(tmp_path / "other.pth", PoseModel(VIT_CONFIGS["tiny"]))
+    with pytest.raises(WeightsError, match="adapter: another architecture"):
+        load_model(tmp_path / "adapter.pth", base=tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "teacher.pth"])
+def test_the_folder_of_a_run_stands_for_its_model(tmp_path, name):
+    with pytest.raises(WeightsError, match="no such file"):
+        load_model(tmp_path)
+    save_checkpoint(tmp_path / name, PoseModel(SMALL))
+    assert load_model(tmp_path).config == SMALL
+
+
+def test_another_skeleton_gets_a_new_predictor_that_keeps_what_both_have(capsys):
+    model = PoseModel(SMALL)
+    weight, bias = model.head.predictor.weight.clone(), model.head.predictor.bias.clone()
+    assert with_keypoints(model, COCO17) is model and not capsys.readouterr().out
+    with_keypoints(model, make_skeleton(("tail", "RightEye", "Nose"), []))
+    assert capsys.readouterr().out == "a new predictor for 3 keypoints, 2 of which the model has had\n"
+    assert model(torch.randn(1, 3, *SMALL.image_size)).shape[1] == model.num_keypoints == 3
+    new = model.head.predictor
+    assert torch.equal(new.weight[1:], weight[[2, 0]]) and torch.equal(new.bias[1:], bias[[2, 0]])
+    with_keypoints(model, COCO17)
+    assert torch.equal(model.head.predictor.weight[[2, 0]], weight[[2, 0]])
 
 
 def test_a_checkpoint_replaces_the_old_one_in_one_step(tmp_path, monkeypatch):
