@@ -335,7 +335,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from glob import glob
-from itertools import count, islice
+from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import ExifTags, ImageOps
@@ -446,7 +446,6 @@ def read_json(path, kind, what):
 # The shape and type of a field; a text is any str, a flag 0 or 1
 ID, NUMBER, BOX, TEXT, FLAG = ((), int), ((), float), ((4,), float), ((), object), ((), bool)
 BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)  # what a wrong record raises
-RECORDS_AT_ONCE = 512  # few enough to stay in the processor's cache
 
 
 def column(records, field, kind, name, first=0):
@@ -455,6 +454,8 @@ def column(records, field, kind, name, first=0):
     Raises DataError for the first record that does not hold them; `first` is the place of records[0] in its list.
     """
     shape, dtype = kind
+    if not records:
+        return np.zeros((0, *shape), dtype)
     try:
         values = [record[field] for record in records]
         if dtype is object:
@@ -484,14 +485,8 @@ def column(records, field, kind, name, first=0):
 
 
 def read_columns(records, kinds, name):
-    """Any number of records -> {field: array}, in batches: as Python objects they need several times the memory."""
-    records, first = iter(records), 0
-    parts = {field: [np.zeros((0, *shape), dtype)] for field, (shape, dtype) in kinds.items()}
-    while batch := list(islice(records, RECORDS_AT_ONCE)):
-        for field, kind in kinds.items():
-            parts[field].append(column(batch, field, kind, name, first))
-        first += len(batch)
-    return {field: np.concatenate(parts.pop(field)) for field in kinds}
+    """A list of records -> {field: array}."""
+    return {field: column(records, field, kind, name) for field, kind in kinds.items()}
 
 
 # ------------------------------------------------------------------------------------------------ COCO and Human-Art
@@ -524,7 +519,7 @@ def read_coco(name, path, home, folder_is_domain):
     kinds = {"images": {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
              "annotations": {"id": ID, "image_id": ID, "keypoints": ((3 * count,), np.float32), "bbox": BOX,
                              "area": NUMBER, "iscrowd": FLAG}}
-    tables = {section: read_columns(map(complete, content[section]), kinds[section], f"{path}: {section[:-1]}")
+    tables = {section: read_columns([*map(complete, content[section])], kinds[section], f"{path}: {section[:-1]}")
               for section in kinds}
     images, people = tables["images"], tables["annotations"]
     dataset = PoseDataset(
