@@ -776,18 +776,13 @@ def load_dataset(spec, split, cache=None):
         the others are "train", and "all" is the whole file.
 
     name              skeleton  root                                        "train" and "val"
-    pictures          COCO17    a folder of pictures without labels         all pictures in both
-    lsp               BODY16    joints.mat, images/                         its own: the first and last 1000 images
-                                or those of LSP-Extended                    "train" alone
-    lsp-regda         BODY16    the same                                    all images in both; hidden joints unlabelled
-    surreal           BODY16    {train,val}/run{0,1,2}.json and images,     by folder, as in RegDA
-                                as RegDA distributes it
-    human36m          BODY16    annotations/keypoints2d_*.json and          subjects 1, 5, 6, 7, 8; RegDA's 3200 frames
-                                crop_images/, as RegDA prepares it          of 9 and 11
+    pictures          COCO17    a folder of pictures without labels         all of them in both
+    lsp               BODY16    joints.mat and images/, also LSP-Extended's its own; LSP-Extended has "train" only
+    lsp-regda         BODY16    the same; hidden joints are unlabelled      all images in both
+    surreal           BODY16    what RegDA distributes                      its folders train/, val/
+    human36m          BODY16    what RegDA prepares                         subjects 1, 5 to 8; 3200 frames of 9 and 11
     synthetic-animal  ANIMAL18  clean_data/keypoints_18.json or _14.json    `train_idxs`, `valid_idxs` in that file
-                                (ANIMAL14), images
     tigdog            ANIMAL18  behaviorDiscovery2.0/ and cached_data/      CC-SSL's lists: no video is in both
-                                real_animal/*/{train,valid}_idxs_by_video.npy
     animalpose        ANIMAL14  keypoints.json (or mmpose's), images/       every fifth image is "val" (or mmpose's)
 
     `domains` is "photo" for people, "render" for SURREAL, and the species for animals.
