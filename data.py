@@ -855,40 +855,26 @@ import random
 # Their images hold one person or animal each; where several share an image, it is listed once for each of them. The
 # crops are those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
 
-BODY16 = Skeleton(  # MPII's; PCK counts the 12 joints of the limbs, which all data sets label
-    names=("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax", "neck",
-           "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist"),
-    edges=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (2, 12), (3, 13), (12, 13), (8, 12), (8, 13), (8, 9), (10, 11),
-           (11, 12), (13, 14), (14, 15)),
-    # COCO's; neck and head top as in CrowdPose; pelvis and thorax as the hips and shoulders that they lie between
-    sigmas=np.array([.89, .87, 1.07, 1.07, .87, .89, 1.07, .79, .79, .79, .62, .72, .79, .79, .72, .62]) / 10,
-    upper=tuple(range(7, 16)),
-    groups={"shoulder": (12, 13), "elbow": (11, 14), "wrist": (10, 15), "hip": (2, 3), "knee": (1, 4),
-            "ankle": (0, 5)})
+def skeleton_from(fields):
+    """A Skeleton from its fields as JSON has them."""
+    groups = {group: tuple(joints) for group, joints in fields["groups"].items()}
+    return Skeleton(tuple(fields["names"]), tuple(map(tuple, fields["edges"])), np.array(fields["sigmas"]),
+                    tuple(fields["upper"]), groups)
 
-HOOVES, KNEES, ELBOWS = (tuple(f"{leg}_{joint}" for leg in ("left_front", "right_front", "left_back", "right_back"))
-                         for joint in ("hoof", "knee", "elbow"))
-ANIMAL18 = Skeleton(  # of SyntheticAnimal and TigDog
-    names=("left_eye", "right_eye", "chin", *HOOVES, "tail_base", *KNEES, "left_shoulder", "right_shoulder", *ELBOWS),
-    edges=((3, 8), (8, 14), (4, 9), (9, 15), (5, 10), (10, 16), (6, 11), (11, 17), (14, 12), (15, 13), (16, 7), (17, 7),
-           (7, 12), (7, 13), (0, 2), (1, 2)),
-    # mmpose's for AnimalPose; chin and shoulders as nose and shoulders of AP-10K
-    sigmas=np.array([.25] * 2 + [.26] + [.89] * 4 + [1.0] + [.87] * 4 + [.79] * 2 + [1.07] * 4) / 10,
-    upper=(0, 1, 2, 3, 4, 8, 9, 12, 13, 14, 15),
-    groups={"eye": (0, 1), "chin": (2,), "shoulder": (12, 13), "hip": (7,), "elbow": (14, 15, 16, 17),
-            "knee": (8, 9, 10, 11), "hoof": (3, 4, 5, 6)})  # what the papers call hip is where the tail begins
-ANIMAL14 = Skeleton(  # what SyntheticAnimal and AnimalPose share
-    names=("left_eye", "right_eye", *HOOVES, *KNEES, *ELBOWS),
-    edges=((0, 1), (2, 6), (6, 10), (3, 7), (7, 11), (4, 8), (8, 12), (5, 9), (9, 13)),
-    sigmas=np.array([.25] * 2 + [.89] * 4 + [.87] * 4 + [1.07] * 4) / 10,  # mmpose's for AnimalPose
-    upper=(0, 1, 2, 3, 6, 7, 10, 11),
-    groups={"eye": (0, 1), "hoof": (2, 3, 4, 5), "knee": (6, 7, 8, 9), "elbow": (10, 11, 12, 13)})
-SKELETONS = {len(skeleton.names): skeleton for skeleton in (ANIMAL14, ANIMAL18, BODY16, COCO17)}
-SIGMAS = {name.removeprefix("left_").removeprefix("right_"): sigma
-          for skeleton in SKELETONS.values() for name, sigma in zip(skeleton.names, skeleton.sigmas)}
-SIGMA = 0.05  # of a keypoint that none of them has
+
+with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8") as file:
+    SKELETONS = {"COCO17": COCO17} | {name: skeleton_from(fields) for name, fields in json.load(file).items()}
+BODY16, ANIMAL18, ANIMAL14 = (SKELETONS[name] for name in ("BODY16", "ANIMAL18", "ANIMAL14"))
+SIGMAS = {name.removeprefix("left_").removeprefix("right_"): sigma for skeleton in [*SKELETONS.values()][::-1]
+          for name, sigma in zip(skeleton.names, skeleton.sigmas)}  # COCO's, where it has any
+SIGMA = 0.05  # of a keypoint that no known skeleton has
 LOWER = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}  # words of the lower half
 WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
+
+
+def known_skeleton(count):
+    """The known skeleton of a model of which no more is known than that it has so many keypoints; None without one."""
+    return next((skeleton for skeleton in SKELETONS.values() if len(skeleton.names) == count), None)
 
 
 def plain_name(name):

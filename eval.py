@@ -275,7 +275,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from data import (BOX, ID, NUMBER, SKELETONS, cache_folder, column, crop_matrix, crop_width, domain_of, encode_heatmaps,
+from data import (BOX, ID, NUMBER, cache_folder, column, crop_matrix, crop_width, domain_of, encode_heatmaps,
                   find_pictures, load_dataset, no_people, open_image, picture_rows, read_boxes, read_columns, read_json,
                   read_pictures, to_coco, warp_image, with_boxes, with_sentences)
 from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
@@ -590,11 +590,10 @@ def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
 
 
 def skeleton_of(model):
-    """The skeleton of a PoseModel or a VLPose: its own, or the known one of as many keypoints."""
-    skeleton = getattr(model, "base", model).skeleton or SKELETONS.get(model.num_keypoints)
+    """The skeleton of a PoseModel or a VLPose."""
+    skeleton = getattr(model, "base", model).skeleton
     if skeleton is None:
-        raise DataError(f"expected a model that names its keypoints, or has {', '.join(map(str, SKELETONS))} of them; "
-                        f"found one of {model.num_keypoints} without names")
+        raise DataError(f"expected a model that names its keypoints, found one of {model.num_keypoints} without names")
     return skeleton
 
 

@@ -27,6 +27,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from clip_tokenizer import CLIPTokenizer
+from data import known_skeleton
 
 # ------------------------------------------------------------------------------------------ 1. the transformer block
 
@@ -175,12 +176,13 @@ class PoseModel(nn.Module):
     """Top-down pose estimator: normalised images (B, 3, H, W), one person each -> heatmaps (B, K, H/4, W/4).
 
     With a transformer it is ViTPose (arXiv 2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
-    skeleton: names the keypoints, see data.py; it is kept with the weights.
+    skeleton: the keypoints' names and more, see data.py; it is kept with the weights.
     """
 
     def __init__(self, config, num_keypoints=17, skeleton=None):
         super().__init__()
-        self.config, self.num_keypoints, self.skeleton = config, num_keypoints, skeleton
+        self.config, self.num_keypoints = config, num_keypoints
+        self.skeleton = skeleton or known_skeleton(num_keypoints)
         self.backbone = TorchvisionBackbone(config) if config.trunk else ViT(config)
         self.head = HeatmapHead(config.dim, config.decoder_dim, num_keypoints)
 
@@ -415,6 +417,7 @@ class VLPose(nn.Module):
 
 # === Appendix: public weights; skip on a first reading ================================================================
 
+import csv
 import hashlib
 import http.client
 import io
@@ -435,10 +438,9 @@ from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
 import torchvision
 
-from data import SKELETONS, DataError, Skeleton, cache_folder, expecting, plain_name, written_whole
+from data import DataError, cache_folder, expecting, plain_name, skeleton_from, written_whole
 
 # ----------------------------------------------------------------------------------------------- other backbones
 
@@ -489,37 +491,10 @@ class WeightsError(DataError):
     """Weights that cannot be had, read or used. The message is one line: file, what was expected, what was found."""
 
 
-MMPOSE = "https://download.openmmlab.com/mmpose/v1/body_2d_keypoint/topdown_heatmap"
-ADAIN = "https://github.com/naoto0804/pytorch-AdaIN/releases/download/v0.0.0"
-HUB = "https://huggingface.co/usyd-community"
-OPENAI = "https://openaipublic.azureedge.net/clip/models"
-PUBLIC_FILES = {  # name -> (address, the first digits of its SHA-256, or "" where none is published)
-    "vitpose-b-hf": (f"{HUB}/vitpose-base/resolve/main/model.safetensors", ""),
-    "vitpose-b-simple-hf": (f"{HUB}/vitpose-base-simple/resolve/main/model.safetensors", ""),
-    "adain-encoder": (
-        f"{ADAIN}/vgg_normalised.pth", "804ca2835ecf7539f0cd2a7ac3c18ce81e6f8468969ae7117ac0c148d286bb4a"),
-    "adain-decoder": (f"{ADAIN}/decoder.pth", "379ca41d59f3a37eed3599bbbc2560c19da5c458870a5ffd3a9dd41aa88f9472"),
-}
-for size, plain, simple, humanart in [  # trained on COCO with either decoder, and on Human-Art and COCO
-        ("small", "62d7a712_20230314", "4c101a76_20230314", "5cbe2bfc_20230611"),
-        ("base", "216eae50_20230314", "0b8234ea_20230407", "b417f546_20230611"),
-        ("large", "53609f55_20230314", "3a7ee9e1_20230314", "9aba9345_20230614"),
-        ("huge", "e32adcd4_20230314", "ffd48c05_20230314", "603bb573_20230612")]:
-    name, start = f"vitpose-{size[0]}", f"td-hm_ViTPose-{size}"
-    PUBLIC_FILES |= {
-        name: (f"{MMPOSE}/coco/{start}_8xb64-210e_coco-256x192-{plain}.pth", plain[:8]),
-        f"{name}-simple": (f"{MMPOSE}/coco/{start}-simple_8xb64-210e_coco-256x192-{simple}.pth", simple[:8]),
-        f"{name}-humanart": (f"{MMPOSE}/human_art/{start}_8xb64-210e_humanart-256x192-{humanart}.pth", humanart[:8])}
-for name, digest in [("ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
-                     ("ViT-B/16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-                     ("ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-                     ("RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762")]:
-    PUBLIC_FILES[name] = (f"{OPENAI}/{digest}/{name.replace('/', '-')}.pt", digest)
-for size in ("base", "large", "huge"):
-    PUBLIC_FILES[f"mae-{size[0]}"] = (f"https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_{size}.pth", "")
-for name in (*TRUNKS, "vgg19"):
-    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
-    PUBLIC_FILES[name] = (url, url[-12:-4])
+with open(Path(__file__).parent / "assets" / "weights.csv", newline="", encoding="utf-8") as table:
+    # name -> (address, the first digits of its SHA-256, or "" where none is published)
+    PUBLIC_FILES = {row["name"]: (row["address"], row["sha256"]) for row in csv.DictReader(table)}
+DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
 
 
 def find_file(path_or_name):
@@ -902,8 +877,7 @@ def load_model(path_or_name, image_size=None, base=None):
         image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
         if image_size != config.image_size and not config.trunk:
             state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)
-        skeleton = contents.get("skeleton") if own else None
-        skeleton = skeleton and Skeleton(**skeleton | {"sigmas": np.array(skeleton["sigmas"])})
+        skeleton = skeleton_from(contents["skeleton"]) if own and contents.get("skeleton") else None
         model = PoseModel(replace(config, image_size=image_size), keypoints, skeleton)
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(untrained)}
         if own and "adapter" in contents:
@@ -933,7 +907,7 @@ def load_pose_model(path_or_name, image_size=None):
 def with_keypoints(model, skeleton):
     """The PoseModel with a predictor for another skeleton: keypoints that both have keep their weights, of others the
     weights are new. The model itself if it has that skeleton already."""
-    own = model.skeleton or SKELETONS.get(model.num_keypoints)
+    own = model.skeleton
     if own and own.names == skeleton.names:
         return model
     old, new = model.head.predictor, HeatmapHead(model.config.dim, model.config.decoder_dim, len(skeleton.names))

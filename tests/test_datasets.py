@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import data
-from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, HOOVES, Crops, DataError, crop_matrix, load_dataset,
+from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, crop_matrix, load_dataset,
                   make_skeleton, plain_name, to_coco, transform_points, with_skeleton)
 
 COCO_IN_BODY16 = {name: BODY16.names.index(name) for name in COCO17.names if name in BODY16.names}
@@ -73,7 +73,7 @@ def test_a_new_skeleton_takes_sides_halves_sigmas_and_groups_from_its_names():
     assert skeleton.groups == {"nose": (0,), "knee": (1, 2), "thumb_1": (3,), "front_hoof": (4,), "tail": (5,)}
 
 
-@pytest.mark.parametrize("known", [COCO17, BODY16, ANIMAL18, ANIMAL14])
+@pytest.mark.parametrize("known", SKELETONS.values(), ids=SKELETONS)
 def test_the_names_of_a_known_skeleton_give_that_skeleton(known):
     assert make_skeleton(list(known.names), []) is known
     reversed_names = make_skeleton(known.names[::-1], [])  # as many keypoints, but another skeleton
@@ -117,7 +117,7 @@ def test_a_skeleton_that_is_none_is_an_error_that_names_the_file(tmp_path, chang
 
 def test_animals_of_ap10k_are_not_people(real):
     animals = load_dataset(f"coco:{real / 'animals' / 'ap10k'}", "all")
-    assert len(animals.skeleton.names) == 17 and animals.skeleton is not COCO17
+    assert animals.skeleton is SKELETONS["AP10K"] and len(animals.skeleton.names) == 17
     names = animals.skeleton.names
     assert names[animals.skeleton.flip[names.index("left_back_paw")]] == "right_back_paw"
     hoofed = with_skeleton(animals, ANIMAL14)  # AP-10K says paw where others say hoof
@@ -464,7 +464,7 @@ def test_eighteen_joints_serve_those_who_have_fourteen(synthetic):
     dataset = load_dataset(f"synthetic-animal:{synthetic}", "val")
     fourteen = with_skeleton(dataset, ANIMAL14)
     assert (fourteen.keypoints[:, 0] == dataset.keypoints[:, 0]).all()
-    hooves = [skeleton.names.index(HOOVES[3]) for skeleton in (ANIMAL14, ANIMAL18)]
+    hooves = [skeleton.names.index("right_back_hoof") for skeleton in (ANIMAL14, ANIMAL18)]
     assert hooves == [5, 6] and (fourteen.keypoints[:, 5] == dataset.keypoints[:, 6]).all()
     again = with_skeleton(fourteen, ANIMAL18)
     assert not again.keypoints[:, ANIMAL18.names.index("chin")].any()
