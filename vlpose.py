@@ -428,8 +428,6 @@ import os
 import pickle
 import re
 import sys
-import urllib.error
-import urllib.request
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -511,40 +509,17 @@ def find_file(path_or_name):
         return Path(path_or_name)
     url, expected = PUBLIC_FILES[path_or_name]
     path = cache_folder() / "weights" / (path_or_name.replace("/", "-") + Path(url).suffix)
-    file = path if path.exists() else path.with_name(f"{path.name}.part")
-    try:
-        if file != path:
+    if not path.exists():
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            download(url, file)
-        with open(file, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if not found.startswith(expected):
-            path.with_name(f"{path.name}.part").unlink(missing_ok=True)  # there is nothing to go on from
-            raise WeightsError(f"{file}: expected {url}, whose SHA-256 begins {expected}, found {found}")
-        os.replace(file, path)
-    except (OSError, http.client.HTTPException) as error:
-        raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); if you have it, put it at {path}") from None
+            torch.hub.download_url_to_file(url, str(path), expected)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); if you have it, put it at {path}") from None
+    with open(path, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise WeightsError(f"{path}: expected {url}, whose SHA-256 begins {expected}, found {found}")
     return path
-
-
-def download(url, part):
-    """Fetches what the file `part` does not yet hold of an address. OSError if the connection fails or breaks."""
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        reply = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # there is nothing after `done`
-            return
-        raise
-    with reply, open(part, "ab" if reply.status == 206 else "wb") as file:
-        total = file.tell() + (reply.length or 0)
-        while chunk := reply.read(1 << 20):
-            file.write(chunk)
-            print(f"\r{url}: {file.tell() / 1e6:.0f} of {total / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
-        if file.tell() < total:
-            raise OSError(f"the connection broke after {file.tell()} of {total} bytes; try again to go on from there")
 
 
 def load_weights(path_or_name):
