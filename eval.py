@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data import COCO17, Crops, DataError, decode_heatmaps, invert_matrix, normalize, transform_points
+from data import COCO17, Augmentation, Crops, DataError, decode_heatmaps, invert_matrix, normalize, transform_points
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this; AP is the mean over all
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
@@ -205,9 +205,8 @@ def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
     count = labelled.sum(0)  # (K,)
     # PCK_j = #{i: |predicted_ij - target_ij| < threshold size_i} / #{i},   i: the people whose joint j is labelled
     pck = np.where(count, correct.sum(0) / np.maximum(count, 1), np.nan)  # (K,)
-    groups = groups or {}
     joints = sorted(set().union(*groups.values())) if groups else range(len(count))
-    return {name: mean_or_minus_1(pck[list(group)]) for name, group in (groups | {"mean": joints}).items()}
+    return {name: mean_or_minus_1(pck[list(group)]) for name, group in ((groups or {}) | {"mean": joints}).items()}
 
 
 def evaluate_pck_grid(predicted, target, visible, threshold=0.05, groups=None):
@@ -217,8 +216,7 @@ def evaluate_pck_grid(predicted, target, visible, threshold=0.05, groups=None):
     whole cell (x, y), and is correct if closer than threshold times the heatmap's size to the target's cell: 3.2 of 64.
     The result has the form of `evaluate_pck`'s. As in RegDA, targets in the first two rows and columns do not count.
     """
-    return pck_of_cells(highest_cells(predicted), highest_cells(target), visible, np.shape(predicted)[2:], threshold,
-                        groups)
+    return pck_of_cells(*map(highest_cells, (predicted, target)), visible, np.shape(predicted)[2:], threshold, groups)
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction
@@ -232,12 +230,13 @@ def run_model(model, images, sentences, texts):
 
 
 @torch.inference_mode()
-def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, workers=0):
-    """One detection in COCO's results format for each person in rows `people`; without them, for all annotated ones.
+def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, workers=0, augmentation=Augmentation()):
+    """One detection in COCO's results format for each person in rows `people`; without them, for all annotated ones, or
+    for everyone where nobody is annotated. DataError if the model predicts other keypoints than the data set has.
 
     model: normalised images -> heatmaps, with a `config`. texts: {sentence: T (L, D_text)}, None for no text.
     flip: the flip test. The mirrored image should give the mirrored heatmaps, with left and right exchanged; the mean
-    of both is more exact than either. Raises DataError if the model predicts other keypoints than the data set has.
+    of both is more exact than either. augmentation: of the crops; at random, but always the same for the same row.
     """
     device, size = next(model.parameters()).device, model.config.image_size
     mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)  # (K,) the left elbow for the right one, ...
@@ -245,19 +244,20 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         raise DataError(f"{dataset.name}: {len(mirrored)} keypoints, but the model predicts {model.num_keypoints}")
     if texts is not None and dataset.sentences is None:
         raise DataError(f"{dataset.name}: expected a sentence for each image (`with_sentences` gives them), found none")
-    keys = [(int(row), 0) for row in (dataset.annotated if people is None else people)]
+    if people is None:
+        people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
+    keys = [(int(row), int(row)) for row in people]  # with a seed for each
     training, results = model.training, []
     model.eval()
-    for batch in DataLoader(Crops(dataset, size), batch_size, sampler=keys, num_workers=workers):
+    for batch in DataLoader(Crops(dataset, size, augmentation), batch_size, sampler=keys, num_workers=workers):
         images = normalize(batch["image"].to(device))  # (B, 3, H, W)
-        image_rows = dataset.image_index[batch["row"].numpy()]
         heatmaps = run_model(model, images, batch["sentence"], texts)  # (B, K, h, w)
         if flip:
             flipped = run_model(model, images.flip(3), batch["sentence"], texts)
             heatmaps = (heatmaps + flipped.flip(3)[:, mirrored]) / 2
         points, scores = (part.cpu().double().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
         points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) from crop to image
-        results += coco_results(dataset.image_ids[image_rows], points, scores)
+        results += coco_results(dataset.image_ids[dataset.image_index[batch["row"].numpy()]], points, scores)
     model.train(training)
     return results
 
@@ -523,19 +523,37 @@ def pck_of_cells(predicted, target, visible, size, threshold, groups):
 
 
 @torch.inference_mode()
-def grid_pck(model, dataset, groups, workers=0, threshold=0.05):
-    """`evaluate_pck_grid` of a model on the annotated people of a data set, without the flip test."""
+def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
+    """`evaluate_pck_grid` of a model on the annotated people of a data set, without the flip test. texts: as above."""
     cells, size = [], model.config.image_size
     grid = (size[0] // 4, size[1] // 4)
     training = model.training
     model.eval()
     keys = [(int(row), 0) for row in dataset.annotated]
     for batch in DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers):
-        predicted = model(normalize(batch["image"].to(next(model.parameters()).device))).float().cpu()
+        images = normalize(batch["image"].to(next(model.parameters()).device))
+        predicted = run_model(model, images, batch["sentence"], texts).float().cpu()
         target, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, grid, model.config.sigma)
         cells.append((highest_cells(predicted), highest_cells(target), weights.numpy()))
     model.train(training)
     return pck_of_cells(*map(np.concatenate, zip(*cells)), grid, threshold, groups)
+
+
+MOVED = Augmentation(scale=0.2, shift=0.1, rotation=20)  # the other view of `without_labels`
+
+
+def without_labels(model, dataset, texts=None, workers=0):
+    """What can be known of a model without labels, on all people of a data set: {"sure": the share of keypoints with a
+    score of at least 0.5, "agreement": how far apart a keypoint is in two views, the median in pixels of the crop}.
+
+    The views are the plain crop and one that is moved, scaled and turned at random, always the same way.
+    """
+    people, size = np.arange(len(dataset.ids)), model.config.image_size
+    plain, moved = (np.reshape([result["keypoints"] for result in predict(
+        model, dataset, texts, people, flip=False, workers=workers, augmentation=view)], (len(people), -1, 3))
+        for view in (Augmentation(), MOVED))
+    apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
+    return {"sure": float((plain[:, :, 2] >= 0.5).mean()), "agreement": float(np.median(apart))}
 
 
 # === Appendix: detected boxes and own pictures; skip on a first reading ===============================================
