@@ -517,8 +517,9 @@ for name, digest in [("ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73
     PUBLIC_FILES[name] = (f"{OPENAI}/{digest}/{name.replace('/', '-')}.pt", digest)
 for size in ("base", "large", "huge"):
     PUBLIC_FILES[f"mae-{size[0]}"] = (f"https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_{size}.pth", "")
-for name in (*TRUNKS, "vgg19"):
-    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
+for name in (*TRUNKS, "vgg19", *DETECTORS):
+    url = torchvision.models.get_model_weights(name)["COCO_V1" if name in DETECTORS else "IMAGENET1K_V1"].url
     PUBLIC_FILES[name] = (url, url[-12:-4])
 
 
