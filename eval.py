@@ -847,10 +847,12 @@ def use_model(args):
     else:
         dataset = read_own_pictures(args, skeleton_of(model))
     if args.sigmas is not None:
+        if len(args.sigmas) != model.num_keypoints:
+            raise DataError(f"--sigmas: expected {model.num_keypoints} numbers, found {len(args.sigmas)}")
         dataset = replace(dataset, skeleton=replace(dataset.skeleton, sigmas=args.sigmas))
     dataset, texts = with_texts(dataset, model, args)
     boxed, people, box_scores = dataset, dataset.annotated if args.data else np.arange(len(dataset.ids)), None
-    if args.detect is not None:
+    if args.detect:
         args.boxes = detect(dataset, args)
     if args.boxes:
         rows = rows_of(dataset) if args.data else picture_rows(dataset.files)
@@ -875,7 +877,7 @@ def read_own_pictures(args, skeleton):
         if args.strict:
             raise DataError(message)
         print(message, file=sys.stderr)
-    if args.detect is None and not args.boxes:
+    if not args.detect and not args.boxes:
         print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
     return pictures
 
@@ -960,7 +962,8 @@ def load_detector(name):
 
 def detect(dataset, args):
     """Looks for --category in all images; returns the path of boxes.json, COCO's results, which --boxes reads, too."""
-    name, path, records = args.detect or DETECTORS[args.category != 1], Path(args.out) / "boxes.json", []
+    name = DETECTORS[args.category != 1] if args.detect == "best" else args.detect
+    path, records = Path(args.out) / "boxes.json", []
     if args.category != 1 and name == DETECTORS[0]:
         raise DataError(f"{name} finds only people; other categories need {' or '.join(DETECTORS[1:])}")
     detector, what = load_detector(name).to(args.device), CATEGORIES[args.category]
@@ -985,16 +988,15 @@ def export_model(model, args):
     _, texts = with_texts(no_people(["one"], COCO17), model, args)
 
     class WithSentence(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
         def forward(self, images):
-            return run_model(model, images, list(texts or ()) * len(images), texts)
+            return model(images, *(T.expand(images.shape[0], -1, -1) for T in (texts or {}).values()))
 
-    images, batch = torch.zeros(2, 3, *model.config.image_size, device=args.device), torch.export.Dim("batch")
+    program = WithSentence().eval()
+    program.model = model
+    images = torch.zeros(2, 3, *model.config.image_size, device=args.device)
+    program = torch.export.export(program, (images,), dynamic_shapes=[{0: torch.export.Dim("batch")}])
     with written_whole(args.export) as part:
-        torch.export.save(torch.export.export(WithSentence(), (images,), dynamic_shapes=[{0: batch}]), part)
+        torch.export.save(program, part)
 
 
 def default_device():
@@ -1059,7 +1061,7 @@ def main(argv=None):
     add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
     add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON); "
         "the image_id of an own picture is its file's name")
-    add("--detect", nargs="?", const="", choices=DETECTORS, metavar="NAME", help="find people first, by a detector of "
+    add("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME", help="find people first, by a detector of "
         f"torchvision, {' or '.join(DETECTORS)}; writes boxes.json, too")
     add("--detect-score", type=number(float, 0, 1), default=0.3, metavar="S", help="of a box at least (default: 0.3, "
         "low, because detectors are less sure of people in art)")
