@@ -727,15 +727,13 @@ def draw_heatmaps(image, model, dataset, texts, people):
     """The image, darkened, where the heatmaps of these people (rows) glow; each pixel shows the highest."""
     glow = np.zeros((image.height, image.width), np.float32)
     device, size = next(model.parameters()).device, model.config.image_size
-    for row in people:
-        crop = Crops(dataset, size)[int(row), 0]
+    for batch in DataLoader(Crops(dataset, size), 64, sampler=[(int(row), 0) for row in people]):
         with torch.inference_mode():
-            pixels = normalize(crop["image"][None].to(device))
-            heatmaps = run_model(model, pixels, [crop["sentence"]], texts)
-        highest = Image.fromarray(heatmaps[0].amax(0).float().cpu().numpy())
-        scale = (np.array(highest.size) - 1) / (np.array(size[::-1]) - 1)  # crop -> heatmap
-        to_image = invert_matrix(crop["matrix"].numpy() * scale[:, None])
-        glow = np.maximum(glow, warp_image(highest, to_image, (image.height, image.width)))
+            heatmaps = run_model(model, normalize(batch["image"].to(device)), batch["sentence"], texts)
+        for highest, matrix in zip(heatmaps.amax(1).float().cpu().numpy(), batch["matrix"].numpy()):
+            scale = (np.array(highest.shape[::-1]) - 1) / (np.array(size[::-1]) - 1)  # crop -> heatmap
+            to_image = invert_matrix(matrix * scale[:, None])
+            glow = np.maximum(glow, warp_image(Image.fromarray(highest), to_image, (image.height, image.width)))
     glow = np.clip(glow, 0, 1)[:, :, None]
     return Image.fromarray(((1 - glow) * 0.35 * np.asarray(image) + glow * [255, 200, 60]).astype(np.uint8))
 
