@@ -683,15 +683,17 @@ def find_pictures(patterns):
     return list(dict.fromkeys(map(str, files)))
 
 
-def read_pictures(files, name="pictures", skeleton=COCO17):
+def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
     """A data set of pictures, numbered from 1, each taken as one person as a whole. One that cannot be read is named
-    and skipped; a DataError if that is all of them."""
+    and skipped; a DataError if that is all of them, or strict."""
     boxes = {}
     for file in files:
         try:
             boxes[file] = (0, 0, *picture_size(file))
         except DataError as error:
-            print(f"{error}; skipped", file=sys.stderr)
+            if strict:
+                raise
+            print(f"{error}; skipped, {len(boxes)} read so far", file=sys.stderr)
     if not boxes:
         raise DataError(f"{name}: expected pictures, found none that can be read")
     pictures = no_people(list(boxes), skeleton, name)

@@ -279,7 +279,7 @@ import torchvision
 from PIL import ExifTags, Image, ImageDraw
 
 from data import (BOX, ID, NUMBER, SKELETONS, below_common_folder, cache_folder, column, crop_matrix, crop_width,
-                  domain_of, encode_heatmaps, find_pictures, image_file, load_dataset, make_skeleton, no_people,
+                  domain_of, encode_heatmaps, find_pictures, image_file, load_dataset, image_rows, make_skeleton, no_people,
                   open_image, picture_rows, plain_name, progress, read_boxes, read_columns, read_json, read_pictures,
                   read_skeleton, to_coco, warp_image, with_boxes, with_sentences, written_whole)
 from vlpose import DETECTORS, VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_weights
@@ -592,8 +592,8 @@ def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
     """`predict`; in boxes of a detector, with a score for each of `people`, as mmpose does it: a pose's score times its
     box's, and repeated poses removed."""
     results = predict(model, dataset, texts, people, workers=workers)
-    for result, row in zip(results, people):
-        result["box"] = dataset.boxes[row].tolist()  # not "bbox": COCO's tools would take the areas from it
+    for result, row in zip(results, people):  # not "bbox": COCO's tools would take the areas from it
+        result |= {"box": dataset.boxes[row].tolist(), "file_name": dataset.files[dataset.image_index[row]]}
     if box_scores is None:
         return results
     for result, score in zip(results, box_scores):
@@ -842,18 +842,19 @@ def use_model(args):
         dataset = load_dataset(args.data, args.split, args.cache)
         if not len(dataset.annotated):
             raise DataError(f"{args.data}: expected labelled people in split {args.split!r}, found none")
+        rows = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
     else:
-        dataset = read_own_pictures(args, skeleton_of(model))
+        dataset = read_pictures(find_pictures(args.images), skeleton=skeleton_of(model), strict=args.strict)
+        rows = picture_rows(dataset.files)
+        if not args.detect and not args.boxes:
+            print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
     if args.sigmas is not None:
-        if len(args.sigmas) != model.num_keypoints:
-            raise DataError(f"--sigmas: expected {model.num_keypoints} numbers, found {len(args.sigmas)}")
         dataset = replace(dataset, skeleton=replace(dataset.skeleton, sigmas=args.sigmas))
     dataset, texts = with_texts(dataset, model, args)
     boxed, people, box_scores = dataset, dataset.annotated if args.data else np.arange(len(dataset.ids)), None
     if args.detect:
         args.boxes = detect(dataset, args)
     if args.boxes:
-        rows = rows_of(dataset) if args.data else picture_rows(dataset.files)
         rows, boxes, box_scores = read_boxes(args.boxes, rows, args.category)
         boxed, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
     results = predict_people(model, boxed, texts, people, box_scores, args.workers)
@@ -861,28 +862,9 @@ def use_model(args):
         write_poses(args, boxed, results)
         draw_pictures(args, model, boxed, texts, people, box_scores, results)
     if args.data:
-        pck = None
-        if args.details and not args.boxes:  # in detected boxes nobody knows whose pose it is
-            pck = pck_of_results(dataset, results, model.config.image_size, groups=dataset.skeleton.groups)
+        pck = args.details and not args.boxes and pck_of_results(  # in detected boxes nobody knows whose pose it is
+            dataset, results, model.config.image_size, groups=dataset.skeleton.groups)
         print_numbers(args, to_coco(dataset), results, dataset.skeleton, pck=pck)
-
-
-def read_own_pictures(args, skeleton):
-    files = find_pictures(args.images)
-    pictures = read_pictures(files, skeleton=skeleton)
-    if len(pictures.files) < len(files):
-        message = f"{len(files) - len(pictures.files)} of {len(files)} pictures cannot be read"
-        if args.strict:
-            raise DataError(message)
-        print(message, file=sys.stderr)
-    if not args.detect and not args.boxes:
-        print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
-    return pictures
-
-
-def rows_of(dataset):
-    """{image_id: row of the image}"""
-    return {number: row for row, number in enumerate(dataset.image_ids.tolist())}
 
 
 def write_json(path, content):
@@ -895,10 +877,9 @@ def write_poses(args, dataset, results):
 
     There a keypoint is visible (2) with a score of at least 0.5, hidden (1) if it is drawn at all, or not labelled.
     """
-    folder, rows = Path(args.out), rows_of(dataset)
-    rows = np.array([rows[result["image_id"]] for result in results])
-    write_json(folder / "results.json", [result | {"file_name": dataset.files[row]} for result, row in zip(results, rows)])
-    people = with_boxes(dataset, rows, np.array([result["box"] for result in results]))
+    write_json(Path(args.out) / "results.json", results)
+    image_ids, boxes = (np.array([result[key] for result in results]) for key in ("image_id", "box"))
+    people = with_boxes(dataset, image_rows("results", dataset.image_ids, np.arange(len(results)), image_ids), boxes)
     poses = np.reshape([result["keypoints"] for result in results], people.keypoints.shape)
     drawn, poses[:, :, 2] = poses[:, :, 2:] > args.threshold, 1 + (poses[:, :, 2] >= 0.5)
     content = to_coco(replace(people, keypoints=poses * drawn))
@@ -906,29 +887,28 @@ def write_poses(args, dataset, results):
         with image_file(file) as image:
             turned = dataset.upright and image.getexif().get(ExifTags.Base.Orientation, 1)
             record["width"], record["height"] = image.size[::-1] if turned > 4 else image.size
-        place = folder / "images" / record["file_name"]
+        place = Path(args.out) / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_symlink():
-            place.unlink()  # of an earlier run
-        if not place.exists():
+        if place.is_symlink() or not place.exists():
+            place.unlink(missing_ok=True)  # of an earlier run
             with suppress(OSError):  # where links are not possible
                 # What EXIF turns is copied upright: not all programs turn it, `load_dataset` does not.
                 open_image(file, upright=True)[0].save(place) if turned > 1 else place.symlink_to(os.path.abspath(file))
-    write_json(folder / "annotations.json", content)
+    write_json(Path(args.out) / "annotations.json", content)
 
 
 def draw_pictures(args, model, dataset, texts, people, box_scores, results):
     """A picture for each image with people, at most --pictures of them; with --compare of three panels."""
-    original = predict_people(model, dataset, None, people, box_scores, args.workers) if args.compare else []
-    image_rows = dataset.image_index[people]
-    rows, digits = np.unique(image_rows), max(3, len(str(dataset.image_ids.max())))
+    found, in_image = {"": results}, dataset.image_index[people]
+    if args.compare:
+        found = {"original": predict_people(model, dataset, None, people, box_scores, args.workers), "adapted": results}
+    rows, digits = np.unique(in_image), max(3, len(str(dataset.image_ids.max())))
     for row in progress(rows[:args.pictures], "drawing pictures"):
         image, number = open_image(dataset.files[row], upright=dataset.upright)[0], dataset.image_ids[row]
-        panels = {"": draw_people(image, results, number, dataset.skeleton, args.threshold)}
+        panels = {label: draw_people(image, poses, number, dataset.skeleton, args.threshold)
+                  for label, poses in found.items()}
         if args.compare:
-            panels = {"original": draw_people(image, original, number, dataset.skeleton, args.threshold),
-                      "adapted": panels[""],
-                      "heatmaps": draw_heatmaps(image, model, dataset, texts, people[image_rows == row])}
+            panels["heatmaps"] = draw_heatmaps(image, model, dataset, texts, people[in_image == row])
         sheet = Image.fromarray(np.hstack([np.asarray(panel) for panel in panels.values()]))
         for place, label in enumerate(panels):
             write_label(sheet, (place * image.width + 4, 2), label, max(10, image.width / 30))
@@ -961,10 +941,9 @@ def load_detector(name):
 def detect(dataset, args):
     """Looks for --category in all images; returns the path of boxes.json, COCO's results, which --boxes reads, too."""
     name = DETECTORS[args.category != 1] if args.detect == "best" else args.detect
-    path, records = Path(args.out) / "boxes.json", []
     if args.category != 1 and name == DETECTORS[0]:
         raise DataError(f"{name} finds only people; other categories need {' or '.join(DETECTORS[1:])}")
-    detector, what = load_detector(name).to(args.device), CATEGORIES[args.category]
+    detector, what, records = load_detector(name).to(args.device), CATEGORIES[args.category], []
     image_ids = dataset.image_ids.tolist() if args.data else below_common_folder(dataset.files)[1]
     for image_id, file in progress(list(zip(image_ids, dataset.files)), "detecting"):
         pixels = torch.tensor(np.asarray(open_image(file, upright=dataset.upright)[0])).permute(2, 0, 1)  # (3, H, W)
@@ -977,22 +956,18 @@ def detect(dataset, args):
             boxes, scores = [(0, 0, pixels.shape[2], pixels.shape[1])], [args.detect_score]
         records += [{"image_id": image_id, "category_id": args.category, "bbox": [x, y, right - x, bottom - y],
                      "score": score} for (x, y, right, bottom), score in zip(boxes, scores)]
-    write_json(path, records)
-    return path
+    write_json(Path(args.out) / "boxes.json", records)
+    return Path(args.out) / "boxes.json"
 
 
 def export_model(model, args):
     """Writes what `torch.export.load` reads without this code: normalised images (B, 3, H, W) -> heatmaps."""
     _, texts = with_texts(no_people(["one"], COCO17), model, args)
-
-    class WithSentence(torch.nn.Module):
-        def forward(self, images):
-            return model(images, *(T.expand(images.shape[0], -1, -1) for T in (texts or {}).values()))
-
-    program = WithSentence().eval()
-    program.model = model
+    if texts:
+        T, = texts.values()  # (L, D_text)
+        model.register_forward_pre_hook(lambda _, images: (*images, T.expand(images[0].shape[0], -1, -1)))
     images = torch.zeros(2, 3, *model.config.image_size, device=args.device)
-    program = torch.export.export(program, (images,), dynamic_shapes=[{0: torch.export.Dim("batch")}])
+    program = torch.export.export(model, (images,), dynamic_shapes=[{0: torch.export.Dim("batch")}])
     with written_whole(args.export) as part:
         torch.export.save(program, part)
 
@@ -1059,10 +1034,9 @@ def main(argv=None):
     add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
     add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON); "
         "the image_id of an own picture is its file's name")
-    add("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME", help="find people first, by a detector of "
-        f"torchvision, {' or '.join(DETECTORS)}; writes boxes.json, too")
-    add("--detect-score", type=number(float, 0, 1), default=0.3, metavar="S", help="of a box at least (default: 0.3, "
-        "low, because detectors are less sure of people in art)")
+    add("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
+        help=f"find people first, by one of {', '.join(DETECTORS)}, and write boxes.json to --out, too")
+    add("--detect-score", type=number(float, 0, 1), default=0.3, help="of a box at least; low, for people in art")
     add("--category", type=category_id, default=1, metavar="NAME", help="of the boxes: person, dog, ... as in COCO")
     add("--strict", action="store_true", help="a picture that cannot be read is an error, not skipped")
     add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
@@ -1081,11 +1055,11 @@ def main(argv=None):
     try:
         if args.results and args.annotations:
             evaluate_results(args)
-        elif args.checkpoint and (args.export or args.images and args.out or args.data):
+        elif args.checkpoint and (args.export or args.out and args.images or args.data and (args.out or not args.detect)):
             use_model(args)
         else:
-            parser.error("expected --results and --annotations, or --checkpoint and: --data, --images and --out, or "
-                         "--export")
+            parser.error("expected --results and --annotations, or --checkpoint with --data, --images or --export; "
+                         "--images and --detect also need --out")
     except (ValueError, OSError) as error:
         return fail(error)
     return 0
