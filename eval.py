@@ -547,9 +547,7 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
 def without_labels(model, dataset, texts=None, workers=0):
     """What can be known of a model without labels, on all people of a data set: {"sure": the share of keypoints with a
     score of at least 0.5, "agreement": how far apart a keypoint is in two views, the median in pixels of the crop}.
-
-    The views are the plain crop and one that is moved, scaled and turned at random, always the same way.
-    """
+    The views are the plain crop and one that is moved, scaled and turned at random, always the same way."""
     people, size = np.arange(len(dataset.ids)), model.config.image_size
     plain, moved = (np.reshape([result["keypoints"] for result in predict(
         model, dataset, texts, people, flip=False, workers=workers, augmentation=view)], (len(people), -1, 3))
@@ -862,10 +860,8 @@ def use_model(args):
 
 
 def write_poses(args, dataset, results):
-    """results.json; and annotations.json, which `load_dataset` and annotation programs read, beside its images.
-
-    There a keypoint is visible (2) with a score of at least 0.5, hidden (1) if it is drawn at all, or not labelled.
-    """
+    """results.json; and annotations.json, which `load_dataset` and annotation programs read, with the images: there a
+    keypoint is visible (2) with a score of at least 0.5, hidden (1) if it is drawn at all, or else not labelled."""
     image_ids, boxes = (np.array([result[key] for result in results]) for key in ("image_id", "box"))
     people = with_boxes(dataset, image_rows("results", dataset.image_ids, np.arange(len(results)), image_ids), boxes)
     poses = np.reshape([result["keypoints"] for result in results], people.keypoints.shape)
@@ -916,6 +912,7 @@ def load_detector(name):
     """A detector of torchvision: a list of RGB images (3, H, W) from 0 to 1 -> dicts of boxes, labels, scores."""
     detector = torchvision.models.get_model(name, weights=None, weights_backbone=None)
     detector.load_state_dict(load_weights(name))
+    detector.roi_heads.keypoint_roi_pool = None  # only boxes, in half the time
     for layer in detector.modules():
         if name == DETECTORS[0] and isinstance(layer, torch.nn.BatchNorm2d):
             layer.eps = 0.0  # as it was trained

@@ -80,6 +80,15 @@ def test_people_are_found_by_a_detector_and_its_boxes_can_be_read_again(photos, 
     assert again == results
 
 
+def test_boxes_of_a_data_set_are_named_by_the_ids_of_its_images(photos, checkpoint, tmp_path, monkeypatch):
+    dataset = load_dataset(f"figures:{photos.parents[1]}#photo", "val")
+    plant(monkeypatch, *[SCENE] * len(dataset.files))
+    assert main(["--checkpoint", str(checkpoint), "--data", dataset.name, "--detect", "--out", str(tmp_path),
+                 "--device", "cpu"]) == 0
+    boxes = json.loads((tmp_path / "boxes.json").read_text())
+    assert [box["image_id"] for box in boxes] == np.repeat(dataset.image_ids, 2).tolist()
+
+
 def test_where_nobody_is_found_the_picture_is_one_person_and_that_is_said(photos, estimate, monkeypatch):
     one, two = sorted(photos.glob("val*"))[:2]
     plant(monkeypatch, SCENE, SCENE[2:])  # in the second picture only a dog, and somebody of too low a score
