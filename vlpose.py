@@ -137,7 +137,7 @@ class ViT(nn.Module):
         for i, block in enumerate(self.blocks):
             if n and i < len(prompts):
                 image_tokens = x if i == 0 else x[:, n:]       # without the prompts of the block before
-                x = torch.cat([prompts[i].expand(len(x), -1, -1), image_tokens], dim=1)  # (B, n + N, D)
+                x = torch.cat([prompts[i].expand(x.shape[0], -1, -1), image_tokens], dim=1)  # (B, n + N, D)
             x = block(x)
         x = self.norm(x[:, n:])                                # (B, N, D)
         return x.transpose(1, 2).unflatten(2, self.grid)       # (B, D, H/16, W/16)
