@@ -444,7 +444,7 @@ def coco_results(image_ids, points, scores):
             for image_id, pose, score in zip(image_ids, poses, pose_scores)]
 
 
-# === Appendix: domains, single keypoints, kinds of errors; skip on a first reading ====================================
+# === Appendix: domains, single keypoints, no labels; skip on a first reading ==========================================
 
 def by_domain(truth, detections, positive, ignored):
     """COCO's ten numbers of each domain: an image's `category`, else the last folder of its `file_name`."""
@@ -461,35 +461,6 @@ def by_keypoint(truth, detections, sigmas, names=COCO17.names):
         alone = replace(truth, labelled=labelled, ignored=truth.ignored | ~labelled[:, keypoint])
         numbers[name] = coco_numbers(alone, detections, *classify_detections(alone, detections, sigmas))
     return numbers
-
-
-def error_breakdown(truth, detections, sigmas, flip=COCO17.flip):
-    """Where the labelled keypoints of the people that were found went, as shares that sum to 1; -1 if nobody was found.
-
-    After Ronchi and Perona (ICCV 2017). With the keypoint similarity, *good* is 0.85 and more, as close as another
-    annotator; *jitter* 0.5 and more; *inversion* 0.5 and more to the person's mirrored keypoint (left for right);
-    *swap* 0.5 and more to the same or the mirrored keypoint of somebody else; *miss* none of these. A person is found
-    by the detection that COCO's matching gives at an OKS of 0.1. flip (K,): the skeleton's mirror image.
-    """
-    person, detection = candidate_pairs(truth.group, detections.group)
-    oks = oks_of_pairs(truth, detections, person, detection, sigmas)
-    matched = match_all_images(
-        person, detection, oks, truth.ignored, truth.crowd, detections.rank, np.array([0.1]))[0]  # (detections,)
-    counts = np.append(~truth.ignored, False)[matched]  # (detections,) bool
-    person, detection = person[counts[detection]], detection[counts[detection]]
-
-    def similarity_to(joints):  # (pairs, K) of every detected keypoint to the person's joints (K,), 0 if not labelled
-        offset = detections.points[detection] - truth.points[person][:, joints]
-        return keypoint_similarity(offset, truth.area[person, None], sigmas[joints]) * truth.labelled[person][:, joints]
-
-    same, mirrored = similarity_to(np.arange(len(sigmas))), similarity_to(flip)
-    own = matched[detection] == person
-    others = np.zeros(detections.points.shape[:2])  # (detections, K)
-    np.maximum.at(others, detection[~own], np.maximum(same, mirrored)[~own])
-    tests = [same[own] >= 0.85, same[own] >= 0.5, mirrored[own] >= 0.5, others[detection[own]] >= 0.5]
-    kinds = np.select(tests, range(4), default=4)[truth.labelled[person[own]]]
-    shares = np.bincount(kinds, minlength=5) / len(kinds) if len(kinds) else np.full(5, -1.0)
-    return dict(zip(("good", "jitter", "inversion", "swap", "miss"), shares.tolist()))
 
 
 def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
@@ -795,7 +766,6 @@ def print_numbers(args, annotations, results, skeleton, domains=True, pck=None):
         tables["domains"] = by_domain(truth, detections, *classified)
     if args.details:
         tables["keypoints"] = by_keypoint(truth, detections, sigmas, skeleton.names)
-        tables["errors"] = {"all": error_breakdown(truth, detections, sigmas, skeleton.flip)}
         if pck:
             tables["PCK@0.05"] = {"all": pck}
     if args.json:
@@ -1021,7 +991,7 @@ def main(argv=None):
     add("--threshold", type=number(float, 0, 1), default=0.1, help="draw keypoints with a score above (default: 0.1)")
     add("--compare", action="store_true", help="draw original | adapted | heatmaps side by side")
     add("--export", metavar="FILE.pt2", help="only write the model, with --prompt baked in, as a torch.export program")
-    add("--details", action="store_true", help="numbers also by domain, by keypoint, and by kind of error")
+    add("--details", action="store_true", help="numbers also by domain and by keypoint")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
     add("--device", type=usable_device, default=default_device())

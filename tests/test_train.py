@@ -287,7 +287,7 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
     (["--target", "coco:/nowhere"], "no such file or folder"),
     (["--batch-size", "5"], "sculpture: expected enough people for a batch of 5, found 4"),
     (["--style-weights", "{run}/teacher.pth"], "teacher.pth"),
-    (["--style-encoder", "{run}/style.pth"], "expected VGG-19"),
+    (["--style-encoder", "{run}/style.pth"], "expected the public AdaIN encoder"),
     (["--weights", "{run}/style.pth"], "style.pth"),
     (["--size", "resnet18", "--image-size", "60", "64"], "expected a multiple of 32 of at least 32, found 60"),
     (["--style-weights", "{run}/decoder.pth"], "--style-encoder"),

@@ -784,9 +784,9 @@ def test_offline_the_error_says_which_file_goes_where(server, tmp_path, monkeypa
 
 def test_every_public_name_has_an_address_and_most_a_hash():
     names = {f"vitpose-{size}{kind}" for size in "sblh" for kind in ("", "-simple", "-humanart")}
-    for name in (*TRUNKS, "vgg19", *DETECTORS):
+    for name in (*TRUNKS, *DETECTORS):
         assert PUBLIC_FILES[name][0] in [weights.url for weights in torchvision.models.get_model_weights(name)]
-    names |= {"vitpose-b-hf", "mae-b", "mae-l", "mae-h", "adain-encoder", "adain-decoder", "resnet101", "vgg19"}
+    names |= {"vitpose-b-hf", "mae-b", "mae-l", "mae-h", "adain-encoder", "adain-decoder", "resnet101"}
     assert names | CLIP_TEXT_CONFIGS.keys() - {"random"} <= PUBLIC_FILES.keys()
     for name, (url, digest) in PUBLIC_FILES.items():
         assert url.startswith("https://") and len(digest) in ((0,) if "hf" in name or "mae" in name else (8, 64))
