@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from data import encode_heatmaps, normalize
-from eval import number, run_model
+from eval import number, padded, run_model
 from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view, supervised_loss
-from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, encode_sentences, load_clip_text, save_checkpoint
+from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose
 
 # ------------------------------------------------------------------------------------------------------ 1. the recipes
 
@@ -33,7 +33,6 @@ def setting(minutes, paper, help, type=str, **limits):
 # The types of options: `number` makes a function that reads a value and refuses one outside its limits.
 count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, 0, above=True), number(float, 0),
                                         number(float, 0, 1))
-TEMPLATE = "a photo of a {domain} character"
 FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
 
 
@@ -61,9 +60,6 @@ class VLPoseRecipe:
     matcher: str = setting("concat", "concat", "What image tokens attend to: both, text, image.", choices=MATCHERS)
     num_prompts: int = setting(None, None, "Visual prompts per layer; by default the paper's for the size.", count)
     shallow: bool = setting(False, False, "Give prompts only to the first layer.")
-    sentences: str = setting(TEMPLATE, TEMPLATE, "What is read of an image: a template that names its domain, a JSON "
-                             "file {domain: sentence}, or 'description': the image's own.")
-    per_token: bool = setting(False, False, "Read every token of a sentence, not just its end.")
 
 
 @dataclass
@@ -81,6 +77,7 @@ class AlignmentRecipe:
     milestones: tuple = setting(FALLS, (), "Shares of stages 0 and 1 after which rates fall tenfold.", share, nargs="*")
     steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
     adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
+    strategy: str = setting("full", "full", "What stage 2 tunes: all, or VLPose's adapter.", choices=("full", "vlpose"))
     adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same for stage 2.", share, nargs="*")
     steady_discriminator: bool = setting(False, True, "Keep the discriminator's rate as it is.")
     # all stages
@@ -210,19 +207,8 @@ def train_vlpose(options):
             [vlpose_crops(target, adapted, options)], run,
             measure=partial(average_precision, tests[-1], adapter_texts, run.workers))
 
-    save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights,
-                    sentences=options.sentences, per_token=options.per_token)
-    if isinstance(adapted, VLPose):
-        save_tensors(run.folder / "adapter.pth", adapted.adapter_state_dict())
+    save_model(run.folder / "model.pth", adapted, options)
     compare_poses(base, adapted, texts, tests, run)  # the original, the adapted model, and its adapter off
-
-
-def read_texts(datasets, options):
-    """{sentence: T (L, D_text)} of all images, read by the frozen text tower."""
-    if options.text_weights == "random":
-        print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
-    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
-    return encode_sentences(load_clip_text(options.text_weights).to(options.device), sentences, options.per_token)
 
 
 def model_to_tune(base, text_dim, options):
@@ -248,6 +234,7 @@ def train_uda(options):
     source, target, test, labelled_target = alignment_data(options)
     student = new_student(options, test.skeleton)
     stylist = new_stylist(options) if options.image_level else None
+    texts = read_texts([source, target, test], options) if options.strategy == "vlpose" else None
     style_stage, source_stage, adapt_stage = plan_uda(options, stylist, source, target)
     if options.dry_run:
         return
@@ -264,7 +251,7 @@ def train_uda(options):
     if source_stage:
         loss_of = partial(source_loss, source_only, None, source_views, options.bf16)
         fit_or_find(source_stage, source_only, loss_of, [sources], run, depends_on=[str(source_views)])
-        if restyle:
+        if restyle and not texts:
             loss_of = partial(source_loss, student, restyle, source_views, options.bf16)
             fit_or_find(replace(source_stage, name="restyled"), student, loss_of, [sources, targets], run,
                         depends_on=[str(source_views), str(restyle), state_hash(stylist)])
@@ -273,10 +260,12 @@ def train_uda(options):
 
     # Stage 2: student and teacher adapt to the target's images. `MultiLevelAlignment.forward` is a step of it.
     torch.manual_seed(options.seed)
+    if texts:  # both methods at once: the model stays as it is, and only an adapter around it learns
+        student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1])
     alignment = MultiLevelAlignment(
         copy.deepcopy(student), restyle, LossWeights(options.consistency, options.feature_level, options.pose_level),
         target_views, options.ema_decay, labelled_keypoints(source), options.bf16).to(options.device)
-    fit(adapt_stage, alignment, partial(alignment_loss, alignment, source_views), [sources, targets], run)
+    fit(adapt_stage, alignment, partial(alignment_loss, alignment, source_views, texts), [sources, targets], run)
     models = {"source only": source_only, "student": alignment.student, "teacher": alignment.teacher}
 
     # For comparison: what the target's labels would give in as many steps.
@@ -286,7 +275,7 @@ def train_uda(options):
         fit_or_find(replace(adapt_stage, name="oracle", steady=""), models["oracle"],
                     partial(source_loss, models["oracle"], None, source_views, options.bf16), [oracle_data], run,
                     depends_on=[str(source_views)])
-    compare_pck(models, stylist, sources, targets, test, run)
+    compare_pck(models, texts, stylist, sources, targets, test, run, options)
 
 
 def style_loss(stylist, source, target):
@@ -304,9 +293,10 @@ def source_loss(model, restyle, views, bf16, source, target=None):
     return supervised_loss(heatmaps, labels, weights), heatmaps
 
 
-def alignment_loss(alignment, views, source, target):
-    """Stage 2: L = L_sup + L_con + L_adv + L_im, each with its weight."""
-    return alignment(*labelled_images(source, alignment, views), rgb(target, alignment))
+def alignment_loss(alignment, views, texts, source, target):
+    """Stage 2: L = L_sup + L_con + L_adv + L_im, each with its weight. A VLPose reads `texts`, {sentence: T}."""
+    read = [padded([texts[sentence] for sentence in batch["sentence"]]) for batch in (source, target)] if texts else []
+    return alignment(*labelled_images(source, alignment, views), rgb(target, alignment), *read)
 
 
 def labelled_images(batch, model, views):
@@ -348,7 +338,8 @@ from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augm
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
                   predict, predict_people, true_pose, usable_device)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import PoseModel, load_backbone, load_pose_model, load_strictly, load_weights
+from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model, load_strictly,
+                    load_weights, save_checkpoint)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 
@@ -385,7 +376,7 @@ def plan_uda(options, stylist, source, target):
     if not options.weights:
         stage = Stage("source", options.supervised_steps, options.lr, milestones=tuple(options.milestones), **common)
         print_plan(stage, source.name, len(source.annotated))
-        if stylist:
+        if stylist and options.strategy == "full":
             print_plan(replace(stage, name="restyled"), both, len(source.annotated))
     adapt_stage = Stage("adapt", options.steps, options.adapt_lr, milestones=tuple(options.adapt_milestones),
                         steady="discriminator." if options.steady_discriminator else "", **common)
@@ -573,7 +564,7 @@ def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
     for crops, rows in data:
         people, files = crops.dataset, [(Path(file).name, os.path.getsize(file)) for file in crops.dataset.files]
         labels = hashlib.sha256(people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()).hexdigest()
-        identity += [files, labels, crops.size, asdict(crops.augmentation)]
+        identity += [files, labels, people.skeleton.names, crops.size, asdict(crops.augmentation)]
     path = run.cache / f"{stage.name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
     if path.exists():
         print(f"{stage.name} model: {path} (trained before)")
@@ -630,7 +621,7 @@ def vlpose_data(options):
 
 
 def open_with_sentences(spec, split, options):
-    return with_sentences(with_skeleton(load_dataset(spec, split, options.cache), COCO17), options.sentences)
+    return with_sentences(load_dataset(spec, split, options.cache), options.sentences)
 
 
 def training_set(spec, options):
@@ -658,6 +649,22 @@ def starting_model(options):
     return base.to(options.device)
 
 
+def read_texts(datasets, options):
+    """{sentence: T (L, D_text)} of all images, read by the frozen text tower."""
+    if options.text_weights == "random":
+        print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
+    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
+    return encode_sentences(load_clip_text(options.text_weights).to(options.device), sentences, options.per_token)
+
+
+def save_model(path, model, options):
+    """Writes a model, and in it which sentences it reads. A VLPose's adapter has a file of its own beside it."""
+    about = dict(text_weights=options.text_weights, sentences=options.sentences, per_token=options.per_token)
+    save_checkpoint(path, model, **about)
+    if isinstance(model, VLPose):
+        save_checkpoint(path.with_name("adapter.pth"), model, adapter_only=True, **about)
+
+
 def report_trained_share(model, base, options):
     """Prints and returns how many parameters are trained."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -671,10 +678,10 @@ def report_trained_share(model, base, options):
 def alignment_data(options):
     """The source with its labels, the target without, the target's test images, and with --oracle its training images
     with their labels, else None."""
-    test = load_dataset(options.target, "val", options.cache)
-    labelled_target = load_dataset(options.target, "train", options.cache)
+    test = open_with_sentences(options.target, "val", options)
+    labelled_target = open_with_sentences(options.target, "train", options)
     target = labelled_target.unlabelled()
-    source = with_skeleton(load_dataset(options.source, "train", options.cache), test.skeleton)
+    source = with_skeleton(open_with_sentences(options.source, "train", options), test.skeleton)
     enough = {"--source": (options.source, len(source.annotated)), "--target": (options.target, len(target.ids))}
     if options.oracle:
         enough["--oracle"] = options.target, len(labelled_target.annotated)
@@ -710,6 +717,8 @@ def new_student(options, skeleton):
         student = PoseModel(replace(config, image_size=size, sigma=options.sigma or config.sigma), keypoints)
         if options.init:
             load_backbone(student, options.init)
+    if options.strategy == "vlpose":
+        check_adapter(student.config, "dual", None)
     return student.to(options.device)
 
 
@@ -752,11 +761,15 @@ def compare_poses(base, adapted, texts, tests, run):
                 tables[column][f"{name} ({test.dataset.name})" if name in tables[column] else name] = row
     print_domains(tables)
     if "adapter off" in tables:
-        same = results["adapter off"] == results["original"]  # every coordinate and score
-        print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
+        report_adapter_off(results["adapter off"], results["original"])
     run.write("results.json", json.dumps(tables, indent=2))
     people = [person for test in tests for person in one_of_each_domain(test.dataset, columns)]
     draw_sheet(people).save(run.folder / "poses.png")
+
+
+def report_adapter_off(found, original):
+    same = found == original  # every coordinate and score
+    print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
 
 
 def print_domains(tables):
@@ -794,17 +807,19 @@ def draw_styles(stylist, sources, targets):
     return Image.fromarray((255 * grid).byte().permute(1, 2, 0).numpy())
 
 
-def compare_pck(models, stylist, sources, targets, test, run):
+def compare_pck(models, texts, stylist, sources, targets, test, run, options):
     """Keeps the models, prints and keeps their PCK on the target's test images, and draws what some of them predict."""
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
         draw_styles(stylist, sources, targets).save(run.folder / "style.png")
     table, poses = {}, {}
+    results_of = partial(predict, dataset=test, flip=False, workers=run.workers)
     for name, model in models.items():
-        save_checkpoint(run.folder / f"{name.replace(' ', '-')}.pth", model)
-        results = predict(model, test, flip=False, workers=run.workers)
+        read = texts if isinstance(model, VLPose) else None
+        save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, options)  # the teacher's adapter.pth stays
+        results = results_of(model, texts=read)
         pck = partial(pck_of_results, test, results, model.config.image_size, groups=test.skeleton.groups)
-        grid = grid_pck(model, test, groups=test.skeleton.groups, workers=run.workers)
+        grid = grid_pck(model, test, test.skeleton.groups, read, run.workers)
         table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
         poses[name] = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
     print(format_table("PCK@0.05", {group: {name: column[group] for name, column in table.items()}
@@ -814,6 +829,8 @@ def compare_pck(models, stylist, sources, targets, test, run):
         gap = means["oracle"] - means["source only"] or math.nan
         print("share of the gap between source only and oracle that is closed: " + ", ".join(
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
+    if texts:
+        report_adapter_off(results_of(models["teacher"]), results_of(models["source only"]))
     run.write("results.json", json.dumps(table, indent=2))
 
     sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # `confidence_mask`, of all test images
@@ -876,7 +893,6 @@ def data_options(add, mode):
         add("--source", default="figures#natural", help="name:root or name:root#domain: what the base learns from.")
         add("--target", default="figures#artificial", help="Likewise: what is adapted to.")
         add("--boxes", help="Test on the target in these boxes: a detector's results in COCO's format.")
-        add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32.")
     else:
         add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from.")
         add("--target", default="figures#photo", help="Likewise: whose images are adapted to; its labels only test.")
@@ -887,6 +903,12 @@ def data_options(add, mode):
         add("--style-weights", help="Its decoder, instead of training one: a file, adain-decoder, or RUN/style.pth.")
         add("--oracle", action=argparse.BooleanOptionalAction, default=False,
             help="Train with the target's labels, too, to see what is left to gain.")
+    add("--sentences", default="a photo of a {domain} character",
+        help="What VLPose reads of an image: a template that names its domain, a JSON file {domain: sentence}, or "
+        "'description': the image's own.")
+    add("--per-token", action=argparse.BooleanOptionalAction, default=False,
+        help="Read every token of a sentence, not just its end.")
+    add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32.")
     add("--init", help="Weights that training starts from: a file or a name such as mae-b or resnet50.")
     add("--weights", help="A trained model to adapt, instead of training one: a file or a name such as vitpose-b.")
 
