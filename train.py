@@ -186,7 +186,7 @@ def train_vlpose(options):
     """VLPose's experiment: does art get better, and do photographs stay as they were?"""
     source, target, tests = vlpose_data(options)
     texts = read_texts([target, *(test.dataset for test in tests)], options)
-    base, text_dim = starting_model(options), next(iter(texts.values())).shape[1]
+    base, text_dim = starting_model(options, target.skeleton), next(iter(texts.values())).shape[1]
     model_to_tune(base, text_dim, options)  # a combination that cannot work fails here, before anything is trained
     base_stage, adapt_stage = plan_vlpose(options, base, source, target)
     if options.dry_run:
@@ -332,14 +332,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
                   cache_folder, decode_heatmaps, expecting, load_dataset, read_boxes, with_boxes, with_sentences, with_skeleton,
                   written_whole)
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
-                  predict, predict_people, true_pose, usable_device)
+                  predict, predict_people, skeleton_of, true_pose, usable_device, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model, load_strictly,
-                    load_weights, save_checkpoint)
+                    load_weights, save_checkpoint, with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 
@@ -366,7 +366,7 @@ def plan_uda(options, stylist, source, target):
     """The stages of multi-level alignment, style, source and adapt; it prints what will be trained. Style is None where
     there is no style decoder to train, source where --weights gives a model."""
     common = dict(seed=options.seed, optimizer=options.optimizer, warm_up=options.warm_up, clip=options.clip)
-    both = f"{source.name} and {target.name}"
+    both = source.name if source is target else f"{source.name} and {target.name}"
     style_stage = stage = None
     if stylist and not options.style_weights:
         style_stage = Stage("style", options.style_steps, options.style_lr, options.style_batch or options.batch_size,
@@ -402,7 +402,7 @@ def alignment_crops(source, target, student, options):
     """What `fit` draws from of the source and of the target, and how far the views of both go (None: no views)."""
     paper = options.augmentation == "paper"
     views = replace(Views() if paper else GENTLE_VIEWS, occlusion=options.occlusion)
-    sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), source.annotated
+    sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), people_of(source)
     targets = Crops(target, student.config.image_size, REGDA if paper else Augmentation()), np.arange(len(target.ids))
     return sources, targets, views if paper else None, views
 
@@ -600,12 +600,12 @@ class Test:
 
 def vlpose_data(options):
     """What the base learns from (None with --weights), what is adapted to, and the tests: of the source, of the target
-    last."""
-    source = None if options.weights else training_set(options.source, options)
+    last. All have the target's skeleton."""
     target = training_set(options.target, options)
+    source = None if options.weights else training_set(options.source, options, target.skeleton)
     tests = []
     for spec in dict.fromkeys((options.source, options.target)):
-        dataset = open_with_sentences(spec, "val", options)
+        dataset = open_with_sentences(spec, "val", options, target.skeleton)
         if len(dataset.annotated):
             tests.append(Test(dataset, dataset, dataset.annotated))
     if not tests:
@@ -620,12 +620,13 @@ def vlpose_data(options):
     return source, target, tests
 
 
-def open_with_sentences(spec, split, options):
-    return with_sentences(load_dataset(spec, split, options.cache), options.sentences)
+def open_with_sentences(spec, split, options, skeleton=None):
+    dataset = load_dataset(spec, split, options.cache)
+    return with_sentences(with_skeleton(dataset, skeleton) if skeleton else dataset, options.sentences)
 
 
-def training_set(spec, options):
-    dataset = open_with_sentences(spec, "train", options)
+def training_set(spec, options, skeleton=None):
+    dataset = open_with_sentences(spec, "train", options, skeleton)
     if not len(dataset.annotated):
         raise DataError(f"{spec}: expected labelled people to train on, found none")
     report_people(spec, dataset)
@@ -639,14 +640,12 @@ def report_people(spec, dataset):
           + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
 
 
-def starting_model(options):
-    """The model of --weights or --init, or a new one of --size."""
+def starting_model(options, skeleton):
+    """The model of --weights or --init, with a predictor for this skeleton, or a new one of --size."""
     torch.manual_seed(options.seed)
-    given = options.weights or options.init
-    base = load_pose_model(given) if given else PoseModel(MODEL_CONFIGS[options.size])
-    if base.num_keypoints != len(COCO17.names):
-        raise DataError(f"{given}: expected {len(COCO17.names)} keypoints, found {base.num_keypoints}")
-    return base.to(options.device)
+    if given := options.weights or options.init:
+        return with_keypoints(load_pose_model(given), skeleton).to(options.device)
+    return PoseModel(MODEL_CONFIGS[options.size], len(skeleton.names), skeleton).to(options.device)
 
 
 def read_texts(datasets, options):
@@ -676,45 +675,60 @@ def report_trained_share(model, base, options):
 # --------------------------------------------------------------------------- data and models for multi-level alignment
 
 def alignment_data(options):
-    """The source with its labels, the target without, the target's test images, and with --oracle its training images
-    with their labels, else None."""
-    test = open_with_sentences(options.target, "val", options)
+    """The source with its labels, the target without, what is tested on, and with --oracle the target's training images
+    with their labels, else None.
+
+    What is tested on has labels, and the skeleton of all; without such, it is the target, and the skeleton the source's.
+    With --source none the source is the target, too, and the skeleton the given model's.
+    """
+    test = open_with_sentences(options.test or options.target, "val", options)
     labelled_target = open_with_sentences(options.target, "train", options)
+    source = None if options.source == "none" else open_with_sentences(options.source, "train", options)
+    if source and not len(source.annotated):
+        raise DataError(f"--source {options.source}: expected labelled people to learn from, found none")
+    if options.test and not len(test.annotated):
+        raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
+    skeleton = (test.skeleton if len(test.annotated) else source.skeleton if source
+                else skeleton_of(load_pose_model(options.weights)))
     target = labelled_target.unlabelled()
-    source = with_skeleton(open_with_sentences(options.source, "train", options), test.skeleton)
-    enough = {"--source": (options.source, len(source.annotated)), "--target": (options.target, len(target.ids))}
+    target = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
+    source, test = with_skeleton(source, skeleton) if source else target, test if len(test.annotated) else target
+    enough = {"--source": (options.source, len(people_of(source))), "--target": (options.target, len(target.ids))}
     if options.oracle:
+        labelled_target = with_skeleton(labelled_target, skeleton)
         enough["--oracle"] = options.target, len(labelled_target.annotated)
     for option, (spec, people) in enough.items():
         if people < options.batch_size:
             raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, "
                             f"found {people}")
-    if not len(test.annotated):
-        raise DataError(f"--target {options.target}: expected labelled people to test on, found none")
-    report_people(options.source, source)
+    if source is not target:
+        report_people(options.source, source)
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
     return source, target, test, labelled_target if options.oracle else None
 
 
+def people_of(dataset):
+    """Rows of the labelled people in a data set; where nobody is labelled, of all."""
+    return dataset.annotated if len(dataset.annotated) else np.arange(len(dataset.ids))
+
+
 def labelled_keypoints(dataset):
-    """Indices of the keypoints that anybody in the data set has labelled."""
-    return np.flatnonzero((dataset.keypoints[:, :, 2] > 0).any(0)).tolist()
+    """Indices of the keypoints that anybody in the data set has labelled; None where nobody has any."""
+    return np.flatnonzero((dataset.keypoints[:, :, 2] > 0).any(0)).tolist() or None
 
 
 def new_student(options, skeleton):
     """An untrained student, but for the backbone of --init; or the trained one of --weights."""
     torch.manual_seed(options.seed)
-    size, keypoints = tuple(options.image_size) if options.image_size else None, len(skeleton.names)
+    size = tuple(options.image_size) if options.image_size else None
     if options.weights:
-        student = load_pose_model(options.weights, size)
-        if student.num_keypoints != keypoints:
-            raise DataError(f"{options.weights}: expected {keypoints} keypoints, as the target has, "
-                            f"found {student.num_keypoints}")
+        student = with_keypoints(load_pose_model(options.weights, size), skeleton)
         student.config = replace(student.config, sigma=options.sigma or student.config.sigma)
     else:
         config = MODEL_CONFIGS[options.size]
         size = size or ((256, 256) if config.trunk else config.image_size)
-        student = PoseModel(replace(config, image_size=size, sigma=options.sigma or config.sigma), keypoints)
+        config = replace(config, image_size=size, sigma=options.sigma or config.sigma)
+        student = PoseModel(config, len(skeleton.names), skeleton)
         if options.init:
             load_backbone(student, options.init)
     if options.strategy == "vlpose":
@@ -763,7 +777,7 @@ def compare_poses(base, adapted, texts, tests, run):
     if "adapter off" in tables:
         report_adapter_off(results["adapter off"], results["original"])
     run.write("results.json", json.dumps(tables, indent=2))
-    people = [person for test in tests for person in one_of_each_domain(test.dataset, columns)]
+    people = [person for test in tests for person in some_of_each_domain(test.dataset, columns, PREVIEWS // len(tests))]
     draw_sheet(people).save(run.folder / "poses.png")
 
 
@@ -786,15 +800,17 @@ def print_domains(tables):
         for row, members in rows.items() if members}))
 
 
-def one_of_each_domain(dataset, columns):
-    """A person of each domain as the annotators, the original model and the adapted model see them, to draw."""
-    domains, first = np.unique(dataset.domains[dataset.image_index[dataset.annotated]], return_index=True)
-    rows, poses = dataset.annotated[first], {}
+def some_of_each_domain(dataset, columns, count):
+    """About `count` people, one at least of each domain, as the annotators, the original model and the adapted model see
+    them, to draw."""
+    domains, poses = dataset.domains[dataset.image_index[dataset.annotated]], {}
+    names = np.unique(domains)
+    rows = np.concatenate([dataset.annotated[domains == name][:max(1, count // len(names))] for name in names])
     for label in ("original", "adapted"):
         poses[label] = [np.reshape(result["keypoints"], (-1, 3)) for result in predict(
             columns[label][0], dataset, columns[label][1], rows)]
     return [(domain, dataset, row, {"truth": true_pose(dataset, row)} | {label: poses[label][n] for label in poses})
-            for n, (domain, row) in enumerate(zip(domains, rows))]
+            for n, (domain, row) in enumerate(zip(dataset.domains[dataset.image_index[rows]], rows))]
 
 
 def draw_styles(stylist, sources, targets):
@@ -808,7 +824,8 @@ def draw_styles(stylist, sources, targets):
 
 
 def compare_pck(models, texts, stylist, sources, targets, test, run, options):
-    """Keeps the models, prints and keeps their PCK on the target's test images, and draws what some of them predict."""
+    """Keeps the models, prints and keeps their PCK, and draws what some of them predict. Where nobody is labelled to test
+    on, in place of PCK: what can be known without labels."""
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
         draw_styles(stylist, sources, targets).save(run.folder / "style.png")
@@ -818,11 +835,17 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
         read = texts if isinstance(model, VLPose) else None
         save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, options)  # the teacher's adapter.pth stays
         results = results_of(model, texts=read)
-        pck = partial(pck_of_results, test, results, model.config.image_size, groups=test.skeleton.groups)
-        grid = grid_pck(model, test, test.skeleton.groups, read, run.workers)
-        table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
+        if len(test.annotated):
+            pck = partial(pck_of_results, test, results, model.config.image_size, groups=test.skeleton.groups)
+            grid = grid_pck(model, test, test.skeleton.groups, read, run.workers)
+            table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
+        else:
+            table[name] = without_labels(model, test, read, run.workers)
         poses[name] = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
-    print(format_table("PCK@0.05", {group: {name: column[group] for name, column in table.items()}
+    if not len(test.annotated):
+        print("no labels to test with; sure: the share of keypoints with a score of at least 0.5; agreement: how far apart "
+              "they are in two views, the median in pixels of the crop (--test NAME:ROOT tests with labels)")
+    print(format_table("PCK@0.05" if len(test.annotated) else "", {group: {name: column[group] for name, column in table.items()}
                                     for group in table["teacher"]}))
     if "oracle" in table:
         means = {name: column["mean"] for name, column in table.items()}
@@ -834,11 +857,11 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
     run.write("results.json", json.dumps(table, indent=2))
 
     sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # `confidence_mask`, of all test images
-    people = []
-    for place in np.linspace(0, len(test.annotated) - 1, PREVIEWS).astype(int):
-        row, labels = test.annotated[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
+    people, rows = [], people_of(test)
+    for place in np.linspace(0, len(rows) - 1, PREVIEWS).astype(int):
+        row, labels = rows[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
         people.append((Path(test.files[test.image_index[row]]).name, test, row, {
-            "truth": true_pose(test, row), "source only": poses["source only"][place],
+            **({"truth": true_pose(test, row)} if len(test.annotated) else {}), "source only": poses["source only"][place],
             "pseudo-labels": labels, "teacher": poses["teacher"][place]}))
     draw_sheet(people).save(run.folder / "poses.png")
 
@@ -873,6 +896,10 @@ def parse_options(argv):
     run_options(parser.add_argument_group("The run").add_argument)
     options = parser.parse_args(argv)
     options.cache = options.cache or str(cache_folder())
+    if options.mode == "uda" and options.source == "none":
+        if not options.weights:
+            parser.error("--source none: expected --weights, the model to adapt")
+        options.image_level = options.feature_level = 0.0
     return settle_epochs(options, recipe, parser)
 
 
@@ -894,8 +921,10 @@ def data_options(add, mode):
         add("--target", default="figures#artificial", help="Likewise: what is adapted to.")
         add("--boxes", help="Test on the target in these boxes: a detector's results in COCO's format.")
     else:
-        add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from.")
+        add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from. none: "
+            "the model of --weights adapts without a source, and without image and feature level.")
         add("--target", default="figures#photo", help="Likewise: whose images are adapted to; its labels only test.")
+        add("--test", help="Likewise: labelled people to test on, in place of the target's.")
         add("--image-size", type=number(int, 32, step=32), nargs=2, metavar=("HEIGHT", "WIDTH"),
             help="Of crops. By default 256 256 for ResNets, else the size's own.")
         add("--sigma", type=rate, help="Of heatmaps' Gaussians, in their pixels. By default the size's own.")
