@@ -333,13 +333,13 @@ from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
-                  cache_folder, decode_heatmaps, expecting, load_dataset, read_boxes, with_boxes, with_sentences, with_skeleton,
-                  written_whole)
+                  cache_folder, decode_heatmaps, expecting, load_dataset, read_boxes, with_boxes, with_sentences,
+                  with_skeleton, written_whole)
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
                   predict, predict_people, skeleton_of, true_pose, usable_device, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model, load_strictly,
-                    load_weights, save_checkpoint, with_keypoints)
+from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
+                    load_strictly, load_weights, save_checkpoint, with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 
@@ -402,8 +402,9 @@ def alignment_crops(source, target, student, options):
     """What `fit` draws from of the source and of the target, and how far the views of both go (None: no views)."""
     paper = options.augmentation == "paper"
     views = replace(Views() if paper else GENTLE_VIEWS, occlusion=options.occlusion)
-    sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), people_of(source)
     targets = Crops(target, student.config.image_size, REGDA if paper else Augmentation()), np.arange(len(target.ids))
+    sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), source.annotated
+    sources = targets if source is target else sources
     return sources, targets, views if paper else None, views
 
 
@@ -676,16 +677,11 @@ def report_trained_share(model, base, options):
 
 def alignment_data(options):
     """The source with its labels, the target without, what is tested on, and with --oracle the target's training images
-    with their labels, else None.
-
-    What is tested on has labels, and the skeleton of all; without such, it is the target, and the skeleton the source's.
-    With --source none the source is the target, too, and the skeleton the given model's.
-    """
+    with their labels, else None. All have the skeleton of the labels that are tested on. Without such the test is the
+    target, and the skeleton the source's; with --source none the source is the target, the skeleton the model's."""
     test = open_with_sentences(options.test or options.target, "val", options)
     labelled_target = open_with_sentences(options.target, "train", options)
     source = None if options.source == "none" else open_with_sentences(options.source, "train", options)
-    if source and not len(source.annotated):
-        raise DataError(f"--source {options.source}: expected labelled people to learn from, found none")
     if options.test and not len(test.annotated):
         raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
     skeleton = (test.skeleton if len(test.annotated) else source.skeleton if source
@@ -693,23 +689,18 @@ def alignment_data(options):
     target = labelled_target.unlabelled()
     target = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
     source, test = with_skeleton(source, skeleton) if source else target, test if len(test.annotated) else target
-    enough = {"--source": (options.source, len(people_of(source))), "--target": (options.target, len(target.ids))}
+    enough = {f"--target {options.target}: expected enough people": len(target.ids)}
+    if source is not target:
+        enough[f"--source {options.source}: expected enough labelled people"] = len(source.annotated)
+        report_people(options.source, source)
     if options.oracle:
         labelled_target = with_skeleton(labelled_target, skeleton)
-        enough["--oracle"] = options.target, len(labelled_target.annotated)
-    for option, (spec, people) in enough.items():
+        enough[f"--oracle {options.target}: expected enough labelled people"] = len(labelled_target.annotated)
+    for expected, people in enough.items():
         if people < options.batch_size:
-            raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, "
-                            f"found {people}")
-    if source is not target:
-        report_people(options.source, source)
+            raise DataError(f"{expected} for a batch of {options.batch_size}, found {people}")
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
     return source, target, test, labelled_target if options.oracle else None
-
-
-def people_of(dataset):
-    """Rows of the labelled people in a data set; where nobody is labelled, of all."""
-    return dataset.annotated if len(dataset.annotated) else np.arange(len(dataset.ids))
 
 
 def labelled_keypoints(dataset):
@@ -777,8 +768,8 @@ def compare_poses(base, adapted, texts, tests, run):
     if "adapter off" in tables:
         report_adapter_off(results["adapter off"], results["original"])
     run.write("results.json", json.dumps(tables, indent=2))
-    people = [person for test in tests for person in some_of_each_domain(test.dataset, columns, PREVIEWS // len(tests))]
-    draw_sheet(people).save(run.folder / "poses.png")
+    draw_sheet([person for test in tests for person in some_of_each_domain(
+        test.dataset, columns, PREVIEWS // len(tests))]).save(run.folder / "poses.png")
 
 
 def report_adapter_off(found, original):
@@ -801,8 +792,7 @@ def print_domains(tables):
 
 
 def some_of_each_domain(dataset, columns, count):
-    """About `count` people, one at least of each domain, as the annotators, the original model and the adapted model see
-    them, to draw."""
+    """About `count` people, one at least of each domain, as the annotators and both models see them, to draw."""
     domains, poses = dataset.domains[dataset.image_index[dataset.annotated]], {}
     names = np.unique(domains)
     rows = np.concatenate([dataset.annotated[domains == name][:max(1, count // len(names))] for name in names])
@@ -824,44 +814,43 @@ def draw_styles(stylist, sources, targets):
 
 
 def compare_pck(models, texts, stylist, sources, targets, test, run, options):
-    """Keeps the models, prints and keeps their PCK, and draws what some of them predict. Where nobody is labelled to test
-    on, in place of PCK: what can be known without labels."""
+    """Keeps the models, prints and keeps their PCK or, where nobody is labelled, what can be known without labels, and
+    draws what some of them predict."""
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
         draw_styles(stylist, sources, targets).save(run.folder / "style.png")
-    table, poses = {}, {}
+    table, poses, results, labelled = {}, {}, {}, len(test.annotated) > 0
     results_of = partial(predict, dataset=test, flip=False, workers=run.workers)
     for name, model in models.items():
         read = texts if isinstance(model, VLPose) else None
         save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, options)  # the teacher's adapter.pth stays
-        results = results_of(model, texts=read)
-        if len(test.annotated):
-            pck = partial(pck_of_results, test, results, model.config.image_size, groups=test.skeleton.groups)
+        results[name] = results_of(model, texts=read)
+        if labelled:
+            pck = partial(pck_of_results, test, results[name], model.config.image_size, groups=test.skeleton.groups)
             grid = grid_pck(model, test, test.skeleton.groups, read, run.workers)
             table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
         else:
             table[name] = without_labels(model, test, read, run.workers)
-        poses[name] = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
-    if not len(test.annotated):
-        print("no labels to test with; sure: the share of keypoints with a score of at least 0.5; agreement: how far apart "
-              "they are in two views, the median in pixels of the crop (--test NAME:ROOT tests with labels)")
-    print(format_table("PCK@0.05" if len(test.annotated) else "", {group: {name: column[group] for name, column in table.items()}
-                                    for group in table["teacher"]}))
-    if "oracle" in table:
+        poses[name] = np.array([result["keypoints"] for result in results[name]]).reshape(len(results[name]), -1, 3)
+    print(format_table("PCK@0.05" if labelled else "no labels", {
+        group: {name: column[group] for name, column in table.items()} for group in table["teacher"]}))
+    if not labelled:  # see `without_labels`
+        print("sure: the share of scores of at least 0.5; agreement: of two views, the median in pixels of the crop")
+    if "oracle" in table and labelled:
         means = {name: column["mean"] for name, column in table.items()}
         gap = means["oracle"] - means["source only"] or math.nan
         print("share of the gap between source only and oracle that is closed: " + ", ".join(
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
     if texts:
-        report_adapter_off(results_of(models["teacher"]), results_of(models["source only"]))
+        report_adapter_off(results_of(models["teacher"]), results["source only"])
     run.write("results.json", json.dumps(table, indent=2))
 
     sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # `confidence_mask`, of all test images
-    people, rows = [], people_of(test)
+    people, rows = [], test.annotated if labelled else np.arange(len(test.ids))
     for place in np.linspace(0, len(rows) - 1, PREVIEWS).astype(int):
         row, labels = rows[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
         people.append((Path(test.files[test.image_index[row]]).name, test, row, {
-            **({"truth": true_pose(test, row)} if len(test.annotated) else {}), "source only": poses["source only"][place],
+            "truth" if labelled else "picture": true_pose(test, row), "source only": poses["source only"][place],
             "pseudo-labels": labels, "teacher": poses["teacher"][place]}))
     draw_sheet(people).save(run.folder / "poses.png")
 
@@ -921,8 +910,8 @@ def data_options(add, mode):
         add("--target", default="figures#artificial", help="Likewise: what is adapted to.")
         add("--boxes", help="Test on the target in these boxes: a detector's results in COCO's format.")
     else:
-        add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from. none: "
-            "the model of --weights adapts without a source, and without image and feature level.")
+        add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from; or "
+            "none: the model of --weights adapts without a source, and so without image and feature level.")
         add("--target", default="figures#photo", help="Likewise: whose images are adapted to; its labels only test.")
         add("--test", help="Likewise: labelled people to test on, in place of the target's.")
         add("--image-size", type=number(int, 32, step=32), nargs=2, metavar=("HEIGHT", "WIDTH"),
@@ -932,11 +921,9 @@ def data_options(add, mode):
         add("--style-weights", help="Its decoder, instead of training one: a file, adain-decoder, or RUN/style.pth.")
         add("--oracle", action=argparse.BooleanOptionalAction, default=False,
             help="Train with the target's labels, too, to see what is left to gain.")
-    add("--sentences", default="a photo of a {domain} character",
-        help="What VLPose reads of an image: a template that names its domain, a JSON file {domain: sentence}, or "
-        "'description': the image's own.")
-    add("--per-token", action=argparse.BooleanOptionalAction, default=False,
-        help="Read every token of a sentence, not just its end.")
+    add("--sentences", default="a photo of a {domain} character", help="What is read of an image: a template that "
+        "names its domain, a JSON file {domain: sentence}, or 'description': the image's own.")
+    add("--per-token", action=argparse.BooleanOptionalAction, default=False, help="Read all tokens, not just the end.")
     add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32.")
     add("--init", help="Weights that training starts from: a file or a name such as mae-b or resnet50.")
     add("--weights", help="A trained model to adapt, instead of training one: a file or a name such as vitpose-b.")

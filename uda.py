@@ -469,7 +469,6 @@ def gram(features):
     return flat @ flat.mT / flat[0].numel()
 
 
-
 def source_view(images, keypoints, visible, views):
     """A random view of labelled images (B, 3, H, W), keypoints (B, K, 2) and visible (B, K), 0 outside the view."""
     size = images.shape[2:]
