@@ -333,6 +333,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from glob import glob
 from itertools import count, islice
@@ -358,6 +359,16 @@ def written_whole(path):
 def cache_folder():
     """Where downloads, drawn figures and trained base models are kept: $POSEBRIDGE_HOME, or ~/.cache/posebridge."""
     return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
+
+
+def progress(items, what):
+    """The items, one after the other; what takes long says every few seconds how many of them it has come to."""
+    last, end = time.monotonic(), "\r" if sys.stderr.isatty() else "\n"
+    for place, item in enumerate(items):
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
+            print(f"{what}: {place} of {len(items)}", end=end, file=sys.stderr, flush=True)
+        yield item
 
 
 @contextmanager
@@ -672,15 +683,17 @@ def find_pictures(patterns):
     return list(dict.fromkeys(map(str, files)))
 
 
-def read_pictures(files, name="pictures", skeleton=COCO17):
+def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
     """A data set of pictures, numbered from 1, each taken as one person as a whole. One that cannot be read is named
-    and skipped; a DataError if that is all of them."""
+    and skipped; a DataError if that is all of them, or strict."""
     boxes = {}
     for file in files:
         try:
             boxes[file] = (0, 0, *picture_size(file))
         except DataError as error:
-            print(f"{error}; skipped", file=sys.stderr)
+            if strict:
+                raise
+            print(f"{error}; skipped, {len(boxes)} read so far", file=sys.stderr)
     if not boxes:
         raise DataError(f"{name}: expected pictures, found none that can be read")
     pictures = no_people(list(boxes), skeleton, name)
@@ -711,12 +724,12 @@ def with_boxes(dataset, image_index, boxes):
 
 def picture_rows(files):
     """{name: row}: a picture's place below the folder of all, or its name only, both also without the ending."""
-    rows = {}
-    for row, place in enumerate(below_common_folder(files)[1]):
+    rows, places = {}, below_common_folder(files)[1]
+    for row, place in enumerate(places):
         path = PurePosixPath(place)
-        for name in {place, str(path.with_suffix("")), path.name, path.stem}:
-            rows[name] = SHARED if name in rows and name != place else row
-    return rows
+        for name in {str(path.with_suffix("")), path.name, path.stem}:
+            rows[name] = SHARED if name in rows else row
+    return rows | {place: row for row, place in enumerate(places)}
 
 
 SHARED = -2  # in place of a row: two pictures have this name

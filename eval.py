@@ -246,7 +246,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         raise DataError(f"{dataset.name}: expected a sentence for each image (`with_sentences` gives them), found none")
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
-    keys = [(int(row), int(row)) for row in people]  # with a seed for each
+    keys = progress([(int(row), int(row)) for row in people], "predicting poses")  # with a seed for each
     training, results = model.training, []
     model.eval()
     for batch in DataLoader(Crops(dataset, size, augmentation), batch_size, sampler=keys, num_workers=workers):
@@ -269,16 +269,20 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+import torchvision
+from PIL import ExifTags, Image, ImageDraw
 
-from data import (BOX, ID, NUMBER, SKELETONS, cache_folder, column, crop_matrix, crop_width, domain_of, encode_heatmaps,
-                  find_pictures, load_dataset, no_people, open_image, picture_rows, read_boxes, read_columns, read_json,
-                  read_pictures, to_coco, warp_image, with_boxes, with_sentences)
-from vlpose import VLPose, WeightsError, encode_sentences, load_clip_text, load_model
+from data import (BOX, ID, NUMBER, SKELETONS, below_common_folder, cache_folder, column, crop_matrix, crop_width,
+                  domain_of, encode_heatmaps, find_pictures, image_file, load_dataset, image_rows, make_skeleton, no_people,
+                  open_image, picture_rows, plain_name, progress, read_boxes, read_columns, read_json, read_pictures,
+                  read_skeleton, to_coco, warp_image, with_boxes, with_sentences, written_whole)
+from vlpose import DETECTORS, VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_weights
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
 
@@ -573,28 +577,23 @@ def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigma
     In each image, from the best score down, a pose that stays removes those after it whose OKS with it (all keypoints,
     the mean of the two areas) is above the threshold. keypoints (poses, K, 2), scores, areas, images (poses,): ids.
     """
-    image = np.unique(images, return_inverse=True)[1]
-    order = np.lexsort((-scores, image))
-    image, keypoints, areas = image[order], keypoints[order], areas[order]
-    first, second = candidate_pairs(image, image)
-    first, second = first[first < second], second[first < second]
-    oks = np.empty(len(first))
-    for start in range(0, len(first), BATCH):
-        i, j = first[start:start + BATCH], second[start:start + BATCH]
-        area = (areas[i] + areas[j]) / 2
-        oks[start:start + BATCH] = keypoint_similarity(keypoints[i] - keypoints[j], area[:, None], sigmas).mean(1)
-    first, second = first[oks > threshold], second[oks > threshold]
-    rank = first - np.searchsorted(image, image[first])
-    stays = np.ones(len(image), bool)
-    for turn in range(rank.max(initial=-1) + 1):
-        stays[second[(rank == turn) & stays[first]]] = False
-    return np.sort(order[stays])
+    order, kept = np.lexsort((-scores, images)), []
+    for left in np.split(order, np.flatnonzero(np.diff(images[order])) + 1):  # the poses of one image
+        while len(left):
+            best, left = left[0], left[1:]
+            kept.append(best)
+            area = (areas[left] + areas[best]) / 2
+            oks = keypoint_similarity(keypoints[left] - keypoints[best], area[:, None], sigmas).mean(1)
+            left = left[oks <= threshold]
+    return np.sort(kept).astype(int)
 
 
 def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
     """`predict`; in boxes of a detector, with a score for each of `people`, as mmpose does it: a pose's score times its
     box's, and repeated poses removed."""
     results = predict(model, dataset, texts, people, workers=workers)
+    for result, row in zip(results, people):  # not "bbox": COCO's tools would take the areas from it
+        result |= {"box": dataset.boxes[row].tolist(), "file_name": dataset.files[dataset.image_index[row]]}
     if box_scores is None:
         return results
     for result, score in zip(results, box_scores):
@@ -659,12 +658,13 @@ def read_sentence(sentence, text_weights="random", per_token=False, sentences=No
 
 def limb_color(skeleton, *keypoints):
     """Orange for the person's left, blue for the right, green for the middle and what joins the sides."""
-    sides = {skeleton.names[keypoint].split("_")[0] for keypoint in keypoints} & {"left", "right"}
+    sides = {plain_name(skeleton.names[keypoint]).split("_")[0] for keypoint in keypoints} & {"left", "right"}
     return (255, 140, 0) if sides == {"left"} else (0, 150, 255) if sides == {"right"} else (120, 220, 90)
 
 
 def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
-    """A copy of the Pillow image with a skeleton drawn over it: left orange, right blue; the surer the more opaque.
+    """A copy of the Pillow image with a skeleton drawn over it: left orange, right blue; the surer the more opaque,
+    with a dark rim.
 
     keypoints: (K, 3) x, y, score; those with a score of at most `threshold` are left out.
     """
@@ -672,7 +672,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     if not drawn.any():
         return image
     low, high = keypoints[drawn, :2].min(0), keypoints[drawn, :2].max(0)
-    width = max(1.0, (high - low).max() / 50)
+    width = max(1.0, (high - low).max() / 50, max(image.size) / 800)
     corner = np.floor(low - 2 * width)
     size = np.ceil(high + 2 * width - corner).astype(int) + 1
     # Drawn larger and reduced again, for smooth lines; thick lines on a huge picture do without.
@@ -680,14 +680,15 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     layer = Image.new("RGBA", tuple(fine * size))
     draw = ImageDraw.Draw(layer)
     xy = [tuple(point) for point in (keypoints[:, :2] - corner + 0.5) * fine]
-    alpha = (255 * np.clip(keypoints[:, 2], 0.35, 1)).astype(int)
-    for a, b in skeleton.edges:
-        if drawn[a] and drawn[b]:
-            color = (*limb_color(skeleton, a, b), min(alpha[a], alpha[b]))
-            draw.line([xy[a], xy[b]], fill=color, width=round(width * fine))
-    for j in np.flatnonzero(drawn):
-        (x, y), radius = xy[j], width * fine
-        draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(*limb_color(skeleton, j), alpha[j]))
+    alpha = (255 * np.clip(keypoints[:, 2], 0.5, 1)).astype(int)
+    for rim in (width / 2, 0):  # the rims of all, then the colours over them
+        for a, b in skeleton.edges:
+            if drawn[a] and drawn[b]:
+                color = (0, 0, 0) if rim else limb_color(skeleton, a, b)
+                draw.line([xy[a], xy[b]], (*color, min(alpha[a], alpha[b])), round((width + rim) * fine))
+        for j in np.flatnonzero(drawn):
+            color = (0, 0, 0) if rim else limb_color(skeleton, j)
+            draw.circle(xy[j], (width + rim / 2) * fine, (*color, alpha[j]))
     layer = layer.reduce(fine)
     image.paste(layer, tuple(corner.astype(int)), layer)
     return image
@@ -709,8 +710,12 @@ def draw_sheet(people, side=192):
             moved = np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]])
             sheet.paste(draw_pose(crop, moved, dataset.skeleton), (x * side, 18 + y * side))
     for y, label in enumerate(labels):
-        ImageDraw.Draw(sheet).text((4, 22 + y * side), label, "white", stroke_width=1, stroke_fill="black")
+        write_label(sheet, (4, 22 + y * side), label)
     return sheet
+
+
+def write_label(picture, place, text, size=10):
+    ImageDraw.Draw(picture).text(place, text, "white", stroke_width=1, stroke_fill="black", font_size=size)
 
 
 def true_pose(dataset, row):
@@ -722,15 +727,13 @@ def draw_heatmaps(image, model, dataset, texts, people):
     """The image, darkened, where the heatmaps of these people (rows) glow; each pixel shows the highest."""
     glow = np.zeros((image.height, image.width), np.float32)
     device, size = next(model.parameters()).device, model.config.image_size
-    for row in people:
-        crop = Crops(dataset, size)[int(row), 0]
+    for batch in DataLoader(Crops(dataset, size), 64, sampler=[(int(row), 0) for row in people]):
         with torch.inference_mode():
-            pixels = normalize(crop["image"][None].to(device))
-            heatmaps = run_model(model, pixels, [crop["sentence"]], texts)
-        highest = Image.fromarray(heatmaps[0].amax(0).float().cpu().numpy())
-        scale = (np.array(highest.size) - 1) / (np.array(size[::-1]) - 1)  # crop -> heatmap
-        to_image = invert_matrix(crop["matrix"].numpy() * scale[:, None])
-        glow = np.maximum(glow, warp_image(highest, to_image, (image.height, image.width)))
+            heatmaps = run_model(model, normalize(batch["image"].to(device)), batch["sentence"], texts)
+        for highest, matrix in zip(heatmaps.amax(1).float().cpu().numpy(), batch["matrix"].numpy()):
+            scale = (np.array(highest.shape[::-1]) - 1) / (np.array(size[::-1]) - 1)  # crop -> heatmap
+            to_image = invert_matrix(matrix * scale[:, None])
+            glow = np.maximum(glow, warp_image(Image.fromarray(highest), to_image, (image.height, image.width)))
     glow = np.clip(glow, 0, 1)[:, :, None]
     return Image.fromarray(((1 - glow) * 0.35 * np.asarray(image) + glow * [255, 200, 60]).astype(np.uint8))
 
@@ -786,23 +789,24 @@ def format_table(title, table):
 
 def evaluate_results(args):
     """The numbers of a results file."""
-    known = len(args.sigmas) == len(COCO17.names)
-    names = COCO17.names if known else [f"keypoint {place}" for place in range(1, len(args.sigmas) + 1)]
-    flip = COCO17.flip if known else None
-    print_numbers(args, args.annotations, args.results, args.sigmas, names, flip, domains=args.details)
+    skeleton = read_skeleton(args.annotations, read_json(args.annotations, dict, "COCO's annotations"))
+    if args.sigmas is not None:
+        names = [f"keypoint {place}" for place in range(1, len(args.sigmas) + 1)]
+        same = len(names) == len(skeleton.names)
+        skeleton = replace(skeleton if same else make_skeleton(names, ()), sigmas=args.sigmas)
+    print_numbers(args, args.annotations, args.results, skeleton, domains=args.details)
 
 
-def print_numbers(args, annotations, results, sigmas, names, flip, domains=True, pck=None):
-    """COCO's ten numbers, with `domains` those of each domain, with --details all others. flip: None if not known."""
-    truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
+def print_numbers(args, annotations, results, skeleton, domains=True, pck=None):
+    """COCO's ten numbers, with `domains` those of each domain, with --details all others."""
+    truth, detections, sigmas = read_truth_and_detections(annotations, results, skeleton.sigmas)
     classified = classify_detections(truth, detections, sigmas)
     numbers, tables = coco_numbers(truth, detections, *classified), {}
     if domains:
         tables["domains"] = by_domain(truth, detections, *classified)
     if args.details:
-        tables["keypoints"] = by_keypoint(truth, detections, sigmas, names)
-        if flip is not None:
-            tables["errors"] = {"all": error_breakdown(truth, detections, sigmas, flip)}
+        tables["keypoints"] = by_keypoint(truth, detections, sigmas, skeleton.names)
+        tables["errors"] = {"all": error_breakdown(truth, detections, sigmas, skeleton.flip)}
         if pck:
             tables["PCK@0.05"] = {"all": pck}
     if args.json:
@@ -827,67 +831,145 @@ def with_texts(dataset, model, args):
     return dataset, encode_sentences(clip_text, np.unique(dataset.sentences).tolist(), about.get("per_token", False))
 
 
-def evaluate_checkpoint(args):
-    """The numbers of a model on a data set, its results as COCO's JSON, and pictures."""
-    model = load_model(args.checkpoint).to(args.device)
-    dataset = load_dataset(args.data, args.split, args.cache)
-    if not len(dataset.annotated):
-        raise DataError(f"{args.data}: expected labelled people in split {args.split!r}, found none")
-    dataset, texts = with_texts(dataset, model, args)
-    boxed, people, box_scores = dataset, dataset.annotated, None
-    if args.boxes:
-        by_id = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
-        rows, boxes, box_scores = read_boxes(args.boxes, by_id)
-        boxed, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
-    results = predict_and_write(args, model, boxed, texts, people, box_scores)
-    skeleton, pck = dataset.skeleton, None
-    if args.details and not args.boxes:  # in detected boxes nobody knows whose pose it is
-        pck = pck_of_results(dataset, results, model.config.image_size, groups=skeleton.groups)
-    print_numbers(args, to_coco(dataset), results, skeleton.sigmas, skeleton.names, skeleton.flip, pck=pck)
-
-
-def predict_pictures(args):
-    """Poses for people's own pictures, drawn and as COCO's JSON."""
-    model = load_model(args.checkpoint).to(args.device)
-    if isinstance(model, VLPose) and not args.prompt:
+def use_model(args):
+    """Poses by a model: of a data set, with their numbers, or of own pictures. Or its export."""
+    model = load_model(args.checkpoint, base=args.base).to(args.device)
+    if isinstance(model, VLPose) and not (args.prompt or args.data):
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    pictures, box_scores = read_pictures(find_pictures(args.images), skeleton=skeleton_of(model)), None
-    pictures, texts = with_texts(pictures, model, args)
+    if args.export:
+        return export_model(model, args)
+    if args.data:
+        dataset = load_dataset(args.data, args.split, args.cache)
+        if not len(dataset.annotated):
+            raise DataError(f"{args.data}: expected labelled people in split {args.split!r}, found none")
+        rows = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
+    else:
+        dataset = read_pictures(find_pictures(args.images), skeleton=skeleton_of(model), strict=args.strict)
+        rows = picture_rows(dataset.files)
+        if not args.detect and not args.boxes:
+            print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
+    if args.sigmas is not None:
+        dataset = replace(dataset, skeleton=replace(dataset.skeleton, sigmas=args.sigmas))
+    dataset, texts = with_texts(dataset, model, args)
+    boxed, people, box_scores = dataset, dataset.annotated if args.data else np.arange(len(dataset.ids)), None
+    if args.detect:
+        args.boxes = detect(dataset, args)
     if args.boxes:
-        rows, boxes, box_scores = read_boxes(args.boxes, picture_rows(pictures.files))
-        pictures = with_boxes(pictures, rows, boxes)
-    predict_and_write(args, model, pictures, texts, np.arange(len(pictures.ids)), box_scores)
+        rows, boxes, box_scores = read_boxes(args.boxes, rows, args.category)
+        boxed, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
+    results = predict_people(model, boxed, texts, people, box_scores, args.workers)
+    if args.out:
+        write_poses(args, boxed, results)
+        draw_pictures(args, model, boxed, texts, people, box_scores, results)
+    if args.data:
+        pck = args.details and not args.boxes and pck_of_results(  # in detected boxes nobody knows whose pose it is
+            dataset, results, model.config.image_size, groups=dataset.skeleton.groups)
+        print_numbers(args, to_coco(dataset), results, dataset.skeleton, pck=pck)
 
 
-def predict_and_write(args, model, dataset, texts, people, box_scores):
-    """The poses of the people in these rows; with --out also results.json and a picture per image that has people."""
-    results = predict_people(model, dataset, texts, people, box_scores, args.workers)
-    if not args.out:
-        return results
-    folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = dict(zip(dataset.image_ids.tolist(), dataset.files))
-    named = [result | {"file_name": files[result["image_id"]]} for result in results]
-    (folder / "results.json").write_text(json.dumps(named))
-    original = [predict_people(model, dataset, None, people, box_scores, args.workers)] if args.compare else []
-    image_rows = dataset.image_index[people]
-    for row in np.unique(image_rows)[:args.pictures]:
-        image, _ = open_image(dataset.files[row], upright=dataset.upright)
-        panels = [draw_people(image, poses, dataset.image_ids[row], dataset.skeleton) for poses in [*original, results]]
+def write_json(path, content):
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content))
+
+
+def write_poses(args, dataset, results):
+    """results.json; and annotations.json, which `load_dataset` and annotation programs read, beside its images.
+
+    There a keypoint is visible (2) with a score of at least 0.5, hidden (1) if it is drawn at all, or not labelled.
+    """
+    write_json(Path(args.out) / "results.json", results)
+    image_ids, boxes = (np.array([result[key] for result in results]) for key in ("image_id", "box"))
+    people = with_boxes(dataset, image_rows("results", dataset.image_ids, np.arange(len(results)), image_ids), boxes)
+    poses = np.reshape([result["keypoints"] for result in results], people.keypoints.shape)
+    drawn, poses[:, :, 2] = poses[:, :, 2:] > args.threshold, 1 + (poses[:, :, 2] >= 0.5)
+    content = to_coco(replace(people, keypoints=poses * drawn))
+    for record, file in zip(content["images"], dataset.files):
+        with image_file(file) as image:
+            turned = dataset.upright and image.getexif().get(ExifTags.Base.Orientation, 1)
+            record["width"], record["height"] = image.size[::-1] if turned > 4 else image.size
+        place = Path(args.out) / "images" / record["file_name"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_symlink() or not place.exists():
+            place.unlink(missing_ok=True)  # of an earlier run
+            with suppress(OSError):  # where links are not possible
+                # What EXIF turns is copied upright: not all programs turn it, `load_dataset` does not.
+                open_image(file, upright=True)[0].save(place) if turned > 1 else place.symlink_to(os.path.abspath(file))
+    write_json(Path(args.out) / "annotations.json", content)
+
+
+def draw_pictures(args, model, dataset, texts, people, box_scores, results):
+    """A picture for each image with people, at most --pictures of them; with --compare of three panels."""
+    found, in_image = {"": results}, dataset.image_index[people]
+    if args.compare:
+        found = {"original": predict_people(model, dataset, None, people, box_scores, args.workers), "adapted": results}
+    rows, digits = np.unique(in_image), max(3, len(str(dataset.image_ids.max())))
+    for row in progress(rows[:args.pictures], "drawing pictures"):
+        image, number = open_image(dataset.files[row], upright=dataset.upright)[0], dataset.image_ids[row]
+        panels = {label: draw_people(image, poses, number, dataset.skeleton, args.threshold)
+                  for label, poses in found.items()}
         if args.compare:
-            panels.append(draw_heatmaps(image, model, dataset, texts, people[image_rows == row]))
-        sheet = Image.fromarray(np.hstack([np.asarray(panel) for panel in panels]))
-        sheet.save(folder / f"{dataset.image_ids[row]}-{Path(dataset.files[row]).stem}.jpg", quality=92)
-    print(f"{len(results)} poses in {folder / 'results.json'}, pictures beside it", file=sys.stderr)
-    return results
+            panels["heatmaps"] = draw_heatmaps(image, model, dataset, texts, people[in_image == row])
+        sheet = Image.fromarray(np.hstack([np.asarray(panel) for panel in panels.values()]))
+        for place, label in enumerate(panels):
+            write_label(sheet, (place * image.width + 4, 2), label, max(10, image.width / 30))
+        sheet.save(Path(args.out) / f"{number:0{digits}d}-{Path(dataset.files[row]).stem}.jpg", quality=92)
+    print(f"{args.out}: {len(results)} poses; {len(people) - len(results)} that repeat another are left out; "
+          f"{len(rows[:args.pictures])} of {len(rows)} images drawn", file=sys.stderr)
 
 
-def draw_people(image, results, image_id, skeleton):
+def draw_people(image, results, image_id, skeleton, threshold):
     """The image with all poses that were found in it."""
     for result in results:
         if result["image_id"] == image_id:
-            image = draw_pose(image, np.reshape(result["keypoints"], (-1, 3)), skeleton, threshold=0.1)
+            image = draw_pose(image, np.reshape(result["keypoints"], (-1, 3)), skeleton, threshold)
     return image
+
+
+CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]  # the place is COCO's id
+
+
+def load_detector(name):
+    """A detector of torchvision: a list of RGB images (3, H, W) from 0 to 1 -> dicts of boxes, labels, scores."""
+    detector = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    detector.load_state_dict(load_weights(name))
+    for layer in detector.modules():
+        if name == DETECTORS[0] and isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eps = 0.0  # as it was trained
+    return detector.eval()
+
+
+def detect(dataset, args):
+    """Looks for --category in all images; returns the path of boxes.json, COCO's results, which --boxes reads, too."""
+    name = DETECTORS[args.category != 1] if args.detect == "best" else args.detect
+    if args.category != 1 and name == DETECTORS[0]:
+        raise DataError(f"{name} finds only people; other categories need {' or '.join(DETECTORS[1:])}")
+    detector, what, records = load_detector(name).to(args.device), CATEGORIES[args.category], []
+    image_ids = dataset.image_ids.tolist() if args.data else below_common_folder(dataset.files)[1]
+    for image_id, file in progress(list(zip(image_ids, dataset.files)), "detecting"):
+        pixels = torch.tensor(np.asarray(open_image(file, upright=dataset.upright)[0])).permute(2, 0, 1)  # (3, H, W)
+        with torch.inference_mode():
+            found, = detector([pixels.to(args.device) / 255])
+        good = (found["labels"] == args.category) & (found["scores"] >= args.detect_score)
+        boxes, scores = found["boxes"][good].tolist(), found["scores"][good].tolist()
+        if not boxes:
+            print(f"no {what} found in {file}: taken as one {what} as a whole", file=sys.stderr)
+            boxes, scores = [(0, 0, pixels.shape[2], pixels.shape[1])], [args.detect_score]
+        records += [{"image_id": image_id, "category_id": args.category, "bbox": [x, y, right - x, bottom - y],
+                     "score": score} for (x, y, right, bottom), score in zip(boxes, scores)]
+    write_json(Path(args.out) / "boxes.json", records)
+    return Path(args.out) / "boxes.json"
+
+
+def export_model(model, args):
+    """Writes what `torch.export.load` reads without this code: normalised images (B, 3, H, W) -> heatmaps."""
+    _, texts = with_texts(no_people(["one"], COCO17), model, args)
+    if texts:
+        T, = texts.values()  # (L, D_text)
+        model.register_forward_pre_hook(lambda _, images: (*images, T.expand(images[0].shape[0], -1, -1)))
+    images = torch.zeros(2, 3, *model.config.image_size, device=args.device)
+    program = torch.export.export(model, (images,), dynamic_shapes=[{0: torch.export.Dim("batch")}])
+    with written_whole(args.export) as part:
+        torch.export.save(program, part)
 
 
 def default_device():
@@ -931,24 +1013,39 @@ def sigma_list(text):
     return np.array([float(sigma) for sigma in text.split(",")])
 
 
+def category_id(text):
+    """Type of the option --category: COCO's name -> id."""
+    if text not in CATEGORIES:
+        near = ", ".join(get_close_matches(text, CATEGORIES, 5, 0))
+        raise argparse.ArgumentTypeError(f"expected one of COCO's categories, found {text!r}; near it: {near}")
+    return CATEGORIES.index(text)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Numbers of a results file or of a model, and poses for pictures.")
     add = parser.add_argument
     add("--results", metavar="FILE", help="evaluate this: keypoint results in COCO's format (JSON)")
     add("--annotations", metavar="FILE", help="against these people, in COCO's format (JSON)")
-    add("--sigmas", type=sigma_list, default=COCO17.sigmas, metavar="S1,S2,...",
-        help="OKS sigmas, one for each keypoint (default: COCO's 17)")
-    add("--checkpoint", metavar="FILE", help="use this model: a run's model.pth, or public weights by file or name")
+    add("--sigmas", type=sigma_list, metavar="S1,S2,...", help="OKS sigmas, one for each keypoint (default: known ones)")
+    add("--checkpoint", metavar="FILE", help="use this model: a run's folder, or public weights by file or name")
+    add("--base", metavar="FILE", help="the model that --checkpoint goes around, if that is an adapter")
     add("--data", metavar="NAME:ROOT", help="on this data set, as in train.py")
     add("--split", choices=["train", "val", "all"], default="val", help="of --data")
     add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
     add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON); "
         "the image_id of an own picture is its file's name")
+    add("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
+        help=f"find people first, by one of {', '.join(DETECTORS)}, and write boxes.json to --out, too")
+    add("--detect-score", type=number(float, 0, 1), default=0.3, help="of a box at least; low, for people in art")
+    add("--category", type=category_id, default=1, metavar="NAME", help="of the boxes: person, dog, ... as in COCO")
+    add("--strict", action="store_true", help="a picture that cannot be read is an error, not skipped")
     add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
     add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")
-    add("--out", metavar="FOLDER", help="write results.json and pictures there")
-    add("--pictures", type=number(int, 0), default=100, help="at most so many")
+    add("--out", metavar="FOLDER", help="write results.json, annotations.json (with images) and drawn pictures there")
+    add("--pictures", type=number(int, 0), default=100, metavar="N", help="draw at most so many (default: 100)")
+    add("--threshold", type=number(float, 0, 1), default=0.1, help="draw keypoints with a score above (default: 0.1)")
     add("--compare", action="store_true", help="draw original | adapted | heatmaps side by side")
+    add("--export", metavar="FILE.pt2", help="only write the model, with --prompt baked in, as a torch.export program")
     add("--details", action="store_true", help="numbers also by domain, by keypoint, and by kind of error")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
@@ -958,13 +1055,11 @@ def main(argv=None):
     try:
         if args.results and args.annotations:
             evaluate_results(args)
-        elif args.checkpoint and args.data:
-            evaluate_checkpoint(args)
-        elif args.checkpoint and args.images and args.out:
-            predict_pictures(args)
+        elif args.checkpoint and (args.export or args.out and args.images or args.data and (args.out or not args.detect)):
+            use_model(args)
         else:
-            parser.error("expected --results and --annotations, --checkpoint and --data, or --checkpoint, --images and "
-                         "--out")
+            parser.error("expected --results and --annotations, or --checkpoint with --data, --images or --export; "
+                         "--images and --detect also need --out")
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

@@ -136,7 +136,7 @@ class ViT(nn.Module):
         for i, block in enumerate(self.blocks):
             if n and i < len(prompts):
                 image_tokens = x if i == 0 else x[:, n:]       # without the prompts of the block before
-                x = torch.cat([prompts[i].expand(len(x), -1, -1), image_tokens], dim=1)  # (B, n + N, D)
+                x = torch.cat([prompts[i].expand(x.shape[0], -1, -1), image_tokens], dim=1)  # (B, n + N, D)
             x = block(x)
         x = self.norm(x[:, n:])                                # (B, N, D)
         return x.transpose(1, 2).unflatten(2, self.grid)       # (B, D, H/16, W/16)
@@ -521,8 +521,9 @@ for name, digest in [("ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73
     PUBLIC_FILES[name] = (f"{OPENAI}/{digest}/{name.replace('/', '-')}.pt", digest)
 for size in ("base", "large", "huge"):
     PUBLIC_FILES[f"mae-{size[0]}"] = (f"https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_{size}.pth", "")
-for name in (*TRUNKS, "vgg19"):
-    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
+for name in (*TRUNKS, "vgg19", *DETECTORS):
+    url = torchvision.models.get_model_weights(name)["COCO_V1" if name in DETECTORS else "IMAGENET1K_V1"].url
     PUBLIC_FILES[name] = (url, url[-12:-4])
 
 
