@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from data import encode_heatmaps, normalize
-from eval import number, run_model
+from eval import number, padded, run_model
 from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view, supervised_loss
-from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, encode_sentences, load_clip_text, save_checkpoint
+from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose
 
 # ------------------------------------------------------------------------------------------------------ 1. the recipes
 
@@ -33,7 +33,6 @@ def setting(minutes, paper, help, type=str, **limits):
 # The types of options: `number` makes a function that reads a value and refuses one outside its limits.
 count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, 0, above=True), number(float, 0),
                                         number(float, 0, 1))
-TEMPLATE = "a photo of a {domain} character"
 FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
 
 
@@ -61,9 +60,6 @@ class VLPoseRecipe:
     matcher: str = setting("concat", "concat", "What image tokens attend to: both, text, image.", choices=MATCHERS)
     num_prompts: int = setting(None, None, "Visual prompts per layer; by default the paper's for the size.", count)
     shallow: bool = setting(False, False, "Give prompts only to the first layer.")
-    sentences: str = setting(TEMPLATE, TEMPLATE, "What is read of an image: a template that names its domain, a JSON "
-                             "file {domain: sentence}, or 'description': the image's own.")
-    per_token: bool = setting(False, False, "Read every token of a sentence, not just its end.")
 
 
 @dataclass
@@ -81,6 +77,7 @@ class AlignmentRecipe:
     milestones: tuple = setting(FALLS, (), "Shares of stages 0 and 1 after which rates fall tenfold.", share, nargs="*")
     steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
     adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
+    strategy: str = setting("full", "full", "What stage 2 tunes: all, or VLPose's adapter.", choices=("full", "vlpose"))
     adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same for stage 2.", share, nargs="*")
     steady_discriminator: bool = setting(False, True, "Keep the discriminator's rate as it is.")
     # all stages
@@ -189,7 +186,7 @@ def train_vlpose(options):
     """VLPose's experiment: does art get better, and do photographs stay as they were?"""
     source, target, tests = vlpose_data(options)
     texts = read_texts([target, *(test.dataset for test in tests)], options)
-    base, text_dim = starting_model(options), next(iter(texts.values())).shape[1]
+    base, text_dim = starting_model(options, target.skeleton), next(iter(texts.values())).shape[1]
     model_to_tune(base, text_dim, options)  # a combination that cannot work fails here, before anything is trained
     base_stage, adapt_stage = plan_vlpose(options, base, source, target)
     if options.dry_run:
@@ -210,19 +207,8 @@ def train_vlpose(options):
             [vlpose_crops(target, adapted, options)], run,
             measure=partial(average_precision, tests[-1], adapter_texts, run.workers))
 
-    save_checkpoint(run.folder / "model.pth", adapted, text_weights=options.text_weights,
-                    sentences=options.sentences, per_token=options.per_token)
-    if isinstance(adapted, VLPose):
-        save_tensors(run.folder / "adapter.pth", adapted.adapter_state_dict())
+    save_model(run.folder / "model.pth", adapted, options)
     compare_poses(base, adapted, texts, tests, run)  # the original, the adapted model, and its adapter off
-
-
-def read_texts(datasets, options):
-    """{sentence: T (L, D_text)} of all images, read by the frozen text tower."""
-    if options.text_weights == "random":
-        print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
-    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
-    return encode_sentences(load_clip_text(options.text_weights).to(options.device), sentences, options.per_token)
 
 
 def model_to_tune(base, text_dim, options):
@@ -248,6 +234,7 @@ def train_uda(options):
     source, target, test, labelled_target = alignment_data(options)
     student = new_student(options, test.skeleton)
     stylist = new_stylist(options) if options.image_level else None
+    texts = read_texts([source, target, test], options) if options.strategy == "vlpose" else None
     style_stage, source_stage, adapt_stage = plan_uda(options, stylist, source, target)
     if options.dry_run:
         return
@@ -264,7 +251,7 @@ def train_uda(options):
     if source_stage:
         loss_of = partial(source_loss, source_only, None, source_views, options.bf16)
         fit_or_find(source_stage, source_only, loss_of, [sources], run, depends_on=[str(source_views)])
-        if restyle:
+        if restyle and not texts:
             loss_of = partial(source_loss, student, restyle, source_views, options.bf16)
             fit_or_find(replace(source_stage, name="restyled"), student, loss_of, [sources, targets], run,
                         depends_on=[str(source_views), str(restyle), state_hash(stylist)])
@@ -273,10 +260,12 @@ def train_uda(options):
 
     # Stage 2: student and teacher adapt to the target's images. `MultiLevelAlignment.forward` is a step of it.
     torch.manual_seed(options.seed)
+    if texts:  # both methods at once: the model stays as it is, and only an adapter around it learns
+        student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1])
     alignment = MultiLevelAlignment(
         copy.deepcopy(student), restyle, LossWeights(options.consistency, options.feature_level, options.pose_level),
         target_views, options.ema_decay, labelled_keypoints(source), options.bf16).to(options.device)
-    fit(adapt_stage, alignment, partial(alignment_loss, alignment, source_views), [sources, targets], run)
+    fit(adapt_stage, alignment, partial(alignment_loss, alignment, source_views, texts), [sources, targets], run)
     models = {"source only": source_only, "student": alignment.student, "teacher": alignment.teacher}
 
     # For comparison: what the target's labels would give in as many steps.
@@ -286,7 +275,7 @@ def train_uda(options):
         fit_or_find(replace(adapt_stage, name="oracle", steady=""), models["oracle"],
                     partial(source_loss, models["oracle"], None, source_views, options.bf16), [oracle_data], run,
                     depends_on=[str(source_views)])
-    compare_pck(models, stylist, sources, targets, test, run)
+    compare_pck(models, texts, stylist, sources, targets, test, run, options)
 
 
 def style_loss(stylist, source, target):
@@ -304,9 +293,10 @@ def source_loss(model, restyle, views, bf16, source, target=None):
     return supervised_loss(heatmaps, labels, weights), heatmaps
 
 
-def alignment_loss(alignment, views, source, target):
-    """Stage 2: L = L_sup + L_con + L_adv + L_im, each with its weight."""
-    return alignment(*labelled_images(source, alignment, views), rgb(target, alignment))
+def alignment_loss(alignment, views, texts, source, target):
+    """Stage 2: L = L_sup + L_con + L_adv + L_im, each with its weight. A VLPose reads `texts`, {sentence: T}."""
+    read = [padded([texts[sentence] for sentence in batch["sentence"]]) for batch in (source, target)] if texts else []
+    return alignment(*labelled_images(source, alignment, views), rgb(target, alignment), *read)
 
 
 def labelled_images(batch, model, views):
@@ -342,13 +332,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from data import (COCO17, FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
-                  cache_folder, decode_heatmaps, expecting, load_dataset, read_boxes, with_boxes, with_sentences, with_skeleton,
-                  written_whole)
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
+                  cache_folder, decode_heatmaps, expecting, load_dataset, read_boxes, with_boxes, with_sentences,
+                  with_skeleton, written_whole)
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
-                  predict, predict_people, true_pose, usable_device)
+                  predict, predict_people, skeleton_of, true_pose, usable_device, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import PoseModel, load_backbone, load_pose_model, load_strictly, load_weights
+from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
+                    load_strictly, load_weights, save_checkpoint, with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 
@@ -375,7 +366,7 @@ def plan_uda(options, stylist, source, target):
     """The stages of multi-level alignment, style, source and adapt; it prints what will be trained. Style is None where
     there is no style decoder to train, source where --weights gives a model."""
     common = dict(seed=options.seed, optimizer=options.optimizer, warm_up=options.warm_up, clip=options.clip)
-    both = f"{source.name} and {target.name}"
+    both = source.name if source is target else f"{source.name} and {target.name}"
     style_stage = stage = None
     if stylist and not options.style_weights:
         style_stage = Stage("style", options.style_steps, options.style_lr, options.style_batch or options.batch_size,
@@ -385,7 +376,7 @@ def plan_uda(options, stylist, source, target):
     if not options.weights:
         stage = Stage("source", options.supervised_steps, options.lr, milestones=tuple(options.milestones), **common)
         print_plan(stage, source.name, len(source.annotated))
-        if stylist:
+        if stylist and options.strategy == "full":
             print_plan(replace(stage, name="restyled"), both, len(source.annotated))
     adapt_stage = Stage("adapt", options.steps, options.adapt_lr, milestones=tuple(options.adapt_milestones),
                         steady="discriminator." if options.steady_discriminator else "", **common)
@@ -411,8 +402,9 @@ def alignment_crops(source, target, student, options):
     """What `fit` draws from of the source and of the target, and how far the views of both go (None: no views)."""
     paper = options.augmentation == "paper"
     views = replace(Views() if paper else GENTLE_VIEWS, occlusion=options.occlusion)
-    sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), source.annotated
     targets = Crops(target, student.config.image_size, REGDA if paper else Augmentation()), np.arange(len(target.ids))
+    sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), source.annotated
+    sources = targets if source is target else sources
     return sources, targets, views if paper else None, views
 
 
@@ -573,7 +565,7 @@ def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
     for crops, rows in data:
         people, files = crops.dataset, [(Path(file).name, os.path.getsize(file)) for file in crops.dataset.files]
         labels = hashlib.sha256(people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()).hexdigest()
-        identity += [files, labels, crops.size, asdict(crops.augmentation)]
+        identity += [files, labels, people.skeleton.names, crops.size, asdict(crops.augmentation)]
     path = run.cache / f"{stage.name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
     if path.exists():
         print(f"{stage.name} model: {path} (trained before)")
@@ -609,12 +601,12 @@ class Test:
 
 def vlpose_data(options):
     """What the base learns from (None with --weights), what is adapted to, and the tests: of the source, of the target
-    last."""
-    source = None if options.weights else training_set(options.source, options)
+    last. All have the target's skeleton."""
     target = training_set(options.target, options)
+    source = None if options.weights else training_set(options.source, options, target.skeleton)
     tests = []
     for spec in dict.fromkeys((options.source, options.target)):
-        dataset = open_with_sentences(spec, "val", options)
+        dataset = open_with_sentences(spec, "val", options, target.skeleton)
         if len(dataset.annotated):
             tests.append(Test(dataset, dataset, dataset.annotated))
     if not tests:
@@ -629,12 +621,13 @@ def vlpose_data(options):
     return source, target, tests
 
 
-def open_with_sentences(spec, split, options):
-    return with_sentences(with_skeleton(load_dataset(spec, split, options.cache), COCO17), options.sentences)
+def open_with_sentences(spec, split, options, skeleton=None):
+    dataset = load_dataset(spec, split, options.cache)
+    return with_sentences(with_skeleton(dataset, skeleton) if skeleton else dataset, options.sentences)
 
 
-def training_set(spec, options):
-    dataset = open_with_sentences(spec, "train", options)
+def training_set(spec, options, skeleton=None):
+    dataset = open_with_sentences(spec, "train", options, skeleton)
     if not len(dataset.annotated):
         raise DataError(f"{spec}: expected labelled people to train on, found none")
     report_people(spec, dataset)
@@ -648,14 +641,28 @@ def report_people(spec, dataset):
           + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
 
 
-def starting_model(options):
-    """The model of --weights or --init, or a new one of --size."""
+def starting_model(options, skeleton):
+    """The model of --weights or --init, with a predictor for this skeleton, or a new one of --size."""
     torch.manual_seed(options.seed)
-    given = options.weights or options.init
-    base = load_pose_model(given) if given else PoseModel(MODEL_CONFIGS[options.size])
-    if base.num_keypoints != len(COCO17.names):
-        raise DataError(f"{given}: expected {len(COCO17.names)} keypoints, found {base.num_keypoints}")
-    return base.to(options.device)
+    if given := options.weights or options.init:
+        return with_keypoints(load_pose_model(given), skeleton).to(options.device)
+    return PoseModel(MODEL_CONFIGS[options.size], len(skeleton.names), skeleton).to(options.device)
+
+
+def read_texts(datasets, options):
+    """{sentence: T (L, D_text)} of all images, read by the frozen text tower."""
+    if options.text_weights == "random":
+        print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
+    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
+    return encode_sentences(load_clip_text(options.text_weights).to(options.device), sentences, options.per_token)
+
+
+def save_model(path, model, options):
+    """Writes a model, and in it which sentences it reads. A VLPose's adapter has a file of its own beside it."""
+    about = dict(text_weights=options.text_weights, sentences=options.sentences, per_token=options.per_token)
+    save_checkpoint(path, model, **about)
+    if isinstance(model, VLPose):
+        save_checkpoint(path.with_name("adapter.pth"), model, adapter_only=True, **about)
 
 
 def report_trained_share(model, base, options):
@@ -669,47 +676,54 @@ def report_trained_share(model, base, options):
 # --------------------------------------------------------------------------- data and models for multi-level alignment
 
 def alignment_data(options):
-    """The source with its labels, the target without, the target's test images, and with --oracle its training images
-    with their labels, else None."""
-    test = load_dataset(options.target, "val", options.cache)
-    labelled_target = load_dataset(options.target, "train", options.cache)
+    """The source with its labels, the target without, what is tested on, and with --oracle the target's training images
+    with their labels, else None. All have the skeleton of the labels that are tested on. Without such the test is the
+    target, and the skeleton the source's; with --source none the source is the target, the skeleton the model's."""
+    test = open_with_sentences(options.test or options.target, "val", options)
+    labelled_target = open_with_sentences(options.target, "train", options)
+    source = None if options.source == "none" else open_with_sentences(options.source, "train", options)
+    if options.test and not len(test.annotated):
+        raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
+    skeleton = (test.skeleton if len(test.annotated) else source.skeleton if source
+                else skeleton_of(load_pose_model(options.weights)))
     target = labelled_target.unlabelled()
-    source = with_skeleton(load_dataset(options.source, "train", options.cache), test.skeleton)
-    enough = {"--source": (options.source, len(source.annotated)), "--target": (options.target, len(target.ids))}
+    target = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
+    source, test = with_skeleton(source, skeleton) if source else target, test if len(test.annotated) else target
+    enough = {f"--target {options.target}: expected enough people": len(target.ids)}
+    if source is not target:
+        enough[f"--source {options.source}: expected enough labelled people"] = len(source.annotated)
+        report_people(options.source, source)
     if options.oracle:
-        enough["--oracle"] = options.target, len(labelled_target.annotated)
-    for option, (spec, people) in enough.items():
+        labelled_target = with_skeleton(labelled_target, skeleton)
+        enough[f"--oracle {options.target}: expected enough labelled people"] = len(labelled_target.annotated)
+    for expected, people in enough.items():
         if people < options.batch_size:
-            raise DataError(f"{option} {spec}: expected enough people for a batch of {options.batch_size}, "
-                            f"found {people}")
-    if not len(test.annotated):
-        raise DataError(f"--target {options.target}: expected labelled people to test on, found none")
-    report_people(options.source, source)
+            raise DataError(f"{expected} for a batch of {options.batch_size}, found {people}")
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
     return source, target, test, labelled_target if options.oracle else None
 
 
 def labelled_keypoints(dataset):
-    """Indices of the keypoints that anybody in the data set has labelled."""
-    return np.flatnonzero((dataset.keypoints[:, :, 2] > 0).any(0)).tolist()
+    """Indices of the keypoints that anybody in the data set has labelled; None where nobody has any."""
+    return np.flatnonzero((dataset.keypoints[:, :, 2] > 0).any(0)).tolist() or None
 
 
 def new_student(options, skeleton):
     """An untrained student, but for the backbone of --init; or the trained one of --weights."""
     torch.manual_seed(options.seed)
-    size, keypoints = tuple(options.image_size) if options.image_size else None, len(skeleton.names)
+    size = tuple(options.image_size) if options.image_size else None
     if options.weights:
-        student = load_pose_model(options.weights, size)
-        if student.num_keypoints != keypoints:
-            raise DataError(f"{options.weights}: expected {keypoints} keypoints, as the target has, "
-                            f"found {student.num_keypoints}")
+        student = with_keypoints(load_pose_model(options.weights, size), skeleton)
         student.config = replace(student.config, sigma=options.sigma or student.config.sigma)
     else:
         config = MODEL_CONFIGS[options.size]
         size = size or ((256, 256) if config.trunk else config.image_size)
-        student = PoseModel(replace(config, image_size=size, sigma=options.sigma or config.sigma), keypoints)
+        config = replace(config, image_size=size, sigma=options.sigma or config.sigma)
+        student = PoseModel(config, len(skeleton.names), skeleton)
         if options.init:
             load_backbone(student, options.init)
+    if options.strategy == "vlpose":
+        check_adapter(student.config, "dual", None)
     return student.to(options.device)
 
 
@@ -752,11 +766,15 @@ def compare_poses(base, adapted, texts, tests, run):
                 tables[column][f"{name} ({test.dataset.name})" if name in tables[column] else name] = row
     print_domains(tables)
     if "adapter off" in tables:
-        same = results["adapter off"] == results["original"]  # every coordinate and score
-        print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
+        report_adapter_off(results["adapter off"], results["original"])
     run.write("results.json", json.dumps(tables, indent=2))
-    people = [person for test in tests for person in one_of_each_domain(test.dataset, columns)]
-    draw_sheet(people).save(run.folder / "poses.png")
+    draw_sheet([person for test in tests for person in some_of_each_domain(
+        test.dataset, columns, PREVIEWS // len(tests))]).save(run.folder / "poses.png")
+
+
+def report_adapter_off(found, original):
+    same = found == original  # every coordinate and score
+    print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
 
 
 def print_domains(tables):
@@ -773,15 +791,16 @@ def print_domains(tables):
         for row, members in rows.items() if members}))
 
 
-def one_of_each_domain(dataset, columns):
-    """A person of each domain as the annotators, the original model and the adapted model see them, to draw."""
-    domains, first = np.unique(dataset.domains[dataset.image_index[dataset.annotated]], return_index=True)
-    rows, poses = dataset.annotated[first], {}
+def some_of_each_domain(dataset, columns, count):
+    """About `count` people, one at least of each domain, as the annotators and both models see them, to draw."""
+    domains, poses = dataset.domains[dataset.image_index[dataset.annotated]], {}
+    names = np.unique(domains)
+    rows = np.concatenate([dataset.annotated[domains == name][:max(1, count // len(names))] for name in names])
     for label in ("original", "adapted"):
         poses[label] = [np.reshape(result["keypoints"], (-1, 3)) for result in predict(
             columns[label][0], dataset, columns[label][1], rows)]
     return [(domain, dataset, row, {"truth": true_pose(dataset, row)} | {label: poses[label][n] for label in poses})
-            for n, (domain, row) in enumerate(zip(domains, rows))]
+            for n, (domain, row) in enumerate(zip(dataset.domains[dataset.image_index[rows]], rows))]
 
 
 def draw_styles(stylist, sources, targets):
@@ -794,34 +813,44 @@ def draw_styles(stylist, sources, targets):
     return Image.fromarray((255 * grid).byte().permute(1, 2, 0).numpy())
 
 
-def compare_pck(models, stylist, sources, targets, test, run):
-    """Keeps the models, prints and keeps their PCK on the target's test images, and draws what some of them predict."""
+def compare_pck(models, texts, stylist, sources, targets, test, run, options):
+    """Keeps the models, prints and keeps their PCK or, where nobody is labelled, what can be known without labels, and
+    draws what some of them predict."""
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
         draw_styles(stylist, sources, targets).save(run.folder / "style.png")
-    table, poses = {}, {}
+    table, poses, results, labelled = {}, {}, {}, len(test.annotated) > 0
+    results_of = partial(predict, dataset=test, flip=False, workers=run.workers)
     for name, model in models.items():
-        save_checkpoint(run.folder / f"{name.replace(' ', '-')}.pth", model)
-        results = predict(model, test, flip=False, workers=run.workers)
-        pck = partial(pck_of_results, test, results, model.config.image_size, groups=test.skeleton.groups)
-        grid = grid_pck(model, test, groups=test.skeleton.groups, workers=run.workers)
-        table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
-        poses[name] = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
-    print(format_table("PCK@0.05", {group: {name: column[group] for name, column in table.items()}
-                                    for group in table["teacher"]}))
-    if "oracle" in table:
+        read = texts if isinstance(model, VLPose) else None
+        save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, options)  # the teacher's adapter.pth stays
+        results[name] = results_of(model, texts=read)
+        if labelled:
+            pck = partial(pck_of_results, test, results[name], model.config.image_size, groups=test.skeleton.groups)
+            grid = grid_pck(model, test, test.skeleton.groups, read, run.workers)
+            table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
+        else:
+            table[name] = without_labels(model, test, read, run.workers)
+        poses[name] = np.array([result["keypoints"] for result in results[name]]).reshape(len(results[name]), -1, 3)
+    print(format_table("PCK@0.05" if labelled else "no labels", {
+        group: {name: column[group] for name, column in table.items()} for group in table["teacher"]}))
+    if not labelled:  # see `without_labels`
+        print("sure: the share of scores of at least 0.5; agreement: of two views, the median in pixels of the crop")
+    if "oracle" in table and labelled:
         means = {name: column["mean"] for name, column in table.items()}
         gap = means["oracle"] - means["source only"] or math.nan
         print("share of the gap between source only and oracle that is closed: " + ", ".join(
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
+    if texts:
+        report_adapter_off(results_of(models["teacher"]), results["source only"])
     run.write("results.json", json.dumps(table, indent=2))
 
     sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # `confidence_mask`, of all test images
-    people = []
-    for place in np.linspace(0, len(test.annotated) - 1, PREVIEWS).astype(int):
-        row, labels = test.annotated[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
+    people, rows = [], test.annotated if labelled else np.arange(len(test.ids))
+    for place in np.linspace(0, len(rows) - 1, PREVIEWS).astype(int):
+        row, labels = rows[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
         people.append((Path(test.files[test.image_index[row]]).name, test, row, {
-            "truth": true_pose(test, row), "source only": poses["source only"][place],
+            "truth" if labelled else "picture": true_pose(test, row), "source only": poses["source only"][place],
             "pseudo-labels": labels, "teacher": poses["teacher"][place]}))
     draw_sheet(people).save(run.folder / "poses.png")
 
@@ -856,6 +885,10 @@ def parse_options(argv):
     run_options(parser.add_argument_group("The run").add_argument)
     options = parser.parse_args(argv)
     options.cache = options.cache or str(cache_folder())
+    if options.mode == "uda" and options.source == "none":
+        if not options.weights:
+            parser.error("--source none: expected --weights, the model to adapt")
+        options.image_level = options.feature_level = 0.0
     return settle_epochs(options, recipe, parser)
 
 
@@ -876,10 +909,11 @@ def data_options(add, mode):
         add("--source", default="figures#natural", help="name:root or name:root#domain: what the base learns from.")
         add("--target", default="figures#artificial", help="Likewise: what is adapted to.")
         add("--boxes", help="Test on the target in these boxes: a detector's results in COCO's format.")
-        add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32.")
     else:
-        add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from.")
+        add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from; or "
+            "none: the model of --weights adapts without a source, and so without image and feature level.")
         add("--target", default="figures#photo", help="Likewise: whose images are adapted to; its labels only test.")
+        add("--test", help="Likewise: labelled people to test on, in place of the target's.")
         add("--image-size", type=number(int, 32, step=32), nargs=2, metavar=("HEIGHT", "WIDTH"),
             help="Of crops. By default 256 256 for ResNets, else the size's own.")
         add("--sigma", type=rate, help="Of heatmaps' Gaussians, in their pixels. By default the size's own.")
@@ -887,6 +921,10 @@ def data_options(add, mode):
         add("--style-weights", help="Its decoder, instead of training one: a file, adain-decoder, or RUN/style.pth.")
         add("--oracle", action=argparse.BooleanOptionalAction, default=False,
             help="Train with the target's labels, too, to see what is left to gain.")
+    add("--sentences", default="a photo of a {domain} character", help="What is read of an image: a template that "
+        "names its domain, a JSON file {domain: sentence}, or 'description': the image's own.")
+    add("--per-token", action=argparse.BooleanOptionalAction, default=False, help="Read all tokens, not just the end.")
+    add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32.")
     add("--init", help="Weights that training starts from: a file or a name such as mae-b or resnet50.")
     add("--weights", help="A trained model to adapt, instead of training one: a file or a name such as vitpose-b.")
 

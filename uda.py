@@ -31,7 +31,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from data import MEAN, STD, encode_heatmaps, expecting, invert_matrix, normalize, transform_points
-from vlpose import WeightsError, load_strictly, load_weights
+from vlpose import RelationMatcher, WeightsError, load_strictly, load_weights
 
 # -------------------------------------------------------------------------------------- supervision, on the source
 
@@ -314,11 +314,12 @@ def make_teacher(student):
 
     It sees only target images. In training mode it normalises them with their own statistics, not with the source's
     (adaptive BatchNorm, arXiv 1603.04779), and gathers these in its buffers for the test. Averaging the student's
-    buffers instead would mix in the source images that the student sees. Drop path is off: a label must not be noisy.
+    buffers instead would mix in the source images that the student sees. Drop path and dropout are off: a label must
+    not be noisy.
     """
     teacher = copy.deepcopy(student).requires_grad_(False).train()
     for module in teacher.modules():
-        if isinstance(module, StochasticDepth):
+        if isinstance(module, (StochasticDepth, RelationMatcher)):
             module.p = 0.0
     return teacher
 
@@ -343,7 +344,8 @@ class LossWeights:
 class MultiLevelAlignment(nn.Module):
     """Stage 2: the student, its teacher and the discriminator; `forward` is one step of adaptation.
 
-    student: a PoseModel that has learned from the source's labels. The teacher's last update is never made.
+    student: a PoseModel that has learned from the source's labels, or a VLPose around one, of which only the adapter
+        learns. The teacher's last update is never made.
     restyle: (source images, target images) -> source images in the target's style: `StyleTransfer.restyle` with its
         probability filled in, or another function in its place. None leaves out the image level.
     source_keypoints: those that the source labels, all if it is None. The student is taught no others, so its heatmaps
@@ -355,16 +357,16 @@ class MultiLevelAlignment(nn.Module):
                  bf16=False):
         super().__init__()
         self.student, self.teacher = student, make_teacher(student)
-        self.discriminator = DomainDiscriminator(student.head.predictor.in_channels)
+        self.discriminator = DomainDiscriminator(student.predictor.in_channels)
         self.config, self.restyle, self.weights, self.views = student.config, restyle, weights, views
         self.source_keypoints = slice(None) if source_keypoints is None else source_keypoints
         self.decay, self.bf16 = decay, bf16
 
-    def forward(self, source, labels, label_weights, target):
+    def forward(self, source, labels, label_weights, target, source_text=(), target_text=()):
         """One step -> (L, the student's heatmaps of the source images (B, K, h, w)).
 
         source, target (B, 3, H, W): images, RGB in [0, 1]; labels (B, K, h, w), label_weights (B, K): the source's
-        heatmaps, from `encode_heatmaps`. The target has none.
+        heatmaps, from `encode_heatmaps`. The target has none. source_text, target_text: T and a mask, for a VLPose.
         """
         weights, size = self.weights, self.config.image_size
 
@@ -377,7 +379,7 @@ class MultiLevelAlignment(nn.Module):
             source = self.restyle(source, target)                                             # (B, 3, H, W)
 
         # 2. Supervision: the student learns from the source's labels.
-        heatmaps, source_features = heatmaps_and_features(self.student, source, self.bf16)
+        heatmaps, source_features = heatmaps_and_features(self.student, source, self.bf16, *source_text)
         loss = supervised_loss(heatmaps, labels, label_weights)
         if not (weights.consistency or weights.adversarial or weights.information):
             return loss, heatmaps
@@ -389,7 +391,7 @@ class MultiLevelAlignment(nn.Module):
 
         # 4. The teacher's heatmaps, back in the frame of the whole image: their peaks become pseudo-labels in part 5.
         with torch.no_grad():
-            found, _ = heatmaps_and_features(self.teacher, teacher_view, self.bf16)
+            found, _ = heatmaps_and_features(self.teacher, teacher_view, self.bf16, *target_text)
             found = self.to_whole_image(found, to_teacher)                                    # (B, K, h, w)
 
         # 5. Consistency: the student must find in its view what the teacher found in the other one. Adaptive occlusion
@@ -398,7 +400,7 @@ class MultiLevelAlignment(nn.Module):
             room = (min(size) + 1) // 3  # the largest patch that `occlude` has room for
             patch = min(round(self.views.patch * size[0]), room)
             student_view = occlude(student_view, found, to_student, self.views.occlusion, size=patch)
-        predicted, target_features = heatmaps_and_features(self.student, student_view, self.bf16)
+        predicted, target_features = heatmaps_and_features(self.student, student_view, self.bf16, *target_text)
         predicted = self.to_whole_image(predicted, to_student)                                # (B, K, h, w)
         if weights.consistency:
             pseudo_labels, mask = rectify(found, self.config.sigma), confidence_mask(found)
@@ -424,11 +426,11 @@ class MultiLevelAlignment(nn.Module):
         return warp(heatmaps, back)[:, self.source_keypoints]
 
 
-def heatmaps_and_features(model, images, bf16):
+def heatmaps_and_features(model, images, bf16, *text):
     """(B, K, h, w) and (B, C, h, w), in float32, of RGB images (B, 3, H, W) in [0, 1]. bf16: computed in bfloat16."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        features = model.features(normalize(images))
-        heatmaps = model.head.predictor(features)
+        features = model.features(normalize(images), *text)
+        heatmaps = model.predictor(features)
     return heatmaps.float(), features.float()
 
 
@@ -465,7 +467,6 @@ def gram(features):
     """How strongly each two channels of features f (B, C, h, w) fire together: f fᵀ / (C h w), (B, C, C)."""
     flat = features.flatten(2)  # (B, C, h w)
     return flat @ flat.mT / flat[0].numel()
-
 
 
 def source_view(images, keypoints, visible, views):

@@ -193,6 +193,10 @@ class PoseModel(nn.Module):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
         return self.head.block2(self.head.block1(self.backbone(images)))
 
+    @property
+    def predictor(self):
+        return self.head.predictor
+
 
 # ----------------------------------------------------------------------------------------------- 4. CLIP's text tower
 
@@ -276,7 +280,7 @@ class RelationMatcher(nn.Module):
         super().__init__()
         if variant not in MATCHERS:
             raise ValueError(f"matcher: expected one of {', '.join(MATCHERS)}, not {variant!r}")
-        self.heads, self.variant = heads, variant
+        self.heads, self.variant, self.p = heads, variant, 0.1  # p: of dropout
         if variant != "image":
             self.text = nn.Linear(text_dim, dim)
         self.query = nn.Linear(dim, dim)
@@ -297,7 +301,7 @@ class RelationMatcher(nn.Module):
         q = split_heads(self.query(E), self.heads)                  # (B, heads, N, d)
         k, v = (split_heads(part, self.heads)                       # (B, heads, N + L, d)
                 for part in self.key_value(context).chunk(2, dim=-1))
-        dropout = 0.1 if self.training else 0.0
+        dropout = self.p if self.training else 0.0
         Mv = F.scaled_dot_product_attention(q, k, v, mask, dropout)  # M (B, heads, N, N + L) times v
         return self.norm(E + self.out(merge_heads(Mv)))             # R (B, N, D)
 

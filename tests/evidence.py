@@ -3,6 +3,8 @@
     python tests/evidence.py vlpose --jobs 2                       strategies, decoders, matchers, text, prompts
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
     python tests/evidence.py lsp --root /data/lsp --init resnet18  figures to real photographs
+    python tests/evidence.py both --jobs 2                         VLPose's adapter learns from art without labels
+    python tests/evidence.py tiny --jobs 2                         after `both`: 40 labelled pictures, 13 joints
 
 Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one is skipped, a
 stopped one goes on. All numbers are in a CSV file. Jobs beside each other share the cores.
@@ -26,10 +28,11 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from data import NATURAL_DOMAINS, STYLES, load_dataset, with_sentences  # noqa: E402
+from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, load_dataset, make_skeleton,  # noqa: E402
+                  to_coco, with_sentences, with_skeleton)
 from eval import domain_table, predict  # noqa: E402
 from train import parse_options  # noqa: E402
-from vlpose import encode_sentences, load_clip_text, load_model  # noqa: E402
+from vlpose import VLPose, encode_sentences, load_clip_text, load_model  # noqa: E402
 
 IMAGE, FEATURE, POSE = "--image-level 0", "--feature-level 0", "--pose-level 0"
 LEVELS = {  # row -> what is left out; the first six are the quick ones
@@ -58,14 +61,27 @@ HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
 
+BOTH = {"plain alignment": "", "both methods": "--strategy vlpose"}
+BOTH_MODELS = {  # row of the table -> row of the experiment, its model
+    "the original, photographs only": ("both methods", "source-only"),
+    "plain alignment, student": ("plain alignment", "student"), "its teacher": ("plain alignment", "teacher"),
+    "both methods, student": ("both methods", "student"), "its teacher, adapter.pth": ("both methods", "teacher")}
+PICTURES = ("cartoon", "art")
+TINY_STRATEGIES = {"full": "--strategy full", "last": "--strategy last", "vlpose": ""}
+TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed}} {options}"
+        for pictures in PICTURES for name, options in TINY_STRATEGIES.items()}
+
 EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "vlpose": ("--mode vlpose", STRATEGIES | VARIANTS | HELD_OUT, 3),
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
-    "lsp": (f"--mode uda {LSP}", LEVELS, 6)}
+    "lsp": (f"--mode uda {LSP}", LEVELS, 6),
+    "both": ("--mode uda --source figures#photo --target figures#artificial --supervised-steps 3300", BOTH, 2),
+    "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY, 6)}
 
 
-def common_options(args):
-    return EXPERIMENTS[args.experiment][0].format(root=shlex.quote(args.root), init=shlex.quote(args.init))
+def filled(args, options, seed=0):
+    return options.format(root=shlex.quote(args.root), init=shlex.quote(args.init), folder=args.folder, seed=seed,
+                          domain="{domain}")
 
 
 def commands(args):
@@ -74,7 +90,8 @@ def commands(args):
     for row, options in EXPERIMENTS[args.experiment][1].items():
         oracle = "--oracle" if row == "all three levels" else ""
         for seed in range(args.seeds):
-            found[row, seed] = shlex.split(f"{common_options(args)} {options} {oracle} --seed {seed}")
+            common = EXPERIMENTS[args.experiment][0]
+            found[row, seed] = shlex.split(filled(args, f"{common} {options} {oracle} --seed {seed}", seed))
     return found
 
 
@@ -120,18 +137,59 @@ def read_sentences(folder):
     return json.loads(path.read_text())
 
 
+def domains_of(folder):
+    """{model: {domain: AP}} of a run's models of both methods, on photographs and on each art, an adapter on; kept in
+    domains.json."""
+    path = folder / "domains.json"
+    if not path.exists():
+        tables = defaultdict(dict)
+        for name in ("source-only", "student", "teacher"):
+            model, texts = load_model(folder / f"{name}.pth"), None
+            for spec in ("figures#photo", "figures#artificial"):
+                figures = with_sentences(load_dataset(spec, "val"), model.about["sentences"])
+                if isinstance(model, VLPose):
+                    clip_text = load_clip_text(model.about["text_weights"])
+                    texts = encode_sentences(clip_text, np.unique(figures.sentences).tolist())
+                tables[name] |= domain_table(figures, predict(model, figures, texts), model.config.image_size)
+        path.write_text(json.dumps(tables))
+    return json.loads(path.read_text())
+
+
+def draw_tiny_sets(args):
+    """COCO folders with 40 labelled figures to train on, another 40 for each seed, and all of `val`, with 13 joints."""
+    joints = [name for name in COCO17.names if "eye" not in name and "ear" not in name]
+    kept = [COCO17.names.index(name) for name in joints]
+    skeleton = make_skeleton(joints, [(kept.index(a), kept.index(b)) for a, b in COCO17.edges if {a, b} <= {*kept}])
+    for pictures, spec in zip(PICTURES, ("figures#cartoon", "figures#artificial")):
+        splits = {split: with_skeleton(load_dataset(spec, split), skeleton) for split in ("train", "val")}
+        for seed in range(args.seeds):
+            home = args.folder / f"tiny-{pictures}-{seed}"
+            if not home.exists():
+                (home / "annotations").mkdir(parents=True)
+                (home / "images").symlink_to(below_common_folder(splits["val"].files)[0])
+                chosen = np.random.default_rng(seed).permutation(len(splits["train"].files)) < 40
+                for split, figures in (("train", splits["train"].select_images(chosen)), ("val", splits["val"])):
+                    path = home / "annotations" / f"person_keypoints_{split}2017.json"
+                    path.write_text(json.dumps(to_coco(figures)))
+
+
 def tuning_measures(row, folder):
     """{model: {measure: number}} of a run of VLPose: AP by domain and on average over art, and how much was trained."""
     results = json.loads((folder / "results.json").read_text())
     if row in READERS:
         results |= read_sentences(folder)
-    found = {model: {domain: numbers["AP"] for domain, numbers in domains.items()}
-             for model, domains in results.items()}
+    found = with_mean_of_art(results)
+    trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
+    found["adapted"]["trained"] = int(trained.replace(",", ""))
+    return found
+
+
+def with_mean_of_art(tables):
+    """{model: {domain: AP}} of {model: {domain: {"AP": ...}}}, with the mean of all styles where all are there."""
+    found = {model: {domain: numbers["AP"] for domain, numbers in domains.items()} for model, domains in tables.items()}
     for numbers in found.values():
         if numbers.keys() >= set(ART):  # a run without one of the styles has no mean to compare
             numbers["art"] = float(np.mean([numbers[style] for style in ART]))
-    trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
-    found["adapted"]["trained"] = int(trained.replace(",", ""))
     return found
 
 
@@ -141,8 +199,12 @@ def collect(args, rows):
     for row, seed in rows:
         folder = folder_of(args, row, seed)
         if (folder / "results.json").exists():
-            measured = (tuning_measures(row, folder) if args.experiment == "vlpose"
-                        else json.loads((folder / "results.json").read_text()))
+            if args.experiment in ("vlpose", "tiny"):
+                measured = tuning_measures(row, folder)
+            elif args.experiment == "both":
+                measured = with_mean_of_art(domains_of(folder))
+            else:
+                measured = json.loads((folder / "results.json").read_text())
             for model, measures in measured.items():
                 for measure, value in measures.items():
                     numbers[row, model][measure].append(value)
@@ -183,6 +245,25 @@ def print_tuning(numbers):
             trained = found["trained"][0] if "trained" in found else 0
             print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
                   f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} | {trained:,} | {code(options)} |")
+
+
+def print_both(numbers):
+    print(f"| AP | seeds | mean of art | photo | {' | '.join(ART)} |" + "\n|" + 11 * "---|")
+    for row, key in BOTH_MODELS.items():
+        if found := numbers[key]:
+            print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
+                  f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} |")
+
+
+def print_tiny(numbers):
+    print("| 40 labelled pictures of | AP on these | on photographs | options |\n|---|---|---|---|")
+    for pictures in PICTURES:
+        rows = {f"{pictures}, not adapted": (numbers[f"{pictures}, full", "original"], "--strategy scratch")}
+        rows |= {f"{pictures}, {name}": (numbers[f"{pictures}, {name}", "adapted"], options)
+                 for name, options in TINY_STRATEGIES.items()}
+        for row, (found, options) in rows.items():
+            if found:
+                print(f"| {row} | {spread(found[pictures])} | {spread(found['photo'])} | {code(options)} |")
 
 
 def print_sentences(numbers):
@@ -279,16 +360,23 @@ def main():
     args.folder.mkdir(parents=True, exist_ok=True)
     _, rows, quick = EXPERIMENTS[args.experiment]
     options_of = commands(args)
+    if args.experiment == "tiny":
+        draw_tiny_sets(args)
     chosen = [] if args.tables else list(rows)[:quick if args.quick else None]
     tasks = [(args, row, seed, options) for (row, seed), options in options_of.items() if row in chosen]
     with ThreadPoolExecutor(args.jobs) as pool:
         failed = any(list(pool.map(lambda task: run(*task), tasks)))
     numbers = collect(args, options_of)
-    print(f"\nEach row is python train.py {common_options(args)} --seed 0 (or 1, 2, ...), and its options:\n")
+    common = filled(args, EXPERIMENTS[args.experiment][0])
+    print(f"\nEach row is python train.py {common} --seed 0 (or 1, 2, ...), and its options:\n")
     if args.experiment == "vlpose":
         print_tuning(numbers)
         print_sentences(numbers)
         draw_tradeoff(numbers, args.folder / "vlpose.png")
+    elif args.experiment == "both":
+        print_both(numbers)
+    elif args.experiment == "tiny":
+        print_tiny(numbers)
     else:
         print_alignment(numbers)
         draw_sensitivity(numbers, args.folder / f"{args.experiment}.png")

@@ -16,7 +16,7 @@ def args(tmp_path):
                               init="resnet18")
 
 
-@pytest.mark.parametrize("experiment", ["vlpose", "uda", "lsp"])
+@pytest.mark.parametrize("experiment", evidence.EXPERIMENTS)
 def test_every_row_is_a_command_that_train_accepts(args, experiment):
     args.experiment = experiment
     options = [parse_options(words) for words in evidence.commands(args).values()]

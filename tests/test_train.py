@@ -3,6 +3,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import torchvision
 
 import train
 import uda
-from data import COCO17, draw_figures, load_dataset
+from data import COCO17, below_common_folder, draw_figures, load_dataset, make_skeleton, to_coco
+from eval import predict
 from train import Stage, batch_keys, learning_rate, main, parameter_groups
 from conftest import ROOT
-from vlpose import VIT_CONFIGS, PoseModel, load_model, save_checkpoint
+from vlpose import VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,23 @@ def test_a_run_leaves_its_numbers_models_and_pictures(run):
         "config.json", "log.csv", "results.json", "model.pth", "adapter.pth", "curves.png", "poses.png",
         "base.checkpoint.pth", "adapt.checkpoint.pth"}
     assert (run / "adapter.pth").stat().st_size < 2e6
+
+
+def test_an_adapters_file_around_the_base_is_the_whole_model(run, cache):
+    model = load_model(run / "adapter.pth", base=next(cache.glob("base-*.pth")))
+    assert isinstance(model, VLPose) and model.about == load_model(run / "model.pth").about
+    for name, tensor in load_model(run / "model.pth").state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_the_pictures_show_a_few_people_of_each_domain_where_there_are_few(run, cache, monkeypatch, tmp_path):
+    titles = []
+    monkeypatch.setattr(train, "draw_sheet", lambda people, draw=train.draw_sheet: (
+        titles.append([title for title, *_ in people]), draw(people))[1])
+    assert main(command(cache, tmp_path / "photos", "--target", "figures#cartoon")) == 0
+    assert main(command(cache, tmp_path / "art")) == 0
+    assert titles[0] == ["photo"] * 3 + ["cartoon"] * 2 and titles[1][:3] == ["photo"] * 3
+    assert len(set(titles[1])) == len(titles[1]) - 2 == 8  # each art once
 
 
 def test_with_the_adapter_off_the_original_is_back_exactly(run):
@@ -285,7 +304,7 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
 @pytest.mark.parametrize("arguments, words", [
     (["--source", "figures#marble"], "marble"),
     (["--target", "coco:/nowhere"], "no such file or folder"),
-    (["--batch-size", "5"], "sculpture: expected enough people for a batch of 5, found 4"),
+    (["--batch-size", "5"], "sculpture: expected enough labelled people for a batch of 5, found 4"),
     (["--style-weights", "{run}/teacher.pth"], "teacher.pth"),
     (["--style-encoder", "{run}/style.pth"], "expected the public AdaIN encoder"),
     (["--weights", "{run}/style.pth"], "style.pth"),
@@ -315,12 +334,187 @@ def test_bad_input_to_alignment_is_one_line_and_exit_status_2(aligned, cache, tm
     assert not (tmp_path / "bad").exists()
 
 
+# --------------------------------------------------------------------------------------- both methods under one roof
+
+def both_command(cache, out, *more):
+    return uda_command(cache, out, "--strategy", "vlpose", "--source", "figures#photo", "--target", "figures#cartoon",
+                       *more)
+
+
+@pytest.fixture(scope="module")
+def both(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "both"
+    assert main(both_command(cache, folder)) == 0
+    return folder
+
+
+def test_an_adapter_that_learns_without_labels_leaves_its_files(both):
+    assert {file.name for file in both.glob("*.pth")} == {
+        "style.pth", "source-only.pth", "student.pth", "teacher.pth", "adapter.pth",
+        *(f"{stage}.checkpoint.pth" for stage in ("style", "source", "adapt"))}  # no `restyled`
+    assert (both / "adapter.pth").stat().st_size < 2e6
+    student, teacher, adapter = (load_model(both / f"{name}.pth", base=both / "source-only.pth")
+                                 for name in ("student", "teacher", "adapter"))
+    about = {"text_weights": "random", "sentences": "a photo of a {domain} character", "per_token": False}
+    assert student.about == teacher.about == adapter.about == about
+    assert all(torch.equal(tensor, adapter.state_dict()[name]) for name, tensor in teacher.state_dict().items())
+    assert not torch.equal(student.prompts, teacher.prompts)
+
+
+def test_alignment_leaves_no_trace_in_the_base_and_moves_the_whole_adapter(both):
+    original, teacher = load_model(both / "source-only.pth"), load_model(both / "teacher.pth")
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, teacher.base.state_dict()[name]), name
+    torch.manual_seed(0)  # of the run
+    start = VLPose(original, 128).adapter_state_dict()
+    for name, tensor in teacher.adapter_state_dict().items():
+        assert not torch.equal(tensor, start[name]), name
+
+
+def test_with_the_aligned_adapter_off_the_source_only_model_is_back_exactly(both, cache):
+    figures, teacher = load_dataset("figures", "val", cache), load_model(both / "teacher.pth")
+    found = predict(teacher, figures)
+    assert found == predict(load_model(both / "source-only.pth"), figures)
+    figures = train.with_sentences(figures, teacher.about["sentences"])
+    texts = encode_sentences(load_clip_text("random"), np.unique(figures.sentences).tolist())
+    assert found != predict(teacher, figures, texts)
+
+
+def test_an_aligned_run_says_that_the_adapter_can_be_switched_off(cache, tmp_path, capsys):
+    assert main(both_command(cache, tmp_path / "run", "--per-token", "--oracle")) == 0
+    assert "adapter off gives the original's poses exactly: yes" in capsys.readouterr().out
+
+
+def test_an_adapter_that_learns_without_labels_resumes_to_the_same_numbers(both, cache, tmp_path, monkeypatch):
+    resumed = stopped_and_resumed(both_command, cache, tmp_path, monkeypatch, "adapt")
+    for model in ("student", "teacher"):
+        for name, tensor in weights(both, model).items():
+            assert torch.equal(tensor, weights(resumed, model)[name]), (model, name)
+
+
+def test_a_model_with_the_simple_decoder_is_refused_before_anything_is_trained(cache, tmp_path, capsys):
+    save_checkpoint(tmp_path / "simple.pth", PoseModel(replace(VIT_CONFIGS["tiny"], decoder_dim=0)))
+    assert main(both_command(cache, tmp_path / "bad", "--weights", str(tmp_path / "simple.pth"))) == 2
+    assert "needs the classic decoder" in capsys.readouterr().err and not (tmp_path / "bad").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- any skeleton
+
+def with_joints(cache, folder, count):
+    """A COCO file of the drawn cartoons with so many keypoints: 12 or more of COCO's, then others."""
+    figures = load_dataset(f"figures:{cache / train.FIGURES}#cartoon", "train")
+    body = [name for name in COCO17.names if count > 17 or "eye" not in name and "ear" not in name]
+    names = (*body, *(f"{side}_finger_{number}" for number in range(count) for side in ("left", "right")))[:count]
+    keypoints = np.resize(figures.keypoints[:, [COCO17.names.index(name) for name in body]].transpose(1, 0, 2),
+                          (count, len(figures.ids), 3)).transpose(1, 0, 2)
+    skeleton = make_skeleton(names, [(0, 1), (1, 2)])
+    (folder / "images").symlink_to(below_common_folder(figures.files)[0])
+    (folder / "people.json").write_text(json.dumps(to_coco(replace(figures, skeleton=skeleton, keypoints=keypoints))))
+    return f"coco:{folder / 'people.json'}", names
+
+
+@pytest.mark.parametrize("count", [13, 21, 133])
 @pytest.mark.parametrize("make", [command, uda_command])
-def test_a_target_with_other_joints_is_refused_by_their_names(cache, tmp_path, real, capsys, make):
-    target = f"animalpose:{real / 'animals' / 'animalpose' / 'test_animalpose.json'}"
-    assert main(make(cache, tmp_path / "bad", "--target", target)) == 2
+def test_the_targets_file_says_which_keypoints_there_are(cache, tmp_path, capsys, make, count):
+    target, names = with_joints(cache, tmp_path, count)
+    assert main(make(cache, tmp_path / "new", "--target", target, "--batch-size", "2")) == 0
+    kept = ["model"] if make is command else ["source-only", "teacher"]
+    models = [load_model(tmp_path / "new" / f"{name}.pth") for name in kept]
+    for model in models:
+        model = getattr(model, "base", model)
+        assert (model.skeleton.names, model.num_keypoints, model.skeleton.edges) == (names, count, ((0, 1), (1, 2)))
+    missing = [name for name in names if name not in COCO17.names]
+    assert ("its skeleton lacks " + ", ".join(missing) in capsys.readouterr().out) == bool(missing)
+
+
+@pytest.mark.parametrize("make", [command, uda_command])
+def test_a_given_model_gets_a_predictor_for_other_keypoints_and_keeps_those_that_it_has(cache, tmp_path, capsys, make):
+    target, names = with_joints(cache, tmp_path, 13)
+    torch.manual_seed(5)
+    given = PoseModel(VIT_CONFIGS["tiny"])
+    save_checkpoint(tmp_path / "given.pth", given)
+    assert main(make(cache, tmp_path / "run", "--target", target, "--batch-size", "2", "--weights",
+                     str(tmp_path / "given.pth"))) == 0
+    assert "a new predictor for 13 keypoints, 13 of which the model has had" in capsys.readouterr().out
+    original = load_model(tmp_path / "run" / ("model.pth" if make is command else "source-only.pth"))
+    joints = [COCO17.names.index(name) for name in names]
+    predictor = getattr(original, "base", original).head.predictor
+    assert torch.equal(predictor.weight, given.head.predictor.weight[joints])
+
+
+@pytest.mark.parametrize("make", [command, uda_command])
+def test_skeletons_that_share_no_joint_are_refused_by_their_names(cache, tmp_path, capsys, make):
+    target, names = with_joints(cache, tmp_path, 13)
+    contents = json.loads((tmp_path / "people.json").read_text())
+    contents["categories"][0]["keypoints"] = [f"fin_{number}" for number in range(13)]
+    (tmp_path / "people.json").write_text(json.dumps(contents))
+    assert main(make(cache, tmp_path / "bad", "--target", target, "--batch-size", "2")) == 2
     error = capsys.readouterr().err
-    assert ("left_front_hoof" if make is uda_command else "left_ankle") in error and not (tmp_path / "bad").exists()
+    assert "its skeleton has no keypoint of fin_0, fin_1" in error and not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("make", [command, uda_command])
+def test_animals_are_learned_by_their_own_joints_and_what_people_share_with_them(cache, tmp_path, real, capsys, make):
+    target = f"animalpose:{real / 'animals' / 'animalpose' / 'test_animalpose.json'}"
+    assert main(make(cache, tmp_path / "run", "--target", target, "--batch-size", "1")) == 0
+    assert "its skeleton lacks left_front_hoof" in capsys.readouterr().out
+    assert load_model(tmp_path / "run").num_keypoints == 14
+
+
+# --------------------------------------------------------------------------------------------- pictures without labels
+
+@pytest.fixture
+def pictures(cache, tmp_path):
+    home = tmp_path / "pictures"
+    shutil.copytree(cache / train.FIGURES / "images" / "cartoon", home)
+    return f"pictures:{home}"
+
+
+@pytest.mark.parametrize("strategy", ["full", "vlpose"])
+def test_pictures_without_labels_are_adapted_to_and_what_can_be_known_is_said(cache, tmp_path, pictures, capsys,
+                                                                             strategy):
+    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--strategy", strategy)) == 0
+    printed = capsys.readouterr().out
+    table = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(table) == ["source only", "student", "teacher"]
+    for numbers in table.values():
+        assert set(numbers) == {"sure", "agreement"} and 0 <= numbers["sure"] <= 1 and numbers["agreement"] > 0
+    assert "no labels " in printed and "agreement" in printed
+    assert {"teacher.pth", "poses.png", "curves.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
+
+
+def test_labels_for_the_test_may_come_from_elsewhere(cache, tmp_path, pictures):
+    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--test", "figures#cartoon")) == 0
+    table = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(table["teacher"]) == {*COCO17.groups, "mean", "mean at 0.2", "mean (grid)"}
+
+
+def test_a_model_adapts_to_pictures_without_any_source(cache, tmp_path, pictures, capsys):
+    torch.manual_seed(0)
+    given = PoseModel(VIT_CONFIGS["tiny"], 3, make_skeleton(("head", "left_hand", "right_hand"), [(0, 1), (0, 2)]))
+    save_checkpoint(tmp_path / "given.pth", given)
+    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--source", "none", "--weights",
+                            str(tmp_path / "given.pth"))) == 0
+    assert f"plan: adapt: 4 steps of 4 crops ({pictures}: " in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "run").glob("*.checkpoint.pth")} == {"adapt.checkpoint.pth"}
+    teacher, student = load_model(tmp_path / "run" / "teacher.pth"), load_model(tmp_path / "run" / "student.pth")
+    assert teacher.skeleton.names == given.skeleton.names
+    assert not torch.equal(student.head.predictor.weight, given.head.predictor.weight)
+    rows = [line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]]
+    assert float(rows[-1][2]) != 0  # the loss: consistency and pose level
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--source", "{pictures}"], "expected enough labelled people for a batch of 4, found 0"),
+    (["--source", "none"], "--source none: expected --weights"),
+    (["--test", "{pictures}"], "expected labelled people to test on, found none"),
+])
+def test_labels_that_are_missing_where_they_are_needed_are_named(cache, tmp_path, pictures, capsys, arguments, words):
+    try:
+        status = main(uda_command(cache, tmp_path / "bad", *(word.format(pictures=pictures) for word in arguments)))
+    except SystemExit as leaving:  # argparse
+        status = leaving.code
+    assert status == 2 and words in capsys.readouterr().err and not (tmp_path / "bad").exists()
 
 
 # ----------------------------------------------------------------------------------------------- recipes and protocols

@@ -19,8 +19,8 @@ from uda import (GENTLE_VIEWS, DomainDiscriminator, LossWeights, MultiLevelAlign
                  adversarial_loss, confidence_mask, consistency_loss, ema_update, heatmaps_and_features,
                  information_maximization_loss, jitter_color, make_teacher, occlude, peaks, random_affine, rectify,
                  resize_affine, reverse_gradient, supervised_loss, warp)
-from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, WeightsError, cache_folder, load_backbone, load_pose_model,
-                    save_checkpoint)
+from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, VLPose, WeightsError, cache_folder, load_backbone,
+                    load_pose_model, save_checkpoint)
 
 VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), decoder_dim=16, sigma=1.0)
 SIMPLE = ViTConfig(32, 2, 4, 0.5, 0, 1.0, image_size=(64, 64), decoder_dim=0)
@@ -626,6 +626,64 @@ def test_steps_bring_the_loss_down(step):
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.97 * losses[0]
+
+
+def adapter_aligned():
+    """A VLPose as the student, whose adapter is not at its quiet start any more."""
+    torch.manual_seed(0)
+    base = PoseModel(VIT, K)
+    nn.init.normal_(base.head.predictor.weight, std=0.1)
+    student = VLPose(base, 6, num_prompts=2)
+    nn.init.ones_(student.matcher.norm.weight)
+    return MultiLevelAlignment(student, None, LossWeights(), replace(GENTLE_VIEWS, occlusion=0.0), 0.9).train()
+
+
+TEXTS = (torch.randn(4, 1, 6), None), (torch.randn(4, 3, 6), torch.tensor([[True, True, False]] * 4))  # source, target
+
+
+def test_of_a_vlpose_only_the_students_adapter_learns(step):
+    model = adapter_aligned()
+    model(*step, *TEXTS)[0].backward()
+    for name, parameter in model.named_parameters():
+        learns = not name.startswith(("teacher.", "student.base."))  # the discriminator does, too
+        assert (parameter.grad is not None and parameter.grad.abs().max() > 0) == learns, name
+
+
+def test_the_frozen_base_of_both_stays_in_evaluation_mode_and_the_teachers_adapter_follows(step):
+    model = adapter_aligned()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model(*step, *TEXTS)
+    with torch.no_grad():
+        model.student.prompts += 1
+    model(*step, *TEXTS)
+    torch.testing.assert_close(model.teacher.prompts, before["teacher.prompts"] + 0.1)
+    for name, tensor in model.state_dict().items():
+        if ".base." in name:
+            assert torch.equal(tensor, before[name]), name
+    assert not torch.equal(model.teacher.auxiliary1[1].running_mean, before["teacher.auxiliary1.1.running_mean"])
+
+
+def test_each_domain_is_read_with_its_own_text(step):
+    def read(*texts):
+        torch.manual_seed(1)
+        return adapter_aligned()(*step, *texts)
+
+    (loss, heatmaps), (source, target) = read(*TEXTS), TEXTS
+    other = read(source, (torch.zeros(4, 1, 6), None))
+    assert torch.equal(heatmaps, other[1]) and loss != other[0]
+    assert not torch.equal(heatmaps, read((torch.zeros(4, 1, 6), None), target)[1])
+
+
+def test_the_teachers_labels_are_not_noisy_though_the_students_matcher_has_dropout():
+    torch.manual_seed(0)
+    student = VLPose(PoseModel(VIT, K), 6)
+    nn.init.ones_(student.matcher.norm.weight)
+    images, text = torch.rand(2, 3, *SIZE), TEXTS[0][0][:2]
+
+    def twice(model):
+        return torch.equal(*(model.train()(images, text) for _ in range(2)))
+
+    assert twice(make_teacher(student)) and not twice(student)
 
 
 def test_source_images_are_redrawn_with_the_given_probability(figures):
