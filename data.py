@@ -552,7 +552,7 @@ def read_skeleton(path, content):
             return COCO17
         names, people = tuple(map(str, given[0]["keypoints"])), content["annotations"]
         if len(set(names)) < len(names) or any(category["keypoints"] != given[0]["keypoints"] for category in given):
-            raise ValueError(f"found {len(given)} categories, the first with {len(names)} names: {', '.join(names):.80}")
+            raise ValueError(f"found {len(given)} categories, the first with {len(names)} names")
         if people and not len(people[0]["keypoints"]) % 3:
             names = names[:len(people[0]["keypoints"]) // 3]
         return make_skeleton(names, [(a - 1, b - 1) for a, b in given[0].get("skeleton") or ()
@@ -750,7 +750,7 @@ def read_boxes(path, rows, category=1):
             raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file name), a 'bbox' [x, y, w, h] of "
                             f"some size and a 'score', found {record!r:.120}")
         if row == SHARED:
-            raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected its folder, too")
+            raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected a folder, too")
         if row < 0:
             elsewhere += 1
         elif record.get("category_id", 1) == category:
@@ -1151,8 +1151,8 @@ def read_animalpose(spec, root, split):
     return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
 
 
-READERS = {"pictures": read_folder, "lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped, "human36m": read_cropped,
-           "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
+READERS = {"pictures": read_folder, "lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped,
+           "human36m": read_cropped, "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
 
 
 # === Appendix C: the built-in figures; skip on a first reading ========================================================

@@ -706,13 +706,7 @@ def scripted_tensors(module, seen, prefix=""):
 
 # ---------------------------------------------------------------------------------- models: names, layouts, loading
 
-CLIP_TEXT_CONFIGS = {
-    "ViT-B/32": CLIPTextConfig(512, 8, 12, 512),
-    "ViT-B/16": CLIPTextConfig(512, 8, 12, 512),
-    "ViT-L/14": CLIPTextConfig(768, 12, 12, 768),
-    "RN50": CLIPTextConfig(512, 8, 12, 1024),
-    "random": CLIPTextConfig(128, 4, 2, 128),  # stands in where no public weights are given
-}
+RANDOM_TEXT = CLIPTextConfig(128, 4, 2, 128)  # stands in where no public weights are given
 
 
 NAMES = [  # from what others call our tensors: mmpose 1.x, the authors of ViTPose, HF transformers, MAE, OpenAI's CLIP
@@ -838,13 +832,16 @@ def load_model(path_or_name, image_size=None, base=None):
         raise ValueError(f"image size {image_size}: expected multiples of {PATCH}")
     path = find_file(path_or_name)
     contents = read_file(path)
-    if contents.get("format") == FORMAT and "base" not in contents:
-        return load_around(base, image_size, path, contents)
-    state = tensors_of(contents, path)
+    state, own, skeleton = tensors_of(contents, path), contents.get("format") == FORMAT, None
     with expecting(path, "a pose model", WeightsError):
-        own = contents.get("format") == FORMAT
-        if own:
+        if own and "base" not in contents:
+            if base is None:
+                raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too (eval.py: --base)")
+            inner = load_pose_model(base, image_size)
+            config, keypoints, skeleton, state = inner.config, inner.num_keypoints, inner.skeleton, inner.state_dict()
+        elif own:
             config, keypoints = ViTConfig(**contents["config"]), contents["num_keypoints"]
+            skeleton = skeleton_from(contents["skeleton"]) if contents.get("skeleton") else None
         elif path_or_name in TRUNKS:
             config, keypoints = MODEL_CONFIGS[path_or_name], 17
             state = {f"backbone.body.{name}": tensor for name, tensor in without_classifier(state).items()}
@@ -856,7 +853,6 @@ def load_model(path_or_name, image_size=None, base=None):
         image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
         if image_size != config.image_size and not config.trunk:
             state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)
-        skeleton = skeleton_from(contents["skeleton"]) if own and contents.get("skeleton") else None
         model = PoseModel(replace(config, image_size=image_size), keypoints, skeleton)
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(untrained)}
         if own and "adapter" in contents:
@@ -864,17 +860,6 @@ def load_model(path_or_name, image_size=None, base=None):
             state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"]
         model.about = contents["about"] if own else {}
         return load_strictly(model, state, path).eval()
-
-
-def load_around(base, image_size, path, contents):
-    """The VLPose of a file that holds an adapter only, around the base model that a file or name gives."""
-    if base is None:
-        raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too (eval.py: --base)")
-    with expecting(path, "an adapter", WeightsError):
-        model = VLPose(load_pose_model(base, image_size), **contents["options"])
-        model.load_adapter(contents["adapter"])
-        model.about = contents["about"]
-        return model.eval()
 
 
 def load_pose_model(path_or_name, image_size=None):
@@ -895,7 +880,8 @@ def with_keypoints(model, skeleton):
     for joint, place in kept:
         new.predictor.weight.data[joint], new.predictor.bias.data[joint] = old.weight.data[place], old.bias.data[place]
     print(f"a new predictor for {len(skeleton.names)} keypoints, {len(kept)} of which the model has had")
-    model.head.predictor, model.num_keypoints, model.skeleton = new.predictor.to(old.weight), len(skeleton.names), skeleton
+    model.head.predictor = new.predictor.to(old.weight)
+    model.num_keypoints, model.skeleton = len(skeleton.names), skeleton
     return model
 
 
@@ -918,7 +904,7 @@ def load_clip_text(path_or_name):
     if path_or_name == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return CLIPText(CLIP_TEXT_CONFIGS["random"]).eval()
+            return CLIPText(RANDOM_TEXT).eval()
     path = find_file(path_or_name)
     other = ("visual", "vision_model.", "logit_", "input_resolution", "context_length", "vocab_size")
     state = {name: tensor for name, tensor in load_weights(path).items() if not name.startswith(other)}
