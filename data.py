@@ -750,7 +750,7 @@ def read_boxes(path, rows, category=1):
             raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file name), a 'bbox' [x, y, w, h] of "
                             f"some size and a 'score', found {record!r:.120}")
         if row == SHARED:
-            raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected a folder, too")
+            raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected folders")
         if row < 0:
             elsewhere += 1
         elif record.get("category_id", 1) == category:
@@ -882,7 +882,6 @@ with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8")
 BODY16, ANIMAL18, ANIMAL14 = (SKELETONS[name] for name in ("BODY16", "ANIMAL18", "ANIMAL14"))
 SIGMAS = {name.removeprefix("left_").removeprefix("right_"): sigma for skeleton in [*SKELETONS.values()][::-1]
           for name, sigma in zip(skeleton.names, skeleton.sigmas)}  # COCO's, where it has any
-SIGMA = 0.05  # of a keypoint that no known skeleton has
 LOWER = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}  # words of the lower half
 WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
 
@@ -907,7 +906,7 @@ def make_skeleton(names, edges):
     for joint, name in enumerate(map(plain_name, names)):
         words = [word for word in name.split("_") if word not in ("left", "right")]
         kind = "_".join(words) or name  # of both sides: eye
-        sigmas.append(SIGMAS.get(kind, SIGMA))
+        sigmas.append(SIGMAS.get(kind, 0.05))  # the default is ours
         if "front" in words or not LOWER & set(words):
             upper.append(joint)
         groups[kind] = (*groups.get(kind, ()), joint)
@@ -1152,7 +1151,8 @@ def read_animalpose(spec, root, split):
 
 
 READERS = {"pictures": read_folder, "lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped,
-           "human36m": read_cropped, "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
+           "human36m": read_cropped, "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal,
+           "animalpose": read_animalpose}
 
 
 # === Appendix C: the built-in figures; skip on a first reading ========================================================

@@ -271,7 +271,6 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
@@ -795,9 +794,6 @@ def use_model(args):
     model = load_model(args.checkpoint, base=args.base).to(args.device)
     if isinstance(model, VLPose) and not (args.prompt or args.data):
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    if args.category not in CATEGORIES:
-        near = ", ".join(get_close_matches(args.category, CATEGORIES, 5, 0))
-        raise DataError(f"--category: expected one of COCO's, found {args.category!r}; near it: {near}")
     if args.export:
         return export_model(model, args)
     if args.data:
@@ -982,7 +978,7 @@ def main(argv=None):
     add("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
         help=f"find people first, by {' or '.join(DETECTORS)}; writes boxes.json, too")
     add("--detect-score", type=number(float, 0, 1), default=0.3, help="of a box at least; low, for people in art")
-    add("--category", default="person", help="of the boxes: COCO's name (default: person)")
+    add("--category", choices=CATEGORIES, default="person", metavar="NAME", help="of the boxes (default: person)")
     add("--strict", action="store_true", help="a picture that cannot be read is an error, not skipped")
     add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
     add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")

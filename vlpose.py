@@ -410,7 +410,7 @@ class VLPose(nn.Module):
         return B2(m1) + A2(m1)                        #   m₂ = B₂(m₁) + A₂(m₁)
 
     def adapter_state_dict(self):
-        """Only the adapter's tensors, which turn any copy of the same base into this VLPose: 1 MB of tiny, 29 of base."""
+        """Only the adapter's tensors, which turn any copy of its base into this VLPose: 1 MB of tiny, 29 of base."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
 
     def load_adapter(self, state):
@@ -518,7 +518,7 @@ def find_file(path_or_name):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), expected)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); if you have it, put it at {path}") from None
+            raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); or put it at {path}") from None
     with open(path, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(expected):

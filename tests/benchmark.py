@@ -41,7 +41,7 @@ from eval import classify_detections, coco_numbers, read_truth_and_detections
 from train import Stage, model_to_tune, parameter_groups, parse_options, set_training_mode
 from uda import (MultiLevelAlignment, StyleTransfer, confidence_mask, consistency_loss, ema_update,
                  information_maximization_loss, jitter_color, occlude, random_affine, rectify, resize_affine, warp)
-from vlpose import CLIP_TEXT_CONFIGS, MODEL_CONFIGS, PATCH, VIT_CONFIGS, PoseModel, VLPose
+from vlpose import MODEL_CONFIGS, PATCH, RANDOM_TEXT, VIT_CONFIGS, PoseModel, VLPose
 
 
 def take_turns(actions, rounds):
@@ -124,7 +124,7 @@ def matrix_products(config, batch, dtype):
 
 def benchmark_step(args):
     torch.manual_seed(0)
-    config, text_dim = VIT_CONFIGS[args.size], CLIP_TEXT_CONFIGS["random"].embed_dim
+    config, text_dim = VIT_CONFIGS[args.size], RANDOM_TEXT.embed_dim
     base = PoseModel(config)
     height, width = config.image_size
     images, texts = torch.randn(args.batch, 3, height, width), torch.randn(args.batch, 1, text_dim)

@@ -55,7 +55,7 @@ def test_a_coco_file_becomes_arrays(tmp_path):
 
 @pytest.fixture
 def gallery(tmp_path):
-    """Pictures of 30×20 pixels in three folders, three of the same name, one that lies on its side, and one that is none."""
+    """Pictures of 30×20 pixels in three folders, three of one name, one on its side, and one that is none."""
     folder = tmp_path / "gallery"
     (folder / "b").mkdir(parents=True)
     (folder / "z").mkdir()
@@ -91,7 +91,7 @@ def test_boxes_in_a_folder_say_where_its_people_are(gallery):
 
 
 @pytest.mark.parametrize("image_id, words", [
-    ("one.png", None), ("one", "two pictures are called one; expected a folder, too"),
+    ("one.png", None), ("one", "two pictures are called one; expected folders"),
     ("elsewhere.png", "boxes of category 1 .* in the images; found none")])
 def test_a_box_belongs_to_one_picture(gallery, image_id, words):
     (gallery / "boxes.json").write_text(json.dumps([{"image_id": image_id, "bbox": [1, 2, 3, 4]}]))
