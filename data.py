@@ -693,7 +693,9 @@ def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
         except DataError as error:
             if strict:
                 raise
-            print(f"{error}; skipped, {len(boxes)} read so far", file=sys.stderr)
+            print(f"{error}; skipped", file=sys.stderr)
+    if len(boxes) < len(files):
+        print(f"{name}: skipped {len(files) - len(boxes)} of {len(files)}", file=sys.stderr)
     if not boxes:
         raise DataError(f"{name}: expected pictures, found none that can be read")
     pictures = no_people(list(boxes), skeleton, name)

@@ -279,12 +279,13 @@ import torchvision
 from PIL import ExifTags, Image, ImageDraw
 
 from data import (BOX, ID, NUMBER, SKELETONS, below_common_folder, cache_folder, column, crop_matrix, crop_width,
-                  domain_of, encode_heatmaps, find_pictures, image_file, load_dataset, image_rows, make_skeleton, no_people,
-                  open_image, picture_rows, plain_name, progress, read_boxes, read_columns, read_json, read_pictures,
-                  read_skeleton, to_coco, warp_image, with_boxes, with_sentences, written_whole)
+                  domain_of, encode_heatmaps, find_pictures, image_file, image_rows, load_dataset, make_skeleton,
+                  no_people, open_image, picture_rows, plain_name, progress, read_boxes, read_columns, read_json,
+                  read_pictures, read_skeleton, to_coco, warp_image, with_boxes, with_sentences, written_whole)
 from vlpose import DETECTORS, VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_weights
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
+CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]  # the place is COCO's id
 
 
 def oks_of_pairs(truth, detections, person, detection, sigmas):
@@ -543,19 +544,14 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     return pck_of_cells(*map(np.concatenate, zip(*cells)), grid, threshold, groups)
 
 
-MOVED = Augmentation(scale=0.2, shift=0.1, rotation=20)  # the other view of `without_labels`
-
-
 def without_labels(model, dataset, texts=None, workers=0):
     """What can be known of a model without labels, on all people of a data set: {"sure": the share of keypoints with a
     score of at least 0.5, "agreement": how far apart a keypoint is in two views, the median in pixels of the crop}.
-
-    The views are the plain crop and one that is moved, scaled and turned at random, always the same way.
-    """
+    The views are the plain crop and one that is moved, scaled and turned at random, always the same way."""
     people, size = np.arange(len(dataset.ids)), model.config.image_size
     plain, moved = (np.reshape([result["keypoints"] for result in predict(
         model, dataset, texts, people, flip=False, workers=workers, augmentation=view)], (len(people), -1, 3))
-        for view in (Augmentation(), MOVED))
+        for view in (Augmentation(), Augmentation(scale=0.2, shift=0.1, rotation=20)))
     apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
     return {"sure": float((plain[:, :, 2] >= 0.5).mean()), "agreement": float(np.median(apart))}
 
@@ -610,8 +606,7 @@ def skeleton_of(model):
     """The skeleton of a PoseModel or a VLPose: its own, or the known one of as many keypoints."""
     skeleton = getattr(model, "base", model).skeleton or SKELETONS.get(model.num_keypoints)
     if skeleton is None:
-        raise DataError(f"expected a model that names its keypoints, or has {', '.join(map(str, SKELETONS))} of them; "
-                        f"found one of {model.num_keypoints} without names")
+        raise DataError(f"expected a model that names its keypoints, found one of {model.num_keypoints} without names")
     return skeleton
 
 
@@ -681,14 +676,12 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     draw = ImageDraw.Draw(layer)
     xy = [tuple(point) for point in (keypoints[:, :2] - corner + 0.5) * fine]
     alpha = (255 * np.clip(keypoints[:, 2], 0.5, 1)).astype(int)
-    for rim in (width / 2, 0):  # the rims of all, then the colours over them
-        for a, b in skeleton.edges:
-            if drawn[a] and drawn[b]:
-                color = (0, 0, 0) if rim else limb_color(skeleton, a, b)
-                draw.line([xy[a], xy[b]], (*color, min(alpha[a], alpha[b])), round((width + rim) * fine))
-        for j in np.flatnonzero(drawn):
-            color = (0, 0, 0) if rim else limb_color(skeleton, j)
-            draw.circle(xy[j], (width + rim / 2) * fine, (*color, alpha[j]))
+    for a, b in skeleton.edges:
+        if drawn[a] and drawn[b]:
+            for color, part in (((0, 0, 0), 1.5), (limb_color(skeleton, a, b), 1)):  # dark below, to be seen as a rim
+                draw.line([xy[a], xy[b]], (*color, min(alpha[a], alpha[b])), round(part * width * fine))
+    for j in np.flatnonzero(drawn):
+        draw.circle(xy[j], 1.25 * width * fine, (*limb_color(skeleton, j), alpha[j]), (0, 0, 0, alpha[j]), fine)
     layer = layer.reduce(fine)
     image.paste(layer, tuple(corner.astype(int)), layer)
     return image
@@ -710,12 +703,8 @@ def draw_sheet(people, side=192):
             moved = np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]])
             sheet.paste(draw_pose(crop, moved, dataset.skeleton), (x * side, 18 + y * side))
     for y, label in enumerate(labels):
-        write_label(sheet, (4, 22 + y * side), label)
+        ImageDraw.Draw(sheet).text((4, 22 + y * side), label, "white", stroke_width=1, stroke_fill="black")
     return sheet
-
-
-def write_label(picture, place, text, size=10):
-    ImageDraw.Draw(picture).text(place, text, "white", stroke_width=1, stroke_fill="black", font_size=size)
 
 
 def true_pose(dataset, row):
@@ -836,6 +825,9 @@ def use_model(args):
     model = load_model(args.checkpoint, base=args.base).to(args.device)
     if isinstance(model, VLPose) and not (args.prompt or args.data):
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
+    if args.category not in CATEGORIES:
+        near = ", ".join(get_close_matches(args.category, CATEGORIES, 5, 0))
+        raise DataError(f"--category: expected one of COCO's, found {args.category!r}; near it: {near}")
     if args.export:
         return export_model(model, args)
     if args.data:
@@ -855,7 +847,7 @@ def use_model(args):
     if args.detect:
         args.boxes = detect(dataset, args)
     if args.boxes:
-        rows, boxes, box_scores = read_boxes(args.boxes, rows, args.category)
+        rows, boxes, box_scores = read_boxes(args.boxes, rows, CATEGORIES.index(args.category))
         boxed, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
     results = predict_people(model, boxed, texts, people, box_scores, args.workers)
     if args.out:
@@ -867,17 +859,9 @@ def use_model(args):
         print_numbers(args, to_coco(dataset), results, dataset.skeleton, pck=pck)
 
 
-def write_json(path, content):
-    with written_whole(path) as part:
-        part.write_text(json.dumps(content))
-
-
 def write_poses(args, dataset, results):
-    """results.json; and annotations.json, which `load_dataset` and annotation programs read, beside its images.
-
-    There a keypoint is visible (2) with a score of at least 0.5, hidden (1) if it is drawn at all, or not labelled.
-    """
-    write_json(Path(args.out) / "results.json", results)
+    """results.json; and annotations.json, which `load_dataset` and annotation programs read, with the images: there a
+    keypoint is visible (2) with a score of at least 0.5, hidden (1) if it is drawn at all, or else not labelled."""
     image_ids, boxes = (np.array([result[key] for result in results]) for key in ("image_id", "box"))
     people = with_boxes(dataset, image_rows("results", dataset.image_ids, np.arange(len(results)), image_ids), boxes)
     poses = np.reshape([result["keypoints"] for result in results], people.keypoints.shape)
@@ -891,10 +875,14 @@ def write_poses(args, dataset, results):
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.is_symlink() or not place.exists():
             place.unlink(missing_ok=True)  # of an earlier run
-            with suppress(OSError):  # where links are not possible
-                # What EXIF turns is copied upright: not all programs turn it, `load_dataset` does not.
-                open_image(file, upright=True)[0].save(place) if turned > 1 else place.symlink_to(os.path.abspath(file))
-    write_json(Path(args.out) / "annotations.json", content)
+            if turned > 1:  # not all programs turn it, `load_dataset` does not
+                open_image(file, upright=True)[0].save(place, quality=95)
+            else:
+                with suppress(OSError):  # where links are not possible
+                    place.symlink_to(os.path.abspath(file))
+    for name, records in (("results.json", results), ("annotations.json", content)):
+        with written_whole(Path(args.out) / name) as part:
+            part.write_text(json.dumps(records))
 
 
 def draw_pictures(args, model, dataset, texts, people, box_scores, results):
@@ -905,33 +893,26 @@ def draw_pictures(args, model, dataset, texts, people, box_scores, results):
     rows, digits = np.unique(in_image), max(3, len(str(dataset.image_ids.max())))
     for row in progress(rows[:args.pictures], "drawing pictures"):
         image, number = open_image(dataset.files[row], upright=dataset.upright)[0], dataset.image_ids[row]
-        panels = {label: draw_people(image, poses, number, dataset.skeleton, args.threshold)
-                  for label, poses in found.items()}
+        panels = dict.fromkeys(found, image)
+        for label, poses in found.items():
+            for pose in (pose["keypoints"] for pose in poses if pose["image_id"] == number):
+                panels[label] = draw_pose(panels[label], np.reshape(pose, (-1, 3)), dataset.skeleton, args.threshold)
         if args.compare:
             panels["heatmaps"] = draw_heatmaps(image, model, dataset, texts, people[in_image == row])
         sheet = Image.fromarray(np.hstack([np.asarray(panel) for panel in panels.values()]))
         for place, label in enumerate(panels):
-            write_label(sheet, (place * image.width + 4, 2), label, max(10, image.width / 30))
+            ImageDraw.Draw(sheet).text((place * image.width + 4, 2), label, "white", stroke_width=1,
+                                       stroke_fill="black", font_size=max(10, image.width / 30))
         sheet.save(Path(args.out) / f"{number:0{digits}d}-{Path(dataset.files[row]).stem}.jpg", quality=92)
-    print(f"{args.out}: {len(results)} poses; {len(people) - len(results)} that repeat another are left out; "
-          f"{len(rows[:args.pictures])} of {len(rows)} images drawn", file=sys.stderr)
-
-
-def draw_people(image, results, image_id, skeleton, threshold):
-    """The image with all poses that were found in it."""
-    for result in results:
-        if result["image_id"] == image_id:
-            image = draw_pose(image, np.reshape(result["keypoints"], (-1, 3)), skeleton, threshold)
-    return image
-
-
-CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]  # the place is COCO's id
+    print(f"{args.out}: {len(results)} poses in {len(rows)} of {len(dataset.files)} images, without "
+          f"{len(people) - len(results)} that repeat another; {len(rows[:args.pictures])} drawn", file=sys.stderr)
 
 
 def load_detector(name):
     """A detector of torchvision: a list of RGB images (3, H, W) from 0 to 1 -> dicts of boxes, labels, scores."""
     detector = torchvision.models.get_model(name, weights=None, weights_backbone=None)
     detector.load_state_dict(load_weights(name))
+    detector.roi_heads.keypoint_roi_pool = None  # only boxes, in half the time
     for layer in detector.modules():
         if name == DETECTORS[0] and isinstance(layer, torch.nn.BatchNorm2d):
             layer.eps = 0.0  # as it was trained
@@ -940,24 +921,26 @@ def load_detector(name):
 
 def detect(dataset, args):
     """Looks for --category in all images; returns the path of boxes.json, COCO's results, which --boxes reads, too."""
-    name = DETECTORS[args.category != 1] if args.detect == "best" else args.detect
-    if args.category != 1 and name == DETECTORS[0]:
+    what, category, records = args.category, CATEGORIES.index(args.category), []
+    name = DETECTORS[what != "person"] if args.detect == "best" else args.detect
+    if what != "person" and name == DETECTORS[0]:
         raise DataError(f"{name} finds only people; other categories need {' or '.join(DETECTORS[1:])}")
-    detector, what, records = load_detector(name).to(args.device), CATEGORIES[args.category], []
+    detector, path = load_detector(name).to(args.device), Path(args.out or "") / "boxes.json"
     image_ids = dataset.image_ids.tolist() if args.data else below_common_folder(dataset.files)[1]
     for image_id, file in progress(list(zip(image_ids, dataset.files)), "detecting"):
         pixels = torch.tensor(np.asarray(open_image(file, upright=dataset.upright)[0])).permute(2, 0, 1)  # (3, H, W)
         with torch.inference_mode():
             found, = detector([pixels.to(args.device) / 255])
-        good = (found["labels"] == args.category) & (found["scores"] >= args.detect_score)
+        good = (found["labels"] == category) & (found["scores"] >= args.detect_score)
         boxes, scores = found["boxes"][good].tolist(), found["scores"][good].tolist()
         if not boxes:
             print(f"no {what} found in {file}: taken as one {what} as a whole", file=sys.stderr)
             boxes, scores = [(0, 0, pixels.shape[2], pixels.shape[1])], [args.detect_score]
-        records += [{"image_id": image_id, "category_id": args.category, "bbox": [x, y, right - x, bottom - y],
-                     "score": score} for (x, y, right, bottom), score in zip(boxes, scores)]
-    write_json(Path(args.out) / "boxes.json", records)
-    return Path(args.out) / "boxes.json"
+        records += [{"image_id": image_id, "category_id": category, "score": score,
+                     "bbox": [x, y, right - x, bottom - y]} for (x, y, right, bottom), score in zip(boxes, scores)]
+    with written_whole(path) as part:
+        part.write_text(json.dumps(records))
+    return path
 
 
 def export_model(model, args):
@@ -1013,20 +996,12 @@ def sigma_list(text):
     return np.array([float(sigma) for sigma in text.split(",")])
 
 
-def category_id(text):
-    """Type of the option --category: COCO's name -> id."""
-    if text not in CATEGORIES:
-        near = ", ".join(get_close_matches(text, CATEGORIES, 5, 0))
-        raise argparse.ArgumentTypeError(f"expected one of COCO's categories, found {text!r}; near it: {near}")
-    return CATEGORIES.index(text)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Numbers of a results file or of a model, and poses for pictures.")
     add = parser.add_argument
     add("--results", metavar="FILE", help="evaluate this: keypoint results in COCO's format (JSON)")
     add("--annotations", metavar="FILE", help="against these people, in COCO's format (JSON)")
-    add("--sigmas", type=sigma_list, metavar="S1,S2,...", help="OKS sigmas, one for each keypoint (default: known ones)")
+    add("--sigmas", type=sigma_list, metavar="S1,S2,...", help="OKS sigmas of the keypoints (default: the skeleton's)")
     add("--checkpoint", metavar="FILE", help="use this model: a run's folder, or public weights by file or name")
     add("--base", metavar="FILE", help="the model that --checkpoint goes around, if that is an adapter")
     add("--data", metavar="NAME:ROOT", help="on this data set, as in train.py")
@@ -1035,9 +1010,9 @@ def main(argv=None):
     add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON); "
         "the image_id of an own picture is its file's name")
     add("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
-        help=f"find people first, by one of {', '.join(DETECTORS)}, and write boxes.json to --out, too")
+        help=f"find people first, by {' or '.join(DETECTORS)}; writes boxes.json, too")
     add("--detect-score", type=number(float, 0, 1), default=0.3, help="of a box at least; low, for people in art")
-    add("--category", type=category_id, default=1, metavar="NAME", help="of the boxes: person, dog, ... as in COCO")
+    add("--category", default="person", help="of the boxes: COCO's name (default: person)")
     add("--strict", action="store_true", help="a picture that cannot be read is an error, not skipped")
     add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
     add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")
@@ -1055,11 +1030,11 @@ def main(argv=None):
     try:
         if args.results and args.annotations:
             evaluate_results(args)
-        elif args.checkpoint and (args.export or args.out and args.images or args.data and (args.out or not args.detect)):
+        elif args.checkpoint and (args.export or args.data or args.images and args.out):
             use_model(args)
         else:
-            parser.error("expected --results and --annotations, or --checkpoint with --data, --images or --export; "
-                         "--images and --detect also need --out")
+            parser.error("expected --results and --annotations, or --checkpoint with --data, --images and --out, or "
+                         "--export")
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

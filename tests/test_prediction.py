@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from data import COCO17, Crops, DataError, draw_figures, encode_heatmaps, load_dataset, to_coco, with_sentences
-from eval import (domain_table, draw_curves, draw_pose, draw_sheet, estimate_poses, evaluate_oks, main, predict,
-                  predict_people, run_model, true_pose, with_boxes)
+from data import (COCO17, Crops, DataError, draw_figures, encode_heatmaps, load_dataset, normalize, to_coco,
+                  with_sentences)
+from eval import (domain_table, draw_curves, draw_pose, draw_sheet, estimate_poses, evaluate_oks, evaluate_pck_grid,
+                  grid_pck, main, predict, predict_people, run_model, true_pose, with_boxes)
 from vlpose import MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]
-KNOWN_NOTES = ("skipped", "pictures cannot be read", "--detect looks for people")
+KNOWN_NOTES = ("skipped", "skipped 1 of 1", "--detect looks for people")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,26 @@ def test_each_image_is_predicted_with_its_own_sentence(figures):
                for one, other in zip(together, predict(model, dataset, lies, people, flip=False), strict=True)]
     assert dataset.sentences[dataset.image_index[people]][0] == "a photo of a person"
     assert changed == [False, False, True, True, True]
+
+
+def test_pck_on_the_grid_is_of_the_heatmaps_that_a_sentence_gives(figures):
+    dataset = with_sentences(load_dataset(f"figures:{figures}", "val"), "{domain}")
+    torch.manual_seed(0)
+    model = VLPose(PoseModel(CONFIG), 128).eval()
+    for norm in (model.matcher.norm, model.predictor):
+        torch.nn.init.normal_(norm.weight)
+    texts = encode_sentences(load_clip_text("random"), np.unique(dataset.sentences).tolist())
+    crops = [Crops(dataset, CONFIG.image_size)[int(row), 0] for row in dataset.annotated]
+    target = torch.stack([encode(crop["keypoints"], crop["visible"])[0] for crop in crops])
+    visible = np.stack([crop["visible"] for crop in crops])
+    numbers = []
+    for T in (texts, None):
+        with torch.no_grad():
+            heatmaps = run_model(model, normalize(torch.stack([crop["image"] for crop in crops])),
+                                 [crop["sentence"] for crop in crops], T)
+        numbers.append(evaluate_pck_grid(heatmaps, target, visible, 0.2, COCO17.groups))
+        assert grid_pck(model, dataset, COCO17.groups, T, threshold=0.2) == pytest.approx(numbers[-1])
+    assert numbers[0] != numbers[1]
 
 
 def test_a_single_person_is_predicted_as_in_a_batch(figures):
