@@ -61,7 +61,7 @@ HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
 
-BOTH = {"plain alignment": "", "both methods": "--strategy vlpose"}
+BOTH = {"both methods": "--strategy vlpose", "plain alignment": ""}
 BOTH_MODELS = {  # row of the table -> row of the experiment, its model
     "the original, photographs only": ("both methods", "source-only"),
     "plain alignment, student": ("plain alignment", "student"), "its teacher": ("plain alignment", "teacher"),
