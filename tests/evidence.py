@@ -61,7 +61,7 @@ HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
 
-BOTH = {"plain alignment": "", "both methods": "--strategy vlpose"}
+BOTH = {"both methods": "--strategy vlpose", "plain alignment": ""}
 BOTH_MODELS = {  # row of the table -> row of the experiment, its model
     "the original, photographs only": ("both methods", "source-only"),
     "plain alignment, student": ("plain alignment", "student"), "its teacher": ("plain alignment", "teacher"),
@@ -104,7 +104,7 @@ def run(args, row, seed, options):
     folder = folder_of(args, row, seed)
     options, config = [*options, "--out", str(folder)], folder / "config.json"
     if config.exists():
-        if json.loads(config.read_text()) != vars(parse_options(options)):
+        if json.loads(config.read_text()) != json.loads(json.dumps(vars(parse_options(options)))):  # tuples are lists
             print(f"{folder}: a run with other options; remove it, or name another --folder", file=sys.stderr)
             return 1
         options = ["--resume", str(folder)]

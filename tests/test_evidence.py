@@ -32,8 +32,9 @@ def test_a_finished_row_is_not_run_again(args, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_run_with_other_options_is_not_taken_for_the_row(args, capsys):
-    options = ["--mode", "vlpose", "--seed", "0"]
+@pytest.mark.parametrize("mode", ["vlpose", "uda"])
+def test_a_run_with_other_options_is_not_taken_for_the_row(args, capsys, mode):
+    options = ["--mode", mode, "--seed", "0"]
     folder = evidence.folder_of(args, "full", 0)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text("{}")
