@@ -346,9 +346,8 @@ from PIL import ExifTags, ImageOps
 def written_whole(path):
     """Yields where to write a file or a folder; at the end of the block it moves to `path`: nobody finds half of it.
 
-    Where the block fails, nothing is left. Several programs may write the same path at once: each has a place of its
-    own beside it, and the last one's file stays; for a folder the first one's, and the others get an OSError.
-    """
+    Several programs may write the same path at once: the last one's file stays; for a folder the first one's, and the
+    others get an OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as beside:
@@ -606,8 +605,7 @@ def image_rows(path, image_ids, ids, owners):
 def locate_images(path, file_names, home):
     """Full paths of images in `home`, in the folder around it, or in folders of the usual names in either.
 
-    Leading folders of a file name that do not exist here (Human-Art's `HumanArt/images/`) are stripped.
-    """
+    Leading folders of a file name that do not exist here (Human-Art's `HumanArt/images/`) are stripped."""
     folders = [str(place / name) for place in (home, home.parent) for name in ("", "images", "train2017", "val2017")]
     parts = []
     for name in file_names:
@@ -764,8 +762,7 @@ def read_boxes(path, rows, category=1):
 
 
 def read_folder(spec, root, split):
-    """`pictures`: all images in a folder, in each split, without labels; its people are in boxes.json, if that is
-    there, else each picture is one person."""
+    """All images in a folder, without labels, in each split; people are in its boxes.json, or each picture is one."""
     pictures = read_pictures(find_pictures([root]), spec)
     if (root / "boxes.json").is_file():
         rows, boxes, _ = read_boxes(root / "boxes.json", picture_rows(pictures.files))
@@ -866,7 +863,7 @@ def hold_out(dataset, split, numbers):
 # === Appendix B: the data sets of domain adaptation; skip on a first reading ==========================================
 
 import random
-#
+
 # Their images hold one person or animal each; where several share an image, it is listed once for each of them. The
 # crops are those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
 
@@ -1163,7 +1160,6 @@ from typing import Callable
 
 from PIL import ImageDraw, ImageFilter
 
-#
 # A person is a 3-D skeleton clothed in capsules (rods with round ends that may taper). The capsules go through a small
 # z-buffer, which leaves for every pixel what is seen there and how near it is: all that is needed to know which joints
 # are covered, where outlines run and how light falls. A style is a set of proportions and a function that paints the

@@ -515,15 +515,15 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
 
 
 def without_labels(model, dataset, texts=None, workers=0):
-    """What can be known of a model without labels, on all people of a data set: {"sure": the share of keypoints with a
-    score of at least 0.5, "agreement": how far apart a keypoint is in two views, the median in pixels of the crop}.
-    The views are the plain crop and one that is moved, scaled and turned at random, always the same way."""
+    """What can be known of a model without labels, on all people of a data set: the share of keypoints with a score of
+    at least 0.5, and how far apart a keypoint is in two views, the median in pixels of the crop. One view is the plain
+    crop, the other is moved, scaled and turned at random, always the same way."""
     people, size = np.arange(len(dataset.ids)), model.config.image_size
     plain, moved = (np.reshape([result["keypoints"] for result in predict(
         model, dataset, texts, people, flip=False, workers=workers, augmentation=view)], (len(people), -1, 3))
         for view in (Augmentation(), Augmentation(scale=0.2, shift=0.1, rotation=20)))
     apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
-    return {"sure": float((plain[:, :, 2] >= 0.5).mean()), "agreement": float(np.median(apart))}
+    return {"sure keypoints": float((plain[:, :, 2] >= 0.5).mean()), "pixels between two views": float(np.median(apart))}
 
 
 # === Appendix: detected boxes and own pictures; skip on a first reading ===============================================

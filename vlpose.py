@@ -500,10 +500,8 @@ DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterr
 
 
 def find_file(path_or_name):
-    """The path of a file, given itself or the name of a public one, which is fetched when it is needed first.
-
-    The cached file is checked against its SHA-256 every time: then one that was put there by hand is as safe.
-    """
+    """The path of a file, given itself, a run's folder, or the name of a public one, which is fetched when it is needed
+    first and checked every time: then one that was put there by hand is as safe."""
     if path_or_name not in PUBLIC_FILES:
         if Path(path_or_name).is_dir():  # of a run
             models = (Path(path_or_name) / name for name in ("model.pth", "teacher.pth"))
@@ -807,6 +805,11 @@ def describe(tensor):
 FORMAT = "posebridge-1"
 
 
+def save_tensors(path, contents):
+    with written_whole(path) as part:
+        torch.save(contents, part)
+
+
 def save_checkpoint(path, model, adapter_only=False, **about):
     """Writes a PoseModel or VLPose to a file; `about` is what else its users must know, plain values. adapter_only: a
     file of a few MB, which `load_model` puts around the base model that it is given."""
@@ -817,8 +820,7 @@ def save_checkpoint(path, model, adapter_only=False, **about):
                      "skeleton": skeleton}
     if isinstance(model, VLPose):
         contents |= {"options": model.options, "adapter": model.adapter_state_dict()}
-    with written_whole(path) as part:
-        torch.save(contents, part)
+    save_tensors(path, contents)
 
 
 def load_model(path_or_name, image_size=None, base=None):
