@@ -532,6 +532,8 @@ def read_coco(name, path, home, folder_is_domain):
     tables = {section: read_columns([*map(complete, content[section])], kinds[section], f"{path}: {section[:-1]}")
               for section in kinds}
     images, people = tables["images"], tables["annotations"]
+    if not len(images["id"]):
+        raise DataError(f"{path}: expected images, found none")
     dataset = PoseDataset(
         name=name, skeleton=skeleton, files=locate_images(path, images["file_name"].tolist(), home),
         image_ids=images["id"], domains=images["category"].astype(str), ids=people["id"],
@@ -549,11 +551,13 @@ def read_skeleton(path, content):
         given = [category for category in content.get("categories") or () if category.get("keypoints")]
         if not given:
             return COCO17
-        names, people = tuple(map(str, given[0]["keypoints"])), content["annotations"]
-        if len(set(names)) < len(names) or any(category["keypoints"] != given[0]["keypoints"] for category in given):
+        names = tuple(map(str, given[0]["keypoints"]))
+        different = len(set(map(plain_name, names))) == len(names)
+        if not different or any(category["keypoints"] != given[0]["keypoints"] for category in given):
             raise ValueError(f"found {len(given)} categories, the first with {len(names)} names")
-        if people and not len(people[0]["keypoints"]) % 3:
-            names = names[:len(people[0]["keypoints"]) // 3]
+        first = next((person["keypoints"] for person in content["annotations"] if person.get("keypoints")), names * 3)
+        if not len(first) % 3:
+            names = names[:len(first) // 3]
         return make_skeleton(names, [(a - 1, b - 1) for a, b in given[0].get("skeleton") or ()
                                      if 0 < min(a, b) and max(a, b) <= len(names)])
 
@@ -733,8 +737,8 @@ SHARED = -2  # in place of a row: two pictures have this name
 def read_boxes(path, rows, category=1):
     """A detector's COCO results -> rows of images (boxes,), boxes (boxes, 4), scores (boxes,).
 
-    A result is {"image_id", "bbox", "score", "category_id"}; those of another category are left out. rows: image_id ->
-    row of the image. The image_id of an own picture is its file's name: see `picture_rows`.
+    A result is {"image_id", "bbox", "score", "category_id"}; those of another category are left out, unless it is None.
+    rows: image_id -> row of the image. The image_id of an own picture is its file's name: see `picture_rows`.
     """
     found, elsewhere = [], 0
     for place, record in enumerate(read_json(path, list, "boxes in COCO's results format")):
@@ -751,10 +755,11 @@ def read_boxes(path, rows, category=1):
             raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected folders")
         if row < 0:
             elsewhere += 1
-        elif record.get("category_id", 1) == category:
+        elif category in (None, record.get("category_id", 1)):
             found.append(box)
     if not found:
-        raise DataError(f"{path}: expected boxes of category {category} (1 is a person) in the images; found none")
+        what = "boxes" if category is None else f"boxes of category {category}"
+        raise DataError(f"{path}: expected {what} in the images; found none")
     if elsewhere:
         print(f"{path}: skipped {elsewhere} boxes of other images", file=sys.stderr)
     found = np.array(found)  # (boxes, 6)
@@ -765,7 +770,7 @@ def read_folder(spec, root, split):
     """All images in a folder, without labels, in each split; people are in its boxes.json, or each picture is one."""
     pictures = read_pictures(find_pictures([root]), spec)
     if (root / "boxes.json").is_file():
-        rows, boxes, _ = read_boxes(root / "boxes.json", picture_rows(pictures.files))
+        rows, boxes, _ = read_boxes(root / "boxes.json", picture_rows(pictures.files), category=None)
         pictures = with_boxes(pictures, rows, boxes)
     return pictures
 
@@ -782,8 +787,7 @@ def load_dataset(spec, split, cache=None):
 
     "name:root#domain" is the part with images of that domain; several are separated by commas. "#natural" is short for
         photographs and Human-Art's natural scenes, "#artificial" for all others.
-    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart` (a file in COCO's format brings its
-        own skeleton); or one of READERS.
+    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`; or one of READERS.
     root: the data set's folder, or one file in COCO's format. Where only one file is there, every fifth image is "val",
         the others are "train", and "all" is the whole file.
 
@@ -884,8 +888,9 @@ WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
 
 
 def known_skeleton(count):
-    """The known skeleton of a model of which no more is known than that it has so many keypoints; None without one."""
-    return next((skeleton for skeleton in SKELETONS.values() if len(skeleton.names) == count), None)
+    """The skeleton of a model of which no more is known than that it has so many keypoints."""
+    known = [skeleton for skeleton in SKELETONS.values() if len(skeleton.names) == count]
+    return known[0] if known else make_skeleton([f"keypoint {number}" for number in range(1, count + 1)], ())
 
 
 def plain_name(name):
@@ -919,10 +924,10 @@ def with_skeleton(dataset, skeleton):
 
     What the data set lacks is unlabelled, and said; a DataError if that is everything.
     """
-    if dataset.skeleton.names == skeleton.names:
-        return replace(dataset, skeleton=skeleton)
     have = {plain_name(name): joint for joint, name in enumerate(dataset.skeleton.names)}
     wanted = [plain_name(name) for name in skeleton.names]
+    if wanted == [*have]:
+        return replace(dataset, skeleton=skeleton)
     pairs = [(name, name) if name in have else MIDPOINTS.get(name, ("", "")) for name in wanted]
     missing = [name for name, pair in zip(skeleton.names, pairs) if not have.keys() >= set(pair)]
     if len(missing) == len(pairs):

@@ -277,10 +277,10 @@ from pathlib import Path
 import torchvision
 from PIL import ExifTags, Image, ImageDraw
 
-from data import (BOX, ID, NUMBER, below_common_folder, cache_folder, column, crop_matrix, crop_width,
-                  domain_of, encode_heatmaps, find_pictures, image_file, image_rows, load_dataset, make_skeleton,
-                  no_people, open_image, picture_rows, plain_name, progress, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, to_coco, warp_image, with_boxes, with_sentences, written_whole)
+from data import (BOX, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column, crop_matrix, crop_width,
+                  domain_of, encode_heatmaps, find_pictures, image_file, image_rows, load_dataset, no_people, open_image,
+                  picture_rows, plain_name, progress, read_boxes, read_columns, read_json, read_pictures, read_skeleton,
+                  to_coco, warp_image, with_boxes, with_sentences, with_skeleton, written_whole)
 from vlpose import DETECTORS, VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_weights
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
@@ -443,23 +443,13 @@ def coco_results(image_ids, points, scores):
             for image_id, pose, score in zip(image_ids, poses, pose_scores)]
 
 
-# === Appendix: domains, single keypoints, no labels; skip on a first reading ==========================================
+# === Appendix: domains, the papers' PCK, no labels; skip on a first reading ===========================================
 
 def by_domain(truth, detections, positive, ignored):
     """COCO's ten numbers of each domain: an image's `category`, else the last folder of its `file_name`."""
     domains = np.array([domain_of({"file_name": "", **image}) for image in truth.images])
     return {str(domain): coco_numbers(truth, detections, positive, ignored, domains == domain)
             for domain in np.unique(domains)}
-
-
-def by_keypoint(truth, detections, sigmas, names=COCO17.names):
-    """COCO's ten numbers of each keypoint, as if no other were labelled."""
-    numbers = {}
-    for keypoint, name in enumerate(names):
-        labelled = truth.labelled & (np.arange(len(sigmas)) == keypoint)
-        alone = replace(truth, labelled=labelled, ignored=truth.ignored | ~labelled[:, keypoint])
-        numbers[name] = coco_numbers(alone, detections, *classify_detections(alone, detections, sigmas))
-    return numbers
 
 
 def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
@@ -572,20 +562,12 @@ def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
     return [results[row] for row in oks_nms(poses[:, :, :2], scores, areas, image_rows, sigmas=sigmas)]
 
 
-def skeleton_of(model):
-    """The skeleton of a PoseModel or a VLPose."""
-    skeleton = getattr(model, "base", model).skeleton
-    if skeleton is None:
-        raise DataError(f"expected a model that names its keypoints, found one of {model.num_keypoints} without names")
-    return skeleton
-
-
 @dataclass
 class Poses:
     """The poses of the people in one picture, in its pixels."""
     keypoints: np.ndarray  # (people, K, 3) x, y, score
     boxes: np.ndarray  # (people, 4) left, top, width, height: where they were looked for
-    names: tuple  # (K,) of the keypoints
+    skeleton: Skeleton  # names the keypoints; for `draw_pose`
 
 
 def estimate_poses(model, image, boxes=None, sentence=None):
@@ -600,7 +582,8 @@ def estimate_poses(model, image, boxes=None, sentence=None):
     boxes = np.array([(0, 0, *image.size)] if boxes is None else boxes, float).reshape(-1, 4)
     if not (boxes[:, 2:] > 0).all():
         raise DataError(f"boxes: expected a width and a height above 0, found {boxes.tolist()}")
-    picture = with_boxes(no_people([image], skeleton_of(model)), np.zeros(len(boxes), int), boxes)
+    picture = with_boxes(no_people([image], model.skeleton), np.zeros(len(boxes), int), boxes)
+    picture = replace(picture, upright=False)  # an EXIF orientation is ignored: the poses are in the image's pixels
     texts = None
     if sentence is not None:
         if not isinstance(model, VLPose):
@@ -610,7 +593,7 @@ def estimate_poses(model, image, boxes=None, sentence=None):
         texts = {sentence: T.to(next(model.parameters()).device)}
     results = predict(model, picture, texts, np.arange(len(boxes)))
     keypoints = np.array([result["keypoints"] for result in results]).reshape(len(boxes), model.num_keypoints, 3)
-    return Poses(keypoints, boxes, picture.skeleton.names)
+    return Poses(keypoints, boxes, picture.skeleton)
 
 
 @lru_cache(maxsize=64)
@@ -623,17 +606,18 @@ def read_sentence(sentence, text_weights="random", per_token=False, sentences=No
 
 def limb_color(skeleton, *keypoints):
     """Orange for the person's left, blue for the right, green for the middle and what joins the sides."""
-    sides = {plain_name(skeleton.names[keypoint]).split("_")[0] for keypoint in keypoints} & {"left", "right"}
+    sides = {word for keypoint in keypoints for word in plain_name(skeleton.names[keypoint]).split("_")}
+    sides &= {"left", "right"}
     return (255, 140, 0) if sides == {"left"} else (0, 150, 255) if sides == {"right"} else (120, 220, 90)
 
 
 def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
-    """A copy of the Pillow image with a skeleton drawn over it: left orange, right blue; the surer the more opaque,
-    with a dark rim.
+    """A copy of an image, Pillow's or an array, with a skeleton drawn over it: left orange, right blue; the surer the
+    more opaque, with a dark rim.
 
     keypoints: (K, 3) x, y, score; those with a score of at most `threshold` are left out.
     """
-    image, drawn = image.copy(), keypoints[:, 2] > threshold
+    image, drawn = Image.fromarray(np.asarray(image)).convert("RGB"), keypoints[:, 2] > threshold
     if not drawn.any():
         return image
     low, high = keypoints[drawn, :2].min(0), keypoints[drawn, :2].max(0)
@@ -666,7 +650,8 @@ def draw_sheet(people, side=192):
     sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
     for x, (title, dataset, row, poses) in enumerate(people):
         matrix = crop_matrix(dataset.boxes[row], (side, side))
-        image, shrink = open_image(dataset.files[dataset.image_index[row]], dataset.boxes[row, 2:].max() / side)
+        file, wanted = dataset.files[dataset.image_index[row]], dataset.boxes[row, 2:].max() / side
+        image, shrink = open_image(file, wanted, dataset.upright)
         crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
         ImageDraw.Draw(sheet).text((x * side + 4, 3), title, "black")
         for y, pose in enumerate(poses.values()):
@@ -701,25 +686,22 @@ def draw_curves(history, width=480, height=180):
     """Loss and PCK over the steps, side by side, a row per stage. history: dicts of stage, step, loss and pck."""
     stages = list(dict.fromkeys(row["stage"] for row in history))
     picture = Image.new("RGB", (2 * width, height * len(stages)), "white")
-    draw = ImageDraw.Draw(picture)
-    for line, stage in enumerate(stages):
+    draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches"}
+    for place, (stage, key) in enumerate((stage, key) for stage in stages for key in titles):
         rows = [row for row in history if row["stage"] == stage]
-        for panel, (key, title) in enumerate([("loss", "loss"), ("pck", "PCK@0.05 of training batches")]):
-            left, top, right = panel * width + 50, line * height + 30, (panel + 1) * width - 15
-            bottom = top + height - 55
-            if math.isnan(rows[0][key]):  # a stage that predicts no keypoints
-                continue
-            highest = max(row[key] for row in rows) or 1
-            draw.text((left, top - 22), f"{stage}: {title}", "black")
-            for tick in range(5):
-                y = bottom - tick / 4 * (bottom - top)
-                draw.line([(left, y), (right, y)], (225, 225, 225))
-                draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
-            last = rows[-1]["step"]
-            draw.text((right, bottom + 5), f"{last} steps", "black", anchor="ra")
-            points = [(left + row["step"] / last * (right - left), bottom - row[key] / highest * (bottom - top))
-                      for row in rows]
-            draw.line(points, "royalblue", 2)
+        if math.isnan(rows[0][key]):  # a stage that predicts no keypoints
+            continue
+        left, top = place % 2 * width + 50, place // 2 * height + 30
+        right, bottom = left + width - 65, top + height - 55
+        highest, last = max(row[key] for row in rows) or 1, rows[-1]["step"]
+        draw.text((left, top - 22), f"{stage}: {titles[key]}", "black")
+        for tick in range(5):
+            y = bottom - tick / 4 * (bottom - top)
+            draw.line([(left, y), (right, y)], (225, 225, 225))
+            draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
+        draw.text((right, bottom + 5), f"{last} steps", "black", anchor="ra")
+        draw.line([(left + row["step"] / last * (right - left), bottom - row[key] / highest * (bottom - top))
+                   for row in rows], "royalblue", 2)
     return picture
 
 
@@ -748,25 +730,21 @@ def format_table(title, table):
 
 def evaluate_results(args):
     """The numbers of a results file."""
-    skeleton = read_skeleton(args.annotations, read_json(args.annotations, dict, "COCO's annotations"))
-    if args.sigmas is not None:
-        names = [f"keypoint {place}" for place in range(1, len(args.sigmas) + 1)]
-        same = len(names) == len(skeleton.names)
-        skeleton = replace(skeleton if same else make_skeleton(names, ()), sigmas=args.sigmas)
-    print_numbers(args, args.annotations, args.results, skeleton, domains=args.details)
+    sigmas = args.sigmas
+    if sigmas is None:
+        sigmas = read_skeleton(args.annotations, read_json(args.annotations, dict, "COCO's annotations")).sigmas
+    print_numbers(args, args.annotations, args.results, sigmas, domains=args.details)
 
 
-def print_numbers(args, annotations, results, skeleton, domains=True, pck=None):
-    """COCO's ten numbers, with `domains` those of each domain, with --details all others."""
-    truth, detections, sigmas = read_truth_and_detections(annotations, results, skeleton.sigmas)
+def print_numbers(args, annotations, results, sigmas, domains=True, pck=None):
+    """COCO's ten numbers, with `domains` those of each domain, and PCK where it is given."""
+    truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
     classified = classify_detections(truth, detections, sigmas)
     numbers, tables = coco_numbers(truth, detections, *classified), {}
     if domains:
         tables["domains"] = by_domain(truth, detections, *classified)
-    if args.details:
-        tables["keypoints"] = by_keypoint(truth, detections, sigmas, skeleton.names)
-        if pck:
-            tables["PCK@0.05"] = {"all": pck}
+    if pck:
+        tables["PCK@0.05"] = {"all": pck}
     if args.json:
         print(json.dumps(numbers | tables))
     else:
@@ -796,13 +774,17 @@ def use_model(args):
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
     if args.export:
         return export_model(model, args)
+    if args.out:
+        check_out(args)
     if args.data:
         dataset = load_dataset(args.data, args.split, args.cache)
+        if "keypoint 1" not in model.skeleton.names:  # the model knows what its keypoints are
+            dataset = with_skeleton(dataset, model.skeleton)
         if not len(dataset.annotated):
             raise DataError(f"{args.data}: expected labelled people in split {args.split!r}, found none")
         rows = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
     else:
-        dataset = read_pictures(find_pictures(args.images), skeleton=skeleton_of(model), strict=args.strict)
+        dataset = read_pictures(find_pictures(args.images), skeleton=model.skeleton, strict=args.strict)
         rows = picture_rows(dataset.files)
         if not args.detect and not args.boxes:
             print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
@@ -822,7 +804,17 @@ def use_model(args):
     if args.data:
         pck = args.details and not args.boxes and pck_of_results(  # in detected boxes nobody knows whose pose it is
             dataset, results, model.config.image_size, groups=dataset.skeleton.groups)
-        print_numbers(args, to_coco(dataset), results, dataset.skeleton, pck=pck)
+        print_numbers(args, to_coco(dataset), results, dataset.skeleton.sigmas, pck=pck)
+
+
+def check_out(args):
+    """Nothing is overwritten, least of all annotations that somebody has corrected; and no drawing becomes input."""
+    out = Path(args.out).resolve()
+    if (out / "results.json").exists():
+        raise DataError(f"--out {args.out}: holds results already; name another folder")
+    for folder in filter(os.path.isdir, args.images or ()):
+        if out.is_relative_to(Path(folder).resolve()):
+            raise DataError(f"--out {args.out}: lies in {folder}, whose pictures are the input; name a folder elsewhere")
 
 
 def write_poses(args, dataset, results):
@@ -831,21 +823,20 @@ def write_poses(args, dataset, results):
     image_ids, boxes = (np.array([result[key] for result in results]) for key in ("image_id", "box"))
     people = with_boxes(dataset, image_rows("results", dataset.image_ids, np.arange(len(results)), image_ids), boxes)
     poses = np.reshape([result["keypoints"] for result in results], people.keypoints.shape)
-    drawn, poses[:, :, 2] = poses[:, :, 2:] > args.threshold, 1 + (poses[:, :, 2] >= 0.5)
-    content = to_coco(replace(people, keypoints=poses * drawn))
+    scores = poses[:, :, 2:]
+    poses = np.concatenate([poses[:, :, :2], 1 + (scores >= 0.5)], axis=2) * (scores > args.threshold)
+    content = to_coco(replace(people, keypoints=poses))
     for record, file in zip(content["images"], dataset.files):
         with image_file(file) as image:
-            turned = dataset.upright and image.getexif().get(ExifTags.Base.Orientation, 1)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) if dataset.upright else 1
             record["width"], record["height"] = image.size[::-1] if turned > 4 else image.size
         place = Path(args.out) / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_symlink() or not place.exists():
-            place.unlink(missing_ok=True)  # of an earlier run
-            if turned > 1:  # not all programs turn it, `load_dataset` does not
-                open_image(file, upright=True)[0].save(place, quality=95)
-            else:
-                with suppress(OSError):  # where links are not possible
-                    place.symlink_to(os.path.abspath(file))
+        if turned > 1:  # not all programs turn it, `load_dataset` does not
+            open_image(file, upright=True)[0].save(place, quality=95)
+        else:
+            with suppress(OSError):  # where links are not possible
+                place.symlink_to(os.path.abspath(file))
     for name, records in (("results.json", results), ("annotations.json", content)):
         with written_whole(Path(args.out) / name) as part:
             part.write_text(json.dumps(records))
@@ -870,8 +861,8 @@ def draw_pictures(args, model, dataset, texts, people, box_scores, results):
             ImageDraw.Draw(sheet).text((place * image.width + 4, 2), label, "white", stroke_width=1,
                                        stroke_fill="black", font_size=max(10, image.width / 30))
         sheet.save(Path(args.out) / f"{number:0{digits}d}-{Path(dataset.files[row]).stem}.jpg", quality=92)
-    print(f"{args.out}: {len(results)} poses in {len(rows)} of {len(dataset.files)} images, without "
-          f"{len(people) - len(results)} that repeat another; {len(rows[:args.pictures])} drawn", file=sys.stderr)
+    print(f"{args.out}: {len(results)} poses ({len(people) - len(results)} repeated ones left out) in {len(rows)} of "
+          f"{len(dataset.files)} images; {len(rows[:args.pictures])} drawn", file=sys.stderr)
 
 
 def load_detector(name):
@@ -891,7 +882,7 @@ def detect(dataset, args):
     name = DETECTORS[what != "person"] if args.detect == "best" else args.detect
     if what != "person" and name == DETECTORS[0]:
         raise DataError(f"{name} finds only people; other categories need {' or '.join(DETECTORS[1:])}")
-    detector, path = load_detector(name).to(args.device), Path(args.out or "") / "boxes.json"
+    detector, path = load_detector(name).to(args.device), Path(args.out) / "boxes.json"
     image_ids = dataset.image_ids.tolist() if args.data else below_common_folder(dataset.files)[1]
     for image_id, file in progress(list(zip(image_ids, dataset.files)), "detecting"):
         pixels = torch.tensor(np.asarray(open_image(file, upright=dataset.upright)[0])).permute(2, 0, 1)  # (3, H, W)
@@ -973,10 +964,11 @@ def main(argv=None):
     add("--data", metavar="NAME:ROOT", help="on this data set, as in train.py")
     add("--split", choices=["train", "val", "all"], default="val", help="of --data")
     add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
-    add("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in COCO's format (JSON); "
-        "the image_id of an own picture is its file's name")
-    add("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
-        help=f"find people first, by {' or '.join(DETECTORS)}; writes boxes.json, too")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in "
+                        "COCO's format (JSON); the image_id of an own picture is its file's name")
+    either.add_argument("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
+                        help=f"find people first, by {' or '.join(DETECTORS)}; writes boxes.json, too")
     add("--detect-score", type=number(float, 0, 1), default=0.3, help="of a box at least; low, for people in art")
     add("--category", choices=CATEGORIES, default="person", metavar="NAME", help="of the boxes (default: person)")
     add("--strict", action="store_true", help="a picture that cannot be read is an error, not skipped")
@@ -987,12 +979,14 @@ def main(argv=None):
     add("--threshold", type=number(float, 0, 1), default=0.1, help="draw keypoints with a score above (default: 0.1)")
     add("--compare", action="store_true", help="draw original | adapted | heatmaps side by side")
     add("--export", metavar="FILE.pt2", help="only write the model, with --prompt baked in, as a torch.export program")
-    add("--details", action="store_true", help="numbers also by domain and by keypoint")
+    add("--details", action="store_true", help="the numbers of each domain, too, and with --data PCK")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
     add("--device", type=usable_device, default=default_device())
     add("--workers", type=number(int, 0), default=0, help="processes that cut out crops")
     args = parser.parse_args(argv)
+    if args.detect and not args.out:
+        parser.error("--detect: expected --out, the folder for boxes.json")
     try:
         if args.results and args.annotations:
             evaluate_results(args)

@@ -336,7 +336,7 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   cache_folder, decode_heatmaps, expecting, load_dataset, read_boxes, with_boxes, with_sentences,
                   with_skeleton, written_whole)
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
-                  predict, predict_people, skeleton_of, true_pose, usable_device, without_labels)
+                  predict, predict_people, true_pose, usable_device, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
                     load_strictly, load_weights, save_checkpoint, save_tensors, with_keypoints)
@@ -671,19 +671,23 @@ def report_trained_share(model, base, options):
 # --------------------------------------------------------------------------- data and models for multi-level alignment
 
 def alignment_data(options):
-    """The source with its labels, the target without, what is tested on, and with --oracle the target's training images
-    with their labels, else None. All have the skeleton of the labels that are tested on. Without such the test is the
-    target, and the skeleton the source's; with --source none the source is the target, the skeleton the model's."""
-    test = open_with_sentences(options.test or options.target, "val", options)
+    """The source with its labels, the target without, what is tested on, and for --oracle the target with its labels.
+
+    All have the skeleton of the labels that are tested on; without such, the test is the target, and the skeleton the
+    source's. With --source none the source is the target, and the skeleton the model's."""
     labelled_target = open_with_sentences(options.target, "train", options)
-    source = None if options.source == "none" else open_with_sentences(options.source, "train", options)
-    if options.test and not len(test.annotated):
-        raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
-    skeleton = (test.skeleton if len(test.annotated) else source.skeleton if source
-                else skeleton_of(load_pose_model(options.weights)))
     target = labelled_target.unlabelled()
+    source = target if options.source == "none" else open_with_sentences(options.source, "train", options)
+    split = "all" if options.test and os.path.isfile(options.test.partition(":")[2].partition("#")[0]) else "val"
+    test = open_with_sentences(options.test or options.target, split, options)
+    labelled = len(test.annotated) > 0
+    if options.test and not labelled:
+        raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
+    skeleton = (test if labelled else source).skeleton
+    if source is target:
+        skeleton = load_pose_model(options.weights).skeleton
     target = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
-    source, test = with_skeleton(source, skeleton) if source else target, test if len(test.annotated) else target
+    source = target if options.source == "none" else with_skeleton(source, skeleton)
     enough = {f"--target {options.target}: expected enough people": len(target.ids)}
     if source is not target:
         enough[f"--source {options.source}: expected enough labelled people"] = len(source.annotated)
@@ -693,9 +697,9 @@ def alignment_data(options):
         enough[f"--oracle {options.target}: expected enough labelled people"] = len(labelled_target.annotated)
     for expected, people in enough.items():
         if people < options.batch_size:
-            raise DataError(f"{expected} for a batch of {options.batch_size}, found {people}")
+            raise DataError(f"{expected} for a batch of {options.batch_size} (--batch-size), found {people}")
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
-    return source, target, test, labelled_target if options.oracle else None
+    return source, target, with_skeleton(test, skeleton) if labelled else target, options.oracle and labelled_target
 
 
 def labelled_keypoints(dataset):
@@ -761,14 +765,13 @@ def compare_poses(base, adapted, texts, tests, run):
                 tables[column][f"{name} ({test.dataset.name})" if name in tables[column] else name] = row
     print_domains(tables)
     if "adapter off" in tables:
-        report_adapter_off(results["adapter off"], results["original"])
+        report_adapter_off(results["adapter off"] == results["original"])  # every coordinate and score
     run.write("results.json", json.dumps(tables, indent=2))
     draw_sheet([person for test in tests for person in some_of_each_domain(
         test.dataset, columns, PREVIEWS // len(tests))]).save(run.folder / "poses.png")
 
 
-def report_adapter_off(found, original):
-    same = found == original  # every coordinate and score
+def report_adapter_off(same):
     print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
 
 
@@ -834,7 +837,7 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
         print("share of the gap between source only and oracle that is closed: " + ", ".join(
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
     if texts:
-        report_adapter_off(results_of(models["teacher"]), results["source only"])
+        report_adapter_off(results_of(models["teacher"]) == results["source only"])
     run.write("results.json", json.dumps(table, indent=2))
     draw_pseudo_labels(test, results["source only"], results["teacher"]).save(run.folder / "poses.png")
 
@@ -846,11 +849,11 @@ def draw_pseudo_labels(test, source_only, teacher):
                             for results in (source_only, teacher))
     sure = teacher[:, :, 2] > np.median(teacher[:, :, 2])  # `confidence_mask`, of all
     people = []
-    for place in np.linspace(0, len(rows) - 1, PREVIEWS).astype(int):
+    for place in np.unique(np.linspace(0, len(rows) - 1, PREVIEWS).astype(int)):
+        poses = {"truth": true_pose(test, rows[place])} if len(test.annotated) else {}
         labels = teacher[place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
-        people.append((Path(test.files[test.image_index[rows[place]]]).name, test, rows[place], {
-            "truth": true_pose(test, rows[place]), "source only": source_only[place], "pseudo-labels": labels,
-            "teacher": teacher[place]}))
+        poses |= {"source only": source_only[place], "pseudo-labels": labels, "teacher": teacher[place]}
+        people.append((Path(test.files[test.image_index[rows[place]]]).name, test, rows[place], poses))
     return draw_sheet(people)
 
 
@@ -916,7 +919,7 @@ def data_options(add, mode):
         add("--image-size", type=number(int, 32, step=32), nargs=2, metavar=("HEIGHT", "WIDTH"),
             help="Of crops. By default 256 256 for ResNets, else the size's own.")
         add("--sigma", type=rate, help="Of heatmaps' Gaussians, in their pixels. By default the size's own.")
-        add("--style-encoder", help="VGG-19 for styles: a file, adain-encoder or vgg19. By default a small network.")
+        add("--style-encoder", help="VGG-19 for styles: a file or adain-encoder. By default a small network.")
         add("--style-weights", help="Its decoder, instead of training one: a file, adain-decoder, or RUN/style.pth.")
         add("--oracle", action=argparse.BooleanOptionalAction, default=False,
             help="Train with the target's labels, too, to see what is left to gain.")

@@ -336,7 +336,8 @@ class VLPose(nn.Module):
         config = base.config
         check_adapter(config, decoder, num_prompts)
         n = config.prompts if num_prompts is None else num_prompts
-        self.config, self.num_keypoints, self.decoder = config, base.num_keypoints, decoder
+        self.config, self.decoder = config, decoder
+        self.num_keypoints, self.skeleton = base.num_keypoints, base.skeleton
         self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, deep=deep, matcher=matcher)
         self.base = base.requires_grad_(False)
         self.prompts = nn.Parameter(torch.empty(config.depth if deep else 1, n, config.dim))
@@ -815,7 +816,7 @@ def save_checkpoint(path, model, adapter_only=False, **about):
     file of a few MB, which `load_model` puts around the base model that it is given."""
     base, contents = getattr(model, "base", model), {"format": FORMAT, "about": about}
     if not adapter_only:
-        skeleton = base.skeleton and asdict(base.skeleton) | {"sigmas": base.skeleton.sigmas.tolist()}
+        skeleton = asdict(base.skeleton) | {"sigmas": base.skeleton.sigmas.tolist()}
         contents |= {"config": asdict(base.config), "num_keypoints": base.num_keypoints, "base": base.state_dict(),
                      "skeleton": skeleton}
     if isinstance(model, VLPose):
@@ -873,11 +874,10 @@ def load_pose_model(path_or_name, image_size=None):
 def with_keypoints(model, skeleton):
     """The PoseModel with a predictor for another skeleton: keypoints that both have keep their weights, of others the
     weights are new. The model itself if it has that skeleton already."""
-    own = model.skeleton
-    if own and own.names == skeleton.names:
+    if model.skeleton.names == skeleton.names:
         return model
     old, new = model.head.predictor, HeatmapHead(model.config.dim, model.config.decoder_dim, len(skeleton.names))
-    have = {plain_name(name): joint for joint, name in enumerate(own.names)} if own else {}
+    have = {plain_name(name): joint for joint, name in enumerate(model.skeleton.names)}
     kept = [(joint, have[plain_name(name)]) for joint, name in enumerate(skeleton.names) if plain_name(name) in have]
     for joint, place in kept:
         new.predictor.weight.data[joint], new.predictor.bias.data[joint] = old.weight.data[place], old.bias.data[place]

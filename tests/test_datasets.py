@@ -106,7 +106,7 @@ def test_people_may_have_only_the_first_of_the_keypoints_that_are_named(tmp_path
 
 
 @pytest.mark.parametrize("changes", [
-    {"categories": [{"id": 1, "keypoints": ["a", "a"]}]}, {"categories": [{"id": 1, "keypoints": 5}]},
+    {"categories": [{"id": 1, "keypoints": ["L_Eye", "left_eye"]}]}, {"categories": [{"id": 1, "keypoints": 5}]},
     {"categories": [{"id": 1, "keypoints": ["a", "b"]}, {"id": 2, "keypoints": ["b", "a"]}]},
     {"categories": [{"id": 1, "keypoints": ["a", "b"], "skeleton": [[1]]}]}, {"categories": 3}])
 def test_a_skeleton_that_is_none_is_an_error_that_names_the_file(tmp_path, changes):

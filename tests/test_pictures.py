@@ -38,11 +38,11 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def estimate(checkpoint, tmp_path, capsys):
     """Runs the command on pictures; gives the results, and what it said."""
-    def run(*arguments, status=0):
-        options = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--device", "cpu", "--images"]
+    def run(*arguments, status=0, out="out"):
+        options = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / out), "--device", "cpu", "--images"]
         assert main([*options, *map(str, arguments)]) == status
         said = capsys.readouterr().err
-        return (json.loads((tmp_path / "out" / "results.json").read_text()) if status == 0 else None), said
+        return (json.loads((tmp_path / out / "results.json").read_text()) if status == 0 else None), said
     return run
 
 
@@ -76,7 +76,7 @@ def test_people_are_found_by_a_detector_and_its_boxes_can_be_read_again(photos, 
         (picture.name, 1, [10, 20, 50, 100], 0.9), (picture.name, 1, [80, 20, 70, 100], 0.4)]
     assert [result["box"] for result in results] == [box["bbox"] for box in boxes]
     assert "taken as one person" not in said
-    again, _ = estimate(picture, "--boxes", tmp_path / "out" / "boxes.json")
+    again, _ = estimate(picture, "--boxes", tmp_path / "out" / "boxes.json", out="again")
     assert again == results
 
 
@@ -110,13 +110,13 @@ def test_other_categories_need_another_detector_and_their_boxes_are_told_apart(p
     (result,), _ = estimate(picture, "--detect", "--category", "dog")
     assert result["box"] == [0, 0, 50, 50]
     assert json.loads((tmp_path / "out" / "boxes.json").read_text())[0]["category_id"] == DOG == 18  # COCO's number
-    estimate(picture, "--detect")
+    estimate(picture, "--detect", out="people")
     assert asked == [DETECTORS[1], DETECTORS[0]]
     plant(monkeypatch, SCENE)
     mixed = [{"image_id": picture.name, "bbox": [1, 2, 30, 40], "category_id": number} for number in (1, DOG, 1)]
     (tmp_path / "mixed.json").write_text(json.dumps(mixed))
-    assert len(estimate(picture, "--boxes", tmp_path / "mixed.json", "--category", "dog")[0]) == 1
-    _, said = estimate(picture, "--detect", DETECTORS[0], "--category", "dog", status=2)
+    assert len(estimate(picture, "--boxes", tmp_path / "mixed.json", "--category", "dog", out="mixed")[0]) == 1
+    _, said = estimate(picture, "--detect", DETECTORS[0], "--category", "dog", status=2, out="none")
     assert f"{DETECTORS[0]} finds only people" in said
 
 
@@ -219,26 +219,35 @@ def test_what_exif_turns_is_upright_beside_the_annotations(estimate, tmp_path):
     pixels[:50] = 255
     Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=orientation)
     estimate(tmp_path / "phone.jpg")
-    for _ in range(2):  # also over an earlier run
-        estimate(tmp_path / "phone.jpg")
-        dataset = load_dataset(f"coco:{tmp_path / 'out' / 'annotations.json'}", "all")
-        image, _ = data.open_image(dataset.files[0])
-        assert image.size == (100, 160) and np.asarray(image)[80, 90].min() > 200 > 50 > np.asarray(image)[80, 10].max()
+    dataset = load_dataset(f"coco:{tmp_path / 'out' / 'annotations.json'}", "all")
+    image, _ = data.open_image(dataset.files[0])
+    assert image.size == (100, 160) and np.asarray(image)[80, 90].min() > 200 > 50 > np.asarray(image)[80, 10].max()
     content = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert (content["images"][0]["width"], content["images"][0]["height"]) == (100, 160)
 
 
-def test_a_second_run_links_its_own_pictures_and_leaves_real_files_alone(photos, estimate, tmp_path):
-    for place, file in zip(("one", "two"), sorted(photos.iterdir())):
-        (tmp_path / place).mkdir()
-        shutil.copy(file, tmp_path / place / "a.jpg")
-    (tmp_path / "out" / "images").mkdir(parents=True)
-    (tmp_path / "out" / "images" / "mine.jpg").write_text("mine")
-    for place in ("one", "two"):
-        estimate(tmp_path / place)
-        file, = load_dataset(f"coco:{tmp_path / 'out' / 'annotations.json'}", "all").files
-        assert open(file, "rb").read() == (tmp_path / place / "a.jpg").read_bytes()
-    assert (tmp_path / "out" / "images" / "mine.jpg").read_text() == "mine"
+def test_annotations_that_somebody_may_have_corrected_are_not_overwritten(photos, estimate, tmp_path):
+    estimate(photos)
+    (tmp_path / "out" / "annotations.json").write_text("corrected")
+    for pictures in (photos, tmp_path / "out" / "images"):
+        assert "out: holds results already; name another folder" in estimate(pictures, status=2)[1]
+    assert (tmp_path / "out" / "annotations.json").read_text() == "corrected"
+    assert all(file.resolve().is_file() for file in (tmp_path / "out" / "images").iterdir())
+
+
+@pytest.mark.parametrize("out", ["album", "album/out"])
+def test_drawings_never_lie_among_the_pictures_where_they_would_be_input_the_next_time(photos, estimate, tmp_path, out):
+    shutil.copytree(photos, tmp_path / "album")
+    assert "lies in" in estimate(tmp_path / "album", status=2, out=out)[1]
+    assert len(list((tmp_path / "album").rglob("*"))) == len(list(photos.iterdir()))
+
+
+def test_corrected_annotations_are_tested_into_another_folder(photos, estimate, tmp_path, checkpoint):
+    results, _ = estimate(photos)
+    assert main(["--checkpoint", str(checkpoint), "--data", f"coco:{tmp_path / 'out' / 'annotations.json'}", "--split",
+                 "all", "--out", str(tmp_path / "again"), "--device", "cpu"]) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert 0 < len(again) <= len(results) and len(list((tmp_path / "again").glob("*.jpg"))) == len(again)
 
 
 # -------------------------------------------------------------------------------------------- what people look at, keep
@@ -284,9 +293,9 @@ def test_it_is_said_that_a_picture_is_one_person_how_many_are_drawn_and_what_rep
     names = [file.name for file in photos.iterdir()]
     boxes = [{"image_id": name, "bbox": [10, 10, 90, 140], "score": 0.5} for name in names + names[:2]]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    results, said = estimate(photos, "--boxes", tmp_path / "boxes.json", "--pictures", "3")
+    results, said = estimate(photos, "--boxes", tmp_path / "boxes.json", "--pictures", "3", out="boxed")
     assert len(results) == len(names) == 5
-    assert "5 poses in 5 of 5 images, without 2 that repeat another; 3 drawn" in said
+    assert "5 poses (2 repeated ones left out) in 5 of 5 images; 3 drawn" in said
     assert "taken as one person" not in said
 
 
@@ -294,8 +303,8 @@ def test_the_threshold_of_drawing_is_an_option(photos, estimate, tmp_path):
     picture = next(photos.iterdir())
     drawn = []
     for threshold in ("0", "1"):
-        estimate(picture, "--threshold", threshold)
-        with Image.open(next((tmp_path / "out").glob("001*"))) as image, Image.open(picture) as original:
+        estimate(picture, "--threshold", threshold, out=threshold)
+        with Image.open(next((tmp_path / threshold).glob("001*"))) as image, Image.open(picture) as original:
             drawn.append(np.abs(np.asarray(image, float) - np.asarray(original)).max())
     assert drawn[0] > 100 > 30 > drawn[1]
 
@@ -320,13 +329,13 @@ def test_lines_are_wider_on_larger_pictures():
 
 
 def test_left_and_right_have_their_colours_under_any_names():
-    for names in (("L_Eye", "R_Eye", "Nose"), ("LeftEye", "RightEye", "nose"), ("left_eye", "right_eye", "nose")):
+    for names in (("L_Eye", "R_Eye", "Nose"), ("eye_left", "EyeRight", "nose"), ("LeftEye", "RightEye", "nose"), ("left_eye", "right_eye", "nose")):
         skeleton = data.make_skeleton(names, ())
         assert [limb_color(skeleton, joint) for joint in range(3)] == [(255, 140, 0), (0, 150, 255), (120, 220, 90)]
 
 
 def test_a_runs_folder_will_do_and_an_adapter_with_its_base(photos, estimate, checkpoint, tmp_path, capsys):
-    assert estimate(photos)[0] == estimate(photos, "--checkpoint", checkpoint.parent)[0]
+    assert estimate(photos)[0] == estimate(photos, "--checkpoint", checkpoint.parent, out="again")[0]
     base = vlpose.load_model(checkpoint)
     torch.manual_seed(1)
     model = VLPose(base, 128)
@@ -362,7 +371,6 @@ def test_the_numbers_of_a_file_are_of_its_own_skeleton(photos, tmp_path, capsys)
     files = three_joints(tmp_path, photos)
     assert main([*files, "--json", "--details"]) == 0
     details = json.loads(capsys.readouterr().out)
-    assert set(details["keypoints"]) == {"L_Paw", "R_Paw", "Tail"}
     assert main([*files, "--json", "--sigmas", "9,9,9"]) == 0  # so generous that even the wrong paws are close
     assert json.loads(capsys.readouterr().out)["AP"] > 0.999 > details["AP"]
 
@@ -371,7 +379,7 @@ def test_sigmas_also_override_those_of_a_data_set(photos, tmp_path, capsys):
     three_joints(tmp_path, photos)
     shutil.copytree(photos, tmp_path / "images")
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "cats.pth", PoseModel(CONFIG, 3))
+    save_checkpoint(tmp_path / "cats.pth", PoseModel(CONFIG, 3))  # of which nobody knows the names: taken as they come
     options = ["--checkpoint", str(tmp_path / "cats.pth"), "--data", f"coco:{tmp_path / 'cats.json'}", "--split", "all",
                "--json", "--device", "cpu"]
     numbers = []

@@ -1,4 +1,5 @@
 """What must hold for prediction: poses are where people are, on data sets, in boxes and on own pictures."""
+import io
 import json
 import math
 from types import SimpleNamespace
@@ -8,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data import (COCO17, Crops, DataError, draw_figures, encode_heatmaps, load_dataset, normalize, to_coco,
-                  with_sentences)
+from data import (COCO17, Crops, DataError, draw_figures, encode_heatmaps, load_dataset, make_skeleton, normalize,
+                  to_coco, with_sentences)
 from eval import (domain_table, draw_curves, draw_pose, draw_sheet, estimate_poses, evaluate_oks, evaluate_pck_grid,
                   grid_pck, main, predict, predict_people, run_model, true_pose, with_boxes)
-from vlpose import MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, save_checkpoint
+from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model,
+                    save_checkpoint)
 
 CONFIG = VIT_CONFIGS["tiny"]
 KNOWN_NOTES = ("skipped", "skipped 1 of 1", "--detect looks for people")
@@ -283,7 +285,7 @@ def test_a_photo_that_the_camera_held_sideways_is_turned_upright(figures, checkp
         assert picture.size == (100, 160)
 
 
-@pytest.mark.parametrize("keypoints", [16, 14, 18])
+@pytest.mark.parametrize("keypoints", [16, 14, 18, 5])
 def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, keypoints):
     save_checkpoint(tmp_path / "model.pth", PoseModel(CONFIG, keypoints))
     picture = str(next((figures / "images" / "photo").iterdir()))
@@ -303,12 +305,12 @@ def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, k
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "in the images; found none"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{flat}"], "box 0"),
     (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
-    (["--checkpoint", "{strange}", "--images", "{picture}", "--out", "out"], "5 without names"),
+    (["--checkpoint", "{strange}", "--data", "figures:{figures}"], "17 keypoints, but the model predicts 5"),
 ])
 def test_bad_input_is_one_line_and_exit_status_2(figures, checkpoint, tmp_path, capsys, arguments, words):
     save_checkpoint(tmp_path / "strange.pth", PoseModel(CONFIG, 5))
     paths = SimpleNamespace(
-        strange=tmp_path / "strange.pth", text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json",
+        figures=figures, strange=tmp_path / "strange.pth", text=tmp_path / "text.jpg", boxes=tmp_path / "boxes.json",
         flat=tmp_path / "flat.json", nobody=tmp_path / "nobody.json",
         picture=next((figures / "images" / "photo").iterdir()))
     paths.text.write_text("this is not an image")
@@ -335,7 +337,7 @@ def test_the_poses_of_one_picture_are_those_of_a_data_set_that_holds_it(figures)
         poses = estimate_poses(model, image, [box], "a cartoon")
         pixels = np.asarray(image)
     np.testing.assert_allclose(poses.keypoints, expected, atol=1e-4)
-    assert poses.names == COCO17.names and poses.boxes.tolist() == [box.tolist()]
+    assert poses.skeleton is COCO17 and poses.boxes.tolist() == [box.tolist()]
     np.testing.assert_allclose(estimate_poses(model, pixels, [box], "a cartoon").keypoints, expected, atol=1e-4)
     two = estimate_poses(model, pixels, [box, box + [3, 0, 0, 0]], "a cartoon").keypoints
     assert two.shape == (2, 17, 3) and not np.allclose(two[0], two[1])
@@ -357,3 +359,39 @@ def test_what_cannot_be_estimated_is_said(model, arguments, words):
     model = VLPose(PoseModel(CONFIG), 128) if model is VLPose else PoseModel(CONFIG)
     with pytest.raises(DataError, match=words):
         estimate_poses(model, np.zeros((90, 60, 3), np.uint8), **arguments)
+
+
+def test_a_picture_that_exif_would_turn_keeps_its_pixels(checkpoint):
+    """Whoever opens a picture with Pillow draws on its pixels, so the poses are in these."""
+    pixels = np.random.default_rng(0).integers(0, 255, (100, 160, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", exif=turned)
+    model = load_model(checkpoint)
+    poses, plain = estimate_poses(model, Image.open(buffer)), estimate_poses(model, pixels)
+    assert (poses.keypoints == plain.keypoints).all() and poses.boxes.tolist() == [[0, 0, 160, 100]]
+
+
+def test_poses_of_any_skeleton_can_be_drawn_on_any_kind_of_picture():
+    skeleton = make_skeleton(("L_Paw", "R_Paw", "Tail"), [(0, 2), (1, 2)])
+    poses = estimate_poses(PoseModel(CONFIG, 3, skeleton), np.zeros((100, 80, 3), np.uint8))
+    poses.keypoints[:] = [[20, 20, 1], [60, 20, 1], [40, 80, 1]]
+    for picture in (np.zeros((100, 80, 3), np.uint8), Image.new("L", (80, 100)), Image.new("RGBA", (80, 100))):
+        drawn = np.asarray(draw_pose(picture, poses.keypoints[0], poses.skeleton))
+        assert drawn.shape == (100, 80, 3) and drawn[20, 20].tolist() == [255, 140, 0]
+
+
+def test_a_model_is_tested_on_the_keypoints_that_it_shares_with_a_data_set(figures, checkpoint, tmp_path, capsys):
+    content = to_coco(load_dataset(f"figures:{figures}#photo", "val"))
+    order = [*range(5, 17), 0]  # other keypoints in another order, and one that COCO does not have
+    for person in content["annotations"]:
+        pose = np.reshape(person["keypoints"], (17, 3))
+        person["keypoints"] = [*pose[order].ravel(), 0, 0, 0]
+        person["num_keypoints"] = int((pose[order, 2] > 0).sum())
+    names = [COCO17.names[joint].title() for joint in order] + ["Tail"]
+    content["categories"] = [{"id": 1, "name": "person", "keypoints": names, "skeleton": []}]
+    (figures / "other.json").write_text(json.dumps(content))
+    assert main(["--checkpoint", str(checkpoint), "--data", f"coco:{figures / 'other.json'}", "--split", "all",
+                 "--prompt", "none", "--device", "cpu"]) == 0
+    assert "its skeleton lacks left_eye, right_eye, left_ear, right_ear" in capsys.readouterr().out
