@@ -336,7 +336,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from glob import glob
-from itertools import count, islice
+from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import ExifTags, ImageOps
@@ -346,9 +346,8 @@ from PIL import ExifTags, ImageOps
 def written_whole(path):
     """Yields where to write a file or a folder; at the end of the block it moves to `path`: nobody finds half of it.
 
-    Where the block fails, nothing is left. Several programs may write the same path at once: each has a place of its
-    own beside it, and the last one's file stays; for a folder the first one's, and the others get an OSError.
-    """
+    Several programs may write the same path at once: the last one's file stays; for a folder the first one's, and the
+    others get an OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as beside:
@@ -457,7 +456,6 @@ def read_json(path, kind, what):
 # The shape and type of a field; a text is any str, a flag 0 or 1
 ID, NUMBER, BOX, TEXT, FLAG = ((), int), ((), float), ((4,), float), ((), object), ((), bool)
 BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)  # what a wrong record raises
-RECORDS_AT_ONCE = 512  # few enough to stay in the processor's cache
 
 
 def column(records, field, kind, name, first=0):
@@ -466,6 +464,8 @@ def column(records, field, kind, name, first=0):
     Raises DataError for the first record that does not hold them; `first` is the place of records[0] in its list.
     """
     shape, dtype = kind
+    if not records:
+        return np.zeros((0, *shape), dtype)
     try:
         values = [record[field] for record in records]
         if dtype is object:
@@ -495,14 +495,8 @@ def column(records, field, kind, name, first=0):
 
 
 def read_columns(records, kinds, name):
-    """Any number of records -> {field: array}, in batches: as Python objects they need several times the memory."""
-    records, first = iter(records), 0
-    parts = {field: [np.zeros((0, *shape), dtype)] for field, (shape, dtype) in kinds.items()}
-    while batch := list(islice(records, RECORDS_AT_ONCE)):
-        for field, kind in kinds.items():
-            parts[field].append(column(batch, field, kind, name, first))
-        first += len(batch)
-    return {field: np.concatenate(parts.pop(field)) for field in kinds}
+    """A list of records -> {field: array}."""
+    return {field: column(records, field, kind, name) for field, kind in kinds.items()}
 
 
 # ------------------------------------------------------------------------------------------------ COCO and Human-Art
@@ -535,7 +529,7 @@ def read_coco(name, path, home, folder_is_domain):
     kinds = {"images": {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
              "annotations": {"id": ID, "image_id": ID, "keypoints": ((3 * count,), np.float32), "bbox": BOX,
                              "area": NUMBER, "iscrowd": FLAG}}
-    tables = {section: read_columns(map(complete, content[section]), kinds[section], f"{path}: {section[:-1]}")
+    tables = {section: read_columns([*map(complete, content[section])], kinds[section], f"{path}: {section[:-1]}")
               for section in kinds}
     images, people = tables["images"], tables["annotations"]
     dataset = PoseDataset(
@@ -557,7 +551,7 @@ def read_skeleton(path, content):
             return COCO17
         names, people = tuple(map(str, given[0]["keypoints"])), content["annotations"]
         if len(set(names)) < len(names) or any(category["keypoints"] != given[0]["keypoints"] for category in given):
-            raise ValueError(f"found {len(given)} categories, the first with {len(names)} names: {', '.join(names):.80}")
+            raise ValueError(f"found {len(given)} categories, the first with {len(names)} names")
         if people and not len(people[0]["keypoints"]) % 3:
             names = names[:len(people[0]["keypoints"]) // 3]
         return make_skeleton(names, [(a - 1, b - 1) for a, b in given[0].get("skeleton") or ()
@@ -611,8 +605,7 @@ def image_rows(path, image_ids, ids, owners):
 def locate_images(path, file_names, home):
     """Full paths of images in `home`, in the folder around it, or in folders of the usual names in either.
 
-    Leading folders of a file name that do not exist here (Human-Art's `HumanArt/images/`) are stripped.
-    """
+    Leading folders of a file name that do not exist here (Human-Art's `HumanArt/images/`) are stripped."""
     folders = [str(place / name) for place in (home, home.parent) for name in ("", "images", "train2017", "val2017")]
     parts = []
     for name in file_names:
@@ -755,7 +748,7 @@ def read_boxes(path, rows, category=1):
             raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file name), a 'bbox' [x, y, w, h] of "
                             f"some size and a 'score', found {record!r:.120}")
         if row == SHARED:
-            raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected its folder, too")
+            raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected folders")
         if row < 0:
             elsewhere += 1
         elif record.get("category_id", 1) == category:
@@ -769,8 +762,7 @@ def read_boxes(path, rows, category=1):
 
 
 def read_folder(spec, root, split):
-    """`pictures`: all images in a folder, in each split, without labels; its people are in boxes.json, if that is
-    there, else each picture is one person."""
+    """All images in a folder, without labels, in each split; people are in its boxes.json, or each picture is one."""
     pictures = read_pictures(find_pictures([root]), spec)
     if (root / "boxes.json").is_file():
         rows, boxes, _ = read_boxes(root / "boxes.json", picture_rows(pictures.files))
@@ -796,18 +788,13 @@ def load_dataset(spec, split, cache=None):
         the others are "train", and "all" is the whole file.
 
     name              skeleton  root                                        "train" and "val"
-    pictures          COCO17    a folder of pictures without labels         all pictures in both
-    lsp               BODY16    joints.mat, images/                         its own: the first and last 1000 images
-                                or those of LSP-Extended                    "train" alone
-    lsp-regda         BODY16    the same                                    all images in both; hidden joints unlabelled
-    surreal           BODY16    {train,val}/run{0,1,2}.json and images,     by folder, as in RegDA
-                                as RegDA distributes it
-    human36m          BODY16    annotations/keypoints2d_*.json and          subjects 1, 5, 6, 7, 8; RegDA's 3200 frames
-                                crop_images/, as RegDA prepares it          of 9 and 11
+    pictures          COCO17    a folder of pictures without labels         all of them in both
+    lsp               BODY16    joints.mat and images/, also LSP-Extended's its own; LSP-Extended has "train" only
+    lsp-regda         BODY16    the same; hidden joints are unlabelled      all images in both
+    surreal           BODY16    what RegDA distributes                      its folders train/, val/
+    human36m          BODY16    what RegDA prepares                         subjects 1, 5 to 8; 3200 frames of 9 and 11
     synthetic-animal  ANIMAL18  clean_data/keypoints_18.json or _14.json    `train_idxs`, `valid_idxs` in that file
-                                (ANIMAL14), images
     tigdog            ANIMAL18  behaviorDiscovery2.0/ and cached_data/      CC-SSL's lists: no video is in both
-                                real_animal/*/{train,valid}_idxs_by_video.npy
     animalpose        ANIMAL14  keypoints.json (or mmpose's), images/       every fifth image is "val" (or mmpose's)
 
     `domains` is "photo" for people, "render" for SURREAL, and the species for animals.
@@ -876,64 +863,51 @@ def hold_out(dataset, split, numbers):
 # === Appendix B: the data sets of domain adaptation; skip on a first reading ==========================================
 
 import random
-#
+
 # Their images hold one person or animal each; where several share an image, it is listed once for each of them. The
 # crops are those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
 
-BODY16 = Skeleton(  # MPII's; PCK counts the 12 joints of the limbs, which all data sets label
-    names=("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax", "neck",
-           "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist"),
-    edges=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (2, 12), (3, 13), (12, 13), (8, 12), (8, 13), (8, 9), (10, 11),
-           (11, 12), (13, 14), (14, 15)),
-    # COCO's; neck and head top as in CrowdPose; pelvis and thorax as the hips and shoulders that they lie between
-    sigmas=np.array([.89, .87, 1.07, 1.07, .87, .89, 1.07, .79, .79, .79, .62, .72, .79, .79, .72, .62]) / 10,
-    upper=tuple(range(7, 16)),
-    groups={"shoulder": (12, 13), "elbow": (11, 14), "wrist": (10, 15), "hip": (2, 3), "knee": (1, 4),
-            "ankle": (0, 5)})
+def skeleton_from(fields):
+    """A Skeleton from its fields as JSON has them."""
+    groups = {group: tuple(joints) for group, joints in fields["groups"].items()}
+    return Skeleton(tuple(fields["names"]), tuple(map(tuple, fields["edges"])), np.array(fields["sigmas"]),
+                    tuple(fields["upper"]), groups)
 
-HOOVES, KNEES, ELBOWS = (tuple(f"{leg}_{joint}" for leg in ("left_front", "right_front", "left_back", "right_back"))
-                         for joint in ("hoof", "knee", "elbow"))
-ANIMAL18 = Skeleton(  # of SyntheticAnimal and TigDog
-    names=("left_eye", "right_eye", "chin", *HOOVES, "tail_base", *KNEES, "left_shoulder", "right_shoulder", *ELBOWS),
-    edges=((3, 8), (8, 14), (4, 9), (9, 15), (5, 10), (10, 16), (6, 11), (11, 17), (14, 12), (15, 13), (16, 7), (17, 7),
-           (7, 12), (7, 13), (0, 2), (1, 2)),
-    # mmpose's for AnimalPose; chin and shoulders as nose and shoulders of AP-10K
-    sigmas=np.array([.25] * 2 + [.26] + [.89] * 4 + [1.0] + [.87] * 4 + [.79] * 2 + [1.07] * 4) / 10,
-    upper=(0, 1, 2, 3, 4, 8, 9, 12, 13, 14, 15),
-    groups={"eye": (0, 1), "chin": (2,), "shoulder": (12, 13), "hip": (7,), "elbow": (14, 15, 16, 17),
-            "knee": (8, 9, 10, 11), "hoof": (3, 4, 5, 6)})  # what the papers call hip is where the tail begins
-ANIMAL14 = Skeleton(  # what SyntheticAnimal and AnimalPose share
-    names=("left_eye", "right_eye", *HOOVES, *KNEES, *ELBOWS),
-    edges=((0, 1), (2, 6), (6, 10), (3, 7), (7, 11), (4, 8), (8, 12), (5, 9), (9, 13)),
-    sigmas=np.array([.25] * 2 + [.89] * 4 + [.87] * 4 + [1.07] * 4) / 10,  # mmpose's for AnimalPose
-    upper=(0, 1, 2, 3, 6, 7, 10, 11),
-    groups={"eye": (0, 1), "hoof": (2, 3, 4, 5), "knee": (6, 7, 8, 9), "elbow": (10, 11, 12, 13)})
-SKELETONS = {len(skeleton.names): skeleton for skeleton in (ANIMAL14, ANIMAL18, BODY16, COCO17)}
-SIGMAS = {name: sigma for skeleton in SKELETONS.values() for name, sigma in zip(skeleton.names, skeleton.sigmas)}
-SIGMA = 0.05  # of a keypoint that none of them has
+
+with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8") as file:
+    SKELETONS = {"COCO17": COCO17} | {name: skeleton_from(fields) for name, fields in json.load(file).items()}
+BODY16, ANIMAL18, ANIMAL14 = (SKELETONS[name] for name in ("BODY16", "ANIMAL18", "ANIMAL14"))
+SIGMAS = {name.removeprefix("left_").removeprefix("right_"): sigma for skeleton in [*SKELETONS.values()][::-1]
+          for name, sigma in zip(skeleton.names, skeleton.sigmas)}  # COCO's, where it has any
 LOWER = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}  # words of the lower half
+WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
+
+
+def known_skeleton(count):
+    """The known skeleton of a model of which no more is known than that it has so many keypoints; None without one."""
+    return next((skeleton for skeleton in SKELETONS.values() if len(skeleton.names) == count), None)
 
 
 def plain_name(name):
     """left_eye for LeftEye, L_Eye, "left eye" and left-eye."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W_A-Za-z]+", name)
-    return "_".join({"l": "left", "r": "right"}.get(word, word) for word in map(str.lower, words)) or name
+    return "_".join(WORDS.get(word, word) for word in map(str.lower, words)) or name
 
 
 def make_skeleton(names, edges):
     """The known skeleton of these names; or a new one, with what the names tell: sides, halves, sigmas and groups."""
-    known = [skeleton for skeleton in SKELETONS.values() if skeleton.names == tuple(names)]
-    if known:
-        return known[0]
-    groups, upper, plain = {}, [], [plain_name(name) for name in names]
-    for joint, words in enumerate(set(name.split("_")) for name in plain):
-        if not words & LOWER or "front" in words:
+    for known in SKELETONS.values():
+        if known.names == tuple(names):
+            return known
+    sigmas, upper, groups = [], [], {}
+    for joint, name in enumerate(map(plain_name, names)):
+        words = [word for word in name.split("_") if word not in ("left", "right")]
+        kind = "_".join(words) or name  # of both sides: eye
+        sigmas.append(SIGMAS.get(kind, 0.05))  # the default is ours
+        if "front" in words or not LOWER & set(words):
             upper.append(joint)
-    for joint, name in enumerate(plain):
-        kind = "_".join(word for word in name.split("_") if word not in ("left", "right")) or name
         groups[kind] = (*groups.get(kind, ()), joint)
-    sigmas = np.array([SIGMAS.get(name, SIGMA) for name in plain])
-    return Skeleton(tuple(names), tuple(edges), sigmas, tuple(upper), groups)
+    return Skeleton(tuple(names), tuple(edges), np.array(sigmas), tuple(upper), groups)
 
 
 # COCO labels nothing near the top of the head or the upper neck: both stay unlabelled, a guess would teach a bias.
@@ -1140,7 +1114,6 @@ def tigdog_rows(home, animal, split, frames):
         return rows.tolist()
 
 
-JOINT_WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}  # in AnimalPose's names
 SPECIES = {"ca": "cat", "co": "cow", "do": "dog", "ho": "horse", "sh": "sheep"}  # in image names like do12.jpeg
 
 
@@ -1151,12 +1124,10 @@ def read_animalpose(spec, root, split):
     out. mmpose has lost the species in PASCAL VOC's pictures: their domain is "animal".
     """
     path, own = annotation_file(root, {part: f"animalpose_{part}.json" for part in ("train", "val")}, split)
-    with expecting(path, "AnimalPose's annotations"):
-        content = json.loads(path.read_bytes())
+    content = read_json(path, dict, "AnimalPose's annotations")
     names, domains, keypoints, corners = [], [], [], []
     try:
-        joints = ["_".join(JOINT_WORDS.get(word, word) for word in joint.lower().split("_"))
-                  for joint in content["categories"][0]["keypoints"]]
+        joints = tuple(content["categories"][0]["keypoints"])
         species = {category["id"]: category["name"] for category in content["categories"]}
         images, coco = content["images"], isinstance(content["images"], list)
         files = {str(image["id"]): image["file_name"] for image in images} if coco else images
@@ -1171,14 +1142,14 @@ def read_animalpose(spec, root, split):
         keypoints[:, :, 2] = 2 * (keypoints[:, :, 2] > 0)
     except BROKEN as error:
         raise DataError(f"{path}: annotation {len(names)}: not AnimalPose's: {type(error).__name__} {error}") from None
-    own_joints = replace(ANIMAL14, names=tuple(joints))
-    dataset = one_each(spec, path, own_joints, path.parent, names, domains, keypoints, corners)
+    dataset = one_each(spec, path, make_skeleton(joints, ()), path.parent, names, domains, keypoints, corners)
     dataset = with_skeleton(dataset, ANIMAL14)
     return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
 
 
-READERS = {"pictures": read_folder, "lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped, "human36m": read_cropped,
-           "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal, "animalpose": read_animalpose}
+READERS = {"pictures": read_folder, "lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped,
+           "human36m": read_cropped, "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal,
+           "animalpose": read_animalpose}
 
 
 # === Appendix C: the built-in figures; skip on a first reading ========================================================
@@ -1189,7 +1160,6 @@ from typing import Callable
 
 from PIL import ImageDraw, ImageFilter
 
-#
 # A person is a 3-D skeleton clothed in capsules (rods with round ends that may taper). The capsules go through a small
 # z-buffer, which leaves for every pixel what is seen there and how near it is: all that is needed to know which joints
 # are covered, where outlines run and how light falls. A style is a set of proportions and a function that paints the

@@ -271,14 +271,13 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
 import torchvision
 from PIL import ExifTags, Image, ImageDraw
 
-from data import (BOX, ID, NUMBER, SKELETONS, below_common_folder, cache_folder, column, crop_matrix, crop_width,
+from data import (BOX, ID, NUMBER, below_common_folder, cache_folder, column, crop_matrix, crop_width,
                   domain_of, encode_heatmaps, find_pictures, image_file, image_rows, load_dataset, make_skeleton,
                   no_people, open_image, picture_rows, plain_name, progress, read_boxes, read_columns, read_json,
                   read_pictures, read_skeleton, to_coco, warp_image, with_boxes, with_sentences, written_whole)
@@ -444,7 +443,7 @@ def coco_results(image_ids, points, scores):
             for image_id, pose, score in zip(image_ids, poses, pose_scores)]
 
 
-# === Appendix: domains, single keypoints, kinds of errors; skip on a first reading ====================================
+# === Appendix: domains, single keypoints, no labels; skip on a first reading ==========================================
 
 def by_domain(truth, detections, positive, ignored):
     """COCO's ten numbers of each domain: an image's `category`, else the last folder of its `file_name`."""
@@ -461,35 +460,6 @@ def by_keypoint(truth, detections, sigmas, names=COCO17.names):
         alone = replace(truth, labelled=labelled, ignored=truth.ignored | ~labelled[:, keypoint])
         numbers[name] = coco_numbers(alone, detections, *classify_detections(alone, detections, sigmas))
     return numbers
-
-
-def error_breakdown(truth, detections, sigmas, flip=COCO17.flip):
-    """Where the labelled keypoints of the people that were found went, as shares that sum to 1; -1 if nobody was found.
-
-    After Ronchi and Perona (ICCV 2017). With the keypoint similarity, *good* is 0.85 and more, as close as another
-    annotator; *jitter* 0.5 and more; *inversion* 0.5 and more to the person's mirrored keypoint (left for right);
-    *swap* 0.5 and more to the same or the mirrored keypoint of somebody else; *miss* none of these. A person is found
-    by the detection that COCO's matching gives at an OKS of 0.1. flip (K,): the skeleton's mirror image.
-    """
-    person, detection = candidate_pairs(truth.group, detections.group)
-    oks = oks_of_pairs(truth, detections, person, detection, sigmas)
-    matched = match_all_images(
-        person, detection, oks, truth.ignored, truth.crowd, detections.rank, np.array([0.1]))[0]  # (detections,)
-    counts = np.append(~truth.ignored, False)[matched]  # (detections,) bool
-    person, detection = person[counts[detection]], detection[counts[detection]]
-
-    def similarity_to(joints):  # (pairs, K) of every detected keypoint to the person's joints (K,), 0 if not labelled
-        offset = detections.points[detection] - truth.points[person][:, joints]
-        return keypoint_similarity(offset, truth.area[person, None], sigmas[joints]) * truth.labelled[person][:, joints]
-
-    same, mirrored = similarity_to(np.arange(len(sigmas))), similarity_to(flip)
-    own = matched[detection] == person
-    others = np.zeros(detections.points.shape[:2])  # (detections, K)
-    np.maximum.at(others, detection[~own], np.maximum(same, mirrored)[~own])
-    tests = [same[own] >= 0.85, same[own] >= 0.5, mirrored[own] >= 0.5, others[detection[own]] >= 0.5]
-    kinds = np.select(tests, range(4), default=4)[truth.labelled[person[own]]]
-    shares = np.bincount(kinds, minlength=5) / len(kinds) if len(kinds) else np.full(5, -1.0)
-    return dict(zip(("good", "jitter", "inversion", "swap", "miss"), shares.tolist()))
 
 
 def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
@@ -545,15 +515,15 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
 
 
 def without_labels(model, dataset, texts=None, workers=0):
-    """What can be known of a model without labels, on all people of a data set: {"sure": the share of keypoints with a
-    score of at least 0.5, "agreement": how far apart a keypoint is in two views, the median in pixels of the crop}.
-    The views are the plain crop and one that is moved, scaled and turned at random, always the same way."""
+    """What can be known of a model without labels, on all people of a data set: the share of keypoints with a score of
+    at least 0.5, and how far apart a keypoint is in two views, the median in pixels of the crop. One view is the plain
+    crop, the other is moved, scaled and turned at random, always the same way."""
     people, size = np.arange(len(dataset.ids)), model.config.image_size
     plain, moved = (np.reshape([result["keypoints"] for result in predict(
         model, dataset, texts, people, flip=False, workers=workers, augmentation=view)], (len(people), -1, 3))
         for view in (Augmentation(), Augmentation(scale=0.2, shift=0.1, rotation=20)))
     apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
-    return {"sure": float((plain[:, :, 2] >= 0.5).mean()), "agreement": float(np.median(apart))}
+    return {"sure keypoints": float((plain[:, :, 2] >= 0.5).mean()), "pixels between two views": float(np.median(apart))}
 
 
 # === Appendix: detected boxes and own pictures; skip on a first reading ===============================================
@@ -603,8 +573,8 @@ def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
 
 
 def skeleton_of(model):
-    """The skeleton of a PoseModel or a VLPose: its own, or the known one of as many keypoints."""
-    skeleton = getattr(model, "base", model).skeleton or SKELETONS.get(model.num_keypoints)
+    """The skeleton of a PoseModel or a VLPose."""
+    skeleton = getattr(model, "base", model).skeleton
     if skeleton is None:
         raise DataError(f"expected a model that names its keypoints, found one of {model.num_keypoints} without names")
     return skeleton
@@ -795,7 +765,6 @@ def print_numbers(args, annotations, results, skeleton, domains=True, pck=None):
         tables["domains"] = by_domain(truth, detections, *classified)
     if args.details:
         tables["keypoints"] = by_keypoint(truth, detections, sigmas, skeleton.names)
-        tables["errors"] = {"all": error_breakdown(truth, detections, sigmas, skeleton.flip)}
         if pck:
             tables["PCK@0.05"] = {"all": pck}
     if args.json:
@@ -825,9 +794,6 @@ def use_model(args):
     model = load_model(args.checkpoint, base=args.base).to(args.device)
     if isinstance(model, VLPose) and not (args.prompt or args.data):
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    if args.category not in CATEGORIES:
-        near = ", ".join(get_close_matches(args.category, CATEGORIES, 5, 0))
-        raise DataError(f"--category: expected one of COCO's, found {args.category!r}; near it: {near}")
     if args.export:
         return export_model(model, args)
     if args.data:
@@ -1012,7 +978,7 @@ def main(argv=None):
     add("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
         help=f"find people first, by {' or '.join(DETECTORS)}; writes boxes.json, too")
     add("--detect-score", type=number(float, 0, 1), default=0.3, help="of a box at least; low, for people in art")
-    add("--category", default="person", help="of the boxes: COCO's name (default: person)")
+    add("--category", choices=CATEGORIES, default="person", metavar="NAME", help="of the boxes (default: person)")
     add("--strict", action="store_true", help="a picture that cannot be read is an error, not skipped")
     add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
     add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")
@@ -1021,7 +987,7 @@ def main(argv=None):
     add("--threshold", type=number(float, 0, 1), default=0.1, help="draw keypoints with a score above (default: 0.1)")
     add("--compare", action="store_true", help="draw original | adapted | heatmaps side by side")
     add("--export", metavar="FILE.pt2", help="only write the model, with --prompt baked in, as a torch.export program")
-    add("--details", action="store_true", help="numbers also by domain, by keypoint, and by kind of error")
+    add("--details", action="store_true", help="numbers also by domain and by keypoint")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
     add("--device", type=usable_device, default=default_device())

@@ -339,7 +339,7 @@ from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, f
                   predict, predict_people, skeleton_of, true_pose, usable_device, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
-                    load_strictly, load_weights, save_checkpoint, with_keypoints)
+                    load_strictly, load_weights, save_checkpoint, save_tensors, with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 
@@ -526,11 +526,6 @@ class Run:
     def write(self, name, text):
         with written_whole(self.folder / name) as part:
             part.write_text(text)
-
-
-def save_tensors(path, contents):
-    with written_whole(path) as part:
-        torch.save(contents, part)
 
 
 def new_folder(mode):
@@ -819,7 +814,7 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
         draw_styles(stylist, sources, targets).save(run.folder / "style.png")
-    table, poses, results, labelled = {}, {}, {}, len(test.annotated) > 0
+    table, results, labelled = {}, {}, len(test.annotated) > 0
     results_of = partial(predict, dataset=test, flip=False, workers=run.workers)
     for name, model in models.items():
         read = texts if isinstance(model, VLPose) else None
@@ -831,11 +826,8 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
             table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
         else:
             table[name] = without_labels(model, test, read, run.workers)
-        poses[name] = np.array([result["keypoints"] for result in results[name]]).reshape(len(results[name]), -1, 3)
     print(format_table("PCK@0.05" if labelled else "no labels", {
         group: {name: column[group] for name, column in table.items()} for group in table["teacher"]}))
-    if not labelled:  # see `without_labels`
-        print("sure: the share of scores of at least 0.5; agreement: of two views, the median in pixels of the crop")
     if "oracle" in table and labelled:
         means = {name: column["mean"] for name, column in table.items()}
         gap = means["oracle"] - means["source only"] or math.nan
@@ -844,15 +836,22 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
     if texts:
         report_adapter_off(results_of(models["teacher"]), results["source only"])
     run.write("results.json", json.dumps(table, indent=2))
+    draw_pseudo_labels(test, results["source only"], results["teacher"]).save(run.folder / "poses.png")
 
-    sure = poses["teacher"][:, :, 2] > np.median(poses["teacher"][:, :, 2])  # `confidence_mask`, of all test images
-    people, rows = [], test.annotated if labelled else np.arange(len(test.ids))
+
+def draw_pseudo_labels(test, source_only, teacher):
+    """Some people: the truth, what the source-only model predicts, and of the teacher what it is sure of, and all."""
+    rows = test.annotated if len(test.annotated) else np.arange(len(test.ids))
+    source_only, teacher = (np.reshape([result["keypoints"] for result in results], (len(rows), -1, 3))
+                            for results in (source_only, teacher))
+    sure = teacher[:, :, 2] > np.median(teacher[:, :, 2])  # `confidence_mask`, of all
+    people = []
     for place in np.linspace(0, len(rows) - 1, PREVIEWS).astype(int):
-        row, labels = rows[place], poses["teacher"][place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
-        people.append((Path(test.files[test.image_index[row]]).name, test, row, {
-            "truth" if labelled else "picture": true_pose(test, row), "source only": poses["source only"][place],
-            "pseudo-labels": labels, "teacher": poses["teacher"][place]}))
-    draw_sheet(people).save(run.folder / "poses.png")
+        labels = teacher[place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
+        people.append((Path(test.files[test.image_index[rows[place]]]).name, test, rows[place], {
+            "truth": true_pose(test, rows[place]), "source only": source_only[place], "pseudo-labels": labels,
+            "teacher": teacher[place]}))
+    return draw_sheet(people)
 
 
 # -------------------------------------------------------------------------------------------------------- the command

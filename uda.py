@@ -66,8 +66,8 @@ class StyleTransfer(nn.Module):
 
     `encoder` is VGG-19 up to relu4_1 behind a 1×1 convolution that normalises its input; it is never trained. `decoder`
     is its mirror image: it makes a picture of features whose statistics AdaIN has replaced.
-    encoder, decoder: files or names: "adain-encoder" and "adain-decoder" are the public pair, "vgg19" fits the encoder.
-        WeightsError if a tensor is missing, left over or of another shape.
+    encoder, decoder: files or names: "adain-encoder" and "adain-decoder" are the public pair. WeightsError if a tensor
+        is missing, left over or of another shape.
     width, depth: channels of the first layer, and at which of the four levels the encoder ends. A random encoder of
         width 16 and depth 1 is enough for figures, and its decoder is trained in half a minute; a deeper one blurs.
     """
@@ -91,8 +91,8 @@ class StyleTransfer(nn.Module):
         nn.init.normal_(self.decoder[-1].weight, std=0.01)
         nn.init.constant_(self.decoder[-1].bias, 0.5)  # grey: a good place to start from
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
-        self.encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])  # (x - mean) / std, as torchvision's VGG-19
-        self.encoder[0].bias.copy_(-mean / std)                              # wants it; the public encoder has its own
+        self.encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])  # (x - mean) / std, as ImageNet's models
+        self.encoder[0].bias.copy_(-mean / std)                              # want it; the public encoder has its own
         if encoder:
             load_style_encoder(self.encoder, encoder)
         if decoder:
@@ -478,18 +478,9 @@ def source_view(images, keypoints, visible, views):
     return jitter_color(warp(images, matrix), views.color), keypoints, visible.to(matrix) * inside
 
 
-VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19)  # where torchvision's VGG-19 has the encoder's 3×3 convolutions
-
-
 def load_style_encoder(encoder, path_or_name):
-    """Fills a style encoder with the public one's weights, or with those of torchvision's VGG-19."""
+    """Fills a style encoder with the first layers of the public one."""
     state = load_weights(path_or_name)
-    with expecting(path_or_name, "VGG-19, its layers numbered as in the public AdaIN encoder or in torchvision",
-                   WeightsError):
-        if "features.0.weight" in state:
-            ours = [n for n, layer in enumerate(encoder) if isinstance(layer, nn.Conv2d)]
-            state = encoder[0].state_dict(prefix="0.") | {
-                f"{our}.{kind}": state[f"features.{their}.{kind}"]
-                for our, their in zip(ours[1:], VGG19) for kind in ("weight", "bias")}
+    with expecting(path_or_name, "the public AdaIN encoder", WeightsError):
         state = {name: tensor for name, tensor in state.items() if int(name.split(".")[0]) < len(encoder)}
         load_strictly(encoder, state, path_or_name)

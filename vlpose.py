@@ -27,6 +27,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from clip_tokenizer import CLIPTokenizer
+from data import known_skeleton
 
 # ------------------------------------------------------------------------------------------ 1. the transformer block
 
@@ -175,12 +176,13 @@ class PoseModel(nn.Module):
     """Top-down pose estimator: normalised images (B, 3, H, W), one person each -> heatmaps (B, K, H/4, W/4).
 
     With a transformer it is ViTPose (arXiv 2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
-    skeleton: names the keypoints, see data.py; it is kept with the weights.
+    skeleton: the keypoints' names and more, see data.py; it is kept with the weights.
     """
 
     def __init__(self, config, num_keypoints=17, skeleton=None):
         super().__init__()
-        self.config, self.num_keypoints, self.skeleton = config, num_keypoints, skeleton
+        self.config, self.num_keypoints = config, num_keypoints
+        self.skeleton = skeleton or known_skeleton(num_keypoints)
         self.backbone = TorchvisionBackbone(config) if config.trunk else ViT(config)
         self.head = HeatmapHead(config.dim, config.decoder_dim, num_keypoints)
 
@@ -408,7 +410,7 @@ class VLPose(nn.Module):
         return B2(m1) + A2(m1)                        #   m₂ = B₂(m₁) + A₂(m₁)
 
     def adapter_state_dict(self):
-        """Only the adapter's tensors, which turn any copy of the same base into this VLPose: 1 MB of tiny, 29 of base."""
+        """Only the adapter's tensors, which turn any copy of its base into this VLPose: 1 MB of tiny, 29 of base."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
 
     def load_adapter(self, state):
@@ -419,6 +421,7 @@ class VLPose(nn.Module):
 
 # === Appendix: public weights; skip on a first reading ================================================================
 
+import csv
 import hashlib
 import http.client
 import io
@@ -429,8 +432,6 @@ import os
 import pickle
 import re
 import sys
-import urllib.error
-import urllib.request
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -439,10 +440,9 @@ from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
 import torchvision
 
-from data import SKELETONS, DataError, Skeleton, cache_folder, expecting, plain_name, written_whole
+from data import DataError, cache_folder, expecting, plain_name, skeleton_from, written_whole
 
 # ----------------------------------------------------------------------------------------------- other backbones
 
@@ -493,45 +493,15 @@ class WeightsError(DataError):
     """Weights that cannot be had, read or used. The message is one line: file, what was expected, what was found."""
 
 
-MMPOSE = "https://download.openmmlab.com/mmpose/v1/body_2d_keypoint/topdown_heatmap"
-ADAIN = "https://github.com/naoto0804/pytorch-AdaIN/releases/download/v0.0.0"
-HUB = "https://huggingface.co/usyd-community"
-OPENAI = "https://openaipublic.azureedge.net/clip/models"
-PUBLIC_FILES = {  # name -> (address, the first digits of its SHA-256, or "" where none is published)
-    "vitpose-b-hf": (f"{HUB}/vitpose-base/resolve/main/model.safetensors", ""),
-    "vitpose-b-simple-hf": (f"{HUB}/vitpose-base-simple/resolve/main/model.safetensors", ""),
-    "adain-encoder": (
-        f"{ADAIN}/vgg_normalised.pth", "804ca2835ecf7539f0cd2a7ac3c18ce81e6f8468969ae7117ac0c148d286bb4a"),
-    "adain-decoder": (f"{ADAIN}/decoder.pth", "379ca41d59f3a37eed3599bbbc2560c19da5c458870a5ffd3a9dd41aa88f9472"),
-}
-for size, plain, simple, humanart in [  # trained on COCO with either decoder, and on Human-Art and COCO
-        ("small", "62d7a712_20230314", "4c101a76_20230314", "5cbe2bfc_20230611"),
-        ("base", "216eae50_20230314", "0b8234ea_20230407", "b417f546_20230611"),
-        ("large", "53609f55_20230314", "3a7ee9e1_20230314", "9aba9345_20230614"),
-        ("huge", "e32adcd4_20230314", "ffd48c05_20230314", "603bb573_20230612")]:
-    name, start = f"vitpose-{size[0]}", f"td-hm_ViTPose-{size}"
-    PUBLIC_FILES |= {
-        name: (f"{MMPOSE}/coco/{start}_8xb64-210e_coco-256x192-{plain}.pth", plain[:8]),
-        f"{name}-simple": (f"{MMPOSE}/coco/{start}-simple_8xb64-210e_coco-256x192-{simple}.pth", simple[:8]),
-        f"{name}-humanart": (f"{MMPOSE}/human_art/{start}_8xb64-210e_humanart-256x192-{humanart}.pth", humanart[:8])}
-for name, digest in [("ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
-                     ("ViT-B/16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-                     ("ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-                     ("RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762")]:
-    PUBLIC_FILES[name] = (f"{OPENAI}/{digest}/{name.replace('/', '-')}.pt", digest)
-for size in ("base", "large", "huge"):
-    PUBLIC_FILES[f"mae-{size[0]}"] = (f"https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_{size}.pth", "")
+with open(Path(__file__).parent / "assets" / "weights.csv", newline="", encoding="utf-8") as table:
+    # name -> (address, the first digits of its SHA-256, or "" where none is published)
+    PUBLIC_FILES = {row["name"]: (row["address"], row["sha256"]) for row in csv.DictReader(table)}
 DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
-for name in (*TRUNKS, "vgg19", *DETECTORS):
-    url = torchvision.models.get_model_weights(name)["COCO_V1" if name in DETECTORS else "IMAGENET1K_V1"].url
-    PUBLIC_FILES[name] = (url, url[-12:-4])
 
 
 def find_file(path_or_name):
-    """The path of a file, given itself or the name of a public one, which is fetched when it is needed first.
-
-    The cached file is checked against its SHA-256 every time: then one that was put there by hand is as safe.
-    """
+    """The path of a file, given itself, a run's folder, or the name of a public one, which is fetched when it is needed
+    first and checked every time: then one that was put there by hand is as safe."""
     if path_or_name not in PUBLIC_FILES:
         if Path(path_or_name).is_dir():  # of a run
             models = (Path(path_or_name) / name for name in ("model.pth", "teacher.pth"))
@@ -541,40 +511,17 @@ def find_file(path_or_name):
         return Path(path_or_name)
     url, expected = PUBLIC_FILES[path_or_name]
     path = cache_folder() / "weights" / (path_or_name.replace("/", "-") + Path(url).suffix)
-    file = path if path.exists() else path.with_name(f"{path.name}.part")
-    try:
-        if file != path:
+    if not path.exists():
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            download(url, file)
-        with open(file, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if not found.startswith(expected):
-            path.with_name(f"{path.name}.part").unlink(missing_ok=True)  # there is nothing to go on from
-            raise WeightsError(f"{file}: expected {url}, whose SHA-256 begins {expected}, found {found}")
-        os.replace(file, path)
-    except (OSError, http.client.HTTPException) as error:
-        raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); if you have it, put it at {path}") from None
+            torch.hub.download_url_to_file(url, str(path), expected)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); or put it at {path}") from None
+    with open(path, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise WeightsError(f"{path}: expected {url}, whose SHA-256 begins {expected}, found {found}")
     return path
-
-
-def download(url, part):
-    """Fetches what the file `part` does not yet hold of an address. OSError if the connection fails or breaks."""
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        reply = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # there is nothing after `done`
-            return
-        raise
-    with reply, open(part, "ab" if reply.status == 206 else "wb") as file:
-        total = file.tell() + (reply.length or 0)
-        while chunk := reply.read(1 << 20):
-            file.write(chunk)
-            print(f"\r{url}: {file.tell() / 1e6:.0f} of {total / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
-        if file.tell() < total:
-            raise OSError(f"the connection broke after {file.tell()} of {total} bytes; try again to go on from there")
 
 
 def load_weights(path_or_name):
@@ -757,13 +704,7 @@ def scripted_tensors(module, seen, prefix=""):
 
 # ---------------------------------------------------------------------------------- models: names, layouts, loading
 
-CLIP_TEXT_CONFIGS = {
-    "ViT-B/32": CLIPTextConfig(512, 8, 12, 512),
-    "ViT-B/16": CLIPTextConfig(512, 8, 12, 512),
-    "ViT-L/14": CLIPTextConfig(768, 12, 12, 768),
-    "RN50": CLIPTextConfig(512, 8, 12, 1024),
-    "random": CLIPTextConfig(128, 4, 2, 128),  # stands in where no public weights are given
-}
+RANDOM_TEXT = CLIPTextConfig(128, 4, 2, 128)  # stands in where no public weights are given
 
 
 NAMES = [  # from what others call our tensors: mmpose 1.x, the authors of ViTPose, HF transformers, MAE, OpenAI's CLIP
@@ -864,6 +805,11 @@ def describe(tensor):
 FORMAT = "posebridge-1"
 
 
+def save_tensors(path, contents):
+    with written_whole(path) as part:
+        torch.save(contents, part)
+
+
 def save_checkpoint(path, model, adapter_only=False, **about):
     """Writes a PoseModel or VLPose to a file; `about` is what else its users must know, plain values. adapter_only: a
     file of a few MB, which `load_model` puts around the base model that it is given."""
@@ -874,8 +820,7 @@ def save_checkpoint(path, model, adapter_only=False, **about):
                      "skeleton": skeleton}
     if isinstance(model, VLPose):
         contents |= {"options": model.options, "adapter": model.adapter_state_dict()}
-    with written_whole(path) as part:
-        torch.save(contents, part)
+    save_tensors(path, contents)
 
 
 def load_model(path_or_name, image_size=None, base=None):
@@ -889,13 +834,16 @@ def load_model(path_or_name, image_size=None, base=None):
         raise ValueError(f"image size {image_size}: expected multiples of {PATCH}")
     path = find_file(path_or_name)
     contents = read_file(path)
-    if contents.get("format") == FORMAT and "base" not in contents:
-        return load_around(base, image_size, path, contents)
-    state = tensors_of(contents, path)
+    state, own, skeleton = tensors_of(contents, path), contents.get("format") == FORMAT, None
     with expecting(path, "a pose model", WeightsError):
-        own = contents.get("format") == FORMAT
-        if own:
+        if own and "base" not in contents:
+            if base is None:
+                raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too (eval.py: --base)")
+            inner = load_pose_model(base, image_size)
+            config, keypoints, skeleton, state = inner.config, inner.num_keypoints, inner.skeleton, inner.state_dict()
+        elif own:
             config, keypoints = ViTConfig(**contents["config"]), contents["num_keypoints"]
+            skeleton = skeleton_from(contents["skeleton"]) if contents.get("skeleton") else None
         elif path_or_name in TRUNKS:
             config, keypoints = MODEL_CONFIGS[path_or_name], 17
             state = {f"backbone.body.{name}": tensor for name, tensor in without_classifier(state).items()}
@@ -907,8 +855,6 @@ def load_model(path_or_name, image_size=None, base=None):
         image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
         if image_size != config.image_size and not config.trunk:
             state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)
-        skeleton = contents.get("skeleton") if own else None
-        skeleton = skeleton and Skeleton(**skeleton | {"sigmas": np.array(skeleton["sigmas"])})
         model = PoseModel(replace(config, image_size=image_size), keypoints, skeleton)
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(untrained)}
         if own and "adapter" in contents:
@@ -916,17 +862,6 @@ def load_model(path_or_name, image_size=None, base=None):
             state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"]
         model.about = contents["about"] if own else {}
         return load_strictly(model, state, path).eval()
-
-
-def load_around(base, image_size, path, contents):
-    """The VLPose of a file that holds an adapter only, around the base model that a file or name gives."""
-    if base is None:
-        raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too (eval.py: --base)")
-    with expecting(path, "an adapter", WeightsError):
-        model = VLPose(load_pose_model(base, image_size), **contents["options"])
-        model.load_adapter(contents["adapter"])
-        model.about = contents["about"]
-        return model.eval()
 
 
 def load_pose_model(path_or_name, image_size=None):
@@ -938,7 +873,7 @@ def load_pose_model(path_or_name, image_size=None):
 def with_keypoints(model, skeleton):
     """The PoseModel with a predictor for another skeleton: keypoints that both have keep their weights, of others the
     weights are new. The model itself if it has that skeleton already."""
-    own = model.skeleton or SKELETONS.get(model.num_keypoints)
+    own = model.skeleton
     if own and own.names == skeleton.names:
         return model
     old, new = model.head.predictor, HeatmapHead(model.config.dim, model.config.decoder_dim, len(skeleton.names))
@@ -947,7 +882,8 @@ def with_keypoints(model, skeleton):
     for joint, place in kept:
         new.predictor.weight.data[joint], new.predictor.bias.data[joint] = old.weight.data[place], old.bias.data[place]
     print(f"a new predictor for {len(skeleton.names)} keypoints, {len(kept)} of which the model has had")
-    model.head.predictor, model.num_keypoints, model.skeleton = new.predictor.to(old.weight), len(skeleton.names), skeleton
+    model.head.predictor = new.predictor.to(old.weight)
+    model.num_keypoints, model.skeleton = len(skeleton.names), skeleton
     return model
 
 
@@ -970,7 +906,7 @@ def load_clip_text(path_or_name):
     if path_or_name == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return CLIPText(CLIP_TEXT_CONFIGS["random"]).eval()
+            return CLIPText(RANDOM_TEXT).eval()
     path = find_file(path_or_name)
     other = ("visual", "vision_model.", "logit_", "input_resolution", "context_length", "vocab_size")
     state = {name: tensor for name, tensor in load_weights(path).items() if not name.startswith(other)}

@@ -51,6 +51,68 @@ def test_a_coco_file_becomes_arrays(tmp_path):
     assert to_coco(dataset)["annotations"][0] == person()
 
 
+# ------------------------------------------------------------------------------------------------------- own pictures
+
+@pytest.fixture
+def gallery(tmp_path):
+    """Pictures of 30×20 pixels in three folders, three of one name, one on its side, and one that is none."""
+    folder = tmp_path / "gallery"
+    (folder / "b").mkdir(parents=True)
+    (folder / "z").mkdir()
+    picture = Image.new("RGB", (30, 20))
+    for name in ("one.png", "b/one.png", "b/two.JPG", "z/one.png"):
+        picture.save(folder / name)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # Orientation
+    picture.save(folder / "turned.jpg", exif=turned)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "val", "all"])
+def test_a_folder_of_pictures_is_a_data_set_without_labels(gallery, capsys, split):
+    pictures = load_dataset(f"pictures:{gallery}", split)
+    assert [Path(file).relative_to(gallery).as_posix() for file in pictures.files] == [
+        "b/one.png", "b/two.JPG", "one.png", "turned.jpg", "z/one.png"]
+    assert pictures.boxes[2:4].tolist() == [[0, 0, 30, 20], [0, 0, 20, 30]]  # each as a whole, as one sees it
+    assert not len(pictures.annotated) and len(pictures.unlabelled().ids) == 5
+    assert "broken.jpg: not a readable image" in capsys.readouterr().err
+
+
+def test_boxes_in_a_folder_say_where_its_people_are(gallery):
+    boxes = [{"image_id": "b/one.png", "bbox": [1, 2, 3, 4], "score": 0.5}, {"image_id": "two", "bbox": [5, 6, 7, 8]},
+             {"image_id": "b/one", "bbox": [2, 2, 3, 4]},
+             {"image_id": "turned.jpg", "bbox": [0, 0, 9, 9], "category_id": 18}]  # a dog
+    (gallery / "boxes.json").write_text(json.dumps(boxes))
+    pictures = load_dataset(f"pictures:{gallery}", "train")
+    assert pictures.boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [2, 2, 3, 4]]
+    assert pictures.image_index.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("image_id, words", [
+    ("one.png", None), ("one", "two pictures are called one; expected folders"),
+    ("elsewhere.png", "boxes of category 1 .* in the images; found none")])
+def test_a_box_belongs_to_one_picture(gallery, image_id, words):
+    (gallery / "boxes.json").write_text(json.dumps([{"image_id": image_id, "bbox": [1, 2, 3, 4]}]))
+    if words is None:  # the place of the one, the name of the other: a whole place comes first
+        assert load_dataset(f"pictures:{gallery}", "all").image_index.tolist() == [2]
+    else:
+        with pytest.raises(DataError, match=f"boxes.json: .*{words}"):
+            load_dataset(f"pictures:{gallery}", "all")
+
+
+def test_a_folder_without_a_readable_picture_is_an_error(gallery):
+    (gallery / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: no such image, no folder with images"):
+        load_dataset(f"pictures:{gallery / 'empty'}", "all")
+    (gallery / "broken.jpg").rename(gallery / "empty" / "broken.jpg")
+    with pytest.raises(DataError, match="^pictures:.*empty: expected pictures, found none that can be read$"):
+        load_dataset(f"pictures:{gallery / 'empty'}", "all")
+
+
+# ---------------------------------------------------------------------------------------------------------- wrong files
+
 @pytest.mark.parametrize("text", ["", "[]", "12", '{"images": [', '{"images": [{"id": 1}], "annotations": [{"id": 1]}',
                                   '{"images" [1]}', '{[1]: 2}',
                                   "\x00\xff", '{"images": {}}', '{"images": [], "annotations": []} more',

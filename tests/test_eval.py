@@ -14,7 +14,7 @@ import pytest
 from data import COCO17, DataError
 import eval
 from eval import (MAX_DETECTIONS, THRESHOLDS, by_domain, by_keypoint, candidate_pairs, classify_detections,
-                  coco_results, error_breakdown, evaluate_oks, evaluate_pck, main, match_all_images, match_one_image,
+                  coco_results, evaluate_oks, evaluate_pck, main, match_all_images, match_one_image,
                   number, oks_nms, oks_of_pairs, read_truth_and_detections)
 
 SIGMAS = {K: np.random.default_rng(K).uniform(0.02, 0.12, K) for K in (1, 14, 21, 26, 133)} | {17: COCO17.sigmas}
@@ -371,73 +371,6 @@ def test_human_art_domains_are_read_from_its_own_field_names(real):
     assert set(evaluate_domains(annotations, perturbed(annotations))) >= {"digital art"}
 
 
-# ------------------------------------------------------------------------------------------------------- kinds of error
-
-@pytest.mark.parametrize("kind, x, y", [
-    ("good", 0.5, 50), ("jitter", 1.5, 50), ("inversion", 0, 60), ("swap", 300, 50), ("swap", 300, 60),
-    ("miss", 0, 999)])
-def test_each_kind_of_error_is_told_from_the_others(kind, x, y):
-    found = pose()
-    found["keypoints"][15:17] = x, y  # the left shoulder; it belongs at 0, 50 and the right one at 0, 60
-    shares = error_breakdown(*read_truth_and_detections(scene(person(size=10), person(300, size=10)), [found]))
-    expected = dict.fromkeys(("good", "jitter", "inversion", "swap", "miss"), 0) | {"good": 16 / 17}
-    expected[kind] += 1 / 17
-    assert shares == pytest.approx(expected)
-
-
-def test_without_anybody_found_the_shares_are_minus_1():
-    assert set(error_breakdown(*read_truth_and_detections(scene(person()), [pose(900)])).values()) == {-1}
-    assert set(error_breakdown(*read_truth_and_detections(scene(), [pose(900)])).values()) == {-1}
-
-
-def plain_error_breakdown(annotations, results, sigmas, flip):
-    """The kinds by their definition, one keypoint after the other; only the matching is pycocotools'."""
-    coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
-    with contextlib.redirect_stdout(io.StringIO()):
-        people = coco.COCO()
-        people.dataset = copy.deepcopy(annotations)
-        people.createIndex()
-        evaluation = cocoeval.COCOeval(people, people.loadRes(copy.deepcopy(results)), "keypoints")
-        evaluation.params.kpt_oks_sigmas, evaluation.params.iouThrs = sigmas, np.array([0.1])
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]
-        evaluation.evaluate()
-    kinds = []
-    for group in filter(None, evaluation.evalImgs):
-        for result, matched, ignored in zip(group["dtIds"], group["dtMatches"][0], group["dtIgnore"][0]):
-            if not matched or ignored:
-                continue
-            points = np.reshape(results[result - 1]["keypoints"], (-1, 3))
-
-            def near(k, number, other):
-                record = people.anns[number]
-                x, y, flag = np.reshape(record["keypoints"], (-1, 3))[other]
-                square = (points[k, 0] - x) ** 2 + (points[k, 1] - y) ** 2
-                return flag and np.exp(-square / (2 * record["area"] * (2 * sigmas[other]) ** 2 + 1e-300))
-
-            for k in range(len(sigmas)):
-                if not people.anns[matched]["keypoints"][3 * k + 2]:
-                    continue
-                own, rest = near(k, matched, k), [number for number in group["gtIds"] if number != matched]
-                kinds.append("good" if own >= 0.85 else "jitter" if own >= 0.5
-                             else "inversion" if near(k, matched, flip[k]) >= 0.5
-                             else "swap" if any(near(k, n, j) >= 0.5 for n in rest for j in (k, flip[k])) else "miss")
-    return {kind: kinds.count(kind) / len(kinds) if kinds else -1
-            for kind in ("good", "jitter", "inversion", "swap", "miss")}
-
-
-def test_on_random_data_the_shares_of_errors_are_those_of_a_plain_loop():
-    total = {}
-    for seed in range(100):
-        annotations, results, sigmas = random_case(seed)
-        annotations["annotations"] = [record | {"area": min(max(record["area"], 100), 1e5), "id": record["id"] + 1}
-                                      for record in annotations["annotations"]]
-        flip = COCO17.flip if len(sigmas) == 17 else np.arange(len(sigmas))[::-1]
-        shares = error_breakdown(*read_truth_and_detections(annotations, results, sigmas), flip)
-        assert shares == pytest.approx(plain_error_breakdown(annotations, results, sigmas, flip)), seed
-        total = {kind: total.get(kind, 0) + max(0, share) for kind, share in shares.items()}
-    assert min(total.values()) > 0.1  # each kind did occur
-
-
 # --------------------------------------------------------------------------------------------- poses in detected boxes
 
 def test_the_score_of_a_pose_is_the_mean_of_its_keypoints_above_0_2():
@@ -651,14 +584,13 @@ def test_the_command_prints_json_for_programs(case17, tmp_path, capsys):
     details = json.loads(capsys.readouterr().out)
     assert details["domains"] == evaluate_domains(*case17)
     assert list(details["keypoints"]) == list(COCO17.names)
-    assert details["errors"]["all"] == error_breakdown(*read_truth_and_detections(*case17))
 
 
 def test_details_are_tables_under_the_ten_lines(case17, tmp_path, capsys):
     assert main([*write(tmp_path, *case17), "--details"]) == 0
     output = capsys.readouterr().out
     assert output.startswith(pycocotools(*case17)[1])
-    for word in ("domains", "oil painting", "left_wrist", "inversion"):
+    for word in ("domains", "oil painting", "left_wrist"):
         assert word in output
 
 
