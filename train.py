@@ -683,9 +683,8 @@ def alignment_data(options):
     labelled = len(test.annotated) > 0
     if options.test and not labelled:
         raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
-    skeleton = (test if labelled else source).skeleton
-    if source is target:
-        skeleton = load_pose_model(options.weights).skeleton
+    given = source is target and load_pose_model(options.weights)
+    skeleton = (given or (test if labelled else source)).skeleton
     target = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
     source = target if options.source == "none" else with_skeleton(source, skeleton)
     enough = {f"--target {options.target}: expected enough people": len(target.ids)}

@@ -345,10 +345,10 @@ def test_a_runs_folder_will_do_and_an_adapter_with_its_base(photos, estimate, ch
     save_checkpoint(tmp_path / "whole.pth", model, **about)
     _, said = estimate(photos, "--checkpoint", tmp_path / "adapter.pth", "--prompt", "a cartoon", status=2)
     assert "--base" in said
-    whole, _ = estimate(photos, "--checkpoint", tmp_path / "whole.pth", "--prompt", "a cartoon")
+    whole, _ = estimate(photos, "--checkpoint", tmp_path / "whole.pth", "--prompt", "a cartoon", out="whole")
     adapter = "--checkpoint", tmp_path / "adapter.pth", "--base", checkpoint
-    around, _ = estimate(photos, *adapter, "--prompt", "a cartoon")
-    assert around == whole != estimate(photos)[0]
+    around, _ = estimate(photos, *adapter, "--prompt", "a cartoon", out="around")
+    assert around == whole != json.loads((tmp_path / "out" / "results.json").read_text())
 
 
 # ------------------------------------------------------------------------------------------ skeletons, without labels

@@ -379,7 +379,7 @@ def test_poses_of_any_skeleton_can_be_drawn_on_any_kind_of_picture():
     poses.keypoints[:] = [[20, 20, 1], [60, 20, 1], [40, 80, 1]]
     for picture in (np.zeros((100, 80, 3), np.uint8), Image.new("L", (80, 100)), Image.new("RGBA", (80, 100))):
         drawn = np.asarray(draw_pose(picture, poses.keypoints[0], poses.skeleton))
-        assert drawn.shape == (100, 80, 3) and drawn[20, 20].tolist() == [255, 140, 0]
+        assert drawn.shape == (100, 80, 3) and np.abs(drawn[20, 20].astype(int) - [255, 140, 0]).max() < 30
 
 
 def test_a_model_is_tested_on_the_keypoints_that_it_shares_with_a_data_set(figures, checkpoint, tmp_path, capsys):
@@ -391,7 +391,8 @@ def test_a_model_is_tested_on_the_keypoints_that_it_shares_with_a_data_set(figur
         person["num_keypoints"] = int((pose[order, 2] > 0).sum())
     names = [COCO17.names[joint].title() for joint in order] + ["Tail"]
     content["categories"] = [{"id": 1, "name": "person", "keypoints": names, "skeleton": []}]
-    (figures / "other.json").write_text(json.dumps(content))
-    assert main(["--checkpoint", str(checkpoint), "--data", f"coco:{figures / 'other.json'}", "--split", "all",
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    (tmp_path / "images").symlink_to(figures / "images" / "photo")
+    assert main(["--checkpoint", str(checkpoint), "--data", f"coco:{tmp_path / 'other.json'}", "--split", "all",
                  "--prompt", "none", "--device", "cpu"]) == 0
     assert "its skeleton lacks left_eye, right_eye, left_ear, right_ear" in capsys.readouterr().out
