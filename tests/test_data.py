@@ -102,6 +102,12 @@ def test_a_box_belongs_to_one_picture(gallery, image_id, words):
             load_dataset(f"pictures:{gallery}", "all")
 
 
+def test_a_file_without_images_is_one_error(tmp_path):
+    (tmp_path / "nothing.json").write_text(json.dumps({"images": [], "annotations": []}))
+    with pytest.raises(DataError, match="nothing.json: expected images, found none"):
+        load_dataset(f"coco:{tmp_path / 'nothing.json'}", "all")
+
+
 def test_a_folder_without_a_readable_picture_is_an_error(gallery):
     (gallery / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no such image, no folder with images"):

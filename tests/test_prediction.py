@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data import (COCO17, Crops, DataError, draw_figures, encode_heatmaps, load_dataset, make_skeleton, normalize,
-                  to_coco, with_sentences)
+                  read_pictures, to_coco, with_sentences)
 from eval import (domain_table, draw_curves, draw_pose, draw_sheet, estimate_poses, evaluate_oks, evaluate_pck_grid,
                   grid_pck, main, predict, predict_people, run_model, true_pose, with_boxes)
 from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model,
@@ -396,3 +396,15 @@ def test_a_model_is_tested_on_the_keypoints_that_it_shares_with_a_data_set(figur
     assert main(["--checkpoint", str(checkpoint), "--data", f"coco:{tmp_path / 'other.json'}", "--split", "all",
                  "--prompt", "none", "--device", "cpu"]) == 0
     assert "its skeleton lacks left_eye, right_eye, left_ear, right_ear" in capsys.readouterr().out
+
+
+def test_people_on_a_sheet_are_shown_as_their_poses_see_them(tmp_path):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :40] = 255  # white on the left as stored; EXIF turns it to the top
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=turned)
+    pictures = read_pictures([str(tmp_path / "a.png")])
+    sheet = np.asarray(draw_sheet([("", pictures, 0, {"pose": np.zeros((17, 3))})]))[18:]
+    assert pictures.boxes[0].tolist() == [0, 0, 40, 80]
+    assert sheet[60, 96].min() > 250 and sheet[130, 96].max() < 5

@@ -304,7 +304,7 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
 @pytest.mark.parametrize("arguments, words", [
     (["--source", "figures#marble"], "marble"),
     (["--target", "coco:/nowhere"], "no such file or folder"),
-    (["--batch-size", "5"], "sculpture: expected enough labelled people for a batch of 5, found 4"),
+    (["--batch-size", "5"], "sculpture: expected enough labelled people for a batch of 5 (--batch-size), found 4"),
     (["--style-weights", "{run}/teacher.pth"], "teacher.pth"),
     (["--style-encoder", "{run}/style.pth"], "expected the public AdaIN encoder"),
     (["--weights", "{run}/style.pth"], "style.pth"),
@@ -505,8 +505,22 @@ def test_a_model_adapts_to_pictures_without_any_source(cache, tmp_path, pictures
     assert float(rows[-1][2]) != 0  # the loss: consistency and pose level
 
 
+def test_a_file_to_test_on_is_tested_whole_and_in_the_models_own_keypoints_where_nothing_else_is_learned(
+        cache, tmp_path, pictures, monkeypatch):
+    target, names = with_joints(cache, tmp_path, 13)
+    tested = []
+    monkeypatch.setattr(train, "compare_pck", lambda *arguments: tested.append(arguments[5]))
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "given.pth", PoseModel(VIT_CONFIGS["tiny"]))
+    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--source", "none", "--weights",
+                            str(tmp_path / "given.pth"), "--test", target)) == 0
+    whole = load_dataset(target, "all")
+    assert len(tested[0].annotated) == len(whole.annotated) > len(load_dataset(target, "val").annotated)
+    assert tested[0].skeleton.names == COCO17.names and set(names) < set(COCO17.names)
+
+
 @pytest.mark.parametrize("arguments, words", [
-    (["--source", "{pictures}"], "expected enough labelled people for a batch of 4, found 0"),
+    (["--source", "{pictures}"], "expected enough labelled people for a batch of 4 (--batch-size), found 0"),
     (["--source", "none"], "--source none: expected --weights"),
     (["--test", "{pictures}"], "expected labelled people to test on, found none"),
 ])
