@@ -770,7 +770,7 @@ def with_texts(dataset, model, args):
 def use_model(args):
     """Poses by a model: of a data set, with their numbers, or of own pictures. Or its export."""
     model = load_model(args.checkpoint, base=args.base).to(args.device)
-    if isinstance(model, VLPose) and not (args.prompt or args.data):
+    if isinstance(model, VLPose) and not args.data and "{domain}" in (args.prompt or model.about.get("sentences", "")):
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
     if args.export:
         return export_model(model, args)

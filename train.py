@@ -683,8 +683,8 @@ def alignment_data(options):
     labelled = len(test.annotated) > 0
     if options.test and not labelled:
         raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
-    given = source is target and load_pose_model(options.weights)
-    skeleton = (given or (test if labelled else source)).skeleton
+    model = load_pose_model(options.weights) if source is target else None
+    skeleton = (model or (test if labelled else source)).skeleton
     target = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
     source = target if options.source == "none" else with_skeleton(source, skeleton)
     enough = {f"--target {options.target}: expected enough people": len(target.ids)}
@@ -867,7 +867,7 @@ PAPER = {mode: recipe(**{option.name: option.metadata["paper"] for option in fie
 def parse_options(argv):
     """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists its own."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or multi-level alignment.")
+    first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or multi-level alignment: `--mode uda --help`.")
     first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes",
                        help="Where options that are not given come from: for minutes on a CPU, or as in the paper.")
     chosen, _ = first.parse_known_args(argv)

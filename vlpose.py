@@ -517,11 +517,11 @@ def find_file(path_or_name):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), expected)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); or put it at {path}") from None
+            raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); by hand, put it at {path}") from None
     with open(path, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(expected):
-        raise WeightsError(f"{path}: expected {url}, whose SHA-256 begins {expected}, found {found}")
+        raise WeightsError(f"{path}: expected {url}, whose SHA-256 begins {expected}, found {found}; remove it")
     return path
 
 
