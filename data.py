@@ -758,7 +758,7 @@ def read_boxes(path, rows, category=1):
         elif category in (None, record.get("category_id", 1)):
             found.append(box)
     if not found:
-        raise DataError(f"{path}: expected boxes of category {category or 'any'}, found {elsewhere} of other images only")
+        raise DataError(f"{path}: expected boxes of category {category or 'any'}, found {elsewhere} elsewhere")
     if elsewhere:
         print(f"{path}: skipped {elsewhere} boxes of other images", file=sys.stderr)
     found = np.array(found)  # (boxes, 6)

@@ -278,9 +278,9 @@ import torchvision
 from PIL import ExifTags, Image, ImageDraw
 
 from data import (BOX, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column, crop_matrix, crop_width,
-                  domain_of, encode_heatmaps, find_pictures, image_file, image_rows, load_dataset, no_people, open_image,
-                  picture_rows, plain_name, progress, read_boxes, read_columns, read_json, read_pictures, read_skeleton,
-                  to_coco, warp_image, with_boxes, with_sentences, with_skeleton, written_whole)
+                  domain_of, encode_heatmaps, find_pictures, image_file, image_rows, load_dataset, no_people,
+                  open_image, picture_rows, plain_name, progress, read_boxes, read_columns, read_json, read_pictures,
+                  read_skeleton, to_coco, warp_image, with_boxes, with_sentences, with_skeleton, written_whole)
 from vlpose import DETECTORS, VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_weights
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
@@ -513,7 +513,7 @@ def without_labels(model, dataset, texts=None, workers=0):
         model, dataset, texts, people, flip=False, workers=workers, augmentation=view)], (len(people), -1, 3))
         for view in (Augmentation(), Augmentation(scale=0.2, shift=0.1, rotation=20)))
     apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
-    return {"sure keypoints": float((plain[:, :, 2] >= 0.5).mean()), "pixels between two views": float(np.median(apart))}
+    return {"sure keypoints": np.mean(plain[:, :, 2] >= 0.5), "pixels between two views": np.median(apart)}
 
 
 # === Appendix: detected boxes and own pictures; skip on a first reading ===============================================
@@ -814,7 +814,7 @@ def check_out(args):
         raise DataError(f"--out {args.out}: holds results already; name another folder")
     for folder in filter(os.path.isdir, args.images or ()):
         if out.is_relative_to(Path(folder).resolve()):
-            raise DataError(f"--out {args.out}: lies in {folder}, whose pictures are the input; name a folder elsewhere")
+            raise DataError(f"--out {args.out}: lies in {folder}, whose pictures are input; name one elsewhere")
 
 
 def write_poses(args, dataset, results):

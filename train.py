@@ -867,7 +867,7 @@ PAPER = {mode: recipe(**{option.name: option.metadata["paper"] for option in fie
 def parse_options(argv):
     """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists its own."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or multi-level alignment: `--mode uda --help`.")
+    first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or alignment: `--mode uda --help`.")
     first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes",
                        help="Where options that are not given come from: for minutes on a CPU, or as in the paper.")
     chosen, _ = first.parse_known_args(argv)

@@ -329,7 +329,8 @@ def test_lines_are_wider_on_larger_pictures():
 
 
 def test_left_and_right_have_their_colours_under_any_names():
-    for names in (("L_Eye", "R_Eye", "Nose"), ("eye_left", "EyeRight", "nose"), ("LeftEye", "RightEye", "nose"), ("left_eye", "right_eye", "nose")):
+    for names in (("L_Eye", "R_Eye", "Nose"), ("eye_left", "EyeRight", "nose"), ("LeftEye", "RightEye", "nose"),
+                  ("left_eye", "right_eye", "nose")):
         skeleton = data.make_skeleton(names, ())
         assert [limb_color(skeleton, joint) for joint in range(3)] == [(255, 140, 0), (0, 150, 255), (120, 220, 90)]
 
@@ -424,7 +425,8 @@ def test_without_labels_two_views_agree_where_a_model_sees_the_same_thing_in_bot
     assert exact == without_labels(Painter(), pictures)  # the other view is always the same one
     assert exact["sure keypoints"] == 1 and exact["pixels between two views"] < 1.5
     # What is wrong by a fixed way in the crop is wrong by as much in both views, but for the turn and the scale
-    assert exact["pixels between two views"] < without_labels(Painter(shift=6), pictures)["pixels between two views"] < 2 * 6 * 4
+    shifted = without_labels(Painter(shift=6), pictures)
+    assert exact["pixels between two views"] < shifted["pixels between two views"] < 2 * 6 * 4
     assert without_labels(Painter(peak=0.4), pictures)["sure keypoints"] == 0
 
 
@@ -450,10 +452,13 @@ def test_an_exported_model_gives_the_same_heatmaps_without_this_code(checkpoint,
     assert not torch.allclose(expected["a cartoon"], expected["none"])
 
 
-def test_to_export_a_model_that_reads_text_its_sentence_must_be_given(tmp_path, capsys):
-    save_checkpoint(tmp_path / "vlpose.pth", VLPose(PoseModel(CONFIG), 128), text_weights="random", sentences="a photo")
-    assert main(["--checkpoint", str(tmp_path / "vlpose.pth"), "--export", str(tmp_path / "model.pt2")]) == 2
-    assert "--prompt" in capsys.readouterr().err and not (tmp_path / "model.pt2").exists()
+@pytest.mark.parametrize("sentences, status", [("a photo of a {domain} character", 2), ("a painting", 0)])
+def test_a_prompt_is_needed_where_the_models_own_sentence_wants_a_domain(tmp_path, capsys, sentences, status):
+    model = VLPose(PoseModel(CONFIG), 128)
+    save_checkpoint(tmp_path / "vlpose.pth", model, text_weights="random", sentences=sentences)
+    assert main(["--checkpoint", str(tmp_path / "vlpose.pth"), "--export", str(tmp_path / "model.pt2")]) == status
+    assert ("--prompt" in capsys.readouterr().err) == (status == 2)
+    assert (tmp_path / "model.pt2").exists() == (status == 0)
 
 
 # ------------------------------------------------------------------------------------------------------ what takes long

@@ -302,7 +302,7 @@ def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, k
     (["--data", "coco:nowhere"], "no such file or folder"),
     (["--images", "{picture}", "--prompt", "word " * 90, "--out", "out"], "92 tokens"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{nobody}"], "boxes of category 1"),
-    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "found 1 of other images only"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "found 1 elsewhere"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{flat}"], "box 0"),
     (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
     (["--checkpoint", "{strange}", "--data", "figures:{figures}"], "17 keypoints, but the model predicts 5"),
