@@ -3,6 +3,7 @@ corrected and trained on, and other programs can run the model."""
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_predicted_poses_are_read_back_as_annotations(photos, estimate, tmp_path
     np.testing.assert_allclose(dataset.keypoints[drawn][:, :2], poses[drawn][:, :2], rtol=1e-6)
     assert dataset.boxes.tolist() == [result["box"] for result in results]
     for file, result in zip(dataset.files, results):
-        assert open(file, "rb").read() == open(result["file_name"], "rb").read()
+        assert Path(file).read_bytes() == Path(result["file_name"]).read_bytes()
 
 
 def test_annotations_are_what_cocos_own_reader_expects(photos, estimate, tmp_path):
