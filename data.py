@@ -639,7 +639,7 @@ def check_people(path, dataset):
             raise DataError(f"{path}: annotation id {dataset.ids[row]} has {problem}: bbox {boxes[row].tolist()}")
 
 
-def to_coco(dataset):
+def to_coco(dataset, category="person"):
     """The people of a PoseDataset as COCO's annotations: what `read_coco` reads, and pycocotools."""
     _, names = below_common_folder(dataset.files)
     images = [{"id": int(number), "file_name": name, "category": str(domain)}
@@ -649,12 +649,12 @@ def to_coco(dataset):
          "keypoints": dataset.keypoints[n].ravel().tolist(),
          "num_keypoints": int((dataset.keypoints[n, :, 2] > 0).sum()), "bbox": dataset.boxes[n].tolist(),
          "area": float(dataset.areas[n]), "iscrowd": int(dataset.crowd[n])} for n in range(len(dataset.ids))]
-    return {"images": images, "annotations": annotations, "categories": [to_category(dataset.skeleton)]}
+    return {"images": images, "annotations": annotations, "categories": [to_category(dataset.skeleton, category)]}
 
 
-def to_category(skeleton):
+def to_category(skeleton, name="person"):
     """A skeleton as COCO has it: edges count from 1."""
-    return {"id": 1, "name": "person", "keypoints": list(skeleton.names),
+    return {"id": 1, "name": name, "keypoints": list(skeleton.names),
             "skeleton": [[a + 1, b + 1] for a, b in skeleton.edges]}
 
 

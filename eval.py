@@ -825,7 +825,7 @@ def write_poses(args, dataset, results):
     poses = np.reshape([result["keypoints"] for result in results], people.keypoints.shape)
     scores = poses[:, :, 2:]
     poses = np.concatenate([poses[:, :, :2], 1 + (scores >= 0.5)], axis=2) * (scores > args.threshold)
-    content = to_coco(replace(people, keypoints=poses))
+    content = to_coco(replace(people, keypoints=poses), args.category)
     for record, file in zip(content["images"], dataset.files):
         with image_file(file) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) if dataset.upright else 1

@@ -111,6 +111,7 @@ def test_other_categories_need_another_detector_and_their_boxes_are_told_apart(p
     (result,), _ = estimate(picture, "--detect", "--category", "dog")
     assert result["box"] == [0, 0, 50, 50]
     assert json.loads((tmp_path / "out" / "boxes.json").read_text())[0]["category_id"] == DOG == 18  # COCO's number
+    assert json.loads((tmp_path / "out" / "annotations.json").read_text())["categories"][0]["name"] == "dog"
     estimate(picture, "--detect", out="people")
     assert asked == [DETECTORS[1], DETECTORS[0]]
     plant(monkeypatch, SCENE)
