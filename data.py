@@ -555,7 +555,8 @@ def read_skeleton(path, content):
         different = len(set(map(plain_name, names))) == len(names)
         if not different or any(category["keypoints"] != given[0]["keypoints"] for category in given):
             raise ValueError(f"found {len(given)} categories, the first with {len(names)} names")
-        first = next((person["keypoints"] for person in content["annotations"] if person.get("keypoints")), names * 3)
+        people = content.get("annotations") or ()
+        first = next((person["keypoints"] for person in people if person.get("keypoints")), names * 3)
         if not len(first) % 3:
             names = names[:len(first) // 3]
         return make_skeleton(names, [(a - 1, b - 1) for a, b in given[0].get("skeleton") or ()
@@ -686,7 +687,9 @@ def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
     boxes = {}
     for file in files:
         try:
-            boxes[file] = (0, 0, *picture_size(file))
+            open_image(file, shrink=8)  # can it be decoded?
+            size, _ = picture_size(file)
+            boxes[file] = (0, 0, *size)
         except DataError as error:
             if strict:
                 raise
@@ -706,11 +709,11 @@ def no_people(files, skeleton, name="pictures"):
                        **dict.fromkeys(("ids", "image_index", "keypoints", "boxes", "areas", "crowd")))
 
 
-def picture_size(file):
-    """(width, height) as shown, turned as EXIF says, of a picture that can be decoded."""
-    open_image(file, shrink=8)
+def picture_size(file, upright=True):
+    """(width, height) of a picture as shown, and whether it is stored otherwise: `upright` turns it as EXIF says."""
     with image_file(file) as image:
-        return image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) > 4 else image.size
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
+        return image.size[::-1] if orientation > 4 else image.size, orientation > 1
 
 
 def with_boxes(dataset, image_index, boxes):

@@ -275,11 +275,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import torchvision
-from PIL import ExifTags, Image, ImageDraw
+from PIL import Image, ImageDraw
 
 from data import (BOX, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column, crop_matrix, crop_width,
-                  domain_of, encode_heatmaps, find_pictures, image_file, image_rows, load_dataset, no_people,
-                  open_image, picture_rows, plain_name, progress, read_boxes, read_columns, read_json, read_pictures,
+                  domain_of, encode_heatmaps, find_pictures, image_rows, load_dataset, no_people, open_image,
+                  picture_rows, picture_size, plain_name, progress, read_boxes, read_columns, read_json, read_pictures,
                   read_skeleton, to_coco, warp_image, with_boxes, with_sentences, with_skeleton, written_whole)
 from vlpose import DETECTORS, VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_weights
 
@@ -347,11 +347,8 @@ def group_numbers(table, image_ids, category_ids):
     return np.where((image < 0) | (category < 0), -1, category * len(image_ids) + image)
 
 
-def read_ground_truth(annotations, num_keypoints):
+def read_ground_truth(name, content, num_keypoints):
     """COCO annotations -> GroundTruth. As in pycocotools, people whose image or category is not listed do not exist."""
-    name, content = "annotations", annotations
-    if isinstance(annotations, PATH):
-        name, content = str(annotations), read_json(annotations, dict, "COCO's annotations")
     sections = {key: content.get(key, []) if isinstance(content, dict) else None
                 for key in ("images", "categories", "annotations")}
     if not all(isinstance(section, list) for section in sections.values()):
@@ -405,11 +402,15 @@ def read_detections(results, truth):
 
 
 def read_truth_and_detections(annotations, results, sigmas=COCO17.sigmas):
-    """Paths of COCO's keypoint JSON and results JSON, or what they hold -> GroundTruth, Detections, sigmas (K,)."""
-    sigmas = np.asarray(sigmas, float)
+    """Paths of COCO's keypoint JSON and results JSON, or what they hold -> GroundTruth, Detections, sigmas (K,), which
+    are those of the annotations' own skeleton if they are None."""
+    name, content = "annotations", annotations
+    if isinstance(annotations, PATH):
+        name, content = str(annotations), read_json(annotations, dict, "COCO's annotations")
+    sigmas = np.asarray(read_skeleton(name, content).sigmas if sigmas is None else sigmas, float)
     if sigmas.ndim != 1 or not (sigmas > 0).all():
         raise DataError(f"sigmas: expected a positive number for each keypoint, found {sigmas.tolist()}")
-    truth = read_ground_truth(annotations, len(sigmas))
+    truth = read_ground_truth(name, content, len(sigmas))
     return truth, read_detections(results, truth), sigmas
 
 
@@ -728,14 +729,6 @@ def format_table(title, table):
     return "\n".join(lines)
 
 
-def evaluate_results(args):
-    """The numbers of a results file."""
-    sigmas = args.sigmas
-    if sigmas is None:
-        sigmas = read_skeleton(args.annotations, read_json(args.annotations, dict, "COCO's annotations")).sigmas
-    print_numbers(args, args.annotations, args.results, sigmas, domains=args.details)
-
-
 def print_numbers(args, annotations, results, sigmas, domains=True, pck=None):
     """COCO's ten numbers, with `domains` those of each domain, and PCK where it is given."""
     truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
@@ -827,12 +820,10 @@ def write_poses(args, dataset, results):
     poses = np.concatenate([poses[:, :, :2], 1 + (scores >= 0.5)], axis=2) * (scores > args.threshold)
     content = to_coco(replace(people, keypoints=poses), args.category)
     for record, file in zip(content["images"], dataset.files):
-        with image_file(file) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) if dataset.upright else 1
-            record["width"], record["height"] = image.size[::-1] if turned > 4 else image.size
+        (record["width"], record["height"]), turned = picture_size(file, dataset.upright)
         place = Path(args.out) / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
-        if turned > 1:  # not all programs turn it, `load_dataset` does not
+        if turned:  # not all programs turn it, `load_dataset` does not
             open_image(file, upright=True)[0].save(place, quality=95)
         else:
             with suppress(OSError):  # where links are not possible
@@ -989,7 +980,7 @@ def main(argv=None):
         parser.error("--detect: expected --out, the folder for boxes.json")
     try:
         if args.results and args.annotations:
-            evaluate_results(args)
+            print_numbers(args, args.annotations, args.results, args.sigmas, domains=args.details)
         elif args.checkpoint and (args.export or args.data or args.images and args.out):
             use_model(args)
         else:

@@ -208,6 +208,8 @@ def train_vlpose(options):
             measure=partial(average_precision, tests[-1], adapter_texts, run.workers))
 
     save_model(run.folder / "model.pth", adapted, options)
+    if isinstance(adapted, VLPose):
+        save_model(run.folder / "adapter.pth", adapted, options, adapter_only=True)
     compare_poses(base, adapted, texts, tests, run)  # the original, the adapted model, and its adapter off
 
 
@@ -403,8 +405,9 @@ def alignment_crops(source, target, student, options):
     paper = options.augmentation == "paper"
     views = replace(Views() if paper else GENTLE_VIEWS, occlusion=options.occlusion)
     targets = Crops(target, student.config.image_size, REGDA if paper else Augmentation()), np.arange(len(target.ids))
-    sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), source.annotated
-    sources = targets if source is target else sources
+    sources = targets  # of --source none
+    if source is not target:
+        sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), source.annotated
     return sources, targets, views if paper else None, views
 
 
@@ -652,12 +655,10 @@ def read_texts(datasets, options):
     return encode_sentences(load_clip_text(options.text_weights).to(options.device), sentences, options.per_token)
 
 
-def save_model(path, model, options):
-    """Writes a model, and in it which sentences it reads. A VLPose's adapter has a file of its own beside it."""
-    about = dict(text_weights=options.text_weights, sentences=options.sentences, per_token=options.per_token)
-    save_checkpoint(path, model, **about)
-    if isinstance(model, VLPose):
-        save_checkpoint(path.with_name("adapter.pth"), model, adapter_only=True, **about)
+def save_model(path, model, options, adapter_only=False):
+    """Writes a model, or of a VLPose only the adapter, and which sentences it reads."""
+    save_checkpoint(path, model, adapter_only, text_weights=options.text_weights, sentences=options.sentences,
+                    per_token=options.per_token)
 
 
 def report_trained_share(model, base, options):
@@ -820,7 +821,7 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
     results_of = partial(predict, dataset=test, flip=False, workers=run.workers)
     for name, model in models.items():
         read = texts if isinstance(model, VLPose) else None
-        save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, options)  # the teacher's adapter.pth stays
+        save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, options)
         results[name] = results_of(model, texts=read)
         if labelled:
             pck = partial(pck_of_results, test, results[name], model.config.image_size, groups=test.skeleton.groups)
@@ -836,6 +837,7 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
         print("share of the gap between source only and oracle that is closed: " + ", ".join(
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
     if texts:
+        save_model(run.folder / "adapter.pth", models["teacher"], options, adapter_only=True)
         report_adapter_off(results_of(models["teacher"]) == results["source only"])
     run.write("results.json", json.dumps(table, indent=2))
     draw_pseudo_labels(test, results["source only"], results["teacher"]).save(run.folder / "poses.png")
