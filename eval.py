@@ -505,14 +505,18 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     return pck_of_cells(*map(np.concatenate, zip(*cells)), grid, threshold, groups)
 
 
-def without_labels(model, dataset, texts=None, workers=0):
-    """What can be known of a model without labels, on all people of a data set: the share of keypoints with a score of
-    at least 0.5, and how far apart a keypoint is in two views, the median in pixels of the crop. One view is the plain
-    crop, the other is moved, scaled and turned at random, always the same way."""
+def without_labels(model, dataset, results, texts=None, workers=0):
+    """What can be known of a model without labels: the share of keypoints with a score of at least 0.5, and how far
+    apart a keypoint is in two views, the median in pixels of the crop.
+
+    results: what `predict` gave for all people of the data set in the plain crop, without the flip test. The other view
+    is moved, scaled and turned at random, always the same.
+    """
     people, size = np.arange(len(dataset.ids)), model.config.image_size
-    plain, moved = (np.reshape([result["keypoints"] for result in predict(
-        model, dataset, texts, people, flip=False, workers=workers, augmentation=view)], (len(people), -1, 3))
-        for view in (Augmentation(), Augmentation(scale=0.2, shift=0.1, rotation=20)))
+    view = Augmentation(scale=0.2, shift=0.1, rotation=20)
+    others = predict(model, dataset, texts, people, flip=False, workers=workers, augmentation=view)
+    plain, moved = (np.reshape([result["keypoints"] for result in found], (len(people), -1, 3))
+                    for found in (results, others))
     apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
     return {"sure keypoints": np.mean(plain[:, :, 2] >= 0.5), "pixels between two views": np.median(apart)}
 

@@ -828,7 +828,7 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
             grid = grid_pck(model, test, test.skeleton.groups, read, run.workers)
             table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
         else:
-            table[name] = without_labels(model, test, read, run.workers)
+            table[name] = without_labels(model, test, results[name], read, run.workers)
     print(format_table("PCK@0.05" if labelled else "no labels", {
         group: {name: column[group] for name, column in table.items()} for group in table["teacher"]}))
     if "oracle" in table and labelled:
