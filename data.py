@@ -339,6 +339,7 @@ from glob import glob
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import torch.distributed as dist
 from PIL import ExifTags, ImageOps
 
 
@@ -383,6 +384,70 @@ def expecting(path, what, kind=DataError):
         raise kind(f"{path}: expected {what}, found no {error}") from None
     except Exception as error:  # a damaged file makes readers raise almost anything
         raise kind(f"{path}: expected {what}; {type(error).__name__}: {error}") from None
+
+
+# --------------------------------------------------------------------------------------------------- many processes
+#
+# `torchrun --nproc_per_node=N train.py ...` starts N processes that all do the same: each trains on its part of every
+# batch, predicts its part of the people, and steps with the mean of all gradients. What they have to do together goes
+# through these functions. In a program without torchrun the one process has everything.
+
+def processes():
+    """The number of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def mine(rows, multiple=1):
+    """This process's part of a list, an array or a tensor that all processes have alike. The parts are of one length,
+    a multiple of this, but for those at the end, where nothing may be left."""
+    rank, world = processes()
+    length = math.ceil(len(rows) / world / multiple) * multiple
+    return rows[rank * length:(rank + 1) * length]
+
+
+def of_all(items):
+    """The lists of all processes, one behind the other."""
+    _, world = processes()
+    lists = [items] * world
+    if world > 1:
+        dist.all_gather_object(lists, items)
+    return sum(lists, [])
+
+
+def rows_of_all(x):
+    """The rows of x (rows, ...) of all processes, one behind the other. They have no gradients."""
+    _, world = processes()
+    parts = [x.detach().clone() for _ in range(world)]
+    if world > 1:
+        dist.all_gather(parts, parts[0])
+    return torch.cat(parts)
+
+
+class MeanOfAll(torch.autograd.Function):
+    """The mean over the processes of a tensor that each has; its gradient goes back to all of them."""
+
+    @staticmethod
+    def forward(context, x):
+        _, world = processes()
+        total = x.clone(memory_format=torch.contiguous_format)
+        if world > 1:
+            dist.all_reduce(total)
+        return total / world
+
+    @staticmethod
+    def backward(context, gradient):
+        return MeanOfAll.apply(gradient)
+
+
+@contextmanager
+def first_process_first():
+    """The first process goes through the block, then the others: what it draws or downloads is there for them."""
+    rank, world = processes()
+    if rank > 0:
+        dist.barrier()
+    yield
+    if rank == 0 and world > 1:
+        dist.barrier()
 
 
 # ----------------------------------------------------------------------------------------------------------- images

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data import COCO17, Augmentation, Crops, DataError, decode_heatmaps, invert_matrix, normalize, transform_points
+from data import (COCO17, Augmentation, Crops, DataError, decode_heatmaps, invert_matrix, mine, normalize, of_all,
+                  transform_points)
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this; AP is the mean over all
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
@@ -230,6 +231,7 @@ def run_model(model, images, sentences, texts):
 
 
 @torch.inference_mode()
+@torch.compiler.set_stance("force_eager")
 def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, workers=0, augmentation=Augmentation()):
     """One detection in COCO's results format for each person in rows `people`; without them, for all annotated ones, or
     for everyone where nobody is annotated. DataError if the model predicts other keypoints than the data set has.
@@ -246,7 +248,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         raise DataError(f"{dataset.name}: expected a sentence for each image (`with_sentences` gives them), found none")
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
-    keys = progress([(int(row), int(row)) for row in people], "predicting poses")  # with a seed for each
+    keys = progress(mine([(int(row), int(row)) for row in people], batch_size), "predicting poses")  # (row, seed)
     training, results = model.training, []
     model.eval()
     for batch in DataLoader(Crops(dataset, size, augmentation), batch_size, sampler=keys, num_workers=workers):
@@ -259,7 +261,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) from crop to image
         results += coco_results(dataset.image_ids[dataset.image_index[batch["row"].numpy()]], points, scores)
     model.train(training)
-    return results
+    return of_all(results)
 
 
 # === Appendix: the same for all images at once; skip on a first reading ===============================================
@@ -495,14 +497,14 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     grid = (size[0] // 4, size[1] // 4)
     training = model.training
     model.eval()
-    keys = [(int(row), 0) for row in dataset.annotated]
+    keys = mine([(int(row), 0) for row in dataset.annotated], 64)
     for batch in DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers):
         images = normalize(batch["image"].to(next(model.parameters()).device))
         predicted = run_model(model, images, batch["sentence"], texts).float().cpu()
         target, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, grid, model.config.sigma)
         cells.append((highest_cells(predicted), highest_cells(target), weights.numpy()))
     model.train(training)
-    return pck_of_cells(*map(np.concatenate, zip(*cells)), grid, threshold, groups)
+    return pck_of_cells(*map(np.concatenate, zip(*of_all(cells))), grid, threshold, groups)
 
 
 def without_labels(model, dataset, results, texts=None, workers=0):

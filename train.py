@@ -15,9 +15,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from data import encode_heatmaps, normalize
+import uda
+from data import encode_heatmaps, first_process_first, normalize
 from eval import number, padded, run_model
-from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view, supervised_loss
+from uda import Compute, LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view, supervised_loss
 from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose
 
 # ------------------------------------------------------------------------------------------------------ 1. the recipes
@@ -112,6 +113,7 @@ class Stage:
     milestones: tuple = FALLS  # shares of the steps after which the rate is divided by ten
     clip: float = 1.0  # the greatest norm of a gradient; 0: any
     steady: str = ""  # the rate of parameters whose name begins like this does not fall
+    accumulate: int = 1  # parts of a batch whose gradients are added up
     validate_every: int = 0  # steps; 0: never
     select: str = "last"  # or "best": the model to go on with
 
@@ -123,7 +125,7 @@ def heatmap_loss(model, texts, bf16, batch):
     texts: {sentence: T}; None without text.
     """
     device = next(model.parameters()).device
-    images = normalize(batch["image"].to(device))                                      # (B, 3, H, W)
+    images = normalize(batch["image"].to(device, non_blocking=True))                   # (B, 3, H, W)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         predicted = run_model(model, images, batch["sentence"], texts).float()         # ŷ
     labels, weights = label_heatmaps(batch, model.config, device)                      # y, ω
@@ -133,9 +135,8 @@ def heatmap_loss(model, texts, bf16, batch):
 def label_heatmaps(batch, config, device):
     """Heatmaps (B, K, h, w) of a batch's labels, at a quarter of the crops' size, and the weights (B, K)."""
     size = config.image_size
-    heatmaps, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, (size[0] // 4, size[1] // 4),
-                                        config.sigma)
-    return heatmaps.to(device), weights.to(device)
+    points, visible = (batch[name].to(device, non_blocking=True) for name in ("keypoints", "visible"))
+    return encode_heatmaps(points, visible, size, (size[0] // 4, size[1] // 4), config.sigma)
 
 
 def fit(stage, model, loss_of, data, run, measure=None):
@@ -144,23 +145,28 @@ def fit(stage, model, loss_of, data, run, measure=None):
     loss_of: calls the model on a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
     data: pairs of Crops and the rows to draw from. measure: model -> AP, for validation.
     """
-    optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer](parameter_groups(model, stage))
+    optimizer = make_optimizer(model, stage)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     first = run.restore(stage, model, optimizer)
-    set_training_mode(model)
+    prepare(model, run)
     for step, batches in enumerate(batches_of(data, stage, first, run.workers), start=first):
-        torch.manual_seed(stage.seed * 10 ** 6 + step)  # what is random in a step depends on its number and the seed
+        seed_step(stage.seed * 10 ** 6 + step)  # what is random in a step depends on its number and the seed
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * group["scale"] * (1 if group["steady"] else learning_rate(step, stage))
 
-        loss, predicted = loss_of(*batches)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total = 0
+        for part in parts_of(batches, stage.accumulate):
+            loss, predicted = loss_of(*part)
+            loss = loss / stage.accumulate
+            loss.backward()
+            total += loss.detach()
+        average_gradients(trained)
         if stage.clip:
             torch.nn.utils.clip_grad_norm_(trained, stage.clip)
         optimizer.step()
 
-        run.after_step(stage, step + 1, loss, predicted, batches[0], model, optimizer, measure)
+        run.after_step(stage, step + 1, total, predicted, part[0], model, optimizer, measure)
     run.select(stage, model)
 
 
@@ -168,7 +174,7 @@ def set_training_mode(model):
     """Training mode, but for BatchNorm layers whose parameters are frozen: they keep their statistics, too."""
     model.train()
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
+        if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
             module.eval()
 
 
@@ -184,9 +190,10 @@ def learning_rate(step, stage):
 
 def train_vlpose(options):
     """VLPose's experiment: does art get better, and do photographs stay as they were?"""
-    source, target, tests = vlpose_data(options)
-    texts = read_texts([target, *(test.dataset for test in tests)], options)
-    base, text_dim = starting_model(options, target.skeleton), next(iter(texts.values())).shape[1]
+    with first_process_first():
+        source, target, tests = vlpose_data(options)
+        texts = read_texts([target, *(test.dataset for test in tests)], options)
+        base, text_dim = starting_model(options, target.skeleton), next(iter(texts.values())).shape[1]
     model_to_tune(base, text_dim, options)  # a combination that cannot work fails here, before anything is trained
     base_stage, adapt_stage = plan_vlpose(options, base, source, target)
     if options.dry_run:
@@ -233,15 +240,16 @@ def model_to_tune(base, text_dim, options):
 
 def train_uda(options):
     """The experiment of multi-level alignment: how much of the gap to the target do images without labels close?"""
-    source, target, test, labelled_target = alignment_data(options)
-    student = new_student(options, test.skeleton)
-    stylist = new_stylist(options) if options.image_level else None
-    texts = read_texts([source, target, test], options) if options.strategy == "vlpose" else None
+    with first_process_first():
+        source, target, test, labelled_target = alignment_data(options)
+        student = new_student(options, test.skeleton)
+        stylist = new_stylist(options) if options.image_level else None
+        texts = read_texts([source, target, test], options) if options.strategy == "vlpose" else None
     style_stage, source_stage, adapt_stage = plan_uda(options, stylist, source, target)
     if options.dry_run:
         return
     sources, targets, source_views, target_views = alignment_crops(source, target, student, options)  # crops, Views
-    run = Run(options)
+    run, compute = Run(options), Compute(options.bf16, options.accumulate)
 
     # Stage 0: the style decoder learns to redraw source images in the style of target images.
     if style_stage:
@@ -251,10 +259,10 @@ def train_uda(options):
     # Stage 1: a model learns from the source's labels, and the student likewise, some of its images restyled.
     source_only = copy.deepcopy(student)
     if source_stage:
-        loss_of = partial(source_loss, source_only, None, source_views, options.bf16)
+        loss_of = partial(source_loss, source_only, None, source_views, compute)
         fit_or_find(source_stage, source_only, loss_of, [sources], run, depends_on=[str(source_views)])
         if restyle and not texts:
-            loss_of = partial(source_loss, student, restyle, source_views, options.bf16)
+            loss_of = partial(source_loss, student, restyle, source_views, compute)
             fit_or_find(replace(source_stage, name="restyled"), student, loss_of, [sources, targets], run,
                         depends_on=[str(source_views), str(restyle), state_hash(stylist)])
         else:
@@ -266,7 +274,7 @@ def train_uda(options):
         student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1])
     alignment = MultiLevelAlignment(
         copy.deepcopy(student), restyle, LossWeights(options.consistency, options.feature_level, options.pose_level),
-        target_views, options.ema_decay, labelled_keypoints(source), options.bf16).to(options.device)
+        target_views, options.ema_decay, labelled_keypoints(source), compute).to(options.device)
     fit(adapt_stage, alignment, partial(alignment_loss, alignment, source_views, texts), [sources, targets], run)
     models = {"source only": source_only, "student": alignment.student, "teacher": alignment.teacher}
 
@@ -275,7 +283,7 @@ def train_uda(options):
         models["oracle"] = copy.deepcopy(source_only)
         oracle_data, *_ = alignment_crops(labelled_target, target, student, options)
         fit_or_find(replace(adapt_stage, name="oracle", steady=""), models["oracle"],
-                    partial(source_loss, models["oracle"], None, source_views, options.bf16), [oracle_data], run,
+                    partial(source_loss, models["oracle"], None, source_views, compute), [oracle_data], run,
                     depends_on=[str(source_views)])
     compare_pck(models, texts, stylist, sources, targets, test, run, options)
 
@@ -286,12 +294,12 @@ def style_loss(stylist, source, target):
     return content + 0.1 * style, None
 
 
-def source_loss(model, restyle, views, bf16, source, target=None):
+def source_loss(model, restyle, views, compute, source, target=None):
     """Stage 1: L_sup of the source images, some of them in the style of the target images beside them."""
     images, labels, weights = labelled_images(source, model, views)
     if restyle:
         images = restyle(images, rgb(target, model))
-    heatmaps, _ = heatmaps_and_features(model, images, bf16)
+    heatmaps, _ = heatmaps_and_features(model, images, compute)
     return supervised_loss(heatmaps, labels, weights), heatmaps
 
 
@@ -307,13 +315,13 @@ def labelled_images(batch, model, views):
     images = rgb(batch, model)
     if views:
         images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
-        batch |= {"keypoints": points.cpu(), "visible": visible.cpu()}
+        batch |= {"keypoints": points, "visible": visible}
     return images, *label_heatmaps(batch, model.config, images.device)
 
 
 def rgb(batch, model):
     """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
-    return batch["image"].to(next(model.parameters()).device) / 255
+    return batch["image"].to(next(model.parameters()).device, non_blocking=True) / 255
 
 
 # === Appendix: the plan, the run's folder, the cache, data, models, tables, the command; skip on a first reading ======
@@ -328,19 +336,22 @@ import os
 import sys
 import time
 from dataclasses import asdict, fields
+from datetime import timedelta
 from pathlib import Path
 
+import torch.distributed as dist
 from PIL import Image
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
-                  cache_folder, decode_heatmaps, expecting, load_dataset, read_boxes, with_boxes, with_sentences,
-                  with_skeleton, written_whole)
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, MeanOfAll,
+                  PoseDataset, cache_folder, decode_heatmaps, expecting, load_dataset, mine, of_all, processes,
+                  read_boxes, with_boxes, with_sentences, with_skeleton, written_whole)
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
                   predict, predict_people, true_pose, usable_device, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
+from vlpose import (PoseModel, TorchvisionBackbone, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
                     load_strictly, load_weights, save_checkpoint, save_tensors, with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
@@ -348,7 +359,7 @@ from vlpose import (PoseModel, check_adapter, encode_sentences, load_backbone, l
 def plan_vlpose(options, base, source, target):
     """The stages of VLPose; it prints what will be trained. The first is None where --weights gives a base model."""
     scale = options.batch_size / (options.lr_batch or options.batch_size)  # mmpose's linear rule
-    common = dict(batch_size=options.batch_size, seed=options.seed, bf16=options.bf16)
+    common = dict(batch_size=options.batch_size, seed=options.seed, bf16=options.bf16, accumulate=options.accumulate)
     base_stage, decay = None, base.config.layer_decay
     if source:
         epoch = math.ceil(len(source.annotated) / options.batch_size)  # steps
@@ -437,8 +448,16 @@ def batches_of(data, stage, first, workers):
     loaders = []
     for place, (crops, rows) in enumerate(data):
         keys = batch_keys(rows, stage.batch_size, stage.seed + 10 ** 6 * place, first, stage.steps)
-        loaders.append(DataLoader(crops, batch_sampler=keys, num_workers=workers))
+        loaders.append(DataLoader(crops, batch_sampler=map(mine, keys), num_workers=workers,
+                                  pin_memory=torch.cuda.is_available()))
     return zip(*loaders)
+
+
+def parts_of(batches, parts):
+    """Batches in so many parts, one after the other."""
+    for place in range(parts):
+        yield [{name: values[place * len(values) // parts:(place + 1) * len(values) // parts]
+                for name, values in batch.items()} for batch in batches]
 
 
 def batch_keys(rows, batch_size, seed, first, last):
@@ -457,6 +476,89 @@ def batch_keys(rows, batch_size, seed, first, last):
         yield keys
 
 
+# --------------------------------------------------------------------------------- how `fit` computes, many processes
+
+class SyncBatchNorm(torch.nn.SyncBatchNorm):
+    """BatchNorm with the statistics of the whole batch, on all processes. On GPUs it is torch's own."""
+    process_group = None
+
+    def forward(self, x):
+        _, world = processes()
+        if x.is_cuda or world == 1 or not self.training:
+            return super().forward(x)
+        pixels, count = x.float(), x[:, 0].numel() * world
+        mean = MeanOfAll.apply(pixels.mean((0, 2, 3)))
+        variance = MeanOfAll.apply(((pixels - mean[:, None, None]) ** 2).mean((0, 2, 3)))
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return ((pixels - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def prepare(model, run):
+    """Makes a model ready for `fit`, in place; its parameters and its predictions stay as they are."""
+    for module in model.modules():
+        if type(module) is torch.nn.BatchNorm2d and processes()[1] > 1:
+            module.__class__ = SyncBatchNorm
+        if isinstance(module, ViT):
+            module.checkpointing = run.checkpointing
+        if run.compile and isinstance(module, (ViT, TorchvisionBackbone)):
+            module.compile()
+    set_training_mode(model)
+
+
+def make_optimizer(model, stage):
+    """Fused into one kernel on GPUs; on the CPU that rounds differently and gains little."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer]
+    return kind(parameter_groups(model, stage), fused=next(model.parameters()).is_cuda or None)
+
+
+def seed_step(seed):
+    """What happens to a batch's images is alike in all processes, what happens in their networks (dropout) is not."""
+    rank, _ = processes()
+    torch.manual_seed(seed + 10 ** 15 * rank)
+    uda.DRAWS.manual_seed(seed)
+
+
+def average_gradients(parameters):
+    """Each process gets the mean of the gradients of all, in one exchange. One that a process lacks counts as 0.
+
+    The losses are means over equally many images, or of MeanOfAll, so that the mean of the processes' gradients is the
+    gradient of the whole batch. (DistributedDataParallel would do the same while the backward pass still runs, but it
+    wants each stage as a module, and no part of it computed anew.)
+    """
+    _, world = processes()
+    if world > 1:
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        mean = MeanOfAll.apply(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters])):
+            parameter.grad = part.view_as(parameter)
+
+
+def join_processes(options):
+    """Makes this program one of those that torchrun has started. Only the first prints."""
+    if options.device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    uda.DRAWS = torch.Generator()  # alike in all processes, unlike torch's own
+    wait = timedelta(days=1)  # while the first process draws, downloads or saves; torchrun ends all if one fails
+    store, rank, world = next(dist.rendezvous("env://", timeout=wait))
+    dist.init_process_group("nccl" if options.device.startswith("cuda") else "gloo", store=store, rank=rank,
+                            world_size=world, timeout=wait)
+    return store
+
+
+def can_compile(device):
+    """Whether torch.compile works here: it wants a C++ compiler, and on GPUs Triton."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
+    except Exception as error:
+        print(f"--compile does not work here, so nothing is compiled: {str(error).strip().splitlines()[0]}")
+        return False
+    return True
+
+
 # ------------------------------------------------------------------------------------------------------ the run folder
 
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
@@ -467,9 +569,11 @@ class Run:
 
     def __init__(self, options):
         self.workers, self.cache = options.workers, Path(options.cache)
-        self.folder = Path(options.resume or options.out or new_folder(options.mode))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.write("config.json", json.dumps(vars(options) | {"resume": None}, indent=2))
+        self.compile, self.checkpointing = options.compile and can_compile(options.device), options.checkpointing
+        rank, world = processes()
+        given = options.resume or options.out
+        self.folder = Path(of_all([given or (None if rank else new_folder(options.mode))])[0])  # the first process's
+        self.write("config.json", json.dumps(vars(options) | {"resume": None, "processes": world}, indent=2))
         print(f"run folder: {self.folder}")
         self.history = []  # rows of log.csv
         if (self.folder / "log.csv").exists():
@@ -488,9 +592,10 @@ class Run:
                 save_tensors(self.folder / f"{stage.name}.best.pth", model.state_dict())
         if done % LOG_EVERY == 0 or last or not math.isnan(ap):
             pck = math.nan if predicted is None else batch_pck(predicted, batch, model.config)
-            self.history.append({"stage": stage.name, "step": done, "loss": loss.item(), "pck": pck, "ap": ap})
+            loss = MeanOfAll.apply(loss).item()
+            self.history.append({"stage": stage.name, "step": done, "loss": loss, "pck": pck, "ap": ap})
             speed = (done - self.first) / (time.perf_counter() - self.started)  # steps per second
-            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {loss.item():.5f}  PCK {pck:.3f}  "
+            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {loss:.5f}  PCK {pck:.3f}  "
                   f"{speed * stage.batch_size:4.0f} images/s  {(stage.steps - done) / speed:4.0f} s left"
                   + ("" if math.isnan(ap) else f"  validation AP {ap:.3f}"), flush=True)
         if done % CHECKPOINT_EVERY == 0 or last:
@@ -498,11 +603,10 @@ class Run:
 
     def save(self, stage, done, model, optimizer):
         """Writes the learning curves so far, and then what `restore` needs."""
-        with written_whole(self.folder / "log.csv") as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, ["stage", "step", "loss", "pck", "ap"])
-            writer.writeheader()
-            writer.writerows(self.history)
-        draw_curves(self.history).save(self.folder / "curves.png")
+        names = ["stage", "step", "loss", "pck", "ap"]
+        rows = [",".join(str(row[name]) for name in names) for row in self.history]
+        self.write("log.csv", "\n".join([",".join(names), *rows, ""]))
+        self.write("curves.png", draw_curves(self.history))
         save_tensors(self.folder / f"{stage.name}.checkpoint.pth",
                      {"step": done, "best": self.best, "model": model.state_dict(),
                       "optimizer": optimizer.state_dict()})
@@ -523,12 +627,15 @@ class Run:
     def select(self, stage, model):
         """The best model in validation, where the stage wants it."""
         if stage.select == "best" and stage.validate_every:
+            of_all([])  # the first process has written it
             model.load_state_dict(torch.load(self.folder / f"{stage.name}.best.pth", weights_only=True))
             print(f"{stage.name}: selected the best in validation, AP {self.best:.3f}")
 
-    def write(self, name, text):
-        with written_whole(self.folder / name) as part:
-            part.write_text(text)
+    def write(self, name, content):
+        """Text, or a picture; only the first process writes."""
+        if processes()[0] == 0:
+            with written_whole(self.folder / name) as part:
+                part.write_text(content) if isinstance(content, str) else content.save(part)
 
 
 def new_folder(mode):
@@ -545,10 +652,12 @@ def new_folder(mode):
 def batch_pck(predicted, batch, config):
     """Share of a batch's labelled keypoints that lie closer than 0.05 of the crop's height to the truth."""
     points, _ = decode_heatmaps(predicted.detach().cpu(), config.image_size, config.sigma)
-    truth, (height, width) = batch["keypoints"], config.image_size
+    truth, (height, width) = batch["keypoints"].cpu(), config.image_size
     right = (points - truth).norm(dim=2) < 0.05 * height
     inside = ((truth >= 0) & (truth <= torch.tensor([width, height]) - 1)).all(2)
-    return right[(batch["visible"] > 0) & inside].float().mean().item()
+    counts = inside & (batch["visible"].cpu() > 0)
+    right, counted = MeanOfAll.apply(torch.stack([(right & counts).sum(), counts.sum()]).to(predicted))
+    return (right / counted).item()
 
 
 # ----------------------------------------------------------------------------------------------------------- the cache
@@ -565,12 +674,11 @@ def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
         labels = hashlib.sha256(people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()).hexdigest()
         identity += [files, labels, people.skeleton.names, crops.size, asdict(crops.augmentation)]
     path = run.cache / f"{stage.name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
-    if path.exists():
+    if of_all([path.exists()])[0]:
         print(f"{stage.name} model: {path} (trained before)")
         model.load_state_dict(load_pose_model(path).state_dict())
         return
     fit(stage, model, loss_of, data, run)
-    run.cache.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, model)
 
 
@@ -767,8 +875,8 @@ def compare_poses(base, adapted, texts, tests, run):
     if "adapter off" in tables:
         report_adapter_off(results["adapter off"] == results["original"])  # every coordinate and score
     run.write("results.json", json.dumps(tables, indent=2))
-    draw_sheet([person for test in tests for person in some_of_each_domain(
-        test.dataset, columns, PREVIEWS // len(tests))]).save(run.folder / "poses.png")
+    run.write("poses.png", draw_sheet([person for test in tests for person in some_of_each_domain(
+        test.dataset, columns, PREVIEWS // len(tests))]))
 
 
 def report_adapter_off(same):
@@ -816,7 +924,7 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
     draws what some of them predict."""
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
-        draw_styles(stylist, sources, targets).save(run.folder / "style.png")
+        run.write("style.png", draw_styles(stylist, sources, targets))
     table, results, labelled = {}, {}, len(test.annotated) > 0
     results_of = partial(predict, dataset=test, flip=False, workers=run.workers)
     for name, model in models.items():
@@ -840,7 +948,7 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
         save_model(run.folder / "adapter.pth", models["teacher"], options, adapter_only=True)
         report_adapter_off(results_of(models["teacher"]) == results["source only"])
     run.write("results.json", json.dumps(table, indent=2))
-    draw_pseudo_labels(test, results["source only"], results["teacher"]).save(run.folder / "poses.png")
+    run.write("poses.png", draw_pseudo_labels(test, results["source only"], results["teacher"]))
 
 
 def draw_pseudo_labels(test, source_only, teacher):
@@ -935,6 +1043,10 @@ def data_options(add, mode):
 def run_options(add):
     add("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
         help="Compute in bfloat16 where that is safe: faster on GPUs and on recent CPUs.")
+    add("--accumulate", type=positive, default=1, help="Compute a batch in so many parts, to save memory.")
+    add("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
+        help="Save more: the backward pass computes each block of a transformer anew (a third more time).")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="Compile backbones for training.")
     add("--seed", type=count, default=0, help="Of all random numbers.")
     add("--device", type=usable_device, default=default_device(), help="Where to compute.")
     add("--workers", type=count, default=0, help="Processes that cut out crops.")
@@ -950,22 +1062,49 @@ def resumed(folder):
     if not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
-        saved = json.loads(config.read_text())
+        saved, (_, world) = json.loads(config.read_text()), processes()
+        if saved.get("processes", 1) != world:
+            print(f"{folder}: begun with {saved.get('processes', 1)} processes, goes on with {world}: sums are rounded "
+                  "differently, dropout differs")
         return argparse.Namespace(**vars(parse_options(["--mode", saved["mode"], "--recipe", saved["recipe"]])) | saved
                                   | {"resume": folder})
 
 
+def check_parts(options):
+    """A batch is shared by the processes, and a process's share by the parts of --accumulate, equally."""
+    _, world = processes()
+    parts = {"batch_size": world * options.accumulate, "style_batch": world}
+    for name, count in parts.items():
+        if (getattr(options, name, None) or 0) % count:
+            raise DataError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a multiple of {count}, for "
+                            f"{world} processes and --accumulate {options.accumulate}")
+
+
 def main(argv=None):
+    store = None
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process says it
     options = parse_options(argv)
     try:
+        if "LOCAL_RANK" in os.environ:
+            store = join_processes(options)
         if options.resume:
             options = resumed(options.resume)
         elif options.out and (Path(options.out) / "config.json").exists():
             raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
+        check_parts(options)
         train, _ = MODES[options.mode]
         train(options)
-    except (ValueError, OSError, NotImplementedError) as error:
-        return fail(error)
+    except Exception as error:
+        if store:
+            if store.add("failed", 1) > 1:
+                return 2  # another process has said why
+            sys.stderr = sys.__stderr__
+        if isinstance(error, (ValueError, OSError, NotImplementedError)):
+            return fail(error)
+        raise
+    if store:
+        dist.destroy_process_group()
     return 0
 
 

@@ -28,9 +28,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.ops import StochasticDepth
 
-from data import MEAN, STD, encode_heatmaps, expecting, invert_matrix, normalize, transform_points
+from data import (MEAN, STD, MeanOfAll, encode_heatmaps, expecting, invert_matrix, mine, normalize, processes,
+                  rows_of_all, transform_points)
 from vlpose import RelationMatcher, WeightsError, load_strictly, load_weights
 
 # -------------------------------------------------------------------------------------- supervision, on the source
@@ -109,10 +111,12 @@ class StyleTransfer(nn.Module):
 
     def restyle(self, content, style, probability):
         """The image level: with this probability an image is redrawn in the style of the one beside it, α ~ U(0, 1)."""
-        chosen = torch.rand(len(content)) < probability
-        mixed = content.clone()
+        everyone = len(content) * processes()[1]  # the images of the whole batch, see `draw`
+        chosen, alpha = torch.rand(everyone, generator=DRAWS) < probability, torch.zeros(everyone)
+        alpha[chosen] = torch.rand(int(chosen.sum()), generator=DRAWS)
+        chosen, alpha, mixed = mine(chosen), mine(alpha), content.clone()
         if chosen.any():
-            mixed[chosen] = self(content[chosen], style[chosen], torch.rand(int(chosen.sum())))
+            mixed[chosen] = self(content[chosen], style[chosen], alpha[chosen])
         return mixed
 
     def loss(self, content, style):
@@ -172,7 +176,8 @@ def information_maximization_loss(heatmaps):
     h, w = heatmaps.shape[2:]
     H_row = entropy(heatmaps.mean(3))             # of p_row (B, K, h)
     H_col = entropy(heatmaps.mean(2))             # of p_col (B, K, w)
-    H_bar = entropy(heatmaps.mean(0).flatten(1))  # of p̄ (K, h w)
+    y_bar = MeanOfAll.apply(heatmaps.mean(0))     # (K, h, w) the mean over the batch, on all processes
+    H_bar = entropy(y_bar.flatten(1))             # of p̄ (K, h w)
     return (H_row + H_col - H_bar) / (h * w)
 
 
@@ -203,13 +208,23 @@ class Views:
 GENTLE_VIEWS = Views(rotation=15.0, shear=5.0, scale=(0.85, 1.15))  # for minutes of training
 
 
+DRAWS = torch.default_generator  # of what happens to a batch's images at random; many processes have one of their own
+
+
+def draw(shape, low=0.0, high=1.0):
+    """Random numbers of a shape (B, ...) for a batch's images: they depend on the batch, not on how many processes share
+    it. Each draws those of all images and keeps its own."""
+    everyone = shape[0] * processes()[1]
+    return mine(torch.empty(everyone, *shape[1:]).uniform_(low, high, generator=DRAWS))
+
+
 def random_affine(count, size, views=Views()):
     """(count, 2, 3) random maps of images of `size` (height, width), about their centre c: p ↦ A (p - c) + c + shift.
 
     A = scale · rotation · shear.
     """
     def uniform(low, high, *shape):
-        return torch.empty(count, *shape).uniform_(low, high)
+        return draw((count, *shape), low, high)
 
     sides = torch.tensor(size[::-1], dtype=torch.float32)
     angle = uniform(-views.rotation, views.rotation).deg2rad()
@@ -243,7 +258,8 @@ def warp(x, matrix):
 
 def jitter_color(images, strength=0.25):
     """Random brightness, contrast and saturation, each 1 ± strength, of images (B, 3, H, W); as `data.jitter_color`."""
-    brightness, contrast, saturation = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1).to(images) - 1)
+    brightness, contrast, saturation = (1 + strength * (2 * draw((len(images), 1, 1, 1)).to(images) - 1)
+                                        for _ in range(3))
     images = torch.lerp(images.mean(1, keepdim=True), images, saturation)
     images = torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast)
     return (brightness * images).clamp(0, 1)
@@ -265,20 +281,23 @@ def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     points = transform_points(points * scale, matrix).round().long()  # (B, K, 2) in the view
     sides = torch.tensor([width, height], device=points.device)
     sure = (confidence >= threshold) & ((points >= 0) & (points < sides)).all(2)  # (B, K)
-    chosen = torch.rand_like(confidence).masked_fill(~sure, -1).argmax(1)  # (B,) a random one that is sure
-    row = torch.nonzero(sure.any(1) & (torch.rand_like(confidence[:, 0]) < probability))[:, 0]  # (n,) to be changed
+    chosen = draw(confidence.shape).to(confidence).masked_fill(~sure, -1).argmax(1)  # (B,) a random one that is sure
+    covered = sure.any(1) & (draw(confidence.shape[:1]).to(confidence) < probability)  # (B,) whether an image changes
     places = sides - size + 1  # how many a patch's upper left corner can have along x and along y
-    corner = (points[row, chosen[row]] - size // 2).clamp(torch.zeros_like(sides), places - 1)  # (n, 2)
+    row = torch.arange(len(images), device=points.device)
+    corner = (points[row, chosen] - size // 2).clamp(torch.zeros_like(sides), places - 1)  # (B, 2)
     # Corners wrap around. A step from `size` to `places - size` is at least `size` both ways: the patches are apart.
-    step = size + (torch.rand(len(row), 2, device=sides.device) * (places - 2 * size + 1)).long()
+    turn = mine(rows_of_all(covered.byte()).cumsum(0)) - 1  # (B,) the first image to change has the first random step
+    steps = torch.rand(len(images) * processes()[1], 2, generator=DRAWS).to(confidence)[turn]
+    step = size + (steps * (places - 2 * size + 1)).long()
 
     def patch(corner):
-        x, y = (corner[:, axis, None] + torch.arange(size, device=corner.device) for axis in (0, 1))  # (n, size)
+        x, y = (corner[:, axis, None] + torch.arange(size, device=corner.device) for axis in (0, 1))  # (B, size)
         return row[:, None, None], slice(None), y[:, :, None], x[:, None, :]
 
-    covered = images.clone()
-    covered[patch(corner)] = images[patch((corner + step) % places)]
-    return covered
+    changed = images.clone()
+    changed[patch(corner)] = images[patch((corner + step) % places)]
+    return torch.where(covered[:, None, None, None], changed, images)
 
 
 # ------------------------------------------------------------------------------------------------------ the teacher
@@ -298,9 +317,9 @@ def rectify(heatmaps, sigma):
 
 
 def confidence_mask(heatmaps, ratio=0.5):
-    """(B, K), True where the confidence is above this quantile of all B·K confidences: by default, their median."""
+    """(B, K), True where the confidence is above this quantile of the whole batch's: by default, their median."""
     _, confidence = peaks(heatmaps)
-    return confidence > confidence.quantile(ratio)
+    return confidence > rows_of_all(confidence).quantile(ratio)
 
 
 def consistency_loss(predicted, pseudo_labels, mask):
@@ -327,8 +346,7 @@ def make_teacher(student):
 @torch.no_grad()
 def ema_update(teacher, student, decay=0.999):
     """teacher ← decay · teacher + (1 - decay) · student: the parameters; `make_teacher` says why not the buffers."""
-    for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - decay)
+    get_ema_multi_avg_fn(decay)(list(teacher.parameters()), list(student.parameters()), 0)
 
 
 # ------------------------------------------------------------------------------------------------ a step of adaptation
@@ -341,6 +359,13 @@ class LossWeights:
     information: float = 0.3
 
 
+@dataclass(frozen=True)
+class Compute:
+    """How networks compute: in bfloat16 where that is safe, and in so many parts of a batch, to save memory."""
+    bf16: bool = False
+    parts: int = 1
+
+
 class MultiLevelAlignment(nn.Module):
     """Stage 2: the student, its teacher and the discriminator; `forward` is one step of adaptation.
 
@@ -350,17 +375,17 @@ class MultiLevelAlignment(nn.Module):
         probability filled in, or another function in its place. None leaves out the image level.
     source_keypoints: those that the source labels, all if it is None. The student is taught no others, so its heatmaps
         of others must not become pseudo-labels.
-    decay: the share of the teacher that stays at each step. bf16: networks compute in bfloat16.
+    decay: the share of the teacher that stays at each step.
     """
 
     def __init__(self, student, restyle=None, weights=LossWeights(), views=Views(), decay=0.999, source_keypoints=None,
-                 bf16=False):
+                 compute=Compute()):
         super().__init__()
         self.student, self.teacher = student, make_teacher(student)
         self.discriminator = DomainDiscriminator(student.predictor.in_channels)
         self.config, self.restyle, self.weights, self.views = student.config, restyle, weights, views
         self.source_keypoints = slice(None) if source_keypoints is None else source_keypoints
-        self.decay, self.bf16 = decay, bf16
+        self.decay, self.compute = decay, compute
 
     def forward(self, source, labels, label_weights, target, source_text=(), target_text=()):
         """One step -> (L, the student's heatmaps of the source images (B, K, h, w)).
@@ -379,7 +404,7 @@ class MultiLevelAlignment(nn.Module):
             source = self.restyle(source, target)                                             # (B, 3, H, W)
 
         # 2. Supervision: the student learns from the source's labels.
-        heatmaps, source_features = heatmaps_and_features(self.student, source, self.bf16, *source_text)
+        heatmaps, source_features = heatmaps_and_features(self.student, source, self.compute, *source_text)
         loss = supervised_loss(heatmaps, labels, label_weights)
         if not (weights.consistency or weights.adversarial or weights.information):
             return loss, heatmaps
@@ -391,7 +416,7 @@ class MultiLevelAlignment(nn.Module):
 
         # 4. The teacher's heatmaps, back in the frame of the whole image: their peaks become pseudo-labels in part 5.
         with torch.no_grad():
-            found, _ = heatmaps_and_features(self.teacher, teacher_view, self.bf16, *target_text)
+            found, _ = heatmaps_and_features(self.teacher, teacher_view, self.compute, *target_text)
             found = self.to_whole_image(found, to_teacher)                                    # (B, K, h, w)
 
         # 5. Consistency: the student must find in its view what the teacher found in the other one. Adaptive occlusion
@@ -400,7 +425,7 @@ class MultiLevelAlignment(nn.Module):
             room = (min(size) + 1) // 3  # the largest patch that `occlude` has room for
             patch = min(round(self.views.patch * size[0]), room)
             student_view = occlude(student_view, found, to_student, self.views.occlusion, size=patch)
-        predicted, target_features = heatmaps_and_features(self.student, student_view, self.bf16, *target_text)
+        predicted, target_features = heatmaps_and_features(self.student, student_view, self.compute, *target_text)
         predicted = self.to_whole_image(predicted, to_student)                                # (B, K, h, w)
         if weights.consistency:
             pseudo_labels, mask = rectify(found, self.config.sigma), confidence_mask(found)
@@ -417,7 +442,7 @@ class MultiLevelAlignment(nn.Module):
         return loss, heatmaps
 
     def discriminate(self, features):
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.compute.bf16):
             return self.discriminator(reverse_gradient(features)).float()
 
     def to_whole_image(self, heatmaps, matrix):
@@ -426,17 +451,31 @@ class MultiLevelAlignment(nn.Module):
         return warp(heatmaps, back)[:, self.source_keypoints]
 
 
-def heatmaps_and_features(model, images, bf16, *text):
-    """(B, K, h, w) and (B, C, h, w), in float32, of RGB images (B, 3, H, W) in [0, 1]. bf16: computed in bfloat16."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        features = model.features(normalize(images), *text)
-        heatmaps = model.predictor(features)
-    return heatmaps.float(), features.float()
+def heatmaps_and_features(model, images, compute, *text):
+    """(B, K, h, w) and (B, C, h, w), in float32, of RGB images (B, 3, H, W) in [0, 1]."""
+    def run(images, *text):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
+            features = model.features(normalize(images), *text)
+            heatmaps = model.predictor(features)
+        return heatmaps.float(), features.float()
+    return in_parts(run, compute.parts, images, *text)
 
 
 # === Appendix: the style decoder's training, its encoder's weights, source views; skip on a first reading =============
 
 from itertools import pairwise
+
+from torch.utils.checkpoint import checkpoint
+
+
+def in_parts(run, parts, *inputs):
+    """run(*inputs), outputs (B, ...), in this many parts of a batch, which need the memory of one: what a part keeps for
+    the backward pass is forgotten and computed anew there. An input may be None."""
+    if parts == 1:
+        return run(*inputs)
+    chunks = zip(*([None] * parts if x is None else x.tensor_split(parts) for x in inputs))
+    outputs = [checkpoint(run, *chunk, use_reentrant=False) for chunk in chunks]
+    return tuple(map(torch.cat, zip(*outputs)))
 
 
 def convolution(c_in, c_out):

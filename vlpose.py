@@ -443,7 +443,7 @@ from pathlib import Path
 
 import torchvision
 
-from data import DataError, cache_folder, expecting, plain_name, skeleton_from, written_whole
+from data import DataError, cache_folder, expecting, plain_name, processes, skeleton_from, written_whole
 
 # ----------------------------------------------------------------------------------------------- other backbones
 
@@ -807,8 +807,10 @@ FORMAT = "posebridge-1"
 
 
 def save_tensors(path, contents):
-    with written_whole(path) as part:
-        torch.save(contents, part)
+    """Only the first process writes."""
+    if processes()[0] == 0:
+        with written_whole(path) as part:
+            torch.save(contents, part)
 
 
 def save_checkpoint(path, model, adapter_only=False, **about):

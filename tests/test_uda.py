@@ -15,8 +15,8 @@ import data
 import uda
 from data import COCO17, PoseDataset, draw_figure, encode_heatmaps, invert_matrix, transform_points, warp_image
 from eval import predict
-from uda import (GENTLE_VIEWS, DomainDiscriminator, LossWeights, MultiLevelAlignment, StyleTransfer, Views, adain,
-                 adversarial_loss, confidence_mask, consistency_loss, ema_update, heatmaps_and_features,
+from uda import (GENTLE_VIEWS, Compute, DomainDiscriminator, LossWeights, MultiLevelAlignment, StyleTransfer, Views,
+                 adain, adversarial_loss, confidence_mask, consistency_loss, ema_update, heatmaps_and_features,
                  information_maximization_loss, jitter_color, make_teacher, occlude, peaks, random_affine, rectify,
                  resize_affine, reverse_gradient, supervised_loss, warp)
 from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, VLPose, WeightsError, cache_folder, load_backbone,
@@ -69,7 +69,7 @@ def test_a_resnet_becomes_three_deconvolutions_of_256_channels_and_a_quiet_predi
 def test_the_features_of_every_student_are_what_its_heatmaps_are_made_of(config, resnet):
     student = (PoseModel(config, 5) if config else resnet).eval()
     images = torch.rand(2, 3, 64, 64)
-    heatmaps, features = heatmaps_and_features(student, images, bf16=False)
+    heatmaps, features = heatmaps_and_features(student, images, Compute())
     predictor = student.head.predictor
     assert features.shape == (2, predictor.in_channels, 16, 16)
     torch.testing.assert_close(heatmaps, student(data.normalize(images)))
@@ -374,7 +374,8 @@ def test_heatmaps_return_from_a_view_by_the_same_map_in_their_own_pixels():
 
 def test_color_jitter_is_that_of_data_py(figures, monkeypatch):
     factors = torch.rand(3, 2)
-    monkeypatch.setattr(torch, "rand", lambda *shape: factors.view(shape))
+    draws = iter(factors)
+    monkeypatch.setattr(uda, "draw", lambda shape: next(draws).view(shape))
     found = jitter_color(figures, 0.25)
 
     class Fixed:
@@ -492,7 +493,7 @@ def test_the_teachers_parameters_are_the_students_running_average():
         torch.testing.assert_close(parameter, 0.9 * before[name] + 0.1 * student.get_parameter(name))
     for name, buffer in teacher.named_buffers():
         assert torch.equal(buffer, before[name]), name
-    with pytest.raises(ValueError):
+    with pytest.raises(RuntimeError, match="same number"):
         ema_update(teacher, nn.Sequential(nn.Conv2d(2, 3, 1)), 0.9)
 
 
