@@ -388,9 +388,8 @@ def expecting(path, what, kind=DataError):
 
 # --------------------------------------------------------------------------------------------------- many processes
 #
-# `torchrun --nproc_per_node=N train.py ...` starts N processes that all do the same: each trains on its part of every
-# batch, predicts its part of the people, and steps with the mean of all gradients. What they have to do together goes
-# through these functions. In a program without torchrun the one process has everything.
+# `torchrun --nproc_per_node=N train.py ...` starts N processes that all do the same, each with its part of every batch
+# and of the people to predict. What they do together goes through these functions. Without torchrun there is one.
 
 def processes():
     """The number of this process, and how many there are."""
@@ -398,15 +397,14 @@ def processes():
 
 
 def mine(rows, multiple=1):
-    """This process's part of a list, an array or a tensor that all processes have alike. The parts are of one length,
-    a multiple of this, but for those at the end, where nothing may be left."""
+    """This process's part of a list, an array or a tensor that all have alike: a multiple of rows, or what is left."""
     rank, world = processes()
     length = math.ceil(len(rows) / world / multiple) * multiple
     return rows[rank * length:(rank + 1) * length]
 
 
 def of_all(items):
-    """The lists of all processes, one behind the other."""
+    """The lists of all processes, one behind the other. Each waits here for the others."""
     _, world = processes()
     lists = [items] * world
     if world > 1:
@@ -442,12 +440,12 @@ class MeanOfAll(torch.autograd.Function):
 @contextmanager
 def first_process_first():
     """The first process goes through the block, then the others: what it draws or downloads is there for them."""
-    rank, world = processes()
+    rank, _ = processes()
     if rank > 0:
-        dist.barrier()
+        of_all([])
     yield
-    if rank == 0 and world > 1:
-        dist.barrier()
+    if rank == 0:
+        of_all([])
 
 
 # ----------------------------------------------------------------------------------------------------------- images

@@ -145,7 +145,8 @@ def fit(stage, model, loss_of, data, run, measure=None):
     loss_of: calls the model on a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
     data: pairs of Crops and the rows to draw from. measure: model -> AP, for validation.
     """
-    optimizer = make_optimizer(model, stage)
+    kind, gpu = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer], next(model.parameters()).is_cuda
+    optimizer = kind(parameter_groups(model, stage), fused=gpu or None)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     first = run.restore(stage, model, optimizer)
     prepare(model, run)
@@ -168,14 +169,6 @@ def fit(stage, model, loss_of, data, run, measure=None):
 
         run.after_step(stage, step + 1, total, predicted, part[0], model, optimizer, measure)
     run.select(stage, model)
-
-
-def set_training_mode(model):
-    """Training mode, but for BatchNorm layers whose parameters are frozen: they keep their statistics, too."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
-            module.eval()
 
 
 def learning_rate(step, stage):
@@ -398,6 +391,10 @@ def plan_uda(options, stylist, source, target):
 
 
 def print_plan(stage, data, people):
+    parts = processes()[1] * stage.accumulate
+    if stage.batch_size % parts:
+        raise DataError(f"stage {stage.name}: expected a batch size that is a multiple of {parts} (processes × parts of "
+                        f"--accumulate), found {stage.batch_size}")
     falls = [math.ceil(stage.steps * milestone - 1e-6) for milestone in stage.milestones]
     print(f"plan: {stage.name}: {stage.steps:,} steps of {stage.batch_size} crops ({data}: {people:,} people, "
           f"{stage.steps * stage.batch_size / people:.1f} epochs), {stage.optimizer}, learning rate {stage.lr:g}"
@@ -478,25 +475,6 @@ def batch_keys(rows, batch_size, seed, first, last):
 
 # --------------------------------------------------------------------------------- how `fit` computes, many processes
 
-class SyncBatchNorm(torch.nn.SyncBatchNorm):
-    """BatchNorm with the statistics of the whole batch, on all processes. On GPUs it is torch's own."""
-    process_group = None
-
-    def forward(self, x):
-        _, world = processes()
-        if x.is_cuda or world == 1 or not self.training:
-            return super().forward(x)
-        pixels, count = x.float(), x[:, 0].numel() * world
-        mean = MeanOfAll.apply(pixels.mean((0, 2, 3)))
-        variance = MeanOfAll.apply(((pixels - mean[:, None, None]) ** 2).mean((0, 2, 3)))
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return ((pixels - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
 def prepare(model, run):
     """Makes a model ready for `fit`, in place; its parameters and its predictions stay as they are."""
     for module in model.modules():
@@ -509,28 +487,48 @@ def prepare(model, run):
     set_training_mode(model)
 
 
-def make_optimizer(model, stage):
-    """Fused into one kernel on GPUs; on the CPU that rounds differently and gains little."""
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer]
-    return kind(parameter_groups(model, stage), fused=next(model.parameters()).is_cuda or None)
+def set_training_mode(model):
+    """Training mode, but for BatchNorm layers whose parameters are frozen: they keep their statistics, too."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
+            module.eval()
+
+
+class SyncBatchNorm(torch.nn.SyncBatchNorm):
+    """BatchNorm with the statistics of the whole batch, over all processes: torch's own, which knows only GPUs."""
+    process_group = None  # all
+
+    def forward(self, x):
+        _, world = processes()
+        if x.is_cuda or world == 1 or not self.training:
+            return super().forward(x)
+        pixels, count = x.float(), x[:, 0].numel() * world
+        mean = MeanOfAll.apply(pixels.mean((0, 2, 3)))
+        centred = pixels - mean[:, None, None]
+        variance = MeanOfAll.apply((centred ** 2).mean((0, 2, 3)))
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def seed_step(seed):
-    """What happens to a batch's images is alike in all processes, what happens in their networks (dropout) is not."""
-    rank, _ = processes()
-    torch.manual_seed(seed + 10 ** 15 * rank)
+    """What happens to a batch's images is alike in all processes; what happens in their networks (dropout) is not."""
+    torch.manual_seed(seed + 10 ** 15 * processes()[0])
     uda.DRAWS.manual_seed(seed)
 
 
 def average_gradients(parameters):
-    """Each process gets the mean of the gradients of all, in one exchange. One that a process lacks counts as 0.
+    """Each process gets the mean of all processes' gradients, in one exchange; one that a process lacks counts as 0.
 
-    The losses are means over equally many images, or of MeanOfAll, so that the mean of the processes' gradients is the
-    gradient of the whole batch. (DistributedDataParallel would do the same while the backward pass still runs, but it
-    wants each stage as a module, and no part of it computed anew.)
+    Losses are means over equally many images, or of `MeanOfAll`: this is the gradient of the whole batch's loss. It is
+    simpler than DistributedDataParallel, which wants a module whose output is the loss, and overlaps the exchange with
+    the backward pass.
     """
-    _, world = processes()
-    if world > 1:
+    if processes()[1] > 1:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         mean = MeanOfAll.apply(torch.cat([gradient.flatten() for gradient in gradients]))
         for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters])):
@@ -538,14 +536,13 @@ def average_gradients(parameters):
 
 
 def join_processes(options):
-    """Makes this program one of those that torchrun has started. Only the first prints."""
-    if options.device.startswith("cuda"):
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    """Makes this program one of those that torchrun has started; returns what they write messages to each other in."""
     uda.DRAWS = torch.Generator()  # alike in all processes, unlike torch's own
+    if cuda := options.device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     wait = timedelta(days=1)  # while the first process draws, downloads or saves; torchrun ends all if one fails
     store, rank, world = next(dist.rendezvous("env://", timeout=wait))
-    dist.init_process_group("nccl" if options.device.startswith("cuda") else "gloo", store=store, rank=rank,
-                            world_size=world, timeout=wait)
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=wait)
     return store
 
 
@@ -1070,16 +1067,6 @@ def resumed(folder):
                                   | {"resume": folder})
 
 
-def check_parts(options):
-    """A batch is shared by the processes, and a process's share by the parts of --accumulate, equally."""
-    _, world = processes()
-    parts = {"batch_size": world * options.accumulate, "style_batch": world}
-    for name, count in parts.items():
-        if (getattr(options, name, None) or 0) % count:
-            raise DataError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a multiple of {count}, for "
-                            f"{world} processes and --accumulate {options.accumulate}")
-
-
 def main(argv=None):
     store = None
     if int(os.environ.get("RANK", 0)):
@@ -1092,7 +1079,6 @@ def main(argv=None):
             options = resumed(options.resume)
         elif options.out and (Path(options.out) / "config.json").exists():
             raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
-        check_parts(options)
         train, _ = MODES[options.mode]
         train(options)
     except Exception as error:

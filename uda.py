@@ -208,16 +208,6 @@ class Views:
 GENTLE_VIEWS = Views(rotation=15.0, shear=5.0, scale=(0.85, 1.15))  # for minutes of training
 
 
-DRAWS = torch.default_generator  # of what happens to a batch's images at random; many processes have one of their own
-
-
-def draw(shape, low=0.0, high=1.0):
-    """Random numbers of a shape (B, ...) for a batch's images: they depend on the batch, not on how many processes share
-    it. Each draws those of all images and keeps its own."""
-    everyone = shape[0] * processes()[1]
-    return mine(torch.empty(everyone, *shape[1:]).uniform_(low, high, generator=DRAWS))
-
-
 def random_affine(count, size, views=Views()):
     """(count, 2, 3) random maps of images of `size` (height, width), about their centre c: p ↦ A (p - c) + c + shift.
 
@@ -466,6 +456,16 @@ def heatmaps_and_features(model, images, compute, *text):
 from itertools import pairwise
 
 from torch.utils.checkpoint import checkpoint
+
+
+DRAWS = torch.default_generator  # of what happens to a batch's images at random; many processes have another one
+
+
+def draw(shape, low=0.0, high=1.0):
+    """Random numbers of a shape (B, ...) for a batch's images: they depend on the batch, not on how many processes share
+    it. Each draws those of all images and keeps its own."""
+    everyone = shape[0] * processes()[1]
+    return mine(torch.empty(everyone, *shape[1:]).uniform_(low, high, generator=DRAWS))
 
 
 def in_parts(run, parts, *inputs):
