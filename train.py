@@ -320,7 +320,6 @@ def rgb(batch, model):
 # === Appendix: the plan, the run's folder, the cache, data, models, tables, the command; skip on a first reading ======
 
 import argparse
-import csv
 import hashlib
 import itertools
 import json
@@ -573,16 +572,12 @@ class Run:
         self.write("config.json", json.dumps(vars(options) | {"resume": None, "processes": world}, indent=2))
         print(f"run folder: {self.folder}")
         self.history = []  # rows of log.csv
-        if (self.folder / "log.csv").exists():
-            with open(self.folder / "log.csv", newline="") as file:
-                self.history = [{"stage": row["stage"], "step": int(row["step"]), "loss": float(row["loss"]),
-                                 "pck": float(row["pck"]), "ap": float(row["ap"])} for row in csv.DictReader(file)]
 
     def after_step(self, stage, done, loss, predicted, batch, model, optimizer, measure):
         """Validates, logs and saves every so many steps; `done` of them are done."""
         ap, last = math.nan, done == stage.steps
         if stage.validate_every and (done % stage.validate_every == 0 or last):
-            ap = measure(model)
+            ap = float(measure(model))
             set_training_mode(model)
             if ap > self.best:
                 self.best = ap
@@ -605,7 +600,7 @@ class Run:
         self.write("log.csv", "\n".join([",".join(names), *rows, ""]))
         self.write("curves.png", draw_curves(self.history))
         save_tensors(self.folder / f"{stage.name}.checkpoint.pth",
-                     {"step": done, "best": self.best, "model": model.state_dict(),
+                     {"step": done, "best": self.best, "history": self.history, "model": model.state_dict(),
                       "optimizer": optimizer.state_dict()})
 
     def restore(self, stage, model, optimizer):
@@ -616,8 +611,7 @@ class Run:
                 state = torch.load(path, weights_only=True, map_location="cpu")
                 model.load_state_dict(state["model"])
                 optimizer.load_state_dict(state["optimizer"])
-                self.first, self.best = state["step"], state["best"]
-        self.history = [row for row in self.history if row["stage"] != stage.name or row["step"] <= self.first]
+                self.first, self.best, self.history = state["step"], state["best"], state["history"]
         self.started = time.perf_counter()
         return self.first
 
@@ -625,7 +619,8 @@ class Run:
         """The best model in validation, where the stage wants it."""
         if stage.select == "best" and stage.validate_every:
             of_all([])  # the first process has written it
-            model.load_state_dict(torch.load(self.folder / f"{stage.name}.best.pth", weights_only=True))
+            model.load_state_dict(torch.load(self.folder / f"{stage.name}.best.pth", weights_only=True,
+                                             map_location="cpu"))
             print(f"{stage.name}: selected the best in validation, AP {self.best:.3f}")
 
     def write(self, name, content):
