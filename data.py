@@ -159,10 +159,11 @@ def invert_matrix(matrix):
 
 def warp_image(image, matrix, size, shrink=1.0):
     """The crop (height, width, 3) that `matrix` maps a Pillow image to; `image` was read `shrink` times smaller."""
-    linear, offset = np.hsplit(invert_matrix(matrix), [2])  # from the crop to the image, p = A q + b
+    inverse = invert_matrix(matrix)  # from the crop to the image, p = A q + b
+    linear, offset = inverse[:, :2], inverse[:, 2]
     # Pillow counts from the corners of pixels, u = p + 1/2. So p = A q + b becomes u = A (v - 1/2) + b + 1/2, where
     # v = q + 1/2; and u is `shrink` times smaller in an image that was read so many times smaller.
-    offset = (offset[:, 0] + 0.5 - linear.sum(1) / 2) / shrink
+    offset = (offset + 0.5 - linear.sum(1) / 2) / shrink
     coefficients = np.column_stack([linear / shrink, offset]).ravel()
     return np.array(image.transform(size[::-1], Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR))
 
@@ -279,7 +280,7 @@ class Crops(torch.utils.data.Dataset):
     """
 
     def __init__(self, dataset, size, augmentation=Augmentation()):
-        self.dataset, self.size, self.augmentation = dataset, size, augmentation
+        self.dataset, self.size, self.augmentation, self.kept = dataset, size, augmentation, {}
 
     def __getitem__(self, key):
         row, seed = key
@@ -294,7 +295,7 @@ class Crops(torch.utils.data.Dataset):
 
         # The pixels. det A is the crop's area per area of the image, so 1 / √det A is image pixels per crop pixel.
         wanted = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))  # a smaller image is read faster
-        image, shrink = open_image(data.files[data.image_index[row]], wanted, data.upright)
+        image, shrink = open_image(data.files[data.image_index[row]], wanted, data.upright, self.kept)
         image = warp_image(image, matrix, self.size, shrink)
         if self.augmentation.color:
             image = jitter_color(image, self.augmentation.color, rng)
@@ -462,15 +463,17 @@ def image_file(file):
         raise DataError(f"{file}: not a readable image: {error}") from None
 
 
-def open_image(file, shrink=1.0, upright=False):
+def open_image(file, shrink=1.0, upright=False, kept=None):
     """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times.
 
     upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations ignore it.
     JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
-    file: a path, or a Pillow image.
+    file: a path, or a Pillow image. kept: {file: image}, small images that need not be read again.
     """
     if isinstance(file, Image.Image):
         return (ImageOps.exif_transpose(file) if upright else file).convert("RGB"), 1
+    if shrink < 2 and kept and file in kept:
+        return kept[file], 1
     with image_file(file) as image:
         full_width = image.width
         image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
@@ -478,7 +481,12 @@ def open_image(file, shrink=1.0, upright=False):
             pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
             return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
         smaller = round(full_width / image.width)
-        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB"), smaller
+        image.load()
+        image = ImageOps.exif_transpose(image) if upright else image
+        image = image if image.mode == "RGB" else image.convert("RGB")  # which copies
+    if kept is not None and shrink < 2 and image.width * image.height <= 2 ** 16 and len(kept) < 5000:  # below 1.3 GB
+        kept[file] = image
+    return image, smaller
 
 
 # ------------------------------------------------------------------------------------------ parts of the augmentation

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from clip_tokenizer import CLIPTokenizer
@@ -122,6 +123,7 @@ class ViT(nn.Module):
         drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, drop_path=rate) for rate in drop_path)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.checkpointing = False  # whether the backward pass computes a block anew instead of remembering its inside
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images, prompts=None):
@@ -138,7 +140,7 @@ class ViT(nn.Module):
             if n and i < len(prompts):
                 image_tokens = x if i == 0 else x[:, n:]       # without the prompts of the block before
                 x = torch.cat([prompts[i].expand(x.shape[0], -1, -1), image_tokens], dim=1)  # (B, n + N, D)
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
         x = self.norm(x[:, n:])                                # (B, N, D)
         return x.transpose(1, 2).unflatten(2, self.grid)       # (B, D, H/16, W/16)
 

@@ -2,6 +2,7 @@
 
     python tests/benchmark.py model base --batches 1 8 32   a forward pass: transformers, bare products of matrices
     python tests/benchmark.py step tiny --batch 16          a training step of each strategy: full fine-tuning
+    python tests/benchmark.py memory                        what fits where: the batch by size, strategy and memory
     python tests/benchmark.py uda resnet18                  a step of alignment: its networks without the rest
     python tests/benchmark.py tokenizer                     open_clip's tokenizer
     python tests/benchmark.py oks 1                         evaluation: pycocotools, faster-coco-eval
@@ -41,7 +42,7 @@ from eval import classify_detections, coco_numbers, read_truth_and_detections
 from train import Stage, model_to_tune, parameter_groups, parse_options, set_training_mode
 from uda import (MultiLevelAlignment, StyleTransfer, confidence_mask, consistency_loss, ema_update,
                  information_maximization_loss, jitter_color, occlude, random_affine, rectify, resize_affine, warp)
-from vlpose import MODEL_CONFIGS, PATCH, RANDOM_TEXT, VIT_CONFIGS, PoseModel, VLPose
+from vlpose import MODEL_CONFIGS, PATCH, RANDOM_TEXT, VIT_CONFIGS, PoseModel, ViT, VLPose
 
 
 def take_turns(actions, rounds):
@@ -62,7 +63,7 @@ def ratio(these, those):
 def line(name, *cells):
     """Prints a row of a table: its name, and numbers or headings."""
     cells = [cell if isinstance(cell, str) else f"{cell:.2f}" for cell in cells]
-    print(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+    print(f"{name:29}" + "".join(f"{cell:>{min(18, max(9, 90 // max(1, len(cells))))}}" for cell in cells), flush=True)
 
 
 def compare(pairs, peer, number, rounds):
@@ -175,6 +176,40 @@ def saved_bytes(model, loss):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss()
     return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+def benchmark_memory(args):
+    """Computed, not measured on a GPU: parameters, gradients and Adam's two averages in float32; what a forward pass in
+    bfloat16 keeps for the backward pass; 1 GB for the context and a tenth of the memory for what passes by."""
+    print("The largest batch that trains, by memory (computed, in bfloat16)")
+    line("", "trained", "fixed, GB", "MB an image", *(f"{memory} GB" for memory in MEMORIES))
+    for size in args.sizes:
+        config = VIT_CONFIGS[size]
+        base = PoseModel(config)
+        for row in ("full", "vlpose", "0 prompts", "last"):
+            model = model_to_tune(base, RANDOM_TEXT.embed_dim,
+                                  parse_options(shlex.split((STRATEGIES | VARIANTS)[row])))
+            set_training_mode(model)
+            parameters, trained = (sum(parameter.numel() for parameter in model.parameters()
+                                       if parameter.requires_grad >= least) for least in (0, 1))
+            for checkpointing in (False, True) if row in ("full", "vlpose") else (False,):
+                for module in model.modules():
+                    if isinstance(module, ViT):
+                        module.checkpointing = checkpointing
+                one, two = (saved_bytes(model, partial(bfloat16_output, model, batch)) for batch in (1, 2))
+                fixed = 4 * parameters + 12 * trained + max(0, 2 * one - two)
+                fits = [max(0, int((0.9e9 * memory - 1e9 - fixed) / (two - one))) for memory in MEMORIES]
+                line(f"{size}, {row}{', checkpointing' * checkpointing}", f"{trained / 1e6:.1f} M", fixed / 1e9,
+                     (two - one) / 1e6, *map(str, fits))
+
+
+MEMORIES = (8, 12, 16, 24, 40, 80)  # GB
+
+
+def bfloat16_output(model, batch):
+    images, texts = torch.randn(batch, 3, *model.config.image_size), torch.randn(batch, 1, RANDOM_TEXT.embed_dim)
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(images, texts) if isinstance(model, VLPose) else model(images)
 
 
 # ------------------------------------------------------------------------------------------------ a step of alignment
@@ -469,6 +504,8 @@ def main():
     add = command("step", benchmark_step, 7)
     add("size", nargs="?", default="tiny", choices=VIT_CONFIGS)
     add("--batch", type=int, default=16, help="images in a batch")
+    add = command("memory", benchmark_memory, 1)
+    add("sizes", nargs="*", default=("small", "base", "large", "huge"))
     add = command("uda", benchmark_uda, 7)
     add("size", nargs="?", default="resnet18", choices=MODEL_CONFIGS)
     add("--side", type=int, default=256, help="height and width of an image in pixels")
