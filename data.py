@@ -37,8 +37,8 @@ class DataError(ValueError):
 @dataclass(frozen=True, eq=False)
 class Skeleton:
     """Names and structure of K keypoints; everything else is an index into `names`."""
-    names: tuple[str, ...]
-    edges: tuple[tuple[int, int], ...]  # the lines that a drawing connects
+    names: tuple[str, ...]  # such as COCO17's "nose", "left_eye", "right_eye", ..., "right_ankle"
+    edges: tuple[tuple[int, int], ...]  # the lines that a drawing connects: (7, 9) is its left forearm
     sigmas: np.ndarray  # (K,) how far human annotators scatter, relative to the person's size: the scale of OKS
     upper: tuple[int, ...]  # the upper half: the half-body augmentation keeps either these or the rest
     groups: dict  # group name -> keypoints that a PCK table averages
@@ -49,18 +49,6 @@ class Skeleton:
         swap, names = {"left": "right", "right": "left"}, [plain_name(name) for name in self.names]
         mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
         return np.array([names.index(name) if name in names else joint for joint, name in enumerate(mirrored)])
-
-
-COCO17 = Skeleton(
-    names=("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-           "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-           "right_ankle"),
-    edges=((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-           (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
-    sigmas=np.array([.26, .25, .25, .35, .35, .79, .79, .72, .72, .62, .62, 1.07, 1.07, .87, .87, .89, .89]) / 10,
-    upper=tuple(range(11)),
-    groups={"head": (0, 1, 2, 3, 4), "shoulder": (5, 6), "elbow": (7, 8), "wrist": (9, 10), "hip": (11, 12),
-            "knee": (13, 14), "ankle": (15, 16)})
 
 
 # -------------------------------------------------------------------------------------------------------- data sets
@@ -261,17 +249,6 @@ VITPOSE = Augmentation(flip=0.5, half_body=0.3, scale=0.5, box_shift=0.16, rotat
 REGDA = Augmentation(resized_crop=0.6)  # multi-level alignment's; the affine map follows in uda.py
 
 
-def jitter_color(image, strength, rng):
-    """Random brightness b, contrast c and saturation s, each 1 ± strength, of a byte image (H, W, 3)."""
-    b, c, s = 1 + strength * rng.uniform(-1, 1, 3)
-    # Saturation mixes a colour v (3,) with its own grey, s v + (1 - s) mean(v); contrast mixes it with the mean m of
-    # the image, c v + (1 - c) m; brightness mixes it with black, b v. One after the other they give
-    # b c (s I + (1 - s) J) v + b (1 - c) m, where I is the identity and J the 3×3 matrix of thirds: J v = mean(v).
-    mix = b * c * (s * np.eye(3) + (1 - s) / 3)
-    offset = (1 - c) * b * image.mean()
-    return (image @ mix.astype(np.float32) + np.float32(offset)).clip(0, 255).astype(np.uint8)
-
-
 class Crops(torch.utils.data.Dataset):
     """One person per item, cut out and scaled to `size` (height, width), augmented.
 
@@ -344,10 +321,21 @@ import torch.distributed as dist
 from PIL import ExifTags, ImageOps
 
 
+def skeleton_from(fields):
+    """A Skeleton from its fields as JSON has them."""
+    groups = {group: tuple(joints) for group, joints in fields["groups"].items()}
+    return Skeleton(tuple(fields["names"]), tuple(map(tuple, fields["edges"])), np.array(fields["sigmas"]),
+                    tuple(fields["upper"]), groups)
+
+
+with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8") as file:
+    SKELETONS = {name: skeleton_from(fields) for name, fields in json.load(file).items()}
+COCO17, BODY16, ANIMAL18, ANIMAL14 = (SKELETONS[name] for name in ("COCO17", "BODY16", "ANIMAL18", "ANIMAL14"))
+
+
 @contextmanager
 def written_whole(path):
     """Yields where to write a file or a folder; at the end of the block it moves to `path`: nobody finds half of it.
-
     Several programs may write the same path at once: the last one's file stays; for a folder the first one's, and the
     others get an OSError."""
     path = Path(path)
@@ -489,7 +477,6 @@ def open_image(file, shrink=1.0, upright=False, kept=None):
     return image, smaller
 
 
-# ------------------------------------------------------------------------------------------ parts of the augmentation
 
 def truncated_normal(rng, size=None):
     """Standard normal numbers within ±1."""
@@ -497,6 +484,17 @@ def truncated_normal(rng, size=None):
     while np.any(outside := np.abs(values) > 1):
         values = np.where(outside, rng.standard_normal(size), values)
     return values
+
+
+def jitter_color(image, strength, rng):
+    """Random brightness b, contrast c and saturation s, each 1 ± strength, of a byte image (H, W, 3)."""
+    b, c, s = 1 + strength * rng.uniform(-1, 1, 3)
+    # Saturation mixes a colour v (3,) with its own grey, s v + (1 - s) mean(v); contrast mixes it with the mean m of
+    # the image, c v + (1 - c) m; brightness mixes it with black, b v. One after the other they give
+    # b c (s I + (1 - s) J) v + b (1 - c) m, where I is the identity and J the 3×3 matrix of thirds: J v = mean(v).
+    mix = b * c * (s * np.eye(3) + (1 - s) / 3)
+    offset = (1 - c) * b * image.mean()
+    return (image @ mix.astype(np.float32) + np.float32(offset)).clip(0, 255).astype(np.uint8)
 
 
 def half_body_box(keypoints, skeleton, rng):
@@ -530,10 +528,8 @@ BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowE
 
 
 def column(records, field, kind, name, first=0):
-    """One field of all records as an array (records, *shape) of finite numbers or texts; kind is its (shape, type).
-
-    Raises DataError for the first record that does not hold them; `first` is the place of records[0] in its list.
-    """
+    """One field of all records as an array (records, *shape) of finite numbers or texts; kind is its (shape, type). A
+    DataError names the first record that does not hold them; `first` is the place of records[0] in its list."""
     shape, dtype = kind
     if not records:
         return np.zeros((0, *shape), dtype)
@@ -576,10 +572,8 @@ NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama",
 
 
 def read_coco(name, path, home, folder_is_domain):
-    """Reads a file of COCO's format and its skeleton; its images are in or near `home` (see `locate_images`).
-
-    The domain of an image is its `category`, or "photo"; if `folder_is_domain`, it may be its folder's name.
-    """
+    """Reads a file of COCO's format and its skeleton; its images are in or near `home`, see `locate_images`. An image's
+    domain is its `category`, or "photo"; if `folder_is_domain`, it may be its folder's name."""
     content = read_json(path, dict, "COCO's annotations")
     if not all(isinstance(content.get(section), list) for section in ("images", "annotations")):
         raise DataError(f"{path}: not COCO keypoints: expected lists 'images' and 'annotations'")
@@ -680,7 +674,6 @@ def image_rows(path, image_ids, ids, owners):
 
 def locate_images(path, file_names, home):
     """Full paths of images in `home`, in the folder around it, or in folders of the usual names in either.
-
     Leading folders of a file name that do not exist here (Human-Art's `HumanArt/images/`) are stripped."""
     folders = [str(place / name) for place in (home, home.parent) for name in ("", "images", "train2017", "val2017")]
     parts = []
@@ -809,11 +802,9 @@ SHARED = -2  # in place of a row: two pictures have this name
 
 
 def read_boxes(path, rows, category=1):
-    """A detector's COCO results -> rows of images (boxes,), boxes (boxes, 4), scores (boxes,).
-
-    A result is {"image_id", "bbox", "score", "category_id"}; those of another category are left out, unless it is None.
-    rows: image_id -> row of the image. The image_id of an own picture is its file's name: see `picture_rows`.
-    """
+    """A detector's COCO results -> rows of images (boxes,), boxes (boxes, 4), scores (boxes,). A result is {"image_id",
+    "bbox", "score", "category_id"}; those of another category are left out, unless it is None. rows: image_id -> row of
+    the image. The image_id of an own picture is its file's name: see `picture_rows`."""
     found, elsewhere = [], 0
     for place, record in enumerate(read_json(path, list, "boxes in COCO's results format")):
         try:
@@ -849,10 +840,8 @@ def read_folder(spec, root, split):
 
 
 ANNOTATION_FILES = {  # data set -> its official names for the two splits
-    "coco": {"train": "person_keypoints_train2017.json", "val": "person_keypoints_val2017.json"},
-    "humanart": {"train": "training_humanart.json", "val": "validation_humanart.json"},
-    "figures": {"train": "training_figures.json", "val": "validation_figures.json"},
-}
+    "coco": {split: f"person_keypoints_{split}2017.json" for split in ("train", "val")}} | {
+    name: {"train": f"training_{name}.json", "val": f"validation_{name}.json"} for name in ("humanart", "figures")}
 
 
 def load_dataset(spec, split, cache=None):
@@ -866,15 +855,12 @@ def load_dataset(spec, split, cache=None):
 
     name              skeleton  root                                        "train" and "val"
     pictures          COCO17    a folder of pictures without labels         all of them in both
-    lsp               BODY16    joints.mat and images/, also LSP-Extended's its own; LSP-Extended has "train" only
+    lsp               BODY16    joints.mat and images/                      its own
     lsp-regda         BODY16    the same; hidden joints are unlabelled      all images in both
     surreal           BODY16    what RegDA distributes                      its folders train/, val/
     human36m          BODY16    what RegDA prepares                         subjects 1, 5 to 8; 3200 frames of 9 and 11
-    synthetic-animal  ANIMAL18  clean_data/keypoints_18.json or _14.json    `train_idxs`, `valid_idxs` in that file
-    tigdog            ANIMAL18  behaviorDiscovery2.0/ and cached_data/      CC-SSL's lists: no video is in both
-    animalpose        ANIMAL14  keypoints.json (or mmpose's), images/       every fifth image is "val" (or mmpose's)
 
-    `domains` is "photo" for people, "render" for SURREAL, and the species for animals.
+    `domains` is "photo" for people, "render" for SURREAL. Animals: tests/animals.py.
     """
     path, _, chosen = spec.rpartition("#")
     if not path or {"/", os.sep} & set(chosen):  # the # of a folder's name
@@ -944,16 +930,6 @@ import random
 # Their images hold one person or animal each; where several share an image, it is listed once for each of them. The
 # crops are those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
 
-def skeleton_from(fields):
-    """A Skeleton from its fields as JSON has them."""
-    groups = {group: tuple(joints) for group, joints in fields["groups"].items()}
-    return Skeleton(tuple(fields["names"]), tuple(map(tuple, fields["edges"])), np.array(fields["sigmas"]),
-                    tuple(fields["upper"]), groups)
-
-
-with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8") as file:
-    SKELETONS = {"COCO17": COCO17} | {name: skeleton_from(fields) for name, fields in json.load(file).items()}
-BODY16, ANIMAL18, ANIMAL14 = (SKELETONS[name] for name in ("BODY16", "ANIMAL18", "ANIMAL14"))
 SIGMAS = {name.removeprefix("left_").removeprefix("right_"): sigma for skeleton in [*SKELETONS.values()][::-1]
           for name, sigma in zip(skeleton.names, skeleton.sigmas)}  # COCO's, where it has any
 LOWER = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}  # words of the lower half
@@ -994,9 +970,7 @@ MIDPOINTS = {"pelvis": ("left_hip", "right_hip"), "thorax": ("left_shoulder", "r
 
 def with_skeleton(dataset, skeleton):
     """The data set with the keypoints of another skeleton: those of the same name, or the middle of two (MIDPOINTS).
-
-    What the data set lacks is unlabelled, and said; a DataError if that is everything.
-    """
+    What the data set lacks is unlabelled, and said; a DataError if that is everything."""
     have = {plain_name(name): joint for joint, name in enumerate(dataset.skeleton.names)}
     wanted = [plain_name(name) for name in skeleton.names]
     if wanted == [*have]:
@@ -1019,10 +993,8 @@ def with_skeleton(dataset, skeleton):
 # ----------------------------------------------------------------------------------------------------------- readers
 
 def one_each(spec, path, skeleton, home, names, domains, keypoints, corners=None):
-    """Images with one person each: keypoints (people, K, 3), corners (people, 4) left, top, right, bottom.
-
-    Without corners the crop is the whole image, padded to a square. Joints outside the image are not labelled.
-    """
+    """Images with one person each: keypoints (people, K, 3), corners (people, 4) left, top, right, bottom. Without
+    corners the crop is the whole image, padded to a square. Joints outside the image are not labelled."""
     if not len(names):
         raise DataError(f"{path}: expected images, found none")
     files = locate_images(path, names, home)
@@ -1055,39 +1027,27 @@ def load_matlab(path, variable, what):
     except ImportError:
         raise DataError(f"{path}: MATLAB files need SciPy: pip install scipy") from None
     with expecting(path, f"{what} in a MATLAB file"), open(path, "rb") as file:
-        content = loadmat(file, variable_names=[variable])
-        if variable not in content:
-            raise DataError(f"{path}: expected {what}, found no variable {variable!r}")
-        return content[variable]
+        return loadmat(file, variable_names=[variable])[variable]
 
 
 LSP_JOINTS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8, 9]  # in BODY16
 
 
 def read_lsp(spec, root, split):
-    """LSP and LSP-Extended. RegDA adapts to and tests on all 2000 images, without their hidden joints: `lsp-regda`.
-    Here, as `lsp`, the test images are held out, and hidden joints count."""
-    regda = spec.startswith("lsp-regda")
-    path = root / "joints.mat" if root.is_dir() else root
-    what = "'joints' (3, 14, 2000), or LSP-Extended's (14, 3, 10000)"
+    """LSP. RegDA adapts to and tests on all 2000 images, without their hidden joints: `lsp-regda`. Here, as `lsp`, the
+    test images are held out, and hidden joints count."""
+    path, what = root / "joints.mat" if root.is_dir() else root, "'joints' (3, 14, 2000)"
     joints = load_matlab(path, "joints", what)
-    extended = joints.shape[:2] == (14, 3)
-    joints = joints.swapaxes(0, 1) if extended else joints
     if joints.ndim != 3 or joints.shape[:2] != (3, 14) or joints.dtype.kind not in "uif":
         raise DataError(f"{path}: expected {what}, found {joints.dtype} {joints.shape}")
-    if extended and split == "val":
-        raise DataError(f"{path}: LSP-Extended has no split 'val'; expected 'train' or 'all', or LSP for testing")
-    images = joints.shape[2]
-    half = images if extended else images // 2
-    split = "all" if regda else split
-    rows = {"train": range(half), "val": range(half, images), "all": range(images)}[split]
-    x, y, flag = joints.transpose(0, 2, 1)[:, rows].astype(np.float32)  # (people, 14) each
-    visible = 2 * flag if extended else 2 - flag  # flag 1 means labelled, but in LSP itself hidden
-    if regda:
-        visible[visible == 1] = 0
+    regda, images = spec.startswith("lsp-regda"), joints.shape[2]
+    first, last = images // 2 * (split == "val" and not regda), images // (2 if split == "train" and not regda else 1)
+    rows = range(first, last)
+    x, y, hidden = joints.transpose(0, 2, 1)[:, rows].astype(np.float32)  # (people, 14) each
+    visible = 2 - (2 if regda else 1) * hidden
     keypoints = np.zeros((len(rows), 16, 3))
     keypoints[:, LSP_JOINTS] = np.stack([x, y, visible], 2)
-    names = [f"images/im{row + 1:0{5 if extended else 4}}.jpg" for row in rows]
+    names = [f"images/im{row + 1:04}.jpg" for row in rows]
     # The whole image is the crop, as in RegDA: a box around the joints would give the target's labels away.
     return one_each(spec, path, BODY16, path.parent, names, ["photo"] * len(rows), keypoints)
 
@@ -1124,110 +1084,8 @@ def read_cropped(spec, root, split):
                     ["render" if data == "surreal" else "photo"] * len(rows), keypoints)
 
 
-def read_synthetic_animal(spec, root, split):
-    """SyntheticAnimal with the annotations that UDA-Animal-Pose (horse, tiger) and UniFrame (dog, sheep) cleaned."""
-    path = root / "clean_data" / "keypoints_18.json" if root.is_dir() else root
-    names, domains, keypoints, corners = [], [], [], []
-    with expecting(path, "SyntheticAnimal's clean_data/keypoints_18.json"):
-        for animal, records in json.loads(path.read_bytes()).items():
-            rows = {"train": records["train_idxs"], "val": records["valid_idxs"],
-                    "all": records["train_idxs"] + records["valid_idxs"]}[split]
-            names += [str(records["imgpath"][row]) for row in rows]
-            domains += ["dog" if animal == "hound" else animal] * len(rows)
-            keypoints.append(np.array(records["keypoints"], np.float32)[rows])
-            corners.append(np.array(records["bbox"], float)[rows][:, [0, 2, 1, 3]])  # from left, right, top, bottom
-        keypoints = np.concatenate(keypoints)
-        keypoints[:, :, 2] = 1 + (keypoints[:, :, 2] > 0)  # a hidden joint is known all the same
-        skeleton = {18: ANIMAL18, 14: ANIMAL14}[keypoints.shape[1]]
-    return one_each(spec, path, skeleton, path.parent, names, domains, keypoints, np.concatenate(corners))
-
-
-TIGER_JOINTS = [*range(8), 14, 15, 16, 17, 12, 13, 8, 9, 10, 11]  # ANIMAL18 in the files of tigers
-
-
-def read_tigdog(spec, root, split):
-    """TigDog's horses and tigers, split by video as in CC-SSL, with its boxes: of the joints, for want of others."""
-    home = root / "behaviorDiscovery2.0" if (root / "behaviorDiscovery2.0").is_dir() else root
-    names, domains, keypoints = [], [], []
-    for animal, joints in (("horse", range(18)), ("tiger", TIGER_JOINTS)):
-        path, frames, points = home / "ranges" / animal / "ranges.mat", [], []
-        ranges = load_matlab(path, "ranges", "TigDog's shots")
-        if ranges.ndim != 2 or ranges.shape[1] != 3 or ranges.dtype.kind not in "uif":
-            raise DataError(f"{path}: expected 'ranges' (shots, 3), found {ranges.dtype} {ranges.shape}")
-        for shot, first, last in ranges.astype(int).tolist():
-            path = home / "landmarks" / animal / f"{shot}.mat"
-            if path.is_file():  # some shots have no labels
-                frames += [f"{animal}/{frame:08d}.jpg" for frame in range(first, last + 1)]
-                points += read_landmarks(path, last + 1 - first)
-        rows = range(len(frames)) if split == "all" else tigdog_rows(home, animal, split, len(frames))
-        names += [frames[row] for row in rows]
-        domains += [animal] * len(rows)
-        keypoints += [points[row][joints] for row in rows]
-    keypoints = np.array(keypoints, np.float32).reshape(-1, 18, 3)
-    known = keypoints[:, :, :2] > 0
-    low = np.where(known, keypoints[:, :, :2], np.inf).min(1) - 15  # pixels
-    high = np.where(known, keypoints[:, :, :2], -np.inf).max(1) + 15
-    corners = np.where((low < high).all(1, keepdims=True), np.hstack([low, high]), 0)  # of nothing: an empty box
-    keypoints[:, :, 2] = 2 * ((keypoints[:, :, 2] > 0) & known.all(2))
-    return one_each(spec, home, ANIMAL18, home, names, domains, keypoints, corners)
-
-
-def read_landmarks(path, frames):
-    """(18, 3) x, y, visible for each frame of a shot: a cell with a structure of positions and visibilities."""
-    cells = load_matlab(path, "landmarks", "TigDog's landmarks")
-    with expecting(path, f"'landmarks' of {frames} frames"):
-        return [np.hstack(list(cells[frame, 0][0, 0])[:2])[:18].reshape(18, 3) for frame in range(frames)]
-
-
-def tigdog_rows(home, animal, split, frames):
-    """The list of a split's frames, from the folder `cached_data` of UniFrame's code or `data` of CC-SSL's."""
-    name = f"real_animal/{animal}/{'train' if split == 'train' else 'valid'}_idxs_by_video.npy"
-    found = [path for folder in home.resolve().parents[:2] for path in folder.glob(f"*data/{name}")]
-    if not found:
-        raise DataError(f"{home.parent}: expected UniFrame's cached_data/{name} in it or beside it for split {split!r}")
-    with expecting(found[0], f"numbers of labelled frames, below {frames}"):
-        rows = np.load(found[0], allow_pickle=False)
-        if rows.ndim != 1 or rows.dtype.kind not in "ui" or rows.min() < 0 or rows.max() >= frames:
-            raise ValueError(f"found {rows.dtype} {rows.shape}")
-        return rows.tolist()
-
-
-SPECIES = {"ca": "cat", "co": "cow", "do": "dog", "ho": "horse", "sh": "sheep"}  # in image names like do12.jpeg
-
-
-def read_animalpose(spec, root, split):
-    """AnimalPose, from its authors' keypoints.json or from mmpose's files in COCO's format.
-
-    UniFrame divides the animals at random, so that pictures are in both of its splits; here every fifth picture is held
-    out. mmpose has lost the species in PASCAL VOC's pictures: their domain is "animal".
-    """
-    path, own = annotation_file(root, {part: f"animalpose_{part}.json" for part in ("train", "val")}, split)
-    content = read_json(path, dict, "AnimalPose's annotations")
-    names, domains, keypoints, corners = [], [], [], []
-    try:
-        joints = tuple(content["categories"][0]["keypoints"])
-        species = {category["id"]: category["name"] for category in content["categories"]}
-        images, coco = content["images"], isinstance(content["images"], list)
-        files = {str(image["id"]): image["file_name"] for image in images} if coco else images
-        for record in content["annotations"]:
-            names.append(str(files[str(record["image_id"])]))
-            stem = PurePosixPath(names[-1]).stem
-            domains.append(SPECIES.get(stem[:2] if stem[2:].isdigit() else "", species[record["category_id"]]))
-            keypoints.append(np.array(record["keypoints"], np.float32).reshape(len(joints), 3))
-            x, y, right, bottom = record["bbox"]
-            corners.append((x, y, x + right, y + bottom) if coco else (x, y, right, bottom))
-        keypoints, corners = np.array(keypoints), np.array(corners, float)
-        keypoints[:, :, 2] = 2 * (keypoints[:, :, 2] > 0)
-    except BROKEN as error:
-        raise DataError(f"{path}: annotation {len(names)}: not AnimalPose's: {type(error).__name__} {error}") from None
-    dataset = one_each(spec, path, make_skeleton(joints, ()), path.parent, names, domains, keypoints, corners)
-    dataset = with_skeleton(dataset, ANIMAL14)
-    return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
-
-
 READERS = {"pictures": read_folder, "lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped,
-           "human36m": read_cropped, "tigdog": read_tigdog, "synthetic-animal": read_synthetic_animal,
-           "animalpose": read_animalpose}
+           "human36m": read_cropped}
 
 
 # === Appendix C: the built-in figures; skip on a first reading ========================================================

@@ -290,10 +290,8 @@ CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta[
 
 
 def oks_of_pairs(truth, detections, person, detection, sigmas):
-    """`object_keypoint_similarity` (pairs,) of candidate pairs: the rows of a person and of a detection of one group.
-
-    Of a person without a labelled keypoint only the box is known: a keypoint is as far off as it is outside of the box.
-    """
+    """`object_keypoint_similarity` (pairs,) of candidate pairs: the rows of a person and a detection of one group. Of a
+    person without a labelled keypoint only the box is known: a keypoint is as far off as it is outside of the box."""
     oks = np.empty(len(person))
     num_labelled = truth.labelled.sum(1)[person]  # (pairs,) |L|
     labelled_first = np.argsort(~truth.labelled, axis=1, kind="stable")  # (people, K) all joints, the labelled first
@@ -509,11 +507,8 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
 
 def without_labels(model, dataset, results, texts=None, workers=0):
     """What can be known of a model without labels: the share of keypoints with a score of at least 0.5, and how far
-    apart a keypoint is in two views, the median in pixels of the crop.
-
-    results: what `predict` gave for all people of the data set in the plain crop, without the flip test. The other view
-    is moved, scaled and turned at random, always the same.
-    """
+    apart a keypoint is in two views, the median in pixels of the crop. The other view is moved, scaled and turned at
+    random, always the same. results: what `predict` gave for all people in the plain crop, without the flip test."""
     people, size = np.arange(len(dataset.ids)), model.config.image_size
     view = Augmentation(scale=0.2, shift=0.1, rotation=20)
     others = predict(model, dataset, texts, people, flip=False, workers=workers, augmentation=view)
@@ -535,11 +530,9 @@ def padded(features):
 
 
 def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
-    """Removes repeated poses of one person, as mmpose's oks_nms: the rows that stay, in order.
-
-    In each image, from the best score down, a pose that stays removes those after it whose OKS with it (all keypoints,
-    the mean of the two areas) is above the threshold. keypoints (poses, K, 2), scores, areas, images (poses,): ids.
-    """
+    """Removes repeated poses of one person, as mmpose's oks_nms: the rows that stay, in order. In each image, from the
+    best score down, a pose that stays removes those after it whose OKS with it (all keypoints, the mean of the two
+    areas) is above the threshold. keypoints (poses, K, 2), scores, areas, images (poses,): ids."""
     order, kept = np.lexsort((-scores, images)), []
     for left in np.split(order, np.flatnonzero(np.diff(images[order])) + 1):  # the poses of one image
         while len(left):
@@ -620,10 +613,7 @@ def limb_color(skeleton, *keypoints):
 
 def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     """A copy of an image, Pillow's or an array, with a skeleton drawn over it: left orange, right blue; the surer the
-    more opaque, with a dark rim.
-
-    keypoints: (K, 3) x, y, score; those with a score of at most `threshold` are left out.
-    """
+    more opaque, with a dark rim. keypoints: (K, 3) x, y, score; those of at most `threshold` are left out."""
     image, drawn = Image.fromarray(np.asarray(image)).convert("RGB"), keypoints[:, 2] > threshold
     if not drawn.any():
         return image
@@ -649,10 +639,8 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
 
 
 def draw_sheet(people, side=192):
-    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person once with each pose.
-
-    A pose (K, 3) holds x, y and score.
-    """
+    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person once with each pose
+    (K, 3), which holds x, y and score."""
     labels = list(people[0][3])
     sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
     for x, (title, dataset, row, poses) in enumerate(people):
@@ -672,21 +660,6 @@ def draw_sheet(people, side=192):
 def true_pose(dataset, row):
     """A person's keypoints (K, 3) to draw: x, y, and the visibility 0, 1, 2 as a score."""
     return dataset.keypoints[row] * [1, 1, 0.5]
-
-
-def draw_heatmaps(image, model, dataset, texts, people):
-    """The image, darkened, where the heatmaps of these people (rows) glow; each pixel shows the highest."""
-    glow = np.zeros((image.height, image.width), np.float32)
-    device, size = next(model.parameters()).device, model.config.image_size
-    for batch in DataLoader(Crops(dataset, size), 64, sampler=[(int(row), 0) for row in people]):
-        with torch.inference_mode():
-            heatmaps = run_model(model, normalize(batch["image"].to(device)), batch["sentence"], texts)
-        for highest, matrix in zip(heatmaps.amax(1).float().cpu().numpy(), batch["matrix"].numpy()):
-            scale = (np.array(highest.shape[::-1]) - 1) / (np.array(size[::-1]) - 1)  # crop -> heatmap
-            to_image = invert_matrix(matrix * scale[:, None])
-            glow = np.maximum(glow, warp_image(Image.fromarray(highest), to_image, (image.height, image.width)))
-    glow = np.clip(glow, 0, 1)[:, :, None]
-    return Image.fromarray(((1 - glow) * 0.35 * np.asarray(image) + glow * [255, 200, 60]).astype(np.uint8))
 
 
 def draw_curves(history, width=480, height=180):
@@ -714,17 +687,6 @@ def draw_curves(history, width=480, height=180):
 
 # === Appendix: the command; skip on a first reading ===================================================================
 
-def format_coco(numbers):
-    """The ten lines that pycocotools prints."""
-    lines = []
-    for name, value in numbers.items():
-        title = "Average Precision  (AP)" if name.startswith("AP") else "Average Recall     (AR)"
-        iou = {".5": "0.50", ".75": "0.75"}.get(name[3:], "0.50:0.95")
-        area = {"(M)": "medium", "(L)": "large"}.get(name[3:], "all")
-        lines.append(f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={MAX_DETECTIONS:>3} ] = {value:0.3f}")
-    return "\n".join(lines)
-
-
 def format_table(title, table):
     """{row: {column: number}} as text, after an empty line; `title` is the heading of the rows' names."""
     first = max(map(len, [title, *table]))
@@ -739,15 +701,14 @@ def print_numbers(args, annotations, results, sigmas, domains=True, pck=None):
     """COCO's ten numbers, with `domains` those of each domain, and PCK where it is given."""
     truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
     classified = classify_detections(truth, detections, sigmas)
-    numbers, tables = coco_numbers(truth, detections, *classified), {}
-    if domains:
-        tables["domains"] = by_domain(truth, detections, *classified)
+    numbers = coco_numbers(truth, detections, *classified)
+    tables = {"domains": by_domain(truth, detections, *classified)} if domains else {}
     if pck:
         tables["PCK@0.05"] = {"all": pck}
     if args.json:
         print(json.dumps(numbers | tables))
     else:
-        print("\n".join([format_coco(numbers), *(format_table(title, table) for title, table in tables.items())]))
+        print("\n".join(format_table(title, table) for title, table in ({"COCO": {"all": numbers}} | tables).items()))
 
 
 def with_texts(dataset, model, args):
@@ -840,7 +801,7 @@ def write_poses(args, dataset, results):
 
 
 def draw_pictures(args, model, dataset, texts, people, box_scores, results):
-    """A picture for each image with people, at most --pictures of them; with --compare of three panels."""
+    """A picture for each image with people, at most --pictures of them; with --compare two panels."""
     found, in_image = {"": results}, dataset.image_index[people]
     if args.compare:
         found = {"original": predict_people(model, dataset, None, people, box_scores, args.workers), "adapted": results}
@@ -851,8 +812,6 @@ def draw_pictures(args, model, dataset, texts, people, box_scores, results):
         for label, poses in found.items():
             for pose in (pose["keypoints"] for pose in poses if pose["image_id"] == number):
                 panels[label] = draw_pose(panels[label], np.reshape(pose, (-1, 3)), dataset.skeleton, args.threshold)
-        if args.compare:
-            panels["heatmaps"] = draw_heatmaps(image, model, dataset, texts, people[in_image == row])
         sheet = Image.fromarray(np.hstack([np.asarray(panel) for panel in panels.values()]))
         for place, label in enumerate(panels):
             ImageDraw.Draw(sheet).text((place * image.width + 4, 2), label, "white", stroke_width=1,
@@ -962,8 +921,7 @@ def main(argv=None):
     add("--split", choices=["train", "val", "all"], default="val", help="of --data")
     add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--boxes", metavar="FILE", help="look for people in these boxes: a detector's results in "
-                        "COCO's format (JSON); the image_id of an own picture is its file's name")
+    either.add_argument("--boxes", metavar="FILE", help="in these boxes: COCO's results (image_id: a picture's name)")
     either.add_argument("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
                         help=f"find people first, by {' or '.join(DETECTORS)}; writes boxes.json, too")
     add("--detect-score", type=number(float, 0, 1), default=0.3, help="of a box at least; low, for people in art")
@@ -974,7 +932,7 @@ def main(argv=None):
     add("--out", metavar="FOLDER", help="write results.json, annotations.json (with images) and drawn pictures there")
     add("--pictures", type=number(int, 0), default=100, metavar="N", help="draw at most so many (default: 100)")
     add("--threshold", type=number(float, 0, 1), default=0.1, help="draw keypoints with a score above (default: 0.1)")
-    add("--compare", action="store_true", help="draw original | adapted | heatmaps side by side")
+    add("--compare", action="store_true", help="draw the original model's poses and the adapted one's side by side")
     add("--export", metavar="FILE.pt2", help="only write the model, with --prompt baked in, as a torch.export program")
     add("--details", action="store_true", help="the numbers of each domain, too, and with --data PCK")
     add("--json", action="store_true", help="print the numbers as JSON")
@@ -990,8 +948,7 @@ def main(argv=None):
         elif args.checkpoint and (args.export or args.data or args.images and args.out):
             use_model(args)
         else:
-            parser.error("expected --results and --annotations, or --checkpoint with --data, --images and --out, or "
-                         "--export")
+            parser.error("expected --results and --annotations, or --checkpoint with --data, --export or --images, --out")
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

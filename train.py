@@ -145,8 +145,8 @@ def fit(stage, model, loss_of, data, run, measure=None):
     loss_of: calls the model on a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
     data: pairs of Crops and the rows to draw from. measure: model -> AP, for validation.
     """
-    kind, gpu = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer], next(model.parameters()).is_cuda
-    optimizer = kind(parameter_groups(model, stage), fused=gpu or None)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer]
+    optimizer = kind(parameter_groups(model, stage), fused=next(model.parameters()).is_cuda or None)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     first = run.restore(stage, model, optimizer)
     prepare(model, run)
@@ -265,9 +265,10 @@ def train_uda(options):
     torch.manual_seed(options.seed)
     if texts:  # both methods at once: the model stays as it is, and only an adapter around it learns
         student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1])
+    labelled = np.flatnonzero((source.keypoints[:, :, 2] > 0).any(0)).tolist()  # keypoints; of --source none: nothing
     alignment = MultiLevelAlignment(
         copy.deepcopy(student), restyle, LossWeights(options.consistency, options.feature_level, options.pose_level),
-        target_views, options.ema_decay, labelled_keypoints(source), compute).to(options.device)
+        target_views, options.ema_decay, labelled or None, compute).to(options.device)
     fit(adapt_stage, alignment, partial(alignment_loss, alignment, source_views, texts), [sources, targets], run)
     models = {"source only": source_only, "student": alignment.student, "teacher": alignment.teacher}
 
@@ -343,8 +344,8 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
 from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
                   predict, predict_people, true_pose, usable_device, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (PoseModel, TorchvisionBackbone, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
-                    load_strictly, load_weights, save_checkpoint, save_tensors, with_keypoints)
+from vlpose import (PoseModel, TorchvisionBackbone, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text,
+                    load_pose_model, load_strictly, load_weights, save_checkpoint, save_tensors, with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 
@@ -390,9 +391,8 @@ def plan_uda(options, stylist, source, target):
 
 
 def print_plan(stage, data, people):
-    parts = processes()[1] * stage.accumulate
-    if stage.batch_size % parts:
-        raise DataError(f"stage {stage.name}: expected a batch size that is a multiple of {parts} (processes × parts of "
+    if stage.batch_size % (parts := processes()[1] * stage.accumulate):
+        raise DataError(f"stage {stage.name}: expected a batch size that is a multiple of {parts} (processes × "
                         f"--accumulate), found {stage.batch_size}")
     falls = [math.ceil(stage.steps * milestone - 1e-6) for milestone in stage.milestones]
     print(f"plan: {stage.name}: {stage.steps:,} steps of {stage.batch_size} crops ({data}: {people:,} people, "
@@ -457,10 +457,8 @@ def parts_of(batches, parts):
 
 
 def batch_keys(rows, batch_size, seed, first, last):
-    """Yields the keys (row, seed) of batches first..last - 1: shuffled passes over `rows`, one after the other.
-
-    A batch depends only on its number, so that a resumed run sees the same ones.
-    """
+    """Yields the keys (row, seed) of batches first..last - 1: shuffled passes over `rows`, one after the other. A batch
+    depends only on its number, so that a resumed run sees the same ones."""
     current, order = None, None
     for step in range(first, last):
         keys = []
@@ -524,9 +522,7 @@ def average_gradients(parameters):
     """Each process gets the mean of all processes' gradients, in one exchange; one that a process lacks counts as 0.
 
     Losses are means over equally many images, or of `MeanOfAll`: this is the gradient of the whole batch's loss. It is
-    simpler than DistributedDataParallel, which wants a module whose output is the loss, and overlaps the exchange with
-    the backward pass.
-    """
+    simpler than DistributedDataParallel, which wants a module whose output is the loss."""
     if processes()[1] > 1:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         mean = MeanOfAll.apply(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -773,7 +769,6 @@ def report_trained_share(model, base, options):
 
 def alignment_data(options):
     """The source with its labels, the target without, what is tested on, and for --oracle the target with its labels.
-
     All have the skeleton of the labels that are tested on; without such, the test is the target, and the skeleton the
     source's. With --source none the source is the target, and the skeleton the model's."""
     labelled_target = open_with_sentences(options.target, "train", options)
@@ -800,11 +795,6 @@ def alignment_data(options):
             raise DataError(f"{expected} for a batch of {options.batch_size} (--batch-size), found {people}")
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
     return source, target, with_skeleton(test, skeleton) if labelled else target, options.oracle and labelled_target
-
-
-def labelled_keypoints(dataset):
-    """Indices of the keypoints that anybody in the data set has labelled; None where nobody has any."""
-    return np.flatnonzero((dataset.keypoints[:, :, 2] > 0).any(0)).tolist() or None
 
 
 def new_student(options, skeleton):
@@ -970,8 +960,7 @@ def parse_options(argv):
     """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists its own."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or alignment: `--mode uda --help`.")
-    first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes",
-                       help="Where options that are not given come from: for minutes on a CPU, or as in the paper.")
+    first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes", help="For what defaults are set.")
     chosen, _ = first.parse_known_args(argv)
     parser = argparse.ArgumentParser(description="Trains and evaluates a pose estimator that crosses domains.",
                                      allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -1013,17 +1002,14 @@ def data_options(add, mode):
         add("--target", default="figures#artificial", help="Likewise: what is adapted to.")
         add("--boxes", help="Test on the target in these boxes: a detector's results in COCO's format.")
     else:
-        add("--source", default="figures#sculpture", help="name:root or name:root#domain: the labels to learn from; or "
-            "none: the model of --weights adapts without a source, and so without image and feature level.")
+        add("--source", default="figures#sculpture", help="The labels to learn from; none: only --weights adapts.")
         add("--target", default="figures#photo", help="Likewise: whose images are adapted to; its labels only test.")
         add("--test", help="Likewise: labelled people to test on, in place of the target's.")
-        add("--image-size", type=number(int, 32, step=32), nargs=2, metavar=("HEIGHT", "WIDTH"),
-            help="Of crops. By default 256 256 for ResNets, else the size's own.")
+        add("--image-size", type=number(int, 32, step=32), nargs=2, help="Height, width; by default the size's own.")
         add("--sigma", type=rate, help="Of heatmaps' Gaussians, in their pixels. By default the size's own.")
         add("--style-encoder", help="VGG-19 for styles: a file or adain-encoder. By default a small network.")
         add("--style-weights", help="Its decoder, instead of training one: a file, adain-decoder, or RUN/style.pth.")
-        add("--oracle", action=argparse.BooleanOptionalAction, default=False,
-            help="Train with the target's labels, too, to see what is left to gain.")
+        add("--oracle", action="store_true", help="Train with the target's labels, too: what is left to gain?")
     add("--sentences", default="a photo of a {domain} character", help="What is read of an image: a template that "
         "names its domain, a JSON file {domain: sentence}, or 'description': the image's own.")
     add("--per-token", action=argparse.BooleanOptionalAction, default=False, help="Read all tokens, not just the end.")
@@ -1033,12 +1019,10 @@ def data_options(add, mode):
 
 
 def run_options(add):
-    add("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
-        help="Compute in bfloat16 where that is safe: faster on GPUs and on recent CPUs.")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="Compute in bfloat16.")
     add("--accumulate", type=positive, default=1, help="Compute a batch in so many parts, to save memory.")
-    add("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
-        help="Save more: the backward pass computes each block of a transformer anew (a third more time).")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="Compile backbones for training.")
+    add("--checkpointing", action="store_true", help="Save more: a transformer's blocks are computed anew.")
+    add("--compile", action="store_true", help="Compile backbones for training.")
     add("--seed", type=count, default=0, help="Of all random numbers.")
     add("--device", type=usable_device, default=default_device(), help="Where to compute.")
     add("--workers", type=count, default=0, help="Processes that cut out crops.")
@@ -1055,9 +1039,8 @@ def resumed(folder):
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
         saved, (_, world) = json.loads(config.read_text()), processes()
-        if saved.get("processes", 1) != world:
-            print(f"{folder}: begun with {saved.get('processes', 1)} processes, goes on with {world}: sums are rounded "
-                  "differently, dropout differs")
+        if saved["processes"] != world:
+            print(f"{folder}: begun with {saved['processes']} processes, goes on with {world}: not to the last digit")
         return argparse.Namespace(**vars(parse_options(["--mode", saved["mode"], "--recipe", saved["recipe"]])) | saved
                                   | {"resume": folder})
 
@@ -1077,10 +1060,9 @@ def main(argv=None):
         train, _ = MODES[options.mode]
         train(options)
     except Exception as error:
-        if store:
-            if store.add("failed", 1) > 1:
-                return 2  # another process has said why
-            sys.stderr = sys.__stderr__
+        if store and store.add("failed", 1) > 1:
+            return 2  # another process has said why
+        sys.stderr = sys.__stderr__ if store else sys.stderr
         if isinstance(error, (ValueError, OSError, NotImplementedError)):
             return fail(error)
         raise

@@ -213,16 +213,13 @@ def random_affine(count, size, views=Views()):
 
     A = scale · rotation · shear.
     """
-    def uniform(low, high, *shape):
-        return draw((count, *shape), low, high)
-
     sides = torch.tensor(size[::-1], dtype=torch.float32)
-    angle = uniform(-views.rotation, views.rotation).deg2rad()
-    slant = uniform(-views.shear, views.shear).deg2rad().tan()
+    angle = draw((count,), -views.rotation, views.rotation).deg2rad()
+    slant = draw((count,), -views.shear, views.shear).deg2rad().tan()
     cos, sin, center = angle.cos(), angle.sin(), (sides - 1) / 2
     A = torch.stack([cos, cos * slant - sin, sin, sin * slant + cos], dim=1).view(-1, 2, 2)  # rotation · shear
-    A = A * uniform(*views.scale, 1, 1)
-    offset = center + uniform(-views.shift, views.shift, 2) * sides - A @ center
+    A = A * draw((count, 1, 1), *views.scale)
+    offset = center + draw((count, 2), -views.shift, views.shift) * sides - A @ center
     return torch.cat([A, offset[:, :, None]], dim=2)
 
 
@@ -462,15 +459,15 @@ DRAWS = torch.default_generator  # of what happens to a batch's images at random
 
 
 def draw(shape, low=0.0, high=1.0):
-    """Random numbers of a shape (B, ...) for a batch's images: they depend on the batch, not on how many processes share
-    it. Each draws those of all images and keeps its own."""
+    """Random numbers of a shape (B, ...) for a batch's images. They do not depend on how many processes share a batch:
+    each draws the numbers of all images, and keeps those of its own."""
     everyone = shape[0] * processes()[1]
     return mine(torch.empty(everyone, *shape[1:]).uniform_(low, high, generator=DRAWS))
 
 
 def in_parts(run, parts, *inputs):
-    """run(*inputs), outputs (B, ...), in this many parts of a batch, which need the memory of one: what a part keeps for
-    the backward pass is forgotten and computed anew there. An input may be None."""
+    """run(*inputs), outputs (B, ...), in so many parts of a batch, in the memory of one: what a part keeps for the
+    backward pass is forgotten and computed anew there. An input may be None."""
     if parts == 1:
         return run(*inputs)
     chunks = zip(*([None] * parts if x is None else x.tensor_split(parts) for x in inputs))

@@ -462,11 +462,9 @@ MODEL_CONFIGS = VIT_CONFIGS | {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=nam
 
 
 class TorchvisionBackbone(nn.Module):
-    """A ResNet or Swin of torchvision in place of `ViT`; it has no tokens that prompts could join.
-
-    images (B, 3, H, W) -> (B, 256, H/16, W/16). Its body ends at H/32, so that one deconvolution comes first: with the
-    decoder's two there are three, as in Simple Baselines (arXiv 1804.06208).
-    """
+    """A ResNet or Swin of torchvision in place of `ViT`: images (B, 3, H, W) -> (B, 256, H/16, W/16). It has no tokens
+    that prompts could join. Its body ends at H/32, so that one deconvolution comes first: with the decoder's two there
+    are three, as in Simple Baselines (arXiv 1804.06208)."""
 
     def __init__(self, config):
         super().__init__()
@@ -499,6 +497,8 @@ class WeightsError(DataError):
 with open(Path(__file__).parent / "assets" / "weights.csv", newline="", encoding="utf-8") as table:
     # name -> (address, the first digits of its SHA-256, or "" where none is published)
     PUBLIC_FILES = {row["name"]: (row["address"], row["sha256"]) for row in csv.DictReader(table)}
+with open(Path(__file__).parent / "assets" / "layouts.csv", newline="", encoding="utf-8") as table:
+    NAMES = list(csv.reader(table))[1:]  # regular expressions of others' names for our tensors, in this order
 DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
 
 
@@ -529,9 +529,7 @@ def find_file(path_or_name):
 
 def load_weights(path_or_name):
     """{name: tensor} from a safetensors file, a PyTorch checkpoint or a TorchScript archive; nothing in it is executed.
-
-    A state dict that is nested in a checkpoint is unwrapped. WeightsError for whatever does not hold one.
-    """
+    A state dict that is nested in a checkpoint is unwrapped. WeightsError for whatever does not hold one."""
     path = find_file(path_or_name)
     return tensors_of(read_file(path), path)
 
@@ -710,31 +708,6 @@ def scripted_tensors(module, seen, prefix=""):
 RANDOM_TEXT = CLIPTextConfig(128, 4, 2, 128)  # stands in where no public weights are given
 
 
-NAMES = [  # from what others call our tensors: mmpose 1.x, the authors of ViTPose, HF transformers, MAE, OpenAI's CLIP
-    (r"^module\.|^transformer\.|^text_model\.(encoder\.|embeddings\.)?", ""),
-    (r"^(?=(cls_token|pos_embed|patch_embed|blocks|norm)\b)", "backbone."),
-    (r"^backbone\.(embeddings|encoder)\.", "backbone."),
-    (r"(position_embeddings|position_embedding\.weight|positional_embedding)$", "pos_embed"),
-    (r"\.patch_embed(dings)?\.proj(ection)?\.", ".patch_embed."),
-    (r"^(backbone\.)?(layers?|resblocks)\.", r"\1blocks."),
-    (r"^(backbone\.)?(ln1|last_norm|layernorm|ln_final|final_layer_norm)\.", r"\1norm."),
-    (r"\.(ln_?1|layer_norm1|layernorm_before)\.", ".norm1."),
-    (r"\.(ln_?2|layer_norm2|layernorm_after)\.", ".norm2."),
-    (r"\.(self_attn|attention\.attention)\.([qkv])(_proj|uery|ey|alue)\.", r".attn.\2."),
-    (r"\.attn\.in_proj_", ".attn.qkv."),
-    (r"\.(attn\.out_proj|self_attn\.out_proj|attention\.output\.dense)\.", ".attn.proj."),
-    (r"\.(mlp\.fc1|mlp\.c_fc|ffn\.layers\.0\.0)\.", ".mlp.0."),
-    (r"\.(mlp\.fc2|mlp\.c_proj|ffn\.layers\.1)\.", ".mlp.2."),
-    (r"^(keypoint_)?head\.(deconv_layers\.0|deconv1)\.", "head.block1.0."),
-    (r"^(keypoint_)?head\.(deconv_layers\.1|batchnorm1)\.", "head.block1.1."),
-    (r"^(keypoint_)?head\.(deconv_layers\.3|deconv2)\.", "head.block2.0."),
-    (r"^(keypoint_)?head\.(deconv_layers\.4|batchnorm2)\.", "head.block2.1."),
-    (r"^(keypoint_)?head\.(final_layer|conv)\.", "head.predictor."),
-    (r"^token_embedding\.", "token_embed."),
-    (r"^text_projection(\.weight)?$", "projection"),
-]
-
-
 def translate(state, path):
     """A state dict under our names; query, key and value in one tensor, where they are three."""
     ours = {}
@@ -794,15 +767,12 @@ def load_strictly(module, state, path):
     # Old files lack BatchNorm's counters, which nothing here uses.
     state = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")} | state
     for name in sorted(own.keys() | state.keys()):
-        expected, found = (describe(tensors[name]) if name in tensors else "nothing" for tensors in (own, state))
+        expected, found = (f"{'float' if tensors[name].is_floating_point() else 'int'} {list(tensors[name].shape)}"
+                           if name in tensors else "nothing" for tensors in (own, state))
         if expected != found:
             raise WeightsError(f"{path}: another architecture: tensor {name} is {found}, expected {expected}")
     module.load_state_dict(state)
     return module
-
-
-def describe(tensor):
-    return f"{'float' if tensor.is_floating_point() else 'int'} {list(tensor.shape)}"
 
 
 FORMAT = "posebridge-1"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import animals
 import data
 from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, crop_matrix, load_dataset,
                   make_skeleton, plain_name, to_coco, transform_points, with_skeleton)
@@ -274,25 +275,10 @@ def test_a_hidden_joint_of_lsp_is_labelled_but_not_as_in_regda(tmp_path):
     assert [len(load_dataset(f"lsp:{tmp_path}", split).ids) for split in ("train", "val")] == [2, 2]
 
 
-def test_lsp_extended_flags_what_is_labelled_and_has_no_test_images(tmp_path):
-    joints = np.full((14, 3, 4), 20.0)
-    joints[:, 2] = 1
-    joints[3, :, 1] = [-5, -7, 0]  # a joint that nobody has labelled
-    write_lsp(tmp_path, joints, digits=5)
-    dataset = load_dataset(f"lsp:{tmp_path}", "train")
-    assert len(dataset.ids) == 4 and dataset.files[0].endswith("im00001.jpg")
-    assert dataset.keypoints[1, 3].tolist() == [0, 0, 0] and dataset.keypoints[0, 3].tolist() == [20, 20, 2]
-    assert (dataset.keypoints == load_dataset(f"lsp:{tmp_path / 'joints.mat'}", "all").keypoints).all()
-    for name in ("lsp", "lsp-regda"):
-        with pytest.raises(DataError, match="LSP-Extended has no split 'val'"):
-            load_dataset(f"{name}:{tmp_path}", "val")
-    assert (load_dataset(f"lsp-regda:{tmp_path}", "train").keypoints == dataset.keypoints).all()
-
-
 @pytest.mark.parametrize("joints", [np.ones((3, 13, 4)), np.ones((2000, 14)), np.ones((3, 14)), np.full((3, 14), "a")])
 def test_joints_of_another_shape_are_an_error_that_tells_it(tmp_path, joints):
     save_matlab(tmp_path / "joints.mat", joints=joints)
-    with pytest.raises(DataError, match=r"joints.mat: expected 'joints' \(3, 14, 2000\), or .*, found "):
+    with pytest.raises(DataError, match=r"joints.mat: expected 'joints' \(3, 14, 2000\), found "):
         load_dataset(f"lsp:{tmp_path}", "all")
 
 
@@ -648,6 +634,20 @@ def test_other_json_is_not_animalpose(animalpose):
         write_json(animalpose, content)
         with pytest.raises(DataError, match="keypoints.json: .*AnimalPose's"):
             load_dataset(f"animalpose:{animalpose}", "all")
+
+
+@pytest.mark.parametrize("name", ["synthetic-animal", "tigdog", "animalpose"])
+def test_animals_are_the_same_in_cocos_format(name, request, capsys):
+    root = request.getfixturevalue({"synthetic-animal": "synthetic"}.get(name, name))
+    root = root if root.is_dir() else root.parent
+    assert animals.main([name, str(root)]) == 0
+    home = capsys.readouterr().out.strip()
+    for split in ("train", "val"):
+        own, coco = load_dataset(f"{name}:{root}", split), load_dataset(f"coco:{home}", split)
+        assert coco.files == own.files and coco.domains.tolist() == own.domains.tolist()
+        assert coco.skeleton.names == own.skeleton.names and (coco.keypoints == own.keypoints).all()
+        assert np.allclose(coco.boxes, own.boxes)
+    assert animals.main([name, str(root / "nowhere")]) == 2
 
 
 @pytest.mark.parametrize("name", data.READERS)

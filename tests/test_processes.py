@@ -1,4 +1,4 @@
-"""What must hold when torchrun starts several processes, and when a batch is computed in parts: the same as otherwise."""
+"""What must hold when torchrun starts several processes, or a batch is computed in parts: the same as otherwise."""
 import json
 import os
 import re
@@ -18,7 +18,7 @@ import uda
 from conftest import ROOT
 from data import COCO17, MeanOfAll, draw_figures, encode_heatmaps, first_process_first, load_dataset, mine, of_all
 from eval import grid_pck, predict
-from train import Stage, SyncBatchNorm, average_gradients, heatmap_loss, parts_of, prepare, seed_step
+from train import SyncBatchNorm, average_gradients, heatmap_loss, parts_of, prepare, seed_step
 from uda import (GENTLE_VIEWS, Compute, MultiLevelAlignment, StyleTransfer, jitter_color, occlude, random_affine,
                  source_view)
 from vlpose import VIT_CONFIGS, PoseModel, ViTConfig, VLPose, save_checkpoint
@@ -71,7 +71,7 @@ def new_model():
 
 
 def alignment_step(compute=Compute(), without_batchnorm=False, strategy="full"):
-    """What a step of alignment on this process's part of the example makes of the model, and what it draws at random."""
+    """What a step of alignment on this process's part of the example makes of the model."""
     student, stylist = new_model(), StyleTransfer(width=4, depth=1)
     if strategy == "vlpose":
         student = VLPose(student, 8, num_prompts=2)

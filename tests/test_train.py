@@ -1,4 +1,5 @@
 """What must hold for training: schedule and order, what each strategy trains, runs that repeat and resume exactly."""
+import importlib
 import json
 import math
 import re
@@ -455,6 +456,7 @@ def test_skeletons_that_share_no_joint_are_refused_by_their_names(cache, tmp_pat
 
 @pytest.mark.parametrize("make", [command, uda_command])
 def test_animals_are_learned_by_their_own_joints_and_what_people_share_with_them(cache, tmp_path, real, capsys, make):
+    importlib.import_module("animals")  # adds what it reads to the data sets
     target = f"animalpose:{real / 'animals' / 'animalpose' / 'test_animalpose.json'}"
     assert main(make(cache, tmp_path / "run", "--target", target, "--batch-size", "1")) == 0
     assert "its skeleton lacks left_front_hoof" in capsys.readouterr().out

@@ -1,0 +1,155 @@
+"""The papers' animals: turns SyntheticAnimal, TigDog and AnimalPose into COCO's format, which train.py reads.
+
+    python tests/animals.py synthetic-animal /data/synthetic       clean_data/keypoints_18.json or _14.json
+    python tests/animals.py tigdog /data/behaviorDiscovery2.0      and cached_data/: no video is in both splits
+    python tests/animals.py animalpose /data/animalpose            keypoints.json, or mmpose's two files, and images/
+    python train.py --mode uda --source coco:/data/synthetic --target coco:/data/behaviorDiscovery2.0
+
+It writes annotations/person_keypoints_train2017.json and ..._val2017.json into the folder of the images, and prints it.
+The keypoints are ANIMAL18's or ANIMAL14's, the domain of an image is its species.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from data import (ANIMAL14, ANIMAL18, ANNOTATION_FILES, BROKEN, READERS, DataError, annotation_file,  # noqa: E402
+                  below_common_folder, expecting, hold_out, load_dataset, load_matlab, make_skeleton, one_each,
+                  read_json, to_coco, with_skeleton, written_whole)
+from eval import fail  # noqa: E402
+
+
+def read_synthetic_animal(spec, root, split):
+    """SyntheticAnimal with the annotations that UDA-Animal-Pose (horse, tiger) and UniFrame (dog, sheep) cleaned."""
+    path = root / "clean_data" / "keypoints_18.json" if root.is_dir() else root
+    names, domains, keypoints, corners = [], [], [], []
+    with expecting(path, "SyntheticAnimal's clean_data/keypoints_18.json"):
+        for animal, records in json.loads(path.read_bytes()).items():
+            rows = {"train": records["train_idxs"], "val": records["valid_idxs"],
+                    "all": records["train_idxs"] + records["valid_idxs"]}[split]
+            names += [str(records["imgpath"][row]) for row in rows]
+            domains += ["dog" if animal == "hound" else animal] * len(rows)
+            keypoints.append(np.array(records["keypoints"], np.float32)[rows])
+            corners.append(np.array(records["bbox"], float)[rows][:, [0, 2, 1, 3]])  # from left, right, top, bottom
+        keypoints = np.concatenate(keypoints)
+        keypoints[:, :, 2] = 1 + (keypoints[:, :, 2] > 0)  # a hidden joint is known all the same
+        skeleton = {18: ANIMAL18, 14: ANIMAL14}[keypoints.shape[1]]
+    return one_each(spec, path, skeleton, path.parent, names, domains, keypoints, np.concatenate(corners))
+
+
+TIGER_JOINTS = [*range(8), 14, 15, 16, 17, 12, 13, 8, 9, 10, 11]  # ANIMAL18 in the files of tigers
+
+
+def read_tigdog(spec, root, split):
+    """TigDog's horses and tigers, split by video as in CC-SSL, with its boxes: of the joints, for want of others."""
+    home = root / "behaviorDiscovery2.0" if (root / "behaviorDiscovery2.0").is_dir() else root
+    names, domains, keypoints = [], [], []
+    for animal, joints in (("horse", range(18)), ("tiger", TIGER_JOINTS)):
+        path, frames, points = home / "ranges" / animal / "ranges.mat", [], []
+        ranges = load_matlab(path, "ranges", "TigDog's shots")
+        if ranges.ndim != 2 or ranges.shape[1] != 3 or ranges.dtype.kind not in "uif":
+            raise DataError(f"{path}: expected 'ranges' (shots, 3), found {ranges.dtype} {ranges.shape}")
+        for shot, first, last in ranges.astype(int).tolist():
+            path = home / "landmarks" / animal / f"{shot}.mat"
+            if path.is_file():  # some shots have no labels
+                frames += [f"{animal}/{frame:08d}.jpg" for frame in range(first, last + 1)]
+                points += read_landmarks(path, last + 1 - first)
+        rows = range(len(frames)) if split == "all" else tigdog_rows(home, animal, split, len(frames))
+        names += [frames[row] for row in rows]
+        domains += [animal] * len(rows)
+        keypoints += [points[row][joints] for row in rows]
+    keypoints = np.array(keypoints, np.float32).reshape(-1, 18, 3)
+    known = keypoints[:, :, :2] > 0
+    low = np.where(known, keypoints[:, :, :2], np.inf).min(1) - 15  # pixels
+    high = np.where(known, keypoints[:, :, :2], -np.inf).max(1) + 15
+    corners = np.where((low < high).all(1, keepdims=True), np.hstack([low, high]), 0)  # of nothing: an empty box
+    keypoints[:, :, 2] = 2 * ((keypoints[:, :, 2] > 0) & known.all(2))
+    return one_each(spec, home, ANIMAL18, home, names, domains, keypoints, corners)
+
+
+def read_landmarks(path, frames):
+    """(18, 3) x, y, visible for each frame of a shot: a cell with a structure of positions and visibilities."""
+    cells = load_matlab(path, "landmarks", "TigDog's landmarks")
+    with expecting(path, f"'landmarks' of {frames} frames"):
+        return [np.hstack(list(cells[frame, 0][0, 0])[:2])[:18].reshape(18, 3) for frame in range(frames)]
+
+
+def tigdog_rows(home, animal, split, frames):
+    """The list of a split's frames, from the folder `cached_data` of UniFrame's code or `data` of CC-SSL's."""
+    name = f"real_animal/{animal}/{'train' if split == 'train' else 'valid'}_idxs_by_video.npy"
+    found = [path for folder in home.resolve().parents[:2] for path in folder.glob(f"*data/{name}")]
+    if not found:
+        raise DataError(f"{home.parent}: expected UniFrame's cached_data/{name} in it or beside it for split {split!r}")
+    with expecting(found[0], f"numbers of labelled frames, below {frames}"):
+        rows = np.load(found[0], allow_pickle=False)
+        if rows.ndim != 1 or rows.dtype.kind not in "ui" or rows.min() < 0 or rows.max() >= frames:
+            raise ValueError(f"found {rows.dtype} {rows.shape}")
+        return rows.tolist()
+
+
+SPECIES = {"ca": "cat", "co": "cow", "do": "dog", "ho": "horse", "sh": "sheep"}  # in image names like do12.jpeg
+
+
+def read_animalpose(spec, root, split):
+    """AnimalPose, from its authors' keypoints.json or from mmpose's files in COCO's format.
+
+    UniFrame divides the animals at random, so that pictures are in both of its splits; here every fifth picture is held
+    out. mmpose has lost the species in PASCAL VOC's pictures: their domain is "animal".
+    """
+    path, own = annotation_file(root, {part: f"animalpose_{part}.json" for part in ("train", "val")}, split)
+    content = read_json(path, dict, "AnimalPose's annotations")
+    names, domains, keypoints, corners = [], [], [], []
+    try:
+        joints = tuple(content["categories"][0]["keypoints"])
+        species = {category["id"]: category["name"] for category in content["categories"]}
+        images, coco = content["images"], isinstance(content["images"], list)
+        files = {str(image["id"]): image["file_name"] for image in images} if coco else images
+        for record in content["annotations"]:
+            names.append(str(files[str(record["image_id"])]))
+            stem = PurePosixPath(names[-1]).stem
+            domains.append(SPECIES.get(stem[:2] if stem[2:].isdigit() else "", species[record["category_id"]]))
+            keypoints.append(np.array(record["keypoints"], np.float32).reshape(len(joints), 3))
+            x, y, right, bottom = record["bbox"]
+            corners.append((x, y, x + right, y + bottom) if coco else (x, y, right, bottom))
+        keypoints, corners = np.array(keypoints), np.array(corners, float)
+        keypoints[:, :, 2] = 2 * (keypoints[:, :, 2] > 0)
+    except BROKEN as error:
+        raise DataError(f"{path}: annotation {len(names)}: not AnimalPose's: {type(error).__name__} {error}") from None
+    dataset = one_each(spec, path, make_skeleton(joints, ()), path.parent, names, domains, keypoints, corners)
+    dataset = with_skeleton(dataset, ANIMAL14)
+    return dataset if own else hold_out(dataset, split, np.unique(names, return_inverse=True)[1])
+
+
+READERS |= {"synthetic-animal": read_synthetic_animal, "tigdog": read_tigdog, "animalpose": read_animalpose}
+
+
+def convert(name, root):
+    """Writes the annotations of both splits; returns the folder that `coco:` wants."""
+    splits = {split: load_dataset(f"{name}:{root}", split) for split in ("train", "val")}
+    home, _ = below_common_folder([file for dataset in splits.values() for file in dataset.files])
+    for split, dataset in splits.items():
+        content = to_coco(dataset, "animal")
+        for image, file in zip(content["images"], dataset.files):
+            image["file_name"] = Path(file).resolve().relative_to(Path(home).resolve()).as_posix()
+        with written_whole(Path(home) / "annotations" / ANNOTATION_FILES["coco"][split]) as part:
+            part.write_text(json.dumps(content))
+    return home
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("synthetic-animal", "tigdog", "animalpose"))
+    parser.add_argument("root", help="the data set's folder, as its authors distribute it")
+    args = parser.parse_args(argv)
+    try:
+        print(convert(args.name, args.root))
+    except (ValueError, OSError) as error:
+        return fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
