@@ -948,7 +948,7 @@ def main(argv=None):
         elif args.checkpoint and (args.export or args.data or args.images and args.out):
             use_model(args)
         else:
-            parser.error("expected --results and --annotations, or --checkpoint with --data, --export or --images, --out")
+            parser.error("expected --results, --annotations; or --checkpoint and --data, --export, or --images, --out")
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

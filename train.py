@@ -1025,7 +1025,7 @@ def run_options(add):
     add("--compile", action="store_true", help="Compile backbones for training.")
     add("--seed", type=count, default=0, help="Of all random numbers.")
     add("--device", type=usable_device, default=default_device(), help="Where to compute.")
-    add("--workers", type=count, default=0, help="Processes that cut out crops.")
+    add("--workers", type=count, default=4 * torch.cuda.is_available(), help="Processes that cut out crops.")
     add("--cache", help="Where figures and trained base models are kept. By default ~/.cache/posebridge.")
     add("--out", help="The run's folder. By default runs/MODE-1, -2, ...")
     add("--dry-run", action="store_true", help="Print the plan and train nothing.")

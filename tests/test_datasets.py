@@ -294,7 +294,7 @@ def test_a_broken_matlab_file_is_an_error_that_names_it(tmp_path):
             load_dataset(f"lsp:{tmp_path}", "all")
         assert "\n" not in str(caught.value)
     save_matlab(tmp_path / "joints.mat", points=np.ones(3))
-    with pytest.raises(DataError, match="found no variable 'joints'"):
+    with pytest.raises(DataError, match="found no 'joints'"):
         load_dataset(f"lsp:{tmp_path}", "all")
 
 

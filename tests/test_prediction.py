@@ -204,7 +204,7 @@ def test_the_prompt_changes_the_poses_and_none_gives_the_originals(figures, chec
                      "--out", str(folder), "--compare", "--device", "cpu"]) == 0
         results[prompt] = json.loads((folder / "results.json").read_text())
         with Image.open(next(folder.glob("*.jpg"))) as picture:
-            assert picture.size == (480, 160)  # original, adapted, heatmaps
+            assert picture.size == (320, 160)  # original, adapted
     assert len(results["none"]) == 7 and results["none"] != results["a photo of a cartoon"]
 
 

@@ -14,7 +14,8 @@ from vlpose import VIT_CONFIGS, PoseModel, VLPose, save_checkpoint
 README = (ROOT / "README.md").read_text()
 MODULES = ("clip_tokenizer", "vlpose", "data", "uda", "eval", "train")
 CODE = re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M)
-COMMANDS = [shlex.split(line) for line in re.sub(r" \\\n\s+", " ", README).splitlines()
+COMMANDS = [shlex.split(line) for line in re.sub(
+    "^    torchrun --nproc_per_node=8", "    python", re.sub(r" \\\n\s+", " ", README), flags=re.M).splitlines()
             if line.startswith("    python ")]
 
 
