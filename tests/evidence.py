@@ -105,7 +105,8 @@ def run(args, row, seed, options):
     folder = folder_of(args, row, seed)
     options, config = [*options, "--out", str(folder)], folder / "config.json"
     if config.exists():
-        if json.loads(config.read_text()) != json.loads(json.dumps(vars(parse_options(options)))):  # tuples are lists
+        same = vars(parse_options(options)) | {"processes": 1}
+        if json.loads(config.read_text()) != json.loads(json.dumps(same)):  # tuples are lists
             print(f"{folder}: a run with other options; remove it, or name another --folder", file=sys.stderr)
             return 1
         options = ["--resume", str(folder)]
