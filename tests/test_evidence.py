@@ -38,7 +38,8 @@ def test_a_run_with_other_options_is_not_taken_for_the_row(args, capsys, mode):
     folder = evidence.folder_of(args, "full", 0)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text("{}")
-    (folder / "config.json").write_text(json.dumps(vars(parse_options([*options, "--out", str(folder)]))))
+    config = vars(parse_options([*options, "--out", str(folder)])) | {"processes": 1}
+    (folder / "config.json").write_text(json.dumps(config))
     assert evidence.run(args, "full", 0, options) == 0
     assert evidence.run(args, "full", 0, [*options, "--steps", "7"]) == 1
     assert f"{folder}: a run with other options" in capsys.readouterr().err
