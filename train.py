@@ -524,8 +524,8 @@ def average_gradients(parameters):
     Losses are means over equally many images, or of `MeanOfAll`: this is the gradient of the whole batch's loss. It is
     simpler than DistributedDataParallel, which wants a module whose output is the loss."""
     if processes()[1] > 1:
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        mean = MeanOfAll.apply(torch.cat([gradient.flatten() for gradient in gradients]))
+        mean = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        dist.all_reduce(mean.div_(processes()[1]))
         for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters])):
             parameter.grad = part.view_as(parameter)
 

@@ -504,6 +504,34 @@ def test_the_same_key_gives_the_same_crop_and_another_seed_another(figures, augm
     assert not torch.equal(first["image"], other["image"])
 
 
+@pytest.mark.parametrize("sides", [(161, 90), (401, 402)], ids=["small", "large"])
+def test_an_image_read_before_gives_the_crop_of_one_read_anew(tmp_path, sides):
+    """Also where one person of it is large, so that the file is decoded at half its size, and another small."""
+    noise, files = np.random.default_rng(0), []
+    for n, side in enumerate(sides):
+        files.append(str(tmp_path / f"{n}.jpg"))
+        Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(files[-1])
+    boxes = np.array([(5, 5, side * share, side * share) for side in sides for share in (0.2, 0.4, 0.6, 0.8, 0.9)])
+    dataset = data.with_boxes(data.no_people(files, COCO17), np.repeat([0, 1], 5), boxes)
+    crops = Crops(dataset, (40, 30), Augmentation(scale=0.3, rotation=20))
+    for seed, row in enumerate(np.random.default_rng(1).integers(0, 10, 60).tolist()):
+        anew = Crops(dataset, (40, 30), crops.augmentation)[row, seed]
+        assert torch.equal(crops[row, seed]["image"], anew["image"])
+
+
+@pytest.mark.parametrize("side, decoded", [(160, 4), (300, 12)], ids=["small", "large"])
+def test_small_images_are_decoded_once_and_a_large_one_once_for_people_in_a_row(tmp_path, monkeypatch, side, decoded):
+    files, opened = [str(tmp_path / f"{n}.jpg") for n in range(4)], []
+    for file in files:
+        Image.effect_noise((side, side), 50).save(file)
+    image_file = data.image_file
+    monkeypatch.setattr(data, "image_file", lambda file: opened.append(file) or image_file(file))
+    crops = Crops(data.with_boxes(data.no_people(files, COCO17), np.arange(8) // 2, np.full((8, 4), 50.0)), SIZE)
+    for row in [*range(8)] * 3:
+        crops[row, 0]
+    assert len(opened) == decoded  # three times eight people, two in each image
+
+
 def test_a_mirrored_crop_is_the_mirrored_picture_with_left_and_right_swapped(figures):
     dataset = load_dataset(f"figures:{figures}", "train")
     plain, mirrored = Crops(dataset, SIZE)[0, 0], Crops(dataset, SIZE, Augmentation(flip=1.0))[0, 0]
