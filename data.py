@@ -470,8 +470,8 @@ def open_image(file, shrink=1.0, upright=False, kept=None):
         image.load()
         image = ImageOps.exif_transpose(image) if upright else image
         image = image if image.mode == "RGB" else image.convert("RGB")  # which copies
-    if kept is not None and smaller == 1:  # 5,000 small images, at most 1.3 GB; of large ones the last, for all in it
-        if image.width * image.height > 2 ** 16 or len(kept) >= 5000:
+    if kept is not None and smaller == 1:  # 10,000 small images, at most 1.3 GB; of large ones the last, for all in it
+        if image.width * image.height > 2 ** 15 or len(kept) >= 10_000:
             kept.clear()
         kept[file] = image
     return image, smaller
