@@ -35,7 +35,7 @@ from data import known_skeleton
 class Attention(nn.Module):
     """Multi-head self-attention over tokens (B, N, D): softmax(q kᵀ / √d) v in each head, where d = D / heads.
 
-    causal: a token sees only itself and the tokens before it, as in text.
+    causal: a token sees only itself and those before it. n: the first n tokens are seen but get no answer: they leave.
     """
 
     def __init__(self, dim, heads, causal=False):
@@ -44,10 +44,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x):
+    def forward(self, x, n=0):
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))  # (B, heads, N, d)
         x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)                  # softmax(q kᵀ / √d) v
-        return self.proj(merge_heads(x))                                                    # (B, N, D)
+        return self.proj(merge_heads(x)[:, n:].contiguous())                                # (B, N - n, D)
 
 
 def split_heads(x, heads):
@@ -72,9 +72,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), activation(), nn.Linear(4 * dim, dim))
         self.drop_path = StochasticDepth(drop_path, "row")
 
-    def forward(self, x):
-        x = x + self.drop_path(self.attn(self.norm1(x)))    # (B, N, D)
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # (B, N, D)
+    def forward(self, x, n=0):
+        x = x[:, n:] + self.drop_path(self.attn(self.norm1(x), n))  # (B, N - n, D)
+        return x + self.drop_path(self.mlp(self.norm2(x)))          # (B, N - n, D)
 
 
 # ----------------------------------------------------------------------------------------- 2. ViT with visual prompts
@@ -131,17 +131,17 @@ class ViT(nn.Module):
 
         prompts (layers, n, D): learnable tokens that stand before the image's (visual prompt tuning, arXiv 2203.12119).
             *Shallow* prompts (layers = 1) enter before the first block and pass through all of them. *Deep* prompts
-            (layers = depth) are replaced before each block by that block's own.
+            (layers = depth) enter before each block, and leave it where they are of no more use: in its attention.
         """
         x = self.patch_embed(images)                           # (B, D, H/16, W/16)
         x = x.flatten(2).transpose(1, 2) + self.pos_embed      # (B, N, D)
-        n = 0 if prompts is None else prompts.shape[1]
+        n, N = 0 if prompts is None else prompts.shape[1], x.shape[1]
+        leaving = n if n and len(prompts) > 1 else 0           # of the prompts, at each block
         for i, block in enumerate(self.blocks):
             if n and i < len(prompts):
-                image_tokens = x if i == 0 else x[:, n:]       # without the prompts of the block before
-                x = torch.cat([prompts[i].expand(x.shape[0], -1, -1), image_tokens], dim=1)  # (B, n + N, D)
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
-        x = self.norm(x[:, n:])                                # (B, N, D)
+                x = torch.cat([prompts[i].expand(x.shape[0], -1, -1), x], dim=1)  # (B, n + N, D)
+            x = checkpoint(block, x, leaving, use_reentrant=False) if self.checkpointing else block(x, leaving)
+        x = self.norm(x[:, -N:])                               # (B, N, D)
         return x.transpose(1, 2).unflatten(2, self.grid)       # (B, D, H/16, W/16)
 
 
