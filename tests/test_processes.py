@@ -101,7 +101,7 @@ def drawn():
     heatmaps = mine(torch.rand(12, 5, 16, 16, generator=torch.Generator().manual_seed(2))) * 1.2
     torch.manual_seed(0)
     stylist = StyleTransfer(width=4, depth=1)
-    seed_step(3)
+    seed_step(2)
     found = {"restyled": stylist.restyle(images, 1 - images, 0.5), "maps": random_affine(len(images), SIZE),
              "colours": jitter_color(images),
              "occluded": occlude(images, heatmaps, torch.eye(2, 3).expand(len(images), 2, 3)),
