@@ -7,7 +7,7 @@ from torch import nn
 import vlpose
 from clip_tokenizer import END
 from vlpose import (DECODERS, MATCHERS, RANDOM_TEXT, VIT_CONFIGS, CLIPText, CLIPTextConfig, CLIPTokenizer, QuickGELU,
-                    RelationMatcher, ViTConfig, PoseModel, VLPose, WeightsError, encode_sentences, load_clip_text)
+                    RelationMatcher, ViT, ViTConfig, PoseModel, VLPose, WeightsError, encode_sentences, load_clip_text)
 
 TINY = ViTConfig(64, 3, 4, 0.2, 5, 0.8, image_size=(64, 48), decoder_dim=32)
 B, TEXT = 2, 24
@@ -389,3 +389,22 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(base):
 def test_a_wrong_choice_is_named(options, message, base):
     with pytest.raises(ValueError, match=message):
         VLPose(base, TEXT, **options)
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_blocks_computed_anew_in_the_backward_pass_change_nothing_but_the_memory(n):
+    model = ViT(ViTConfig(32, 3, 4, 0.5, 0, 1.0, image_size=(64, 48))).train()
+    prompts, images = torch.randn(3, n, 32, requires_grad=True), torch.randn(4, 3, 64, 48)
+    outcomes, kept = [], []
+    for model.checkpointing in (False, True):
+        sizes = []
+        torch.manual_seed(0)  # of the drop path, which must be the same the second time
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            features = model(images, prompts)
+        tensors = [*model.parameters()] + [prompts] * (n > 0)
+        outcomes.append([features, *torch.autograd.grad((features ** 2).sum(), tensors)])
+        kept.append(sum(sizes))
+    assert all(map(torch.equal, *outcomes))
+    assert kept[1] < 0.5 * kept[0]
