@@ -134,7 +134,7 @@ class ViT(nn.Module):
             (layers = depth) enter before each block, and leave it where they are of no more use: in its attention.
         """
         x = self.patch_embed(images)                           # (B, D, H/16, W/16)
-        x = x.flatten(2).transpose(1, 2) + self.pos_embed      # (B, N, D)
+        x = x.flatten(2).mT.contiguous() + self.pos_embed      # (B, N, D), each token in a row of memory
         n, N = 0 if prompts is None else prompts.shape[1], x.shape[1]
         leaving = n if n and len(prompts) > 1 else 0           # of the prompts, at each block
         for i, block in enumerate(self.blocks):

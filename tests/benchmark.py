@@ -182,7 +182,7 @@ def benchmark_memory(args):
     """Computed, not measured on a GPU: parameters, gradients and Adam's two averages in float32; what a forward pass in
     bfloat16 keeps for the backward pass; 1 GB for the context and a tenth of the memory for what passes by."""
     print("The largest batch that trains, by memory (computed, in bfloat16)")
-    line("", "trained", "fixed, GB", "MB an image", *(f"{memory} GB" for memory in MEMORIES))
+    line("", "trained", "fixed GB", "MB/image", *(f"{memory} GB" for memory in MEMORIES))
     for size in args.sizes:
         config = VIT_CONFIGS[size]
         base = PoseModel(config)
@@ -198,9 +198,13 @@ def benchmark_memory(args):
                         module.checkpointing = checkpointing
                 one, two = (saved_bytes(model, partial(bfloat16_output, model, batch)) for batch in (1, 2))
                 fixed = 4 * parameters + 12 * trained + max(0, 2 * one - two)
-                fits = [max(0, int((0.9e9 * memory - 1e9 - fixed) / (two - one))) for memory in MEMORIES]
+                image = two - one
+                if checkpointing:  # the inside of one block at a time is there, too
+                    image += (plain - image) / config.depth
+                plain = image
+                fits = [max(0, int((0.9e9 * memory - 1e9 - fixed) / image)) for memory in MEMORIES]
                 line(f"{size}, {row}{', checkpointing' * checkpointing}", f"{trained / 1e6:.1f} M", fixed / 1e9,
-                     (two - one) / 1e6, *map(str, fits))
+                     image / 1e6, *map(str, fits))
 
 
 MEMORIES = (8, 12, 16, 24, 40, 80)  # GB
