@@ -308,12 +308,12 @@ class Crops(torch.utils.data.Dataset):
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
 from contextlib import contextmanager
 from glob import glob
-from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch.distributed as dist
@@ -334,14 +334,38 @@ COCO17, BODY16, ANIMAL18, ANIMAL14 = (SKELETONS[name] for name in ("COCO17", "BO
 
 @contextmanager
 def written_whole(path):
-    """Yields where to write a file or a folder; at the end of the block it moves to `path`: nobody finds half of it.
-    Several programs may write the same path at once: the last one's file stays; for a folder the first one's, and the
-    others get an OSError."""
+    """Yields where to write a file or a folder; at the end of the block it moves to `path`: nobody finds half of it,
+    not even after a power failure. A DataError says why it cannot be written. Several programs may write the same path
+    at once: the last one's file stays; for a folder the first one's, and the others get the error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as beside:
-        yield Path(beside) / path.name
-        os.replace(Path(beside) / path.name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for draft in path.parent.glob("*.draft"):  # of a program that was killed
+            if time.time() - draft.stat().st_mtime > 3600:
+                shutil.rmtree(draft, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".draft", dir=path.parent) as beside:
+            part = Path(beside) / path.name
+            yield part
+            if part.is_file():
+                with open(part, "rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's word for a full disk
+            raise
+        why = getattr(error, "strerror", None) or "the disk does not take it"
+        raise DataError(f"{path}: cannot be written: {why}; {free_space(path) / 1e6:,.0f} MB are free there") from None
+
+
+def free_space(path):
+    """Bytes that are free where a file or a folder is or will be."""
+    return shutil.disk_usage(next(filter(os.path.exists, (path, *Path(path).absolute().parents)))).free
+
+
+def write_json(path, content, indent=None):
+    """Numbers that JSON has no words for, NaN and infinities, are an error."""
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content, indent=indent, allow_nan=False))
 
 
 def cache_folder():
@@ -350,8 +374,9 @@ def cache_folder():
 
 
 def progress(items, what):
-    """The items, one after the other; what takes long says every few seconds how many of them it has come to."""
-    last, end = time.monotonic(), "\r" if sys.stderr.isatty() else "\n"
+    """The items, one after the other; what takes long says every few seconds how many of them it has come to: in a
+    terminal always in the same line, elsewhere in a line each."""
+    last, end = time.monotonic(), "    \r" if sys.stderr.isatty() else "\n"
     for place, item in enumerate(items):
         if time.monotonic() - last > 5:
             last = time.monotonic()
@@ -369,7 +394,7 @@ def expecting(path, what, kind=DataError):
     except FileNotFoundError:
         raise kind(f"{path}: no such file; expected {what}") from None
     except KeyError as error:
-        raise kind(f"{path}: expected {what}, found no {error}") from None
+        raise kind(f"{path}: expected {what}, found no entry {error}") from None
     except Exception as error:  # a damaged file makes readers raise almost anything
         raise kind(f"{path}: expected {what}; {type(error).__name__}: {error}") from None
 
@@ -443,6 +468,8 @@ def image_file(file):
     """An open Pillow image; a DataError if it cannot be opened or, within the block, be decoded."""
     try:
         with Image.open(file) as image:
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > 10 ** 8:
+                raise ValueError(f"{image.width}×{image.height} pixels; `eval.py --large` reads more than 100 million")
             yield image
     except FileNotFoundError:
         raise DataError(f"{file}: no such image") from None
@@ -475,7 +502,6 @@ def open_image(file, shrink=1.0, upright=False, kept=None):
             kept.clear()
         kept[file] = image
     return image, smaller
-
 
 
 def truncated_normal(rng, size=None):
@@ -522,6 +548,7 @@ def read_json(path, kind, what):
         return content
 
 
+FARTHEST = 1e6  # pixels: no coordinate is beyond
 # The shape and type of a field; a text is any str, a flag 0 or 1
 ID, NUMBER, BOX, TEXT, FLAG = ((), int), ((), float), ((4,), float), ((), object), ((), bool)
 BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)  # what a wrong record raises
@@ -697,9 +724,12 @@ def locate_images(path, file_names, home):
 def check_people(path, dataset):
     """People must have finite numbers, and those who will be trained on a box with an area."""
     boxes, annotated = dataset.boxes, np.isin(np.arange(len(dataset.ids)), dataset.annotated)
-    finite = np.isfinite(dataset.keypoints).all((1, 2)) & np.isfinite(boxes).all(1) & np.isfinite(dataset.areas)
+    numbers = np.hstack([dataset.keypoints.reshape(len(boxes), -1), boxes])  # (people, 3 K + 4)
+    near = (np.abs(numbers) <= FARTHEST).all(1) & np.isfinite(dataset.areas)  # NaN is not
+    seen = np.isin(dataset.keypoints[:, :, 2], (0, 1, 2)).all(1)
     empty = annotated & ~(boxes[:, 2:] > 0).all(1)
-    for problem, wrong in (("a number that is not finite", ~finite), ("a box of zero or negative size", empty)):
+    for problem, wrong in (("a number that is not finite, or beyond a million", ~near),
+                           ("a visibility other than 0, 1 and 2", ~seen), ("a box of zero or negative size", empty)):
         for row in np.flatnonzero(wrong):
             raise DataError(f"{path}: annotation id {dataset.ids[row]} has {problem}: bbox {boxes[row].tolist()}")
 
@@ -745,25 +775,32 @@ def find_pictures(patterns):
     return list(dict.fromkeys(map(str, files)))
 
 
+def unreadable(files):
+    """{file: what is wrong} of those of which no picture can be decoded."""
+    problems = {}
+    for file in progress(files, "checking pictures"):
+        try:
+            open_image(file, shrink=8)
+        except DataError as error:
+            problems[file] = str(error)
+    return problems
+
+
 def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
     """A data set of pictures, numbered from 1, each taken as one person as a whole. One that cannot be read is named
     and skipped; a DataError if that is all of them, or strict."""
-    boxes = {}
-    for file in files:
-        try:
-            open_image(file, shrink=8)  # can it be decoded?
-            size, _ = picture_size(file)
-            boxes[file] = (0, 0, *size)
-        except DataError as error:
-            if strict:
-                raise
-            print(f"{error}; skipped", file=sys.stderr)
-    if len(boxes) < len(files):
-        print(f"{name}: skipped {len(files) - len(boxes)} of {len(files)}", file=sys.stderr)
-    if not boxes:
+    problems = unreadable(files)
+    for problem in problems.values():
+        if strict:
+            raise DataError(problem)
+        print(f"{problem}; skipped", file=sys.stderr)
+    good = [file for file in files if file not in problems]
+    if not good:
         raise DataError(f"{name}: expected pictures, found none that can be read")
-    pictures = no_people(list(boxes), skeleton, name)
-    return with_boxes(pictures, np.arange(len(boxes)), np.array(list(boxes.values()), float))
+    if problems:
+        print(f"{name}: skipped {len(problems)} of {len(files)}", file=sys.stderr)
+    boxes = np.array([(0, 0, *picture_size(file)[0]) for file in good], float)
+    return with_boxes(no_people(good, skeleton, name), np.arange(len(good)), boxes)
 
 
 def no_people(files, skeleton, name="pictures"):
@@ -805,29 +842,24 @@ def read_boxes(path, rows, category=1):
     """A detector's COCO results -> rows of images (boxes,), boxes (boxes, 4), scores (boxes,). A result is {"image_id",
     "bbox", "score", "category_id"}; those of another category are left out, unless it is None. rows: image_id -> row of
     the image. The image_id of an own picture is its file's name: see `picture_rows`."""
-    found, elsewhere = [], 0
-    for place, record in enumerate(read_json(path, list, "boxes in COCO's results format")):
-        try:
-            row = rows.get(record["image_id"], -1)
-            box = [row, *map(float, record["bbox"]), float(record.get("score", 1))]
-            usable = len(box) == 6 and np.isfinite(box).all() and box[3] > 0 and box[4] > 0
-        except (AttributeError, KeyError, TypeError, ValueError):
-            usable = False
-        if not usable:
-            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file name), a 'bbox' [x, y, w, h] of "
-                            f"some size and a 'score', found {record!r:.120}")
-        if row == SHARED:
-            raise DataError(f"{path}: box {place}: two pictures are called {record['image_id']}; expected folders")
-        if row < 0:
-            elsewhere += 1
-        elif category in (None, record.get("category_id", 1)):
-            found.append(box)
-    if not found:
-        raise DataError(f"{path}: expected boxes of category {category or 'any'}, found {elsewhere} elsewhere")
-    if elsewhere:
-        print(f"{path}: skipped {elsewhere} boxes of other images", file=sys.stderr)
-    found = np.array(found)  # (boxes, 6)
-    return found[:, 0].astype(int), found[:, 1:5], found[:, 5]
+    records = [{"score": 1, "category_id": 1} | record if isinstance(record, dict) else {"": record}
+               for record in read_json(path, list, "boxes in COCO's results format")]
+    table = read_columns(records, {"bbox": BOX, "score": NUMBER, "category_id": ID}, f"{path}: box")
+    image, boxes = np.empty(len(records), int), table["bbox"]
+    for place, name in enumerate(record.get("image_id") for record in records):
+        if not isinstance(name, (int, str)):
+            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file's name), found {name!r:.80}")
+        image[place] = rows.get(name, -1)
+        if image[place] == SHARED:
+            raise DataError(f"{path}: box {place}: two pictures are called {name}; expected folders")
+    for place in np.flatnonzero(~((boxes[:, 2:] > 0).all(1) & (np.abs(boxes) <= FARTHEST).all(1))):
+        raise DataError(f"{path}: box {place}: expected a 'bbox' [x, y, w, h] of some size, found {boxes[place]}")
+    used = (image >= 0) & (category is None or table["category_id"] == category)
+    if not used.any():
+        raise DataError(f"{path}: expected boxes of category {category or 'any'}, found {(image < 0).sum()} elsewhere")
+    if (image < 0).any():
+        print(f"{path}: skipped {(image < 0).sum()} boxes of other images", file=sys.stderr)
+    return image[used], boxes[used], table["score"][used]
 
 
 def read_folder(spec, root, split):
@@ -839,6 +871,7 @@ def read_folder(spec, root, split):
     return pictures
 
 
+READERS = {"pictures": read_folder}
 ANNOTATION_FILES = {  # data set -> its official names for the two splits
     "coco": {split: f"person_keypoints_{split}2017.json" for split in ("train", "val")}} | {
     name: {"train": f"training_{name}.json", "val": f"validation_{name}.json"} for name in ("humanart", "figures")}
@@ -849,18 +882,9 @@ def load_dataset(spec, split, cache=None):
 
     "name:root#domain" is the part with images of that domain; several are separated by commas. "#natural" is short for
         photographs and Human-Art's natural scenes, "#artificial" for all others.
-    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`; or one of READERS.
+    name: `figures` (no root: drawn once into the cache folder), `coco`, `humanart`; or `pictures`, without labels.
     root: the data set's folder, or one file in COCO's format. Where only one file is there, every fifth image is "val",
-        the others are "train", and "all" is the whole file.
-
-    name              skeleton  root                                        "train" and "val"
-    pictures          COCO17    a folder of pictures without labels         all of them in both
-    lsp               BODY16    joints.mat and images/                      its own
-    lsp-regda         BODY16    the same; hidden joints are unlabelled      all images in both
-    surreal           BODY16    what RegDA distributes                      its folders train/, val/
-    human36m          BODY16    what RegDA prepares                         subjects 1, 5 to 8; 3200 frames of 9 and 11
-
-    `domains` is "photo" for people, "render" for SURREAL. Animals: tests/animals.py.
+        the others are "train", and "all" is the whole file. All of `pictures` are in each split.
     """
     path, _, chosen = spec.rpartition("#")
     if not path or {"/", os.sep} & set(chosen):  # the # of a folder's name
@@ -923,12 +947,7 @@ def hold_out(dataset, split, numbers):
     return dataset.select_images((numbers % 5 == 0) == (split == "val"))
 
 
-# === Appendix B: the data sets of domain adaptation; skip on a first reading ==========================================
-
-import random
-
-# Their images hold one person or animal each; where several share an image, it is listed once for each of them. The
-# crops are those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.
+# === Appendix B: skeletons and what makes them fit each other; skip on a first reading ===============================
 
 SIGMAS = {name.removeprefix("left_").removeprefix("right_"): sigma for skeleton in [*SKELETONS.values()][::-1]
           for name, sigma in zip(skeleton.names, skeleton.sigmas)}  # COCO's, where it has any
@@ -990,111 +1009,14 @@ def with_skeleton(dataset, skeleton):
     return replace(dataset, skeleton=skeleton, keypoints=keypoints)
 
 
-# ----------------------------------------------------------------------------------------------------------- readers
-
-def one_each(spec, path, skeleton, home, names, domains, keypoints, corners=None):
-    """Images with one person each: keypoints (people, K, 3), corners (people, 4) left, top, right, bottom. Without
-    corners the crop is the whole image, padded to a square. Joints outside the image are not labelled."""
-    if not len(names):
-        raise DataError(f"{path}: expected images, found none")
-    files = locate_images(path, names, home)
-    sizes = np.zeros((len(files), 2), int)  # height, width
-    for size, file in zip(sizes, files):
-        with image_file(file) as image:  # which reads no pixels
-            size[:] = image.height, image.width
-    limits, keypoints = sizes[:, ::-1], np.array(keypoints, np.float32)  # of x and y
-    outside = ((keypoints[:, :, :2] < 0) | (keypoints[:, :, :2] > limits[:, None] - 1)).any(2)
-    keypoints[outside | (keypoints[:, :, 2] == 0)] = 0
-    if corners is None:
-        extent = np.tile((sizes.max(1, keepdims=True) - 1) / PADDING, 2)
-        low = (limits - 1 - extent) / 2
-    else:
-        low = np.maximum(corners[:, :2], 0)
-        extent = np.minimum(corners[:, 2:], limits) - low
-    numbers = np.arange(len(files))
-    dataset = PoseDataset(
-        name=spec, skeleton=skeleton, files=files, image_ids=numbers + 1, domains=np.array(domains), ids=numbers + 1,
-        image_index=numbers, keypoints=keypoints, boxes=np.hstack([low, extent]), areas=extent.prod(1),
-        crowd=np.zeros(len(files), bool))
-    check_people(path, dataset)
-    return dataset
-
-
-def load_matlab(path, variable, what):
-    """An array from a MATLAB file."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise DataError(f"{path}: MATLAB files need SciPy: pip install scipy") from None
-    with expecting(path, f"{what} in a MATLAB file"), open(path, "rb") as file:
-        return loadmat(file, variable_names=[variable])[variable]
-
-
-LSP_JOINTS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8, 9]  # in BODY16
-
-
-def read_lsp(spec, root, split):
-    """LSP. RegDA adapts to and tests on all 2000 images, without their hidden joints: `lsp-regda`. Here, as `lsp`, the
-    test images are held out, and hidden joints count."""
-    path, what = root / "joints.mat" if root.is_dir() else root, "'joints' (3, 14, 2000)"
-    joints = load_matlab(path, "joints", what)
-    if joints.ndim != 3 or joints.shape[:2] != (3, 14) or joints.dtype.kind not in "uif":
-        raise DataError(f"{path}: expected {what}, found {joints.dtype} {joints.shape}")
-    regda, images = spec.startswith("lsp-regda"), joints.shape[2]
-    first, last = images // 2 * (split == "val" and not regda), images // (2 if split == "train" and not regda else 1)
-    rows = range(first, last)
-    x, y, hidden = joints.transpose(0, 2, 1)[:, rows].astype(np.float32)  # (people, 14) each
-    visible = 2 - (2 if regda else 1) * hidden
-    keypoints = np.zeros((len(rows), 16, 3))
-    keypoints[:, LSP_JOINTS] = np.stack([x, y, visible], 2)
-    names = [f"images/im{row + 1:04}.jpg" for row in rows]
-    # The whole image is the crop, as in RegDA: a box around the joints would give the target's labels away.
-    return one_each(spec, path, BODY16, path.parent, names, ["photo"] * len(rows), keypoints)
-
-
-# BODY16 in SURREAL, as RegDA takes it: its shoulders are SMPL's collars.
-SMPL_JOINTS = [7, 4, 1, 2, 5, 8, 0, 9, 12, 15, 20, 18, 13, 14, 19, 21]
-CROPPED = {  # data set -> split -> annotations and image folder of each part
-    "surreal": {split: [(f"{split}/run{run}.json", f"{split}/run{run}") for run in range(3)]
-                for split in ("train", "val")},
-    "human36m": {split: [(f"annotations/keypoints2d_{subject}.json", "crop_images") for subject in subjects]
-                 for split, subjects in (("train", (1, 5, 6, 7, 8)), ("val", (9, 11)))}}
-
-
-def read_cropped(spec, root, split):
-    """SURREAL and Human3.6M as RegDA prepares them: images are cut out at 1.5 times the box of the joints."""
-    data = spec.partition(":")[0]
-    joints, total = (SMPL_JOINTS, 24) if data == "surreal" else (range(16), 16)
-    kinds = {"name": TEXT, "keypoint2d": ((total, 2), np.float32)}
-    parts, names, points = CROPPED[data], [], []
-    for annotations, folder in parts["train"] + parts["val"] if split == "all" else parts[split]:
-        path = root / annotations
-        table = read_columns(read_json(path, list, f"{data} as RegDA prepares it"), kinds, f"{path}: record")
-        names += [f"{folder}/{name}" for name in table["name"]]
-        points.append(table["keypoint2d"][:, joints])
-    rows, chance = list(range(len(names))), random.Random(42)  # what RegDA leaves out of training, and tests on
-    if (data, split) == ("surreal", "train"):
-        chance.shuffle(rows)
-        rows = rows[min(len(rows) // 5, 3200):]
-    elif (data, split) == ("human36m", "val") and len(rows) > 3200:
-        rows = chance.choices(rows, k=3200)
-    keypoints = np.pad(np.concatenate(points)[rows], ((0, 0), (0, 0), (0, 1)), constant_values=2)  # all visible
-    # The whole image is the crop, as in RegDA: it has been cut out already.
-    return one_each(spec, root, BODY16, root, [names[row] for row in rows],
-                    ["render" if data == "surreal" else "photo"] * len(rows), keypoints)
-
-
-READERS = {"pictures": read_folder, "lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped,
-           "human36m": read_cropped}
-
-
 # === Appendix C: the built-in figures; skip on a first reading ========================================================
 
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from itertools import chain
 from typing import Callable
 
 from PIL import ImageDraw, ImageFilter
+from torch.utils.data import DataLoader
 
 # A person is a 3-D skeleton clothed in capsules (rods with round ends that may taper). The capsules go through a small
 # z-buffer, which leaves for every pixel what is seen there and how near it is: all that is needed to know which joints
@@ -1566,22 +1488,28 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
         return folder
     print(f"drawing the built-in figures into {folder}", file=sys.stderr)
     try:
-        with written_whole(folder) as draft, ProcessPoolExecutor() as pool:
+        with written_whole(folder) as draft:
             (draft / "annotations").mkdir(parents=True)
             for split_number, (split, (natural, artificial)) in enumerate(counts.items()):
                 jobs = [(draft, style, split, number, (0, split_number, style_number, number))
                         for style_number, style in enumerate(STYLES)
                         for number in range(natural if style in NATURAL_DOMAINS else artificial)]
-                images, people = zip(*pool.map(write_figure, jobs, count(1), chunksize=50))
+                # A DataLoader's processes end with the program that has started them, however that ends.
+                drawn = DataLoader([*enumerate(jobs, 1)], 50, num_workers=os.cpu_count(), collate_fn=write_figures)
+                images, people = zip(*chain.from_iterable(progress(drawn, f"drawing {split} figures, parts of 50")))
                 content = {"images": images, "annotations": people, "categories": [to_category(COCO17)]}
                 (draft / "annotations" / ANNOTATION_FILES["figures"][split]).write_text(json.dumps(content))
-    except OSError:
+    except DataError:
         if not folder.exists():  # else another program was faster
             raise
     return folder
 
 
-def write_figure(job, image_id):
+def write_figures(jobs):
+    return [write_figure(*job) for job in jobs]
+
+
+def write_figure(image_id, job):
     """Draws and saves one figure; returns its image and its annotation in Human-Art's format, COCO's with a domain."""
     folder, style, split, number, seed = job
     figure = draw_figure(style, np.random.default_rng(seed))

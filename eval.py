@@ -267,6 +267,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
 # === Appendix: the same for all images at once; skip on a first reading ===============================================
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -663,25 +664,31 @@ def true_pose(dataset, row):
 
 
 def draw_curves(history, width=480, height=180):
-    """Loss and PCK over the steps, side by side, a row per stage. history: dicts of stage, step, loss and pck."""
+    """Loss and PCK over the steps, side by side, a row per stage: pale as they are, dark the mean of the last fifth so
+    far; green the numbers of the validation. history: dicts of stage, step, loss, pck, validation."""
     stages = list(dict.fromkeys(row["stage"] for row in history))
     picture = Image.new("RGB", (2 * width, height * len(stages)), "white")
-    draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches"}
+    draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches, and validation"}
     for place, (stage, key) in enumerate((stage, key) for stage in stages for key in titles):
         rows = [row for row in history if row["stage"] == stage]
-        if math.isnan(rows[0][key]):  # a stage that predicts no keypoints
+        steps, values = np.array([(row["step"], row[key]) for row in rows]).T
+        if np.isnan(values).all():  # a stage that predicts no keypoints
             continue
         left, top = place % 2 * width + 50, place // 2 * height + 30
         right, bottom = left + width - 65, top + height - 55
-        highest, last = max(row[key] for row in rows) or 1, rows[-1]["step"]
+        validation = np.array([row["validation"] if key == "pck" else math.nan for row in rows])
+        highest = np.nanmax([*values, *validation]) or 1
         draw.text((left, top - 22), f"{stage}: {titles[key]}", "black")
         for tick in range(5):
             y = bottom - tick / 4 * (bottom - top)
             draw.line([(left, y), (right, y)], (225, 225, 225))
             draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
-        draw.text((right, bottom + 5), f"{last} steps", "black", anchor="ra")
-        draw.line([(left + row["step"] / last * (right - left), bottom - row[key] / highest * (bottom - top))
-                   for row in rows], "royalblue", 2)
+        draw.text((right, bottom + 5), f"{rows[-1]['step']} steps", "black", anchor="ra")
+        smooth = [np.nanmean(values[n - n // 5:n + 1]) for n in range(len(values))]
+        for line, color in ((values, "lightsteelblue"), (smooth, "royalblue"), (validation, "seagreen")):
+            seen = np.isfinite(line)
+            draw.line([*zip(left + steps[seen] / steps[-1] * (right - left),
+                            bottom - np.array(line)[seen] / highest * (bottom - top))], color, 2)
     return picture
 
 
@@ -897,10 +904,31 @@ def usable_device(text):
     return text
 
 
+REMEDIES = {"out of memory": "a smaller --batch-size, --accumulate and --checkpointing save memory",
+            "DataLoader worker": "a process that cuts out crops has died, most likely for want of memory: fewer --workers"}
+
+
+def option_parser(description, **more):
+    """An error in an option is one line like any other, not a list of all that there are."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, **more)
+
+    def error(message):
+        raise DataError(f"{message}; --help lists the options")
+    parser.error = error
+    return parser
+
+
 def fail(error):
-    """One line for the user; an error in a worker process arrives as a whole traceback, whose last line says it."""
-    message = (str(error).strip() or repr(error)).splitlines()[-1]
-    print(f"error: {message.removeprefix('data.DataError: ')}", file=sys.stderr)
+    """Says in one line what is wrong; errors that nobody expects go on. In what a worker process writes, the line is
+    not the first."""
+    remedy = "".join(f"; {text}" for words, text in REMEDIES.items() if words in str(error))
+    if not remedy and not isinstance(error, (ValueError, OSError, NotImplementedError, MemoryError)):
+        raise error
+    lines = str(error).strip().splitlines() or [repr(error)]
+    message = next((line for line in lines if line.startswith("data.DataError: ")), lines[0])
+    message = message.removeprefix("data.DataError: ")
+    print(f"error: {message if len(message) < 500 else message[:500] + '...'}{remedy}", file=sys.stderr)
     return 2
 
 
@@ -909,47 +937,65 @@ def sigma_list(text):
     return np.array([float(sigma) for sigma in text.split(",")])
 
 
+def data_spec(text):
+    """Type of an option: a data set, name:root, as it is called from everywhere."""
+    name, _, root = text.partition(":")
+    return f"{name}:{os.path.abspath(root)}" if root else text
+
+
+def path_or_name(text):
+    """Type of an option: a file or folder, as it is called from everywhere; or another name."""
+    return os.path.abspath(text) if os.path.exists(text) else text
+
+
+with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding="utf-8") as file:
+    OPTIONS = list(csv.DictReader(file))  # of both commands, but for those of train.py's recipes
+KINDS = {"data": {"type": data_spec}, "path": {"type": path_or_name}, "folder": {"type": os.path.abspath}, "text": {},
+         "texts": {"nargs": "+"}, "switch": {"action": argparse.BooleanOptionalAction}, "count": {"type": number(int, 0)},
+         "positive": {"type": number(int, 1)}, "rate": {"type": number(float, 0, above=True)},
+         "share": {"type": number(float, 0, 1)}, "sides": {"type": number(int, 32, step=32), "nargs": 2},
+         "sigmas": {"type": sigma_list}, "device": {"type": usable_device}, "split": {"choices": ("train", "val", "all")},
+         "category": {"choices": CATEGORIES, "metavar": "NAME"},
+         "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}  # what `add_argument` wants
+GPU = torch.cuda.is_available()
+HERE = {"bf16": GPU, "device": default_device(), "workers": 4 * GPU, "cache": os.path.abspath(cache_folder())}
+
+
+def parse(parser, argv, commands, recipe=()):
+    """Options of assets/options.csv and of a recipe's fields, in groups by when they have an effect: "with" or
+    "without" another option, or with some of its values. DataError for one that is given in vain."""
+    rows, groups = {row["option"]: row for row in OPTIONS if row["command"] in commands}, {}
+    fields = {name: KINDS[row["kind"]] | {"default": HERE.get(name, row["default"] or None), "help": row["help"]}
+              for name, row in rows.items() if row["kind"]} | dict(recipe)
+    for name, field in fields.items():
+        title = rows[name]["only"] if name in rows else ""
+        if title not in groups:
+            groups[title] = parser.add_argument_group(f"only {title}" if title else "always")
+        if field.get("action"):
+            field = field | {"default": field["default"] or False}
+        groups[title].add_argument(f"--{name.replace('_', '-')}", **field)
+    options, defaults = parser.parse_args(argv), vars(parser.parse_args([]))
+    for name in (name for name in rows if getattr(options, name) != defaults[name]):
+        for condition in filter(None, rows[name]["only"].split("; ")):
+            word, other, *values = condition.split()
+            value = getattr(options, other.removeprefix("--").replace("-", "_"))
+            if not (value in values if values else bool(value) == (word == "with")):
+                raise DataError(f"--{name.replace('_', '-')}: has no effect; it counts only {condition}")
+    return options
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Numbers of a results file or of a model, and poses for pictures.")
-    add = parser.add_argument
-    add("--results", metavar="FILE", help="evaluate this: keypoint results in COCO's format (JSON)")
-    add("--annotations", metavar="FILE", help="against these people, in COCO's format (JSON)")
-    add("--sigmas", type=sigma_list, metavar="S1,S2,...", help="OKS sigmas of the keypoints (default: the skeleton's)")
-    add("--checkpoint", metavar="FILE", help="use this model: a run's folder, or public weights by file or name")
-    add("--base", metavar="FILE", help="the model that --checkpoint goes around, if that is an adapter")
-    add("--data", metavar="NAME:ROOT", help="on this data set, as in train.py")
-    add("--split", choices=["train", "val", "all"], default="val", help="of --data")
-    add("--images", nargs="+", metavar="PATH", help="on these pictures: files, folders, patterns such as '*.png'")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--boxes", metavar="FILE", help="in these boxes: COCO's results (image_id: a picture's name)")
-    either.add_argument("--detect", nargs="?", const="best", choices=("best", *DETECTORS), metavar="NAME",
-                        help=f"find people first, by {' or '.join(DETECTORS)}; writes boxes.json, too")
-    add("--detect-score", type=number(float, 0, 1), default=0.3, help="of a box at least; low, for people in art")
-    add("--category", choices=CATEGORIES, default="person", metavar="NAME", help="of the boxes (default: person)")
-    add("--strict", action="store_true", help="a picture that cannot be read is an error, not skipped")
-    add("--prompt", help="what VLPose reads instead of its own sentence; 'none' switches its adapter off")
-    add("--text-weights", help="CLIP's text tower (default: the one that the model was trained with)")
-    add("--out", metavar="FOLDER", help="write results.json, annotations.json (with images) and drawn pictures there")
-    add("--pictures", type=number(int, 0), default=100, metavar="N", help="draw at most so many (default: 100)")
-    add("--threshold", type=number(float, 0, 1), default=0.1, help="draw keypoints with a score above (default: 0.1)")
-    add("--compare", action="store_true", help="draw the original model's poses and the adapted one's side by side")
-    add("--export", metavar="FILE.pt2", help="only write the model, with --prompt baked in, as a torch.export program")
-    add("--details", action="store_true", help="the numbers of each domain, too, and with --data PCK")
-    add("--json", action="store_true", help="print the numbers as JSON")
-    add("--cache", default=str(cache_folder()), help="where the built-in figures are kept")
-    add("--device", type=usable_device, default=default_device())
-    add("--workers", type=number(int, 0), default=0, help="processes that cut out crops")
-    args = parser.parse_args(argv)
-    if args.detect and not args.out:
-        parser.error("--detect: expected --out, the folder for boxes.json")
     try:
+        args = parse(option_parser("Numbers of a results file or of a model, and poses for pictures."), argv, ("eval",))
+        Image.MAX_IMAGE_PIXELS = None if args.large else Image.MAX_IMAGE_PIXELS
         if args.results and args.annotations:
             print_numbers(args, args.annotations, args.results, args.sigmas, domains=args.details)
         elif args.checkpoint and (args.export or args.data or args.images and args.out):
             use_model(args)
         else:
-            parser.error("expected --results, --annotations; or --checkpoint and --data, --export, or --images, --out")
-    except (ValueError, OSError) as error:
+            raise DataError("expected --results, --annotations; or --checkpoint and --data, --export, or --images, "
+                            "--out; --help lists the options")
+    except Exception as error:
         return fail(error)
     return 0
 

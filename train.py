@@ -114,7 +114,7 @@ class Stage:
     clip: float = 1.0  # the greatest norm of a gradient; 0: any
     steady: str = ""  # the rate of parameters whose name begins like this does not fall
     accumulate: int = 1  # parts of a batch whose gradients are added up
-    validate_every: int = 0  # steps; 0: never
+    validate_every: int = 0  # steps; 0: each fifth of the stage
     select: str = "last"  # or "best": the model to go on with
 
 
@@ -139,16 +139,16 @@ def label_heatmaps(batch, config, device):
     return encode_heatmaps(points, visible, size, (size[0] // 4, size[1] // 4), config.sigma)
 
 
-def fit(stage, model, loss_of, data, run, measure=None):
+def fit(stage, model, loss_of, data, run):
     """Trains what requires a gradient in `model`. A stage that was stopped goes on from its checkpoint.
 
     loss_of: calls the model on a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
-    data: pairs of Crops and the rows to draw from. measure: model -> AP, for validation.
+    data: pairs of Crops and the rows to draw from.
     """
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer]
     optimizer = kind(parameter_groups(model, stage), fused=next(model.parameters()).is_cuda or None)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    first = run.restore(stage, model, optimizer)
+    first = run.restore(stage, model, optimizer, data)
     prepare(model, run)
     for step, batches in enumerate(batches_of(data, stage, first, run.workers), start=first):
         seed_step(stage.seed * 10 ** 6 + step)  # what is random in a step depends on its number and the seed
@@ -162,12 +162,13 @@ def fit(stage, model, loss_of, data, run, measure=None):
             loss = loss / stage.accumulate
             loss.backward()
             total += loss.detach()
+        run.stop_unless_finite(stage, step, total, batches, data)
         average_gradients(trained)
         if stage.clip:
             torch.nn.utils.clip_grad_norm_(trained, stage.clip)
         optimizer.step()
 
-        run.after_step(stage, step + 1, total, predicted, part[0], model, optimizer, measure)
+        run.after_step(stage, step + 1, total, predicted, part[0], model, optimizer)
     run.select(stage, model)
 
 
@@ -191,7 +192,7 @@ def train_vlpose(options):
     base_stage, adapt_stage = plan_vlpose(options, base, source, target)
     if options.dry_run:
         return
-    run = Run(options)
+    run = Run(options, partial(validation, tests, texts, options.workers))
 
     # Stage 1: a base model learns from the source, unless --weights gives a trained one.
     if source:
@@ -204,8 +205,7 @@ def train_vlpose(options):
     if report_trained_share(adapted, base, options) > 0:
         adapter_texts = texts if isinstance(adapted, VLPose) else None
         fit(adapt_stage, adapted, partial(heatmap_loss, adapted, adapter_texts, options.bf16),
-            [vlpose_crops(target, adapted, options)], run,
-            measure=partial(average_precision, tests[-1], adapter_texts, run.workers))
+            [vlpose_crops(target, adapted, options)], run)
 
     save_model(run.folder / "model.pth", adapted, options)
     if isinstance(adapted, VLPose):
@@ -242,7 +242,8 @@ def train_uda(options):
     if options.dry_run:
         return
     sources, targets, source_views, target_views = alignment_crops(source, target, student, options)  # crops, Views
-    run, compute = Run(options), Compute(options.bf16, options.accumulate)
+    run = Run(options, partial(validation, [Test(test, test, test.annotated)], texts, options.workers))
+    compute = Compute(options.bf16, options.accumulate)
 
     # Stage 0: the style decoder learns to redraw source images in the style of target images.
     if style_stage:
@@ -285,6 +286,7 @@ def train_uda(options):
 def style_loss(stylist, source, target):
     """Stage 0: content loss + 0.1 style loss."""
     content, style = stylist.loss(rgb(source, stylist), rgb(target, stylist))
+    stylist.losses = {"content": content, "style": 0.1 * style}
     return content + 0.1 * style, None
 
 
@@ -320,12 +322,12 @@ def rgb(batch, model):
 
 # === Appendix: the plan, the run's folder, the cache, data, models, tables, the command; skip on a first reading ======
 
-import argparse
 import hashlib
 import itertools
 import json
 import math
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict, fields
@@ -339,13 +341,14 @@ from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, MeanOfAll,
-                  PoseDataset, cache_folder, decode_heatmaps, expecting, load_dataset, mine, of_all, processes,
-                  read_boxes, with_boxes, with_sentences, with_skeleton, written_whole)
-from eval import (default_device, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, pck_of_results,
-                  predict, predict_people, true_pose, usable_device, without_labels)
+                  PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all,
+                  processes, read_boxes, unreadable, with_boxes, with_sentences, with_skeleton, written_whole)
+from eval import (KINDS, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, option_parser, parse,
+                  pck_of_results, predict, predict_people, true_pose, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, TorchvisionBackbone, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text,
-                    load_pose_model, load_strictly, load_weights, save_checkpoint, save_tensors, with_keypoints)
+                    load_pose_model, load_strictly, load_weights, read_file, save_checkpoint, save_tensors,
+                    with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 
@@ -443,9 +446,10 @@ def batches_of(data, stage, first, workers):
     """Yields a batch of each data set for each step from `first` on; each data set has an order of its own."""
     loaders = []
     for place, (crops, rows) in enumerate(data):
-        keys = batch_keys(rows, stage.batch_size, stage.seed + 10 ** 6 * place, first, stage.steps)
-        loaders.append(DataLoader(crops, batch_sampler=map(mine, keys), num_workers=workers,
-                                  pin_memory=torch.cuda.is_available()))
+        positions = (range(step * stage.batch_size, (step + 1) * stage.batch_size) for step in range(first, stage.steps))
+        loader = DataLoader(Passes(crops, rows, stage.seed + 10 ** 6 * place), batch_sampler=map(mine, positions),
+                            num_workers=workers, pin_memory=torch.cuda.is_available())
+        loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
 
 
@@ -456,18 +460,40 @@ def parts_of(batches, parts):
                 for name, values in batch.items()} for batch in batches]
 
 
-def batch_keys(rows, batch_size, seed, first, last):
-    """Yields the keys (row, seed) of batches first..last - 1: shuffled passes over `rows`, one after the other. A batch
-    depends only on its number, so that a resumed run sees the same ones."""
-    current, order = None, None
-    for step in range(first, last):
-        keys = []
-        for position in range(step * batch_size, (step + 1) * batch_size):
-            epoch, place = divmod(position, len(rows))
-            if epoch != current:
-                current, order = epoch, np.random.default_rng((seed, epoch)).permutation(rows)
-            keys.append((int(order[place]), (seed, position)))
-        yield keys
+class Passes(torch.utils.data.Dataset):
+    """Crops to train on, by their position in shuffled passes over the rows, one after the other. They depend on
+    nothing else, so that a resumed run sees the same ones. Where a picture cannot be read, there is the crop of the next
+    position, and what was wrong."""
+
+    def __init__(self, crops, rows, seed):
+        self.crops, self.rows, self.seed, self.epoch = crops, rows, seed, None
+
+    def key(self, position):
+        epoch, place = divmod(position, len(self.rows))
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        return int(self.order[place]), (self.seed, position)
+
+    def __getitem__(self, position):
+        problems = []
+        for place in range(position, position + 100):
+            try:
+                return self.crops[self.key(place)] | {"unread": "".join(problems[:1])}
+            except DataError as error:
+                problems.append(str(error))
+        raise DataError(problems[0])
+
+
+def count_unread(batches, dataset):
+    """The batches; names each picture that could not be read. A DataError if that is more than one of a hundred."""
+    unread = set()
+    for batch in batches:
+        for problem in {*batch.pop("unread")} - {"", *unread}:
+            unread.add(problem)
+            if len(unread) > len(dataset.files) / 100:
+                raise DataError(f"{problem}; with it more than 1 % of the {len(dataset.files):,} pictures")
+            print(f"{problem}; the next one is taken", file=sys.stderr)
+        yield batch
 
 
 # --------------------------------------------------------------------------------- how `fit` computes, many processes
@@ -553,70 +579,126 @@ def can_compile(device):
 
 # ------------------------------------------------------------------------------------------------------ the run folder
 
-LOG_EVERY, CHECKPOINT_EVERY = 50, 500  # steps
+LOG_EVERY, CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 500, 300  # steps; a checkpoint also after so many seconds
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended a run: its number, the run's folder."""
 
 
 class Run:
-    """A run's folder: config.json, log.csv, a checkpoint per stage, and the results."""
+    """A run's folder: config.json, log.csv, the last two checkpoints of each stage, and the results.
 
-    def __init__(self, options):
-        self.workers, self.cache = options.workers, Path(options.cache)
+    measure: (stage, model) -> a number of the validation, or NaN."""
+
+    def __init__(self, options, measure):
+        self.workers, self.cache, self.measure = options.workers, Path(options.cache), measure
         self.compile, self.checkpointing = options.compile and can_compile(options.device), options.checkpointing
         rank, world = processes()
         given = options.resume or options.out
         self.folder = Path(of_all([given or (None if rank else new_folder(options.mode))])[0])  # the first process's
+        self.lock = None if rank else locked(self.folder / "lock")
         self.write("config.json", json.dumps(vars(options) | {"resume": None, "processes": world}, indent=2))
         print(f"run folder: {self.folder}")
-        self.history = []  # rows of log.csv
+        self.history, self.training, self.signal = [], False, 0  # rows of log.csv
+        for which in SIGNALS:  # the other processes end with the first
+            signal.signal(which, signal.SIG_IGN if rank else self.on_signal)
 
-    def after_step(self, stage, done, loss, predicted, batch, model, optimizer, measure):
+    def on_signal(self, number, frame):
+        """The first one lets a step of training end."""
+        if not self.training or self.signal:
+            raise Stopped(number, self.folder)
+        self.signal = number
+
+    def stop_unless_finite(self, stage, step, loss, batches, data):
+        """What would become of the weights is never saved."""
+        if not loss.isfinite():
+            for (crops, _), batch in zip(data, batches):
+                people = crops.dataset
+                for row in batch["row"].tolist():
+                    print(f"in this batch: {people.name}, person {row}, {people.files[people.image_index[row]]}")
+            raise DataError(f"stage {stage.name}, step {step}: the loss is {loss.item()}, most likely because of the "
+                            f"learning rate, {stage.lr:g}{', or --bf16' * stage.bf16}; the last checkpoint is good")
+
+    def after_step(self, stage, done, loss, predicted, batch, model, optimizer):
         """Validates, logs and saves every so many steps; `done` of them are done."""
-        ap, last = math.nan, done == stage.steps
-        if stage.validate_every and (done % stage.validate_every == 0 or last):
-            ap = float(measure(model))
+        value, last = math.nan, done == stage.steps
+        if done % (stage.validate_every or max(stage.steps // 5, 100)) == 0 or last and stage.validate_every:
+            value = float(self.measure(stage, model))
             set_training_mode(model)
-            if ap > self.best:
-                self.best = ap
+            if stage.select == "best" and value > self.best:
+                self.best = value
                 save_tensors(self.folder / f"{stage.name}.best.pth", model.state_dict())
-        if done % LOG_EVERY == 0 or last or not math.isnan(ap):
+        if done % min(LOG_EVERY, max(1, stage.steps // 10)) == 0 or last or not math.isnan(value):
             pck = math.nan if predicted is None else batch_pck(predicted, batch, model.config)
-            loss = MeanOfAll.apply(loss).item()
-            self.history.append({"stage": stage.name, "step": done, "loss": loss, "pck": pck, "ap": ap})
+            row = {"stage": stage.name, "step": done, "loss": loss, "pck": pck, "validation": value}
+            row |= getattr(model, "losses", {})
+            self.history.append(row := {name: MeanOfAll.apply(value.detach()).item() if torch.is_tensor(value) else value
+                                        for name, value in row.items()})
             speed = (done - self.first) / (time.perf_counter() - self.started)  # steps per second
-            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {loss:.5f}  PCK {pck:.3f}  "
-                  f"{speed * stage.batch_size:4.0f} images/s  {(stage.steps - done) / speed:4.0f} s left"
-                  + ("" if math.isnan(ap) else f"  validation AP {ap:.3f}"), flush=True)
-        if done % CHECKPOINT_EVERY == 0 or last:
+            said = {"PCK": pck, "validation": value}
+            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {row['loss']:.5f}  {speed * stage.batch_size:4.0f} images/s"
+                  f"  {(stage.steps - done) / speed:4.0f} s left" + "".join(
+                      f"  {name} {number:.3f}" for name, number in said.items() if number == number), flush=True)
+        if self.signal or last or done % CHECKPOINT_EVERY == 0 or time.time() - self.saved > CHECKPOINT_SECONDS:
             self.save(stage, done, model, optimizer)
+        if self.signal:
+            raise Stopped(self.signal, self.folder)
 
     def save(self, stage, done, model, optimizer):
-        """Writes the learning curves so far, and then what `restore` needs."""
-        names = ["stage", "step", "loss", "pck", "ap"]
-        rows = [",".join(str(row[name]) for name in names) for row in self.history]
+        """Writes the learning curves so far, and then what `restore` needs, beside the last checkpoint."""
+        names = list(dict.fromkeys(name for row in self.history for name in row))
+        rows = [",".join(str(row.get(name, "")) for name in names) for row in self.history]
         self.write("log.csv", "\n".join([",".join(names), *rows, ""]))
         self.write("curves.png", draw_curves(self.history))
-        save_tensors(self.folder / f"{stage.name}.checkpoint.pth",
-                     {"step": done, "best": self.best, "history": self.history, "model": model.state_dict(),
-                      "optimizer": optimizer.state_dict()})
+        newest, older = self.checkpoints(stage)
+        if newest.exists() and processes()[0] == 0:
+            os.replace(newest, older)
+        save_tensors(newest, {"step": done, "best": self.best, "history": self.history, "model": model.state_dict(),
+                              "optimizer": optimizer.state_dict(), "data": self.data})
+        self.saved = time.time()
 
-    def restore(self, stage, model, optimizer):
-        """Loads the stage's checkpoint, if there is one. Returns the number of steps that are done."""
-        path, self.first, self.best = self.folder / f"{stage.name}.checkpoint.pth", 0, -math.inf
-        if path.exists():
+    def checkpoints(self, stage):
+        return [self.folder / f"{stage.name}.checkpoint{age}.pth" for age in ("", ".older")]
+
+    def restore(self, stage, model, optimizer, data):
+        """Loads the stage's newest good checkpoint, if there is one. Returns the number of steps that are done."""
+        self.first, self.best, self.training = 0, -math.inf, True
+        self.data = json.loads(json.dumps({crops.dataset.name: identity_of(crops, rows) for crops, rows in data}))
+        paths = list(filter(os.path.exists, self.checkpoints(stage)))
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        size = sum(tensor.numel() * tensor.itemsize for tensor in [*model.state_dict().values(), *trained, *trained])
+        need, free = 2 * size - sum(map(os.path.getsize, paths)), free_space(self.folder)
+        if free < need:
+            raise DataError(f"{self.folder}: expected {need / 1e6:,.0f} MB for checkpoints, found {free / 1e6:,.0f} free")
+        for path in paths:
             with expecting(path, "a checkpoint of this run"):
-                state = torch.load(path, weights_only=True, map_location="cpu")
+                try:
+                    state = read_file(path)
+                except DataError as error:
+                    print(f"{error}; going back to what was before it", file=sys.stderr)
+                    continue
+                for name, now in self.data.items():
+                    if changed := [what for what in now if state["data"][name][what] != now[what]]:
+                        raise DataError(f"{path}: began with other {', '.join(changed)} of {name}: it cannot go on")
+                if state["step"] > stage.steps:
+                    raise DataError(f"{path}: has done {state['step']} steps, more than {stage.steps}")
                 model.load_state_dict(state["model"])
                 optimizer.load_state_dict(state["optimizer"])
                 self.first, self.best, self.history = state["step"], state["best"], state["history"]
-        self.started = time.perf_counter()
+            break
+        self.started, self.saved = time.perf_counter(), time.time()
         return self.first
 
     def select(self, stage, model):
         """The best model in validation, where the stage wants it."""
+        self.training = False
+        if self.signal:
+            raise Stopped(self.signal, self.folder)
         if stage.select == "best" and stage.validate_every:
             of_all([])  # the first process has written it
-            model.load_state_dict(torch.load(self.folder / f"{stage.name}.best.pth", weights_only=True,
-                                             map_location="cpu"))
+            model.load_state_dict(read_file(self.folder / f"{stage.name}.best.pth"))
             print(f"{stage.name}: selected the best in validation, AP {self.best:.3f}")
 
     def write(self, name, content):
@@ -624,6 +706,20 @@ class Run:
         if processes()[0] == 0:
             with written_whole(self.folder / name) as part:
                 part.write_text(content) if isinstance(content, str) else content.save(part)
+
+
+def locked(path):
+    """A file that no other program can open in this way as long as this one runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w")
+    try:
+        import fcntl
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # Windows has none
+    except OSError:
+        raise DataError(f"{path.parent}: another program is training in it") from None
+    return file
 
 
 def new_folder(mode):
@@ -657,17 +753,30 @@ def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
     """`fit`, unless the same PoseModel was trained before, from the same start and in the same way: then it is in the
     cache. depends_on: what else the outcome depends on."""
     identity = [VERSION, FIGURES, state_hash(model), asdict(model.config), asdict(stage), *depends_on]
-    for crops, rows in data:
-        people, files = crops.dataset, [(Path(file).name, os.path.getsize(file)) for file in crops.dataset.files]
-        labels = hashlib.sha256(people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()).hexdigest()
-        identity += [files, labels, people.skeleton.names, crops.size, asdict(crops.augmentation)]
+    identity += [identity_of(crops, rows) for crops, rows in data]
     path = run.cache / f"{stage.name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
-    if of_all([path.exists()])[0]:
-        print(f"{stage.name} model: {path} (trained before)")
-        model.load_state_dict(load_pose_model(path).state_dict())
-        return
+    try:
+        if of_all([path.exists()])[0]:
+            model.load_state_dict(load_pose_model(path).state_dict())
+            print(f"{stage.name} model: {path} (trained before)")
+            return
+    except DataError as error:
+        print(f"{error}; training it anew")
     fit(stage, model, loss_of, data, run)
-    save_checkpoint(path, model)
+    try:
+        save_checkpoint(path, model)
+    except DataError as error:
+        print(f"{error}; it is not kept for other runs", file=sys.stderr)
+
+
+def identity_of(crops, rows):
+    """What the crops that a stage draws depend on."""
+    people = crops.dataset
+    files = json.dumps([(Path(file).name, os.path.getsize(file)) for file in people.files]).encode()
+    labels = people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()
+    return {"people": len(rows), "files": hashlib.sha256(files).hexdigest()[:12],
+            "labels": hashlib.sha256(labels).hexdigest()[:12], "keypoints": people.skeleton.names, "size": crops.size,
+            "augmentation": asdict(crops.augmentation)}
 
 
 def state_hash(model):
@@ -712,6 +821,7 @@ def vlpose_data(options):
         image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
         rows, boxes, scores = read_boxes(options.boxes, image_rows)
         tests[-1] = Test(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
+    check_pictures([test.dataset for test in tests])
     return source, target, tests
 
 
@@ -724,15 +834,24 @@ def training_set(spec, options, skeleton=None):
     dataset = open_with_sentences(spec, "train", options, skeleton)
     if not len(dataset.annotated):
         raise DataError(f"{spec}: expected labelled people to train on, found none")
-    report_people(spec, dataset)
+    report_people(spec, dataset, options.batch_size)
     return dataset
 
 
-def report_people(spec, dataset):
+def report_people(spec, dataset, batch_size):
     """One line on what there is to train on."""
     skipped = len(dataset.ids) - len(dataset.annotated)
     print(f"{spec}: {len(dataset.annotated):,} people in {len(dataset.files):,} images to train on"
-          + (f"; {skipped} without labelled keypoints skipped" if skipped else ""))
+          + (f"; {skipped} without labelled keypoints skipped" if skipped else "")
+          + (f"; fewer than a batch of {batch_size} has" if len(dataset.annotated) < batch_size else ""))
+
+
+def check_pictures(datasets):
+    """Pictures to test on must be readable: a DataError that counts those that are not, after their names."""
+    problems = unreadable(list(dict.fromkeys(file for dataset in datasets for file in dataset.files)))
+    if problems:
+        print(*problems.values(), sep="\n", file=sys.stderr)
+        raise DataError(f"{datasets[0].name}: {len(problems)} pictures to test on cannot be read, see above")
 
 
 def starting_model(options, skeleton):
@@ -786,13 +905,14 @@ def alignment_data(options):
     enough = {f"--target {options.target}: expected enough people": len(target.ids)}
     if source is not target:
         enough[f"--source {options.source}: expected enough labelled people"] = len(source.annotated)
-        report_people(options.source, source)
+        report_people(options.source, source, options.batch_size)
     if options.oracle:
         labelled_target = with_skeleton(labelled_target, skeleton)
         enough[f"--oracle {options.target}: expected enough labelled people"] = len(labelled_target.annotated)
     for expected, people in enough.items():
         if people < options.batch_size:
             raise DataError(f"{expected} for a batch of {options.batch_size} (--batch-size), found {people}")
+    check_pictures([test])
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
     return source, target, with_skeleton(test, skeleton) if labelled else target, options.oracle and labelled_target
 
@@ -832,13 +952,22 @@ def new_stylist(options):
 
 # ------------------------------------------------------------------------------------------------- tables and pictures
 
-PREVIEWS = 8  # images in a picture
+PREVIEWS, SOME = 8, 100  # images in a picture, people to validate with
 
 
-def average_precision(test, texts, workers, model):
-    """The AP over all of a data set, to validate with."""
-    _, table = test.numbers(model, texts, workers)
-    return table[f"all of {test.dataset.name}"]["AP"]
+def validation(tests, texts, workers, stage, model):
+    """A number of the base's stage on the source, of others on the target: the AP over all of it where a model is
+    selected by that, or else the PCK of some of its people without the flip test; of a student, NaN without any."""
+    test, model = tests[0 if stage.name == "base" else -1], getattr(model, "student", model)
+    read, people = texts if isinstance(model, VLPose) else None, test.dataset.annotated
+    if stage.select == "best":
+        _, table = test.numbers(model, read, workers)
+        return table[f"all of {test.dataset.name}"]["AP"]
+    if stage.name == "style" or not len(people):
+        return math.nan
+    some = test.dataset.select_people(people[::math.ceil(len(people) / SOME)])
+    results = predict(model, some, read, flip=False, workers=workers)
+    return pck_of_results(some, results, model.config.image_size, groups=some.skeleton.groups)["mean"]
 
 
 def compare_poses(base, adapted, texts, tests, run):
@@ -854,15 +983,17 @@ def compare_poses(base, adapted, texts, tests, run):
             for name, row in table.items():  # two data sets may have a domain of the same name
                 tables[column][f"{name} ({test.dataset.name})" if name in tables[column] else name] = row
     print_domains(tables)
-    if "adapter off" in tables:
-        report_adapter_off(results["adapter off"] == results["original"])  # every coordinate and score
-    run.write("results.json", json.dumps(tables, indent=2))
+    run.write("results.json", json.dumps(tables, indent=2, allow_nan=False))
     run.write("poses.png", draw_sheet([person for test in tests for person in some_of_each_domain(
         test.dataset, columns, PREVIEWS // len(tests))]))
+    if "adapter off" in tables:
+        report_adapter_off(results["adapter off"] == results["original"])  # every coordinate and score
 
 
 def report_adapter_off(same):
     print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
+    if not same:
+        raise DataError("with its adapter off the model differs from the original: its weights must have changed")
 
 
 def print_domains(tables):
@@ -926,11 +1057,11 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
         gap = means["oracle"] - means["source only"] or math.nan
         print("share of the gap between source only and oracle that is closed: " + ", ".join(
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
+    run.write("results.json", json.dumps(table, indent=2, allow_nan=False))
+    run.write("poses.png", draw_pseudo_labels(test, results["source only"], results["teacher"]))
     if texts:
         save_model(run.folder / "adapter.pth", models["teacher"], options, adapter_only=True)
         report_adapter_off(results_of(models["teacher"]) == results["source only"])
-    run.write("results.json", json.dumps(table, indent=2))
-    run.write("poses.png", draw_pseudo_labels(test, results["source only"], results["teacher"]))
 
 
 def draw_pseudo_labels(test, source_only, teacher):
@@ -958,114 +1089,99 @@ PAPER = {mode: recipe(**{option.name: option.metadata["paper"] for option in fie
 
 def parse_options(argv):
     """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists its own."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = option_parser(None, add_help=False)
     first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or alignment: `--mode uda --help`.")
     first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes", help="For what defaults are set.")
+    first.add_argument("--resume", metavar="FOLDER", help="Go on with the run in this folder, with its own options; "
+                       "--steps or --epochs may make it longer.")
     chosen, _ = first.parse_known_args(argv)
-    parser = argparse.ArgumentParser(description="Trains and evaluates a pose estimator that crosses domains.",
-                                     allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     parents=[first])
-    recipe = (PAPER if chosen.recipe == "paper" else MINUTES)[chosen.mode]
-    data_options(parser.add_argument_group("Data and weights").add_argument, chosen.mode)
-    add = parser.add_argument_group(recipe.__doc__).add_argument
+    if chosen.resume is not None:
+        return resumed(chosen.resume, argv)
+    recipe, own = (PAPER if chosen.recipe == "paper" else MINUTES)[chosen.mode], {}
     for option in fields(recipe):
-        more = {name: value for name, value in option.metadata.items() if name != "paper"}
+        own[option.name] = {name: value for name, value in option.metadata.items() if name != "paper"}
+        own[option.name]["default"] = getattr(recipe, option.name)
         if option.type is bool:
-            more |= {"action": argparse.BooleanOptionalAction}
-            del more["type"]
-        add(f"--{option.name.replace('_', '-')}", default=getattr(recipe, option.name), **more)
-    run_options(parser.add_argument_group("The run").add_argument)
-    options = parser.parse_args(argv)
-    options.cache = options.cache or str(cache_folder())
-    if options.mode == "uda" and options.source == "none":
+            own[option.name] |= KINDS["switch"]
+            del own[option.name]["type"]
+    parser = option_parser("Trains and evaluates a pose estimator that crosses domains.", parents=[first])
+    options = parse(parser, argv, ("train", chosen.mode), own)
+    if options.source == options.target and not options.weights:
+        raise DataError(f"--source {options.source}: expected other data than --target")
+    if options.source == "none":
         if not options.weights:
-            parser.error("--source none: expected --weights, the model to adapt")
-        options.image_level = options.feature_level = 0.0
-    return settle_epochs(options, recipe, parser)
+            raise DataError("--source none: expected --weights, the model to adapt")
+        for name in ("image_level", "feature_level"):  # they need a source
+            if getattr(options, name) not in (0, getattr(recipe, name)):
+                raise DataError(f"--{name.replace('_', '-')}: has no effect with --source none")
+            setattr(options, name, 0.0)
+    return settle_epochs(options, recipe)
 
 
-def settle_epochs(options, recipe, parser):
+def settle_epochs(options, recipe):
     """Of steps and epochs, the one that was given counts."""
     for steps, epochs in (("steps", "epochs"), ("base_steps", "base_epochs")):
         if hasattr(options, epochs):
             given = [getattr(options, name) != getattr(recipe, name) for name in (steps, epochs)]
             if all(given):
-                parser.error(f"expected --{steps.replace('_', '-')} or --{epochs.replace('_', '-')}, found both")
+                raise DataError(f"expected --{steps.replace('_', '-')} or --{epochs.replace('_', '-')}, found both")
             if any(given):
                 setattr(options, epochs if given[0] else steps, None)
     return options
 
 
-def data_options(add, mode):
-    if mode == "vlpose":
-        add("--source", default="figures#natural", help="name:root or name:root#domain: what the base learns from.")
-        add("--target", default="figures#artificial", help="Likewise: what is adapted to.")
-        add("--boxes", help="Test on the target in these boxes: a detector's results in COCO's format.")
-    else:
-        add("--source", default="figures#sculpture", help="The labels to learn from; none: only --weights adapts.")
-        add("--target", default="figures#photo", help="Likewise: whose images are adapted to; its labels only test.")
-        add("--test", help="Likewise: labelled people to test on, in place of the target's.")
-        add("--image-size", type=number(int, 32, step=32), nargs=2, help="Height, width; by default the size's own.")
-        add("--sigma", type=rate, help="Of heatmaps' Gaussians, in their pixels. By default the size's own.")
-        add("--style-encoder", help="VGG-19 for styles: a file or adain-encoder. By default a small network.")
-        add("--style-weights", help="Its decoder, instead of training one: a file, adain-decoder, or RUN/style.pth.")
-        add("--oracle", action="store_true", help="Train with the target's labels, too: what is left to gain?")
-    add("--sentences", default="a photo of a {domain} character", help="What is read of an image: a template that "
-        "names its domain, a JSON file {domain: sentence}, or 'description': the image's own.")
-    add("--per-token", action=argparse.BooleanOptionalAction, default=False, help="Read all tokens, not just the end.")
-    add("--text-weights", default="random", help="CLIP's text tower: a file or a name such as ViT-B/32.")
-    add("--init", help="Weights that training starts from: a file or a name such as mae-b or resnet50.")
-    add("--weights", help="A trained model to adapt, instead of training one: a file or a name such as vitpose-b.")
-
-
-def run_options(add):
-    add("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="Compute in bfloat16.")
-    add("--accumulate", type=positive, default=1, help="Compute a batch in so many parts, to save memory.")
-    add("--checkpointing", action="store_true", help="Save more: a transformer's blocks are computed anew.")
-    add("--compile", action="store_true", help="Compile backbones for training.")
-    add("--seed", type=count, default=0, help="Of all random numbers.")
-    add("--device", type=usable_device, default=default_device(), help="Where to compute.")
-    add("--workers", type=count, default=4 * torch.cuda.is_available(), help="Processes that cut out crops.")
-    add("--cache", help="Where figures and trained base models are kept. By default ~/.cache/posebridge.")
-    add("--out", help="The run's folder. By default runs/MODE-1, -2, ...")
-    add("--dry-run", action="store_true", help="Print the plan and train nothing.")
-    add("--resume", metavar="FOLDER", help="Go on with the run in this folder, with its own options.")
-
-
-def resumed(folder):
-    """The options of the run in a folder."""
-    config = Path(folder) / "config.json"
-    if not config.exists():
+def resumed(folder, argv):
+    """The options of the run in a folder, as if they were given again, and those that are given now."""
+    config, asks = Path(folder) / "config.json", option_parser(None, add_help=False)
+    asks.add_argument("--resume")
+    _, now = asks.parse_known_args(argv)
+    if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
-        saved, (_, world) = json.loads(config.read_text()), processes()
-        if saved["processes"] != world:
-            print(f"{folder}: begun with {saved['processes']} processes, goes on with {world}: not to the last digit")
-        return argparse.Namespace(**vars(parse_options(["--mode", saved["mode"], "--recipe", saved["recipe"]])) | saved
-                                  | {"resume": folder})
+        saved, (_, world), then = json.loads(config.read_text()), processes(), []
+        if saved.pop("processes") != world:
+            print(f"{folder}: goes on with another number of processes, {world}: not to the last digit")
+        for name, value in ((name, value) for name, value in saved.items() if value is not None):
+            option, values = f"--{name.replace('_', '-')}", value if isinstance(value, list) else [value]
+            if isinstance(value, bool):
+                option, values = option if value else f"--no-{option[2:]}", []
+            then += [option, *map(str, values)]
+        try:
+            options = parse_options(then + now)
+        except DataError as error:
+            raise DataError(f"{config}: {error}") from None
+        for name, value in json.loads(json.dumps(vars(options))).items():
+            if value != saved.get(name, value) and name not in ("steps", "epochs", "device", "workers"):
+                raise DataError(f"--{name.replace('_', '-')}: expected {saved[name]}, with which {folder} began")
+    options.resume = os.path.abspath(folder)
+    return options
 
 
 def main(argv=None):
-    store = None
+    store, handlers = None, {number: signal.getsignal(number) for number in SIGNALS}
     if int(os.environ.get("RANK", 0)):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process says it
-    options = parse_options(argv)
     try:
+        options = parse_options(argv if argv is not None else sys.argv[1:])
         if "LOCAL_RANK" in os.environ:
             store = join_processes(options)
-        if options.resume:
-            options = resumed(options.resume)
-        elif options.out and (Path(options.out) / "config.json").exists():
+        if options.out and not options.resume and (Path(options.out) / "config.json").exists():
             raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
         train, _ = MODES[options.mode]
         train(options)
+    except KeyboardInterrupt as stop:
+        number, *folder = stop.args or [signal.SIGINT]
+        print(f"stopped by {signal.Signals(number).name}" + "".join(
+            f"; go on with: python train.py --resume {place}" for place in folder), file=sys.stderr)
+        return 128 + number
     except Exception as error:
         if store and store.add("failed", 1) > 1:
             return 2  # another process has said why
         sys.stderr = sys.__stderr__ if store else sys.stderr
-        if isinstance(error, (ValueError, OSError, NotImplementedError)):
-            return fail(error)
-        raise
+        return fail(error)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if store:
         dist.destroy_process_group()
     return 0

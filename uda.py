@@ -392,9 +392,9 @@ class MultiLevelAlignment(nn.Module):
 
         # 2. Supervision: the student learns from the source's labels.
         heatmaps, source_features = heatmaps_and_features(self.student, source, self.compute, *source_text)
-        loss = supervised_loss(heatmaps, labels, label_weights)
+        self.losses = losses = {"supervised": supervised_loss(heatmaps, labels, label_weights)}  # for the log, too
         if not (weights.consistency or weights.adversarial or weights.information):
-            return loss, heatmaps
+            return losses["supervised"], heatmaps
 
         # 3. Each target image is seen in two random views: one is the teacher's, one the student's.
         to_teacher, to_student = (random_affine(len(target), size, self.views).to(target.device) for _ in range(2))
@@ -416,17 +416,17 @@ class MultiLevelAlignment(nn.Module):
         predicted = self.to_whole_image(predicted, to_student)                                # (B, K, h, w)
         if weights.consistency:
             pseudo_labels, mask = rectify(found, self.config.sigma), confidence_mask(found)
-            loss = loss + weights.consistency * consistency_loss(predicted, pseudo_labels, mask)
+            losses["consistency"] = weights.consistency * consistency_loss(predicted, pseudo_labels, mask)
 
         # 6. Feature level: the discriminator learns to tell the domains apart, the student to make that impossible.
         if weights.adversarial:
             logits = self.discriminate(source_features), self.discriminate(target_features)   # (B, 1, h, w) each
-            loss = loss + weights.adversarial * adversarial_loss(*logits)
+            losses["adversarial"] = weights.adversarial * adversarial_loss(*logits)
 
         # 7. Pose level: the target's heatmaps are sure of a place, and not all of the same one.
         if weights.information:
-            loss = loss + weights.information * information_maximization_loss(predicted)
-        return loss, heatmaps
+            losses["information"] = weights.information * information_maximization_loss(predicted)
+        return sum(losses.values()), heatmaps
 
     def discriminate(self, features):
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.compute.bf16):

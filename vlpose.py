@@ -641,12 +641,16 @@ STORAGES = {f"torch.{name}Storage": dtype for name, dtype in zip(
 
 
 def check_zip(path):
-    """Torch compresses nothing but code, so that no archive unpacks to more than its own size."""
+    """Torch compresses nothing but code, so that no archive unpacks to much more than its own size; and what a record
+    holds must have the checksum that the archive says."""
     with zipfile.ZipFile(path) as archive:
-        entries = [entry for entry in archive.infolist() if "/code/" not in entry.filename]
-    size = sum(entry.file_size for entry in entries)
-    if any(entry.compress_type for entry in entries) or size > os.path.getsize(path):
-        raise WeightsError(f"{path}: expected records that are neither compressed nor overlap")
+        data, code = ([entry for entry in archive.infolist() if ("/code/" in entry.filename) == is_code]
+                      for is_code in (False, True))
+        total, code_size = (sum(entry.file_size for entry in entries) for entries in (data, code))
+        if any(entry.compress_type for entry in data) or total > os.path.getsize(path) or code_size > 10 ** 7:
+            raise WeightsError(f"{path}: expected records that are neither compressed nor overlap")
+        if damaged := archive.testzip():
+            raise WeightsError(f"{path}: damaged: another checksum of its record {damaged}")
 
 
 def read_zip(path):
@@ -761,8 +765,24 @@ def resize_positions(table, old, new):
     return F.interpolate(table, (new[0] // PATCH, new[1] // PATCH), mode="bicubic").flatten(2).transpose(1, 2)
 
 
+def check_finite(contents, path):
+    """WeightsError for a tensor, at any depth, with a number that is not finite."""
+    for name, value in contents.items():
+        if isinstance(value, dict):
+            check_finite(value, path)
+        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
+            raise WeightsError(f"{path}: expected finite numbers, found others in tensor {name}")
+
+
 def load_strictly(module, state, path):
-    """Loads tensors that must be exactly those that the module has."""
+    """Loads tensors that must be exactly those that the module has, and finite."""
+    check_finite(state := completed(module, state, path), path)
+    module.load_state_dict(state)
+    return module
+
+
+def completed(module, state, path):
+    """The state dict for a module; WeightsError unless its tensors have the names, kinds and shapes of the module's."""
     own = module.state_dict()
     # Old files lack BatchNorm's counters, which nothing here uses.
     state = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")} | state
@@ -771,16 +791,16 @@ def load_strictly(module, state, path):
                            if name in tensors else "nothing" for tensors in (own, state))
         if expected != found:
             raise WeightsError(f"{path}: another architecture: tensor {name} is {found}, expected {expected}")
-    module.load_state_dict(state)
-    return module
+    return state
 
 
 FORMAT = "posebridge-1"
 
 
 def save_tensors(path, contents):
-    """Only the first process writes."""
+    """Only the first process writes, and only finite numbers."""
     if processes()[0] == 0:
+        check_finite(contents, path)
         with written_whole(path) as part:
             torch.save(contents, part)
 
@@ -810,6 +830,7 @@ def load_model(path_or_name, image_size=None, base=None):
     path = find_file(path_or_name)
     contents = read_file(path)
     state, own, skeleton = tensors_of(contents, path), contents.get("format") == FORMAT, None
+    adapter = own and "adapter" in contents
     with expecting(path, "a pose model", WeightsError):
         if own and "base" not in contents:
             if base is None:
@@ -824,17 +845,25 @@ def load_model(path_or_name, image_size=None, base=None):
             state = {f"backbone.body.{name}": tensor for name, tensor in without_classifier(state).items()}
         else:
             config, keypoints, state = vitpose_layout(state, path)
-        untrained = () if any(name.startswith("head.") for name in state) else ("head.", "backbone.up.")
+        untrained = () if own or any(name.startswith("head.") for name in state) else ("head.", "backbone.up.")
         if untrained:
             print(f"{path_or_name}: a backbone alone; its decoder is new and untrained", file=sys.stderr)
         image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
         if image_size != config.image_size and not config.trunk:
             state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)
-        model = PoseModel(replace(config, image_size=image_size), keypoints, skeleton)
+        if config.depth != (blocks := count_blocks(state)):
+            raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, expected {config.depth}")
+        state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"] if adapter else state
+
+        def build():
+            model = PoseModel(replace(config, image_size=image_size), keypoints, skeleton)
+            return VLPose(model, **contents["options"]) if adapter else model
+
+        if own:  # a file that says that it needs all the memory there is must have it
+            with torch.device("meta"):
+                completed(build(), state, path)
+        model = build()
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(untrained)}
-        if own and "adapter" in contents:
-            model = VLPose(model, **contents["options"])
-            state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"]
         model.about = contents["about"] if own else {}
         return load_strictly(model, state, path).eval()
 

@@ -2,7 +2,7 @@
 
     python tests/evidence.py vlpose --jobs 2                       strategies, decoders, matchers, text, prompts
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
-    python tests/evidence.py lsp --root /data/lsp --init resnet18  figures to real photographs
+    python tests/evidence.py lsp --root /data/LSP --init resnet18  figures to real photographs (tests/convert.py lsp)
     python tests/evidence.py both --jobs 2                         VLPose's adapter learns from art without labels
     python tests/evidence.py tiny --jobs 2                         after `both`: 40 labelled pictures, 13 joints
 
@@ -44,7 +44,7 @@ LEVELS = {  # row -> what is left out; the first six are the quick ones
 WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (30, 100))}  # the default, and others
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
-LSP = ("--source figures --target lsp:{root} --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 --bf16 "
+LSP = ("--source figures --target coco:{root}/lsp --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 --bf16 "
        "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 1200 --adapt-lr 2e-4 "
        "--feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
@@ -61,7 +61,7 @@ HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
 
-BOTH = {"both methods": "--strategy vlpose",
+BOTH = {"both methods": "--strategy vlpose --supervised-steps 3300",
         "the same start": "--weights {folder}/both/both-methods-{seed}/source-only.pth"}  # plain alignment
 BOTH_MODELS = {  # row of the table -> row of the experiment, its model
     "the original, photographs only": ("both methods", "source-only"),
@@ -76,7 +76,7 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "vlpose": ("--mode vlpose", STRATEGIES | VARIANTS | HELD_OUT, 3),
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
     "lsp": (f"--mode uda {LSP}", LEVELS, 6),
-    "both": ("--mode uda --source figures#photo --target figures#artificial --supervised-steps 3300", BOTH, 2),
+    "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 2),
     "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY, 6)}
 
 
@@ -92,6 +92,8 @@ def commands(args):
         oracle = "--oracle" if row == "all three levels" else ""
         for seed in range(args.seeds):
             common = EXPERIMENTS[args.experiment][0]
+            if IMAGE in options:  # then nothing trains a style decoder
+                common = common.replace("--style-lr 1e-2 ", "")
             found[row, seed] = shlex.split(filled(args, f"{common} {options} {oracle} --seed {seed}", seed))
     return found
 

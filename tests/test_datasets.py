@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import animals
+import convert
 import data
 from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, crop_matrix, load_dataset,
                   make_skeleton, plain_name, to_coco, transform_points, with_skeleton)
@@ -84,7 +84,7 @@ def test_the_names_of_a_known_skeleton_give_that_skeleton(known):
 def write_coco(folder, names, keypoints=None, skeleton=(), **changes):
     """A file in COCO's format with one picture of one person, or animal, with these keypoints."""
     write_images(folder, ["a.jpg"])
-    keypoints = np.full((len(names), 3), 9.0) if keypoints is None else keypoints
+    keypoints = np.tile((9.0, 9.0, 2.0), (len(names), 1)) if keypoints is None else keypoints
     return write_json(folder / "any.json", {
         "images": [{"id": 1, "file_name": "a.jpg"}],
         "annotations": [{"id": 1, "image_id": 1, "bbox": [1, 1, 30, 30], "keypoints": np.ravel(keypoints).tolist()}],
@@ -102,7 +102,7 @@ def test_a_coco_file_brings_its_own_skeleton(tmp_path, count):
 
 
 def test_people_may_have_only_the_first_of_the_keypoints_that_are_named(tmp_path):
-    path = write_coco(tmp_path, [*COCO17.names, "left_toe", "right_toe"], np.full((17, 3), 9.0), [[1, 2], [17, 19]])
+    path = write_coco(tmp_path, [*COCO17.names, "left_toe", "right_toe"], np.tile((9.0, 9.0, 2.0), (17, 1)), [[1, 2], [17, 19]])
     assert load_dataset(f"coco:{path}", "all").skeleton is COCO17  # as in Human-Art
 
 
@@ -230,7 +230,7 @@ def test_lsp_as_in_regda_is_all_of_it_in_both_splits_without_hidden_joints(lsp):
         assert part.files == everything.files and len(part.annotated) == 2000
         assert (part.boxes == everything.boxes).all() and (part.keypoints == train.keypoints).all()
     assert set(np.unique(train.keypoints[:, :, 2])) == {0, 2}
-    flags = data.load_matlab(lsp / "joints.mat", "joints", "")[2, :12]
+    flags = convert.load_matlab(lsp / "joints.mat", "joints", "")[2, :12]
     assert (flags == 0).sum() == 21_976  # limb joints that RegDA takes for visible, of 24,000
     assert (train.keypoints[:, LIMBS, 2] > 0).sum() == 21_974  # two lie below their images, and below RegDA's heatmaps
     visible = everything.keypoints[:, :, 2] == 2
@@ -294,7 +294,7 @@ def test_a_broken_matlab_file_is_an_error_that_names_it(tmp_path):
             load_dataset(f"lsp:{tmp_path}", "all")
         assert "\n" not in str(caught.value)
     save_matlab(tmp_path / "joints.mat", points=np.ones(3))
-    with pytest.raises(DataError, match="found no 'joints'"):
+    with pytest.raises(DataError, match="found no entry 'joints'"):
         load_dataset(f"lsp:{tmp_path}", "all")
 
 
@@ -349,7 +349,7 @@ def test_a_fifth_of_surreal_is_not_trained_on(surreal):
     train, both = (load_dataset(f"surreal:{surreal}", split) for split in ("train", "all"))
     assert len(train.ids) == 12 and len(set(train.files)) == 12 and len(both.ids) == 21
     order = list(range(15))
-    data.random.Random(42).shuffle(order)  # what RegDA does to all of its samples
+    convert.random.Random(42).shuffle(order)  # what RegDA does to all of its samples
     assert train.files == [both.files[row] for row in order[3:]]
 
 
@@ -409,7 +409,7 @@ def test_human36m_is_tested_on_the_frames_that_regda_draws(tmp_path):
         write_json(tmp_path / "annotations" / f"keypoints2d_{subject}.json",
                    [{"name": "a.jpg", "keypoint2d": place} for place in points])
     write_images(tmp_path / "crop_images", ["a.jpg"], (48, 48))
-    drawn = data.random.Random(42).choices(points + points, k=3200)
+    drawn = convert.random.Random(42).choices(points + points, k=3200)
     val = load_dataset(f"human36m:{tmp_path}", "val")
     assert (val.keypoints[:, :, :2] == np.array(drawn)).all() and len(set(val.ids)) == 3200
 
@@ -486,7 +486,7 @@ def test_json_that_ends_too_early_is_an_error(synthetic):
     path = synthetic / "clean_data" / "keypoints_18.json"
     for text in ("", "{", '{"horse": 3}', "[]", '{"horse": {}}', "{}", "\x00"):
         path.write_text(text)
-        with pytest.raises(DataError, match="keypoints_18.json: expected SyntheticAnimal's .*(; \\w+: |, found no ')"):
+        with pytest.raises(DataError, match="keypoints_18.json: expected SyntheticAnimal's .*(; \\w+: |, found no entry ')"):
             load_dataset(f"synthetic-animal:{synthetic}", "train")
 
 
@@ -640,14 +640,14 @@ def test_other_json_is_not_animalpose(animalpose):
 def test_animals_are_the_same_in_cocos_format(name, request, capsys):
     root = request.getfixturevalue({"synthetic-animal": "synthetic"}.get(name, name))
     root = root if root.is_dir() else root.parent
-    assert animals.main([name, str(root)]) == 0
+    assert convert.main([name, str(root)]) == 0
     home = capsys.readouterr().out.strip()
     for split in ("train", "val"):
         own, coco = load_dataset(f"{name}:{root}", split), load_dataset(f"coco:{home}", split)
         assert coco.files == own.files and coco.domains.tolist() == own.domains.tolist()
         assert coco.skeleton.names == own.skeleton.names and (coco.keypoints == own.keypoints).all()
         assert np.allclose(coco.boxes, own.boxes)
-    assert animals.main([name, str(root / "nowhere")]) == 2
+    assert convert.main([name, str(root / "nowhere")]) == 2
 
 
 @pytest.mark.parametrize("name", data.READERS)
