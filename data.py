@@ -363,9 +363,10 @@ def free_space(path):
 
 
 def write_json(path, content, indent=None):
-    """Numbers that JSON has no words for, NaN and infinities, are an error."""
+    with expecting(path, "finite numbers to write"):
+        text = json.dumps(content, indent=indent, allow_nan=False)
     with written_whole(path) as part:
-        part.write_text(json.dumps(content, indent=indent, allow_nan=False))
+        part.write_text(text)
 
 
 def cache_folder():
@@ -374,8 +375,7 @@ def cache_folder():
 
 
 def progress(items, what):
-    """The items, one after the other; what takes long says every few seconds how many of them it has come to: in a
-    terminal always in the same line, elsewhere in a line each."""
+    """The items, one after the other; what takes long says every few seconds how many of them it has come to."""
     last, end = time.monotonic(), "    \r" if sys.stderr.isatty() else "\n"
     for place, item in enumerate(items):
         if time.monotonic() - last > 5:
@@ -400,7 +400,6 @@ def expecting(path, what, kind=DataError):
 
 
 # --------------------------------------------------------------------------------------------------- many processes
-#
 # `torchrun --nproc_per_node=N train.py ...` starts N processes that all do the same, each with its part of every batch
 # and of the people to predict. What they do together goes through these functions. Without torchrun there is one.
 
@@ -462,7 +461,6 @@ def first_process_first():
 
 
 # ----------------------------------------------------------------------------------------------------------- images
-
 @contextmanager
 def image_file(file):
     """An open Pillow image; a DataError if it cannot be opened or, within the block, be decoded."""
@@ -478,11 +476,9 @@ def image_file(file):
 
 
 def open_image(file, shrink=1.0, upright=False, kept=None):
-    """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times.
-
-    upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations ignore it.
-    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that is enough: faster for a small crop of a big photo.
-    file: a path, or a Pillow image. kept: {file: image}, those that need not be read again."""
+    """The image as RGB, and how many times smaller it was read than it is: at most `shrink` times, by which JPEGs are
+    read faster. upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations
+    ignore it. file: a path, or a Pillow image. kept: {file: image}, those that need not be read again."""
     if isinstance(file, Image.Image):
         return (ImageOps.exif_transpose(file) if upright else file).convert("RGB"), 1
     if shrink < 2 and kept and file in kept:
@@ -538,7 +534,6 @@ def half_body_box(keypoints, skeleton, rng):
 
 
 # --------------------------------------------------------------------------------------------- JSON records to arrays
-
 def read_json(path, kind, what):
     """The list or the object (kind: list, dict) that a JSON file holds."""
     with expecting(path, f"{what}, a JSON {'list' if kind is list else 'object'}"):
@@ -581,8 +576,6 @@ def column(records, field, kind, name, first=0):
     found = repr(record[field]) if field in record else "nothing"
     if isinstance(record.get(field), list):
         items = record[field]
-        if len(shape) > 1:
-            items = [number for item in items for number in (item if isinstance(item, list) else [item])]
         odd = [item for item in items if not (isinstance(item, (int, float)) and abs(item) < np.inf)]
         found = f"{len(items)} values" + (f", among them {odd[0]!r}" if odd else "")
     raise DataError(f"{name} {first}{ids}: expected {expected} in '{field}', found {found:.80}")
@@ -594,7 +587,6 @@ def read_columns(records, kinds, name):
 
 
 # ------------------------------------------------------------------------------------------------ COCO and Human-Art
-
 NATURAL_DOMAINS = frozenset({"photo", "acrobatics", "cosplay", "dance", "drama", "movie"})  # the others are artificial
 
 
@@ -658,9 +650,8 @@ def read_skeleton(path, content):
 def with_sentences(dataset, sentences):
     """The data set with a sentence for each image, for VLPose's text tower to read.
 
-    sentences: a template such as "a photo of a {domain} character"; {domain: sentence}, or the path of a JSON file with
-        that; or "description": each image's own, as Human-Art has them. In a template the domain "photo" is called
-        "human", for nobody says "a photo of a photo character".
+    sentences: a template such as "a photo of a {domain} character" ("photo" is called "human" there); {domain:
+        sentence}, or the path of a JSON file with that; or "description": each image's own, as Human-Art has them.
     """
     if sentences == "description":
         if dataset.sentences is None or "" in dataset.sentences:
@@ -754,7 +745,6 @@ def to_category(skeleton, name="person"):
 
 
 # ----------------------------------------------------------------------------------------------- own pictures and boxes
-
 def below_common_folder(files):
     """The deepest folder that holds all files, and where each is below it. Two files never have the same place."""
     paths = [os.path.abspath(file) for file in files]
@@ -787,8 +777,8 @@ def unreadable(files):
 
 
 def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
-    """A data set of pictures, numbered from 1, each taken as one person as a whole. One that cannot be read is named
-    and skipped; a DataError if that is all of them, or strict."""
+    """A data set of pictures, numbered from 1, each taken as one person. What cannot be read is skipped, and said; a
+    DataError if that is all of them, or strict."""
     problems = unreadable(files)
     for problem in problems.values():
         if strict:
@@ -927,17 +917,12 @@ def annotation_file(root, names, split):
         return official[split], True
     if list(official) == ["val"]:
         raise DataError(f"{root}: expected {names['train']} to train on, found {names['val']} alone")
-    found = [path for folder in folders for path in sorted(folder.glob("*.json")) if begins_with_object(path)]
+    # annotations are an object, results and boxes a list
+    found = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.read_bytes()[:1] == b"{"]
     if len(found) != 1:
         raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single JSON file, which 'all' needs; "
                         f"found {len(found)}")
     return found[0], False
-
-
-def begins_with_object(path):
-    """True for annotations; a file of results or boxes holds a list."""
-    with open(path, "rb") as file:
-        return file.read(1) == b"{"
 
 
 def hold_out(dataset, split, numbers):
@@ -1071,15 +1056,8 @@ class Scene:
 
 
 # ---- the skeleton: poses are ranges in degrees ----------------------------------------------------------------------
-#                   lean       hip       stride     apart    knee       arm         lift        elbow      tilt
-POSES = {"stand": ((-5, 8),   (-4, 6),  (-10, 10), (1, 14), (0, 12),   (-15, 35),  (6, 40),    (5, 110),  (-4, 4)),
-         "walk":  ((0, 10),   (0, 10),  (14, 32),  (0, 6),  (5, 35),   (-5, 10),   (6, 14),    (10, 60),  (-4, 4)),
-         "run":   ((5, 28),   (8, 25),  (30, 55),  (0, 8),  (25, 100), (-10, 15),  (10, 25),   (60, 115), (-8, 8)),
-         "sit":   ((-10, 20), (72, 95), (-8, 8),   (4, 25), (60, 100), (0, 50),    (8, 30),    (20, 90),  (-4, 4)),
-         "squat": ((10, 40),  (75, 115), (-15, 15), (5, 35), (90, 135), (10, 90),  (8, 40),    (10, 90),  (-4, 4)),
-         "cheer": ((-10, 8),  (-5, 15), (-15, 15), (3, 22), (0, 30),   (-15, 20),  (95, 170),  (0, 80),   (-6, 6)),
-         "dance": ((-15, 15), (0, 35),  (-35, 35), (6, 45), (0, 80),   (-20, 60),  (30, 150),  (0, 100),  (-15, 15)),
-         "bend":  ((35, 85),  (-8, 8),  (-12, 12), (2, 18), (0, 25),   (30, 110),  (5, 30),    (0, 60),   (-4, 4))}
+with open(Path(__file__).parent / "assets" / "poses.json", encoding="utf-8") as file:
+    POSES = {name: [*limits.values()] for name, limits in json.load(file).items()}  # such as "lean": [-5, 8]
 
 
 def rotation(axis, degrees):
@@ -1489,7 +1467,6 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
     print(f"drawing the built-in figures into {folder}", file=sys.stderr)
     try:
         with written_whole(folder) as draft:
-            (draft / "annotations").mkdir(parents=True)
             for split_number, (split, (natural, artificial)) in enumerate(counts.items()):
                 jobs = [(draft, style, split, number, (0, split_number, style_number, number))
                         for style_number, style in enumerate(STYLES)
@@ -1498,7 +1475,7 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
                 drawn = DataLoader([*enumerate(jobs, 1)], 50, num_workers=os.cpu_count(), collate_fn=write_figures)
                 images, people = zip(*chain.from_iterable(progress(drawn, f"drawing {split} figures, parts of 50")))
                 content = {"images": images, "annotations": people, "categories": [to_category(COCO17)]}
-                (draft / "annotations" / ANNOTATION_FILES["figures"][split]).write_text(json.dumps(content))
+                write_json(draft / "annotations" / ANNOTATION_FILES["figures"][split], content)
     except DataError:
         if not folder.exists():  # else another program was faster
             raise

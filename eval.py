@@ -231,7 +231,6 @@ def run_model(model, images, sentences, texts):
 
 
 @torch.inference_mode()
-@torch.compiler.set_stance("force_eager")
 def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, workers=0, augmentation=Augmentation()):
     """One detection in COCO's results format for each person in rows `people`; without them, for all annotated ones, or
     for everyone where nobody is annotated. DataError if the model predicts other keypoints than the data set has.
@@ -280,10 +279,11 @@ from pathlib import Path
 import torchvision
 from PIL import Image, ImageDraw
 
-from data import (BOX, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column, crop_matrix, crop_width,
-                  domain_of, encode_heatmaps, find_pictures, image_rows, load_dataset, no_people, open_image,
-                  picture_rows, picture_size, plain_name, progress, read_boxes, read_columns, read_json, read_pictures,
-                  read_skeleton, to_coco, warp_image, with_boxes, with_sentences, with_skeleton, written_whole)
+from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column, crop_matrix,
+                  crop_width, domain_of, encode_heatmaps, find_pictures, image_rows, load_dataset, no_people,
+                  open_image, picture_rows, picture_size, plain_name, progress, read_boxes, read_columns, read_json,
+                  read_pictures, read_skeleton, to_coco, warp_image, with_boxes, with_sentences, with_skeleton,
+                  write_json)
 from vlpose import DETECTORS, VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_weights
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
@@ -313,9 +313,8 @@ def oks_of_pairs(truth, detections, person, detection, sigmas):
 def match_all_images(person, detection, oks, ignored, crowd, rank, thresholds):
     """`match_one_image` for all groups and thresholds at once: (thresholds, detections) the matched people, or -1.
 
-    In the first round the best detection of every group chooses, in the second round the second best, and so on. Each
-    detection has a list of its candidates, sorted by preference. The lists are the same at all thresholds, so they are
-    sorted once; then a detection takes the first person on its list who is still free and similar enough.
+    In the first round the best detection of every group chooses, in the second round the second best, and so on: it
+    takes the first person on the list of its candidates, sorted by preference, who is still free and similar enough.
     person, detection, oks (pairs,): the candidate pairs; ignored, crowd (people,) bool; rank (detections,).
     """
     matched = np.full((len(thresholds), len(rank)), -1)  # (thresholds, detections)
@@ -492,9 +491,8 @@ def pck_of_cells(predicted, target, visible, size, threshold, groups):
 @torch.inference_mode()
 def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     """`evaluate_pck_grid` of a model on the annotated people of a data set, without the flip test. texts: as above."""
-    cells, size = [], model.config.image_size
+    cells, size, training = [], model.config.image_size, model.training
     grid = (size[0] // 4, size[1] // 4)
-    training = model.training
     model.eval()
     keys = mine([(int(row), 0) for row in dataset.annotated], 64)
     for batch in DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers):
@@ -531,9 +529,9 @@ def padded(features):
 
 
 def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
-    """Removes repeated poses of one person, as mmpose's oks_nms: the rows that stay, in order. In each image, from the
-    best score down, a pose that stays removes those after it whose OKS with it (all keypoints, the mean of the two
-    areas) is above the threshold. keypoints (poses, K, 2), scores, areas, images (poses,): ids."""
+    """The rows of poses that stay where one person has several, as mmpose's oks_nms. From the best score down, a pose
+    removes those after it whose OKS with it (all keypoints, the mean of the areas) is above the threshold. keypoints
+    (poses, K, 2), scores, areas, images (poses,): ids."""
     order, kept = np.lexsort((-scores, images)), []
     for left in np.split(order, np.flatnonzero(np.diff(images[order])) + 1):  # the poses of one image
         while len(left):
@@ -581,11 +579,10 @@ def estimate_poses(model, image, boxes=None, sentence=None):
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
     boxes = np.array([(0, 0, *image.size)] if boxes is None else boxes, float).reshape(-1, 4)
-    if not (boxes[:, 2:] > 0).all():
-        raise DataError(f"boxes: expected a width and a height above 0, found {boxes.tolist()}")
-    picture = with_boxes(no_people([image], model.skeleton), np.zeros(len(boxes), int), boxes)
+    if not ((boxes[:, 2:] > 0).all() and (np.abs(boxes) <= FARTHEST).all()):
+        raise DataError(f"boxes: expected a width and a height above 0, at most a million, found {boxes.tolist()}")
+    picture, texts = with_boxes(no_people([image], model.skeleton), np.zeros(len(boxes), int), boxes), None
     picture = replace(picture, upright=False)  # an EXIF orientation is ignored: the poses are in the image's pixels
-    texts = None
     if sentence is not None:
         if not isinstance(model, VLPose):
             raise DataError(f"sentence: expected a VLPose, which reads text, found a {type(model).__name__}")
@@ -640,8 +637,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
 
 
 def draw_sheet(people, side=192):
-    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person once with each pose
-    (K, 3), which holds x, y and score."""
+    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person with each pose (K, 3)."""
     labels = list(people[0][3])
     sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
     for x, (title, dataset, row, poses) in enumerate(people):
@@ -664,31 +660,30 @@ def true_pose(dataset, row):
 
 
 def draw_curves(history, width=480, height=180):
-    """Loss and PCK over the steps, side by side, a row per stage: pale as they are, dark the mean of the last fifth so
-    far; green the numbers of the validation. history: dicts of stage, step, loss, pck, validation."""
+    """Loss and PCK over the steps, a row per stage: pale as they are, dark the mean of the last fifth, green the
+    validation. history: dicts of stage, step, loss, pck, validation."""
     stages = list(dict.fromkeys(row["stage"] for row in history))
     picture = Image.new("RGB", (2 * width, height * len(stages)), "white")
     draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches, and validation"}
     for place, (stage, key) in enumerate((stage, key) for stage in stages for key in titles):
         rows = [row for row in history if row["stage"] == stage]
-        steps, values = np.array([(row["step"], row[key]) for row in rows]).T
+        steps, values, validation = np.array([(row["step"], row[key], row["validation"]) for row in rows]).T
         if np.isnan(values).all():  # a stage that predicts no keypoints
             continue
+        smooth = np.array([values[n - n // 5:n + 1].mean() for n in range(len(values))])
+        lines = {"lightsteelblue": values, "royalblue": smooth} | ({"seagreen": validation} if key == "pck" else {})
         left, top = place % 2 * width + 50, place // 2 * height + 30
         right, bottom = left + width - 65, top + height - 55
-        validation = np.array([row["validation"] if key == "pck" else math.nan for row in rows])
-        highest = np.nanmax([*values, *validation]) or 1
+        highest = np.nanmax([*lines.values()]) or 1
         draw.text((left, top - 22), f"{stage}: {titles[key]}", "black")
         for tick in range(5):
             y = bottom - tick / 4 * (bottom - top)
             draw.line([(left, y), (right, y)], (225, 225, 225))
             draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
         draw.text((right, bottom + 5), f"{rows[-1]['step']} steps", "black", anchor="ra")
-        smooth = [np.nanmean(values[n - n // 5:n + 1]) for n in range(len(values))]
-        for line, color in ((values, "lightsteelblue"), (smooth, "royalblue"), (validation, "seagreen")):
-            seen = np.isfinite(line)
-            draw.line([*zip(left + steps[seen] / steps[-1] * (right - left),
-                            bottom - np.array(line)[seen] / highest * (bottom - top))], color, 2)
+        for color, line in lines.items():
+            x, y = left + steps / steps[-1] * (right - left), bottom - line / highest * (bottom - top)
+            draw.line([*zip(x[np.isfinite(y)], y[np.isfinite(y)])], color, 2)
     return picture
 
 
@@ -710,8 +705,7 @@ def print_numbers(args, annotations, results, sigmas, domains=True, pck=None):
     classified = classify_detections(truth, detections, sigmas)
     numbers = coco_numbers(truth, detections, *classified)
     tables = {"domains": by_domain(truth, detections, *classified)} if domains else {}
-    if pck:
-        tables["PCK@0.05"] = {"all": pck}
+    tables |= {"PCK@0.05": {"all": pck}} if pck else {}
     if args.json:
         print(json.dumps(numbers | tables))
     else:
@@ -720,6 +714,9 @@ def print_numbers(args, annotations, results, sigmas, domains=True, pck=None):
 
 def with_texts(dataset, model, args):
     """The data set with its sentences, by --prompt or the model's own, and {sentence: T}; None without an adapter."""
+    for name in ("prompt", "text_weights", "compare"):
+        if getattr(args, name) and not isinstance(model, VLPose):
+            raise DataError(f"--{name.replace('_', '-')}: has no effect; {args.checkpoint} reads no text")
     if not isinstance(model, VLPose) or args.prompt == "none":
         return dataset, None
     about, weights = model.about, args.text_weights or model.about.get("text_weights")
@@ -739,10 +736,6 @@ def use_model(args):
     model = load_model(args.checkpoint, base=args.base).to(args.device)
     if isinstance(model, VLPose) and not args.data and "{domain}" in (args.prompt or model.about.get("sentences", "")):
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    if args.export:
-        return export_model(model, args)
-    if args.out:
-        check_out(args)
     if args.data:
         dataset = load_dataset(args.data, args.split, args.cache)
         if "keypoint 1" not in model.skeleton.names:  # the model knows what its keypoints are
@@ -757,6 +750,8 @@ def use_model(args):
             print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
     if args.sigmas is not None:
         dataset = replace(dataset, skeleton=replace(dataset.skeleton, sigmas=args.sigmas))
+    if args.out:
+        check_out(args, dataset)
     dataset, texts = with_texts(dataset, model, args)
     boxed, people, box_scores = dataset, dataset.annotated if args.data else np.arange(len(dataset.ids)), None
     if args.detect:
@@ -774,14 +769,15 @@ def use_model(args):
         print_numbers(args, to_coco(dataset), results, dataset.skeleton.sigmas, pck=pck)
 
 
-def check_out(args):
+def check_out(args, dataset):
     """Nothing is overwritten, least of all annotations that somebody has corrected; and no drawing becomes input."""
     out = Path(args.out).resolve()
-    if (out / "results.json").exists():
-        raise DataError(f"--out {args.out}: holds results already; name another folder")
-    for folder in filter(os.path.isdir, args.images or ()):
-        if out.is_relative_to(Path(folder).resolve()):
-            raise DataError(f"--out {args.out}: lies in {folder}, whose pictures are input; name one elsewhere")
+    folders = [Path(folder).resolve() for folder in filter(os.path.isdir, args.images or ())]
+    for name in ("results.json", "annotations.json", "config.json"):
+        if (out / name).exists():
+            raise DataError(f"--out {args.out}: holds {name} already; name another folder")
+    if any(map(out.is_relative_to, folders)) or any(Path(file).resolve().is_relative_to(out) for file in dataset.files):
+        raise DataError(f"--out {args.out}: there are pictures that are input; name another folder")
 
 
 def write_poses(args, dataset, results):
@@ -802,9 +798,8 @@ def write_poses(args, dataset, results):
         else:
             with suppress(OSError):  # where links are not possible
                 place.symlink_to(os.path.abspath(file))
-    for name, records in (("results.json", results), ("annotations.json", content)):
-        with written_whole(Path(args.out) / name) as part:
-            part.write_text(json.dumps(records))
+    write_json(Path(args.out) / "results.json", results)
+    write_json(Path(args.out) / "annotations.json", content)
 
 
 def draw_pictures(args, model, dataset, texts, people, box_scores, results):
@@ -815,10 +810,13 @@ def draw_pictures(args, model, dataset, texts, people, box_scores, results):
     rows, digits = np.unique(in_image), max(3, len(str(dataset.image_ids.max())))
     for row in progress(rows[:args.pictures], "drawing pictures"):
         image, number = open_image(dataset.files[row], upright=dataset.upright)[0], dataset.image_ids[row]
+        scale = min(1, 4096 / max(image.size))  # a huge drawing needs gigabytes
+        image = image.resize([math.ceil(scale * side) for side in image.size]) if scale < 1 else image
         panels = dict.fromkeys(found, image)
         for label, poses in found.items():
             for pose in (pose["keypoints"] for pose in poses if pose["image_id"] == number):
-                panels[label] = draw_pose(panels[label], np.reshape(pose, (-1, 3)), dataset.skeleton, args.threshold)
+                panels[label] = draw_pose(panels[label], np.reshape(pose, (-1, 3)) * (scale, scale, 1),
+                                          dataset.skeleton, args.threshold)
         sheet = Image.fromarray(np.hstack([np.asarray(panel) for panel in panels.values()]))
         for place, label in enumerate(panels):
             ImageDraw.Draw(sheet).text((place * image.width + 4, 2), label, "white", stroke_width=1,
@@ -858,25 +856,8 @@ def detect(dataset, args):
             boxes, scores = [(0, 0, pixels.shape[2], pixels.shape[1])], [args.detect_score]
         records += [{"image_id": image_id, "category_id": category, "score": score,
                      "bbox": [x, y, right - x, bottom - y]} for (x, y, right, bottom), score in zip(boxes, scores)]
-    with written_whole(path) as part:
-        part.write_text(json.dumps(records))
+    write_json(path, records)
     return path
-
-
-def export_model(model, args):
-    """Writes what `torch.export.load` reads without this code: normalised images (B, 3, H, W) -> heatmaps."""
-    _, texts = with_texts(no_people(["one"], COCO17), model, args)
-    if texts:
-        T, = texts.values()  # (L, D_text)
-        model.register_forward_pre_hook(lambda _, images: (*images, T.expand(images[0].shape[0], -1, -1)))
-    images = torch.zeros(2, 3, *model.config.image_size, device=args.device)
-    program = torch.export.export(model, (images,), dynamic_shapes=[{0: torch.export.Dim("batch")}])
-    with written_whole(args.export) as part:
-        torch.export.save(program, part)
-
-
-def default_device():
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def number(kind, low, high=math.inf, step=None, above=False):
@@ -905,23 +886,18 @@ def usable_device(text):
 
 
 REMEDIES = {"out of memory": "a smaller --batch-size, --accumulate and --checkpointing save memory",
-            "DataLoader worker": "a process that cuts out crops has died, most likely for want of memory: fewer --workers"}
+            "DataLoader worker": "a process that cuts out crops has died, perhaps for want of memory: fewer --workers"}
 
 
-def option_parser(description, **more):
+class Parser(argparse.ArgumentParser):
     """An error in an option is one line like any other, not a list of all that there are."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, **more)
 
-    def error(message):
+    def error(self, message):
         raise DataError(f"{message}; --help lists the options")
-    parser.error = error
-    return parser
 
 
 def fail(error):
-    """Says in one line what is wrong; errors that nobody expects go on. In what a worker process writes, the line is
-    not the first."""
+    """Says in one line what is wrong, which a worker process writes in a later one; unexpected errors go on."""
     remedy = "".join(f"; {text}" for words, text in REMEDIES.items() if words in str(error))
     if not remedy and not isinstance(error, (ValueError, OSError, NotImplementedError, MemoryError)):
         raise error
@@ -950,15 +926,18 @@ def path_or_name(text):
 
 with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding="utf-8") as file:
     OPTIONS = list(csv.DictReader(file))  # of both commands, but for those of train.py's recipes
-KINDS = {"data": {"type": data_spec}, "path": {"type": path_or_name}, "folder": {"type": os.path.abspath}, "text": {},
-         "texts": {"nargs": "+"}, "switch": {"action": argparse.BooleanOptionalAction}, "count": {"type": number(int, 0)},
-         "positive": {"type": number(int, 1)}, "rate": {"type": number(float, 0, above=True)},
-         "share": {"type": number(float, 0, 1)}, "sides": {"type": number(int, 32, step=32), "nargs": 2},
-         "sigmas": {"type": sigma_list}, "device": {"type": usable_device}, "split": {"choices": ("train", "val", "all")},
-         "category": {"choices": CATEGORIES, "metavar": "NAME"},
-         "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}  # what `add_argument` wants
+KINDS = {  # of options -> what `add_argument` wants
+    "data": {"type": data_spec}, "path": {"type": path_or_name}, "folder": {"type": os.path.abspath}, "text": {},
+    "texts": {"nargs": "+"}, "switch": {"action": argparse.BooleanOptionalAction}, "count": {"type": number(int, 0)},
+    "positive": {"type": number(int, 1)}, "rate": {"type": number(float, 0, above=True)},
+    "share": {"type": number(float, 0, 1)}, "sides": {"type": number(int, 32, step=32), "nargs": 2},
+    "sigmas": {"type": sigma_list}, "device": {"type": usable_device}, "split": {"choices": ("train", "val", "all")},
+    "category": {"choices": CATEGORIES, "metavar": "NAME"},
+    "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}
+HELP = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 GPU = torch.cuda.is_available()
-HERE = {"bf16": GPU, "device": default_device(), "workers": 4 * GPU, "cache": os.path.abspath(cache_folder())}
+HERE = {"device": "cuda" if GPU else "mps" if torch.backends.mps.is_available() else "cpu", "bf16": GPU,
+        "workers": 4 * GPU, "cache": os.path.abspath(cache_folder())}
 
 
 def parse(parser, argv, commands, recipe=()):
@@ -971,8 +950,6 @@ def parse(parser, argv, commands, recipe=()):
         title = rows[name]["only"] if name in rows else ""
         if title not in groups:
             groups[title] = parser.add_argument_group(f"only {title}" if title else "always")
-        if field.get("action"):
-            field = field | {"default": field["default"] or False}
         groups[title].add_argument(f"--{name.replace('_', '-')}", **field)
     options, defaults = parser.parse_args(argv), vars(parser.parse_args([]))
     for name in (name for name in rows if getattr(options, name) != defaults[name]):
@@ -986,15 +963,15 @@ def parse(parser, argv, commands, recipe=()):
 
 def main(argv=None):
     try:
-        args = parse(option_parser("Numbers of a results file or of a model, and poses for pictures."), argv, ("eval",))
+        parser = Parser(description="Numbers of a results file or of a model, and poses for pictures.", **HELP)
+        args = parse(parser, argv, ("eval",))
         Image.MAX_IMAGE_PIXELS = None if args.large else Image.MAX_IMAGE_PIXELS
         if args.results and args.annotations:
             print_numbers(args, args.annotations, args.results, args.sigmas, domains=args.details)
-        elif args.checkpoint and (args.export or args.data or args.images and args.out):
+        elif args.checkpoint and (args.data or args.images and args.out):
             use_model(args)
         else:
-            raise DataError("expected --results, --annotations; or --checkpoint and --data, --export, or --images, "
-                            "--out; --help lists the options")
+            raise DataError("expected --results, --annotations; or --checkpoint and --data, or --images and --out")
     except Exception as error:
         return fail(error)
     return 0

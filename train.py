@@ -330,6 +330,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
@@ -341,17 +342,15 @@ from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, MeanOfAll,
-                  PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all,
-                  processes, read_boxes, unreadable, with_boxes, with_sentences, with_skeleton, written_whole)
-from eval import (KINDS, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, option_parser, parse,
+                  PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes,
+                  read_boxes, unreadable, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+from eval import (HELP, KINDS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, parse,
                   pck_of_results, predict, predict_people, true_pose, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (PoseModel, TorchvisionBackbone, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text,
-                    load_pose_model, load_strictly, load_weights, read_file, save_checkpoint, save_tensors,
-                    with_keypoints)
+from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
+                    load_strictly, load_weights, read_file, save_checkpoint, save_tensors, with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
-
 def plan_vlpose(options, base, source, target):
     """The stages of VLPose; it prints what will be trained. The first is None where --weights gives a base model."""
     scale = options.batch_size / (options.lr_batch or options.batch_size)  # mmpose's linear rule
@@ -372,8 +371,7 @@ def plan_vlpose(options, base, source, target):
 
 
 def plan_uda(options, stylist, source, target):
-    """The stages of multi-level alignment, style, source and adapt; it prints what will be trained. Style is None where
-    there is no style decoder to train, source where --weights gives a model."""
+    """The stages style, source and adapt, None where there is nothing to train; it prints what will be trained."""
     common = dict(seed=options.seed, optimizer=options.optimizer, warm_up=options.warm_up, clip=options.clip)
     both = source.name if source is target else f"{source.name} and {target.name}"
     style_stage = stage = None
@@ -446,9 +444,9 @@ def batches_of(data, stage, first, workers):
     """Yields a batch of each data set for each step from `first` on; each data set has an order of its own."""
     loaders = []
     for place, (crops, rows) in enumerate(data):
-        positions = (range(step * stage.batch_size, (step + 1) * stage.batch_size) for step in range(first, stage.steps))
-        loader = DataLoader(Passes(crops, rows, stage.seed + 10 ** 6 * place), batch_sampler=map(mine, positions),
-                            num_workers=workers, pin_memory=torch.cuda.is_available())
+        size, passes = stage.batch_size, Passes(crops, rows, stage.seed + 10 ** 6 * place)
+        positions = (mine(range(step * size, (step + 1) * size)) for step in range(first, stage.steps))
+        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers, pin_memory=torch.cuda.is_available())
         loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
 
@@ -461,9 +459,8 @@ def parts_of(batches, parts):
 
 
 class Passes(torch.utils.data.Dataset):
-    """Crops to train on, by their position in shuffled passes over the rows, one after the other. They depend on
-    nothing else, so that a resumed run sees the same ones. Where a picture cannot be read, there is the crop of the next
-    position, and what was wrong."""
+    """Crops by their position in shuffled passes over the rows, one after the other. They depend on nothing else, so
+    that a resumed run sees the same ones. For a picture that cannot be read there is the crop of the next position."""
 
     def __init__(self, crops, rows, seed):
         self.crops, self.rows, self.seed, self.epoch = crops, rows, seed, None
@@ -497,7 +494,6 @@ def count_unread(batches, dataset):
 
 
 # --------------------------------------------------------------------------------- how `fit` computes, many processes
-
 def prepare(model, run):
     """Makes a model ready for `fit`, in place; its parameters and its predictions stay as they are."""
     for module in model.modules():
@@ -505,8 +501,6 @@ def prepare(model, run):
             module.__class__ = SyncBatchNorm
         if isinstance(module, ViT):
             module.checkpointing = run.checkpointing
-        if run.compile and isinstance(module, (ViT, TorchvisionBackbone)):
-            module.compile()
     set_training_mode(model)
 
 
@@ -546,9 +540,7 @@ def seed_step(seed):
 
 def average_gradients(parameters):
     """Each process gets the mean of all processes' gradients, in one exchange; one that a process lacks counts as 0.
-
-    Losses are means over equally many images, or of `MeanOfAll`: this is the gradient of the whole batch's loss. It is
-    simpler than DistributedDataParallel, which wants a module whose output is the loss."""
+    Losses are means over equally many images, or of `MeanOfAll`: this is the gradient of the whole batch's loss."""
     if processes()[1] > 1:
         mean = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
         dist.all_reduce(mean.div_(processes()[1]))
@@ -567,39 +559,21 @@ def join_processes(options):
     return store
 
 
-def can_compile(device):
-    """Whether torch.compile works here: it wants a C++ compiler, and on GPUs Triton."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
-    except Exception as error:
-        print(f"--compile does not work here, so nothing is compiled: {str(error).strip().splitlines()[0]}")
-        return False
-    return True
-
-
 # ------------------------------------------------------------------------------------------------------ the run folder
-
 LOG_EVERY, CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 500, 300  # steps; a checkpoint also after so many seconds
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal has ended a run: its number, the run's folder."""
-
-
 class Run:
-    """A run's folder: config.json, log.csv, the last two checkpoints of each stage, and the results.
-
-    measure: (stage, model) -> a number of the validation, or NaN."""
+    """A run's folder: config.json, log.csv, the last two checkpoints of each stage, and the results. measure: (stage,
+    model) -> a number of the validation, or NaN."""
 
     def __init__(self, options, measure):
         self.workers, self.cache, self.measure = options.workers, Path(options.cache), measure
-        self.compile, self.checkpointing = options.compile and can_compile(options.device), options.checkpointing
-        rank, world = processes()
-        given = options.resume or options.out
+        self.checkpointing, (rank, world), given = options.checkpointing, processes(), options.resume or options.out
         self.folder = Path(of_all([given or (None if rank else new_folder(options.mode))])[0])  # the first process's
         self.lock = None if rank else locked(self.folder / "lock")
-        self.write("config.json", json.dumps(vars(options) | {"resume": None, "processes": world}, indent=2))
+        self.write("config.json", vars(options) | {"resume": None, "processes": world})
         print(f"run folder: {self.folder}")
         self.history, self.training, self.signal = [], False, 0  # rows of log.csv
         for which in SIGNALS:  # the other processes end with the first
@@ -608,14 +582,13 @@ class Run:
     def on_signal(self, number, frame):
         """The first one lets a step of training end."""
         if not self.training or self.signal:
-            raise Stopped(number, self.folder)
+            raise KeyboardInterrupt(number, self.folder)
         self.signal = number
 
     def stop_unless_finite(self, stage, step, loss, batches, data):
         """What would become of the weights is never saved."""
         if not loss.isfinite():
-            for (crops, _), batch in zip(data, batches):
-                people = crops.dataset
+            for people, batch in ((crops.dataset, batch) for (crops, _), batch in zip(data, batches)):
                 for row in batch["row"].tolist():
                     print(f"in this batch: {people.name}, person {row}, {people.files[people.image_index[row]]}")
             raise DataError(f"stage {stage.name}, step {step}: the loss is {loss.item()}, most likely because of the "
@@ -632,19 +605,19 @@ class Run:
                 save_tensors(self.folder / f"{stage.name}.best.pth", model.state_dict())
         if done % min(LOG_EVERY, max(1, stage.steps // 10)) == 0 or last or not math.isnan(value):
             pck = math.nan if predicted is None else batch_pck(predicted, batch, model.config)
-            row = {"stage": stage.name, "step": done, "loss": loss, "pck": pck, "validation": value}
-            row |= getattr(model, "losses", {})
-            self.history.append(row := {name: MeanOfAll.apply(value.detach()).item() if torch.is_tensor(value) else value
-                                        for name, value in row.items()})
+            losses = {name: MeanOfAll.apply(part.detach()).item()
+                      for name, part in ({"loss": loss} | getattr(model, "losses", {})).items()}
+            row = {"stage": stage.name, "step": done, "loss": loss, "pck": pck, "validation": value} | losses
+            self.history.append(row)
             speed = (done - self.first) / (time.perf_counter() - self.started)  # steps per second
-            said = {"PCK": pck, "validation": value}
-            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {row['loss']:.5f}  {speed * stage.batch_size:4.0f} images/s"
-                  f"  {(stage.steps - done) / speed:4.0f} s left" + "".join(
-                      f"  {name} {number:.3f}" for name, number in said.items() if number == number), flush=True)
+            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {row['loss']:.5f}  {speed * stage.batch_size:4.0f} "
+                  f"images/s  {(stage.steps - done) / speed:4.0f} s left" + "".join(
+                      f"  {name} {row[name]:.3f}" for name in ("pck", "validation") if not math.isnan(row[name])),
+                  flush=True)
         if self.signal or last or done % CHECKPOINT_EVERY == 0 or time.time() - self.saved > CHECKPOINT_SECONDS:
             self.save(stage, done, model, optimizer)
         if self.signal:
-            raise Stopped(self.signal, self.folder)
+            raise KeyboardInterrupt(self.signal, self.folder)
 
     def save(self, stage, done, model, optimizer):
         """Writes the learning curves so far, and then what `restore` needs, beside the last checkpoint."""
@@ -652,26 +625,24 @@ class Run:
         rows = [",".join(str(row.get(name, "")) for name in names) for row in self.history]
         self.write("log.csv", "\n".join([",".join(names), *rows, ""]))
         self.write("curves.png", draw_curves(self.history))
-        newest, older = self.checkpoints(stage)
+        newest, older = self.checkpoints
         if newest.exists() and processes()[0] == 0:
             os.replace(newest, older)
         save_tensors(newest, {"step": done, "best": self.best, "history": self.history, "model": model.state_dict(),
                               "optimizer": optimizer.state_dict(), "data": self.data})
         self.saved = time.time()
 
-    def checkpoints(self, stage):
-        return [self.folder / f"{stage.name}.checkpoint{age}.pth" for age in ("", ".older")]
-
     def restore(self, stage, model, optimizer, data):
         """Loads the stage's newest good checkpoint, if there is one. Returns the number of steps that are done."""
         self.first, self.best, self.training = 0, -math.inf, True
         self.data = json.loads(json.dumps({crops.dataset.name: identity_of(crops, rows) for crops, rows in data}))
-        paths = list(filter(os.path.exists, self.checkpoints(stage)))
+        self.checkpoints = [self.folder / f"{stage.name}.checkpoint{age}.pth" for age in ("", ".older")]
+        paths = list(filter(os.path.exists, self.checkpoints))
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         size = sum(tensor.numel() * tensor.itemsize for tensor in [*model.state_dict().values(), *trained, *trained])
-        need, free = 2 * size - sum(map(os.path.getsize, paths)), free_space(self.folder)
+        need, free = (2 * size - sum(map(os.path.getsize, paths))) / 1e6, free_space(self.folder) / 1e6  # two of them
         if free < need:
-            raise DataError(f"{self.folder}: expected {need / 1e6:,.0f} MB for checkpoints, found {free / 1e6:,.0f} free")
+            raise DataError(f"{self.folder}: expected {need:,.0f} MB for checkpoints, found {free:,.0f} that are free")
         for path in paths:
             with expecting(path, "a checkpoint of this run"):
                 try:
@@ -695,42 +666,37 @@ class Run:
         """The best model in validation, where the stage wants it."""
         self.training = False
         if self.signal:
-            raise Stopped(self.signal, self.folder)
+            raise KeyboardInterrupt(self.signal, self.folder)
         if stage.select == "best" and stage.validate_every:
             of_all([])  # the first process has written it
             model.load_state_dict(read_file(self.folder / f"{stage.name}.best.pth"))
             print(f"{stage.name}: selected the best in validation, AP {self.best:.3f}")
 
     def write(self, name, content):
-        """Text, or a picture; only the first process writes."""
-        if processes()[0] == 0:
+        """Text, a picture, or an object for JSON; only the first process writes."""
+        if processes()[0] == 0 and isinstance(content, dict):
+            write_json(self.folder / name, content, indent=2)
+        elif processes()[0] == 0:
             with written_whole(self.folder / name) as part:
                 part.write_text(content) if isinstance(content, str) else content.save(part)
 
 
 def locked(path):
-    """A file that no other program can open in this way as long as this one runs."""
+    """A file that no other program can open in this way as long as this one runs; on Windows any can."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")
-    try:
+    with expecting(path.parent, "that no other program trains in it"), suppress(ImportError):
         import fcntl
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass  # Windows has none
-    except OSError:
-        raise DataError(f"{path.parent}: another program is training in it") from None
     return file
 
 
 def new_folder(mode):
     """Makes runs/vlpose-1, or with the first number that is free."""
     for place in itertools.count(1):
-        folder = Path("runs") / f"{mode}-{place}"
-        try:
-            folder.mkdir(parents=True)
+        with suppress(FileExistsError):
+            (folder := Path("runs").absolute() / f"{mode}-{place}").mkdir(parents=True)
             return folder
-        except FileExistsError:
-            pass
 
 
 def batch_pck(predicted, batch, config):
@@ -745,7 +711,6 @@ def batch_pck(predicted, batch, config):
 
 
 # ----------------------------------------------------------------------------------------------------------- the cache
-
 VERSION = "training-1"  # a new number whenever training changes, so that a cached model is not taken for a new one
 
 
@@ -754,7 +719,7 @@ def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
     cache. depends_on: what else the outcome depends on."""
     identity = [VERSION, FIGURES, state_hash(model), asdict(model.config), asdict(stage), *depends_on]
     identity += [identity_of(crops, rows) for crops, rows in data]
-    path = run.cache / f"{stage.name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}.pth"
+    path = run.cache / f"{stage.name}-{digest(json.dumps(identity).encode())}.pth"
     try:
         if of_all([path.exists()])[0]:
             model.load_state_dict(load_pose_model(path).state_dict())
@@ -772,22 +737,21 @@ def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
 def identity_of(crops, rows):
     """What the crops that a stage draws depend on."""
     people = crops.dataset
-    files = json.dumps([(Path(file).name, os.path.getsize(file)) for file in people.files]).encode()
+    files = [(Path(file).name, os.path.getsize(file)) for file in people.files]
     labels = people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()
-    return {"people": len(rows), "files": hashlib.sha256(files).hexdigest()[:12],
-            "labels": hashlib.sha256(labels).hexdigest()[:12], "keypoints": people.skeleton.names, "size": crops.size,
-            "augmentation": asdict(crops.augmentation)}
+    return {"people": len(rows), "files": digest(json.dumps(files).encode()), "labels": digest(labels),
+            "keypoints": people.skeleton.names, "size": crops.size, "augmentation": asdict(crops.augmentation)}
 
 
 def state_hash(model):
-    state = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        state.update(tensor.cpu().numpy().tobytes())
-    return state.hexdigest()
+    return digest(b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values()))
+
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 # ----------------------------------------------------------------------------------------- data and models for VLPose
-
 @dataclass
 class Test:
     """A data set to test on, and where to look for its people: in their own boxes, or in those of a detector."""
@@ -831,19 +795,15 @@ def open_with_sentences(spec, split, options, skeleton=None):
 
 
 def training_set(spec, options, skeleton=None):
+    """A data set with labelled people to train on, and a line on how many there are."""
     dataset = open_with_sentences(spec, "train", options, skeleton)
-    if not len(dataset.annotated):
+    people, skipped = len(dataset.annotated), len(dataset.ids) - len(dataset.annotated)
+    if not people:
         raise DataError(f"{spec}: expected labelled people to train on, found none")
-    report_people(spec, dataset, options.batch_size)
-    return dataset
-
-
-def report_people(spec, dataset, batch_size):
-    """One line on what there is to train on."""
-    skipped = len(dataset.ids) - len(dataset.annotated)
-    print(f"{spec}: {len(dataset.annotated):,} people in {len(dataset.files):,} images to train on"
+    print(f"{spec}: {people:,} people in {len(dataset.files):,} images to train on"
           + (f"; {skipped} without labelled keypoints skipped" if skipped else "")
-          + (f"; fewer than a batch of {batch_size} has" if len(dataset.annotated) < batch_size else ""))
+          + (f"; fewer than a batch of {options.batch_size} has" if people < options.batch_size else ""))
+    return dataset
 
 
 def check_pictures(datasets):
@@ -885,36 +845,23 @@ def report_trained_share(model, base, options):
 
 
 # --------------------------------------------------------------------------- data and models for multi-level alignment
-
 def alignment_data(options):
-    """The source with its labels, the target without, what is tested on, and for --oracle the target with its labels.
-    All have the skeleton of the labels that are tested on; without such, the test is the target, and the skeleton the
-    source's. With --source none the source is the target, and the skeleton the model's."""
-    labelled_target = open_with_sentences(options.target, "train", options)
-    target = labelled_target.unlabelled()
-    source = target if options.source == "none" else open_with_sentences(options.source, "train", options)
+    """The source with its labels, the target without, what is tested on, and for --oracle the target with its labels;
+    all with the skeleton of the labels that are tested on, or else of the source, or with --source none the model's."""
+    target = open_with_sentences(options.target, "train", options).unlabelled()
+    source = target if options.source == "none" else training_set(options.source, options)
     split = "all" if options.test and os.path.isfile(options.test.partition(":")[2].partition("#")[0]) else "val"
     test = open_with_sentences(options.test or options.target, split, options)
     labelled = len(test.annotated) > 0
     if options.test and not labelled:
         raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
-    model = load_pose_model(options.weights) if source is target else None
-    skeleton = (model or (test if labelled else source)).skeleton
-    target = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
-    source = target if options.source == "none" else with_skeleton(source, skeleton)
-    enough = {f"--target {options.target}: expected enough people": len(target.ids)}
-    if source is not target:
-        enough[f"--source {options.source}: expected enough labelled people"] = len(source.annotated)
-        report_people(options.source, source, options.batch_size)
-    if options.oracle:
-        labelled_target = with_skeleton(labelled_target, skeleton)
-        enough[f"--oracle {options.target}: expected enough labelled people"] = len(labelled_target.annotated)
-    for expected, people in enough.items():
-        if people < options.batch_size:
-            raise DataError(f"{expected} for a batch of {options.batch_size} (--batch-size), found {people}")
     check_pictures([test])
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
-    return source, target, with_skeleton(test, skeleton) if labelled else target, options.oracle and labelled_target
+    skeleton = (load_pose_model(options.weights) if source is target else test if labelled else source).skeleton
+    bare = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
+    return (bare if source is target else with_skeleton(source, skeleton), bare,
+            with_skeleton(test, skeleton) if labelled else bare,
+            options.oracle and training_set(options.target, options, skeleton))
 
 
 def new_student(options, skeleton):
@@ -951,13 +898,12 @@ def new_stylist(options):
 
 
 # ------------------------------------------------------------------------------------------------- tables and pictures
-
 PREVIEWS, SOME = 8, 100  # images in a picture, people to validate with
 
 
 def validation(tests, texts, workers, stage, model):
-    """A number of the base's stage on the source, of others on the target: the AP over all of it where a model is
-    selected by that, or else the PCK of some of its people without the flip test; of a student, NaN without any."""
+    """The AP over all of the target (the base's stage: the source) where a model is selected by it, or else the PCK of
+    some of its people without the flip test; NaN where there is none."""
     test, model = tests[0 if stage.name == "base" else -1], getattr(model, "student", model)
     read, people = texts if isinstance(model, VLPose) else None, test.dataset.annotated
     if stage.select == "best":
@@ -983,7 +929,7 @@ def compare_poses(base, adapted, texts, tests, run):
             for name, row in table.items():  # two data sets may have a domain of the same name
                 tables[column][f"{name} ({test.dataset.name})" if name in tables[column] else name] = row
     print_domains(tables)
-    run.write("results.json", json.dumps(tables, indent=2, allow_nan=False))
+    run.write("results.json", tables)
     run.write("poses.png", draw_sheet([person for test in tests for person in some_of_each_domain(
         test.dataset, columns, PREVIEWS // len(tests))]))
     if "adapter off" in tables:
@@ -1033,8 +979,7 @@ def draw_styles(stylist, sources, targets):
 
 
 def compare_pck(models, texts, stylist, sources, targets, test, run, options):
-    """Keeps the models, prints and keeps their PCK or, where nobody is labelled, what can be known without labels, and
-    draws what some of them predict."""
+    """Keeps the models, prints and keeps their PCK or what can be known without labels, and draws what they predict."""
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
         run.write("style.png", draw_styles(stylist, sources, targets))
@@ -1057,7 +1002,7 @@ def compare_pck(models, texts, stylist, sources, targets, test, run, options):
         gap = means["oracle"] - means["source only"] or math.nan
         print("share of the gap between source only and oracle that is closed: " + ", ".join(
             f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
-    run.write("results.json", json.dumps(table, indent=2, allow_nan=False))
+    run.write("results.json", table)
     run.write("poses.png", draw_pseudo_labels(test, results["source only"], results["teacher"]))
     if texts:
         save_model(run.folder / "adapter.pth", models["teacher"], options, adapter_only=True)
@@ -1080,7 +1025,6 @@ def draw_pseudo_labels(test, source_only, teacher):
 
 
 # -------------------------------------------------------------------------------------------------------- the command
-
 MODES = {"vlpose": (train_vlpose, VLPoseRecipe), "uda": (train_uda, AlignmentRecipe)}
 MINUTES = {mode: recipe() for mode, (_, recipe) in MODES.items()}
 PAPER = {mode: recipe(**{option.name: option.metadata["paper"] for option in fields(recipe)})
@@ -1089,7 +1033,7 @@ PAPER = {mode: recipe(**{option.name: option.metadata["paper"] for option in fie
 
 def parse_options(argv):
     """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists its own."""
-    first = option_parser(None, add_help=False)
+    first = Parser(add_help=False, **HELP)
     first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or alignment: `--mode uda --help`.")
     first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes", help="For what defaults are set.")
     first.add_argument("--resume", metavar="FOLDER", help="Go on with the run in this folder, with its own options; "
@@ -1104,7 +1048,7 @@ def parse_options(argv):
         if option.type is bool:
             own[option.name] |= KINDS["switch"]
             del own[option.name]["type"]
-    parser = option_parser("Trains and evaluates a pose estimator that crosses domains.", parents=[first])
+    parser = Parser(description="Trains and evaluates a pose estimator that crosses domains.", parents=[first], **HELP)
     options = parse(parser, argv, ("train", chosen.mode), own)
     if options.source == options.target and not options.weights:
         raise DataError(f"--source {options.source}: expected other data than --target")
@@ -1115,12 +1059,7 @@ def parse_options(argv):
             if getattr(options, name) not in (0, getattr(recipe, name)):
                 raise DataError(f"--{name.replace('_', '-')}: has no effect with --source none")
             setattr(options, name, 0.0)
-    return settle_epochs(options, recipe)
-
-
-def settle_epochs(options, recipe):
-    """Of steps and epochs, the one that was given counts."""
-    for steps, epochs in (("steps", "epochs"), ("base_steps", "base_epochs")):
+    for steps, epochs in (("steps", "epochs"), ("base_steps", "base_epochs")):  # the one that was given counts
         if hasattr(options, epochs):
             given = [getattr(options, name) != getattr(recipe, name) for name in (steps, epochs)]
             if all(given):
@@ -1132,7 +1071,7 @@ def settle_epochs(options, recipe):
 
 def resumed(folder, argv):
     """The options of the run in a folder, as if they were given again, and those that are given now."""
-    config, asks = Path(folder) / "config.json", option_parser(None, add_help=False)
+    config, asks = Path(folder) / "config.json", Parser(add_help=False, **HELP)
     asks.add_argument("--resume")
     _, now = asks.parse_known_args(argv)
     if not folder or not config.exists():

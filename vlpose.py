@@ -448,7 +448,6 @@ import torchvision
 from data import DataError, cache_folder, expecting, plain_name, processes, skeleton_from, written_whole
 
 # ----------------------------------------------------------------------------------------------- other backbones
-
 def conv_stem(dim):
     """Four 3×3 convolutions of stride 2 make one token of 16×16 pixels, as the patch embedding does in one step."""
     layers = []
@@ -462,9 +461,8 @@ MODEL_CONFIGS = VIT_CONFIGS | {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=nam
 
 
 class TorchvisionBackbone(nn.Module):
-    """A ResNet or Swin of torchvision in place of `ViT`: images (B, 3, H, W) -> (B, 256, H/16, W/16). It has no tokens
-    that prompts could join. Its body ends at H/32, so that one deconvolution comes first: with the decoder's two there
-    are three, as in Simple Baselines (arXiv 1804.06208)."""
+    """A ResNet or Swin of torchvision in place of `ViT`: images (B, 3, H, W) -> (B, 256, H/16, W/16), without tokens
+    for prompts. As its body ends at H/32, there are three deconvolutions, as in Simple Baselines (arXiv 1804.06208)."""
 
     def __init__(self, config):
         super().__init__()
@@ -489,7 +487,6 @@ def check_adapter(config, decoder, num_prompts):
 
 
 # ---------------------------------------------------------------------------------------------- files and addresses
-
 class WeightsError(DataError):
     """Weights that cannot be had, read or used. The message is one line: file, what was expected, what was found."""
 
@@ -600,8 +597,7 @@ class Inert(dict):
     """Stands for any object that a pickle describes. It remembers what to make of it, and nothing is ever made.
 
     A pickle is a program: look up a global, call it, set attributes. Here each global is a new class of this kind with
-    its name, so that calls end in `args` and attributes in `state`. It is a dict, for the program may fill it like one.
-    """
+    its name: calls end in `args`, attributes in `state`. It is a dict, for the program may fill it like one."""
     args, state = (), None
 
     def __new__(cls, *args, **kwargs):
@@ -708,7 +704,6 @@ def scripted_tensors(module, seen, prefix=""):
 
 
 # ---------------------------------------------------------------------------------- models: names, layouts, loading
-
 RANDOM_TEXT = CLIPTextConfig(128, 4, 2, 128)  # stands in where no public weights are given
 
 
@@ -810,9 +805,8 @@ def save_checkpoint(path, model, adapter_only=False, **about):
     file of a few MB, which `load_model` puts around the base model that it is given."""
     base, contents = getattr(model, "base", model), {"format": FORMAT, "about": about}
     if not adapter_only:
-        skeleton = asdict(base.skeleton) | {"sigmas": base.skeleton.sigmas.tolist()}
         contents |= {"config": asdict(base.config), "num_keypoints": base.num_keypoints, "base": base.state_dict(),
-                     "skeleton": skeleton}
+                     "skeleton": asdict(base.skeleton) | {"sigmas": base.skeleton.sigmas.tolist()}}
     if isinstance(model, VLPose):
         contents |= {"options": model.options, "adapter": model.adapter_state_dict()}
     save_tensors(path, contents)
@@ -838,7 +832,7 @@ def load_model(path_or_name, image_size=None, base=None):
             inner = load_pose_model(base, image_size)
             config, keypoints, skeleton, state = inner.config, inner.num_keypoints, inner.skeleton, inner.state_dict()
         elif own:
-            config, keypoints = ViTConfig(**contents["config"]), contents["num_keypoints"]
+            config, keypoints = ViTConfig(**contents["config"]), len(state["head.predictor.bias"])
             skeleton = skeleton_from(contents["skeleton"]) if contents.get("skeleton") else None
         elif path_or_name in TRUNKS:
             config, keypoints = MODEL_CONFIGS[path_or_name], 17
