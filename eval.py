@@ -886,7 +886,7 @@ def usable_device(text):
 
 
 REMEDIES = {"out of memory": "a smaller --batch-size, --accumulate and --checkpointing save memory",
-            "DataLoader worker": "a process that cuts out crops has died, perhaps for want of memory: fewer --workers"}
+            "DataLoader worker (pid": "a process that cuts out crops has died, perhaps for want of memory: fewer --workers"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -485,7 +485,7 @@ def count_unread(batches, dataset):
     """The batches; names each picture that could not be read. A DataError if that is more than one of a hundred."""
     unread = set()
     for batch in batches:
-        for problem in {*batch.pop("unread")} - {"", *unread}:
+        for problem in sorted({*batch.pop("unread")} - {"", *unread}):
             unread.add(problem)
             if len(unread) > len(dataset.files) / 100:
                 raise DataError(f"{problem}; with it more than 1 % of the {len(dataset.files):,} pictures")
@@ -1072,8 +1072,9 @@ def parse_options(argv):
 def resumed(folder, argv):
     """The options of the run in a folder, as if they were given again, and those that are given now."""
     config, asks = Path(folder) / "config.json", Parser(add_help=False, **HELP)
-    asks.add_argument("--resume")
-    _, now = asks.parse_known_args(argv)
+    for option in ("--resume", "--mode", "--recipe"):
+        asks.add_argument(option)
+    asked, now = asks.parse_known_args(argv)
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
@@ -1088,7 +1089,8 @@ def resumed(folder, argv):
         try:
             options = parse_options(then + now)
         except DataError as error:
-            raise DataError(f"{config}: {error}") from None
+            raise DataError(f"{config} and what is given now: {error}") from None
+        options.mode, options.recipe = asked.mode or options.mode, asked.recipe or options.recipe
         for name, value in json.loads(json.dumps(vars(options))).items():
             if value != saved.get(name, value) and name not in ("steps", "epochs", "device", "workers"):
                 raise DataError(f"--{name.replace('_', '-')}: expected {saved[name]}, with which {folder} began")

@@ -435,28 +435,6 @@ def test_without_labels_two_views_agree_where_a_model_sees_the_same_thing_in_bot
     assert known(Painter(peak=0.4))["sure keypoints"] == 0
 
 
-# ---------------------------------------------------------------------------------------------------------- the export
-
-def test_an_exported_model_gives_the_same_heatmaps_without_this_code(checkpoint, tmp_path):
-    torch.manual_seed(0)
-    model = VLPose(PoseModel(CONFIG), 128)
-    for norm in (model.matcher.norm, model.predictor):  # so that the sentence makes a difference
-        torch.nn.init.normal_(norm.weight)
-    save_checkpoint(tmp_path / "vlpose.pth", model.eval(), text_weights="random", sentences="a {domain}")
-    images = torch.randn(3, 3, *CONFIG.image_size)
-    T = vlpose.encode_sentences(vlpose.load_clip_text("random"), ["a cartoon"])["a cartoon"]
-    base = vlpose.load_model(checkpoint)
-    expected = {"a cartoon": model(images, T.expand(3, -1, -1)), "none": model.base(images), None: base(images)}
-    for prompt, heatmaps in expected.items():
-        arguments = ["--checkpoint", str(tmp_path / "vlpose.pth" if prompt else checkpoint), "--export",
-                     str(tmp_path / "model.pt2"), "--device", "cpu", *(["--prompt", prompt] if prompt else [])]
-        assert main(arguments) == 0
-        loaded = torch.export.load(tmp_path / "model.pt2").module()
-        for count in (1, 3):
-            torch.testing.assert_close(loaded(images[:count]), heatmaps[:count])
-    assert not torch.allclose(expected["a cartoon"], expected["none"])
-
-
 @pytest.mark.parametrize("sentences, status", [("a photo of a {domain} character", 2), ("a painting", 0)])
 def test_a_prompt_is_needed_where_the_models_own_sentence_wants_a_domain(tmp_path, capsys, sentences, status):
     model = VLPose(PoseModel(CONFIG), 128)

@@ -174,7 +174,7 @@ def test_sheets_and_curves_have_a_place_for_everything(figures):
     row, pose = dataset.annotated[0], np.reshape(results[0]["keypoints"], (-1, 3))
     person = "photo", dataset, row, {"truth": true_pose(dataset, row), "predicted": pose}
     assert draw_sheet([person] * 3, side=64).size == (3 * 64, 2 * 64 + 18)
-    history = [{"stage": stage, "step": step, "loss": worst / step, "pck": pck}
+    history = [{"stage": stage, "step": step, "loss": worst / step, "pck": pck, "validation": math.nan}
                for stage, worst, pck in (("style", 1, math.nan), ("adapt", 2, 0.5)) for step in (1, 2, 50)]
     panels = np.asarray(draw_curves(history, width=200, height=100))
     drawn = (panels == (65, 105, 225)).all(2).reshape(2, 100, 2, 200).any((1, 3))

@@ -21,7 +21,7 @@ from eval import grid_pck, predict
 from train import SyncBatchNorm, average_gradients, heatmap_loss, parts_of, prepare, seed_step
 from uda import (GENTLE_VIEWS, Compute, MultiLevelAlignment, StyleTransfer, jitter_color, occlude, random_affine,
                  source_view)
-from vlpose import VIT_CONFIGS, PoseModel, ViTConfig, VLPose, save_checkpoint
+from vlpose import PoseModel, ViTConfig, VLPose
 
 N = 2  # processes
 VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), decoder_dim=16, sigma=1.0, conv_stem=True)
@@ -294,7 +294,7 @@ def test_a_run_of_two_processes_is_that_of_one_and_goes_on_exactly(mode, more, c
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "two" / name).read_text()
     capsys.readouterr()
     assert train.main(["--resume", str(tmp_path / "killed")]) == 0
-    assert "begun with 2 processes, goes on with 1" in capsys.readouterr().out
+    assert "goes on with another number of processes, 1" in capsys.readouterr().out
 
 
 def test_an_error_in_all_processes_is_one_line(cache, tmp_path):
@@ -332,21 +332,3 @@ def test_a_run_may_be_computed_in_parts(mode, more, cache, tmp_path):
 def test_parts_whose_gradients_are_added_up_must_be_equal(cache, tmp_path, capsys):
     assert train.main(command(cache, tmp_path / "parts", "--accumulate", "3")) == 2
     assert "stage base: expected a batch size that is a multiple of 3" in capsys.readouterr().err
-
-
-def test_a_compiled_run_has_the_same_losses_and_an_exact_original(cache, tmp_path, capsys):
-    save_checkpoint(tmp_path / "base.pth", PoseModel(VIT_CONFIGS["tiny"]))
-    outputs = []
-    for name, more in (("eager", []), ("compiled", ["--compile"])):
-        assert train.main(command(cache, tmp_path / name, "--weights", str(tmp_path / "base.pth"), *more)) == 0
-        outputs.append(capsys.readouterr().out)
-    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "eager"), rtol=1e-3)
-    assert all("adapter off gives the original's poses exactly: yes" in output for output in outputs)
-
-
-def test_without_a_compiler_a_run_goes_on_with_a_line(cache, tmp_path, capsys, monkeypatch):
-    def broken(*arguments, **options):
-        raise RuntimeError("no C++ compiler")
-    monkeypatch.setattr(torch, "compile", broken)
-    assert train.main(command(cache, tmp_path / "out", "--base-steps", "2", "--compile")) == 0
-    assert "nothing is compiled: no C++ compiler" in capsys.readouterr().out
