@@ -777,8 +777,7 @@ def unreadable(files):
 
 
 def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
-    """A data set of pictures, numbered from 1, each taken as one person. What cannot be read is skipped, and said; a
-    DataError if that is all of them, or strict."""
+    """Pictures, numbered from 1, each taken as one person. What cannot be read is named and skipped, unless strict."""
     problems = unreadable(files)
     for problem in problems.values():
         if strict:
@@ -829,9 +828,8 @@ SHARED = -2  # in place of a row: two pictures have this name
 
 
 def read_boxes(path, rows, category=1):
-    """A detector's COCO results -> rows of images (boxes,), boxes (boxes, 4), scores (boxes,). A result is {"image_id",
-    "bbox", "score", "category_id"}; those of another category are left out, unless it is None. rows: image_id -> row of
-    the image. The image_id of an own picture is its file's name: see `picture_rows`."""
+    """A detector's COCO results, of a category or (None) of all -> rows of images (boxes,), boxes (boxes, 4), scores
+    (boxes,). rows: image_id -> row of the image; of an own picture it is the file's name, see `picture_rows`."""
     records = [{"score": 1, "category_id": 1} | record if isinstance(record, dict) else {"": record}
                for record in read_json(path, list, "boxes in COCO's results format")]
     table = read_columns(records, {"bbox": BOX, "score": NUMBER, "category_id": ID}, f"{path}: box")

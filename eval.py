@@ -660,8 +660,7 @@ def true_pose(dataset, row):
 
 
 def draw_curves(history, width=480, height=180):
-    """Loss and PCK over the steps, a row per stage: pale as they are, dark the mean of the last fifth, green the
-    validation. history: dicts of stage, step, loss, pck, validation."""
+    """Rows of log.csv as curves: loss and PCK, dark their mean over the last fifth so far; the validation is green."""
     stages = list(dict.fromkeys(row["stage"] for row in history))
     picture = Image.new("RGB", (2 * width, height * len(stages)), "white")
     draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches, and validation"}
@@ -749,7 +748,7 @@ def use_model(args):
         if not args.detect and not args.boxes:
             print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
     if args.sigmas is not None:
-        dataset = replace(dataset, skeleton=replace(dataset.skeleton, sigmas=args.sigmas))
+        dataset = replace(dataset, skeleton=replace(dataset.skeleton, sigmas=np.array(args.sigmas)))
     if args.out:
         check_out(args, dataset)
     dataset, texts = with_texts(dataset, model, args)
@@ -910,7 +909,7 @@ def fail(error):
 
 def sigma_list(text):
     """Type of the option --sigmas: "0.026,0.025,..."."""
-    return np.array([float(sigma) for sigma in text.split(",")])
+    return [float(sigma) for sigma in text.split(",")]
 
 
 def data_spec(text):
@@ -928,23 +927,23 @@ with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding
     OPTIONS = list(csv.DictReader(file))  # of both commands, but for those of train.py's recipes
 KINDS = {  # of options -> what `add_argument` wants
     "data": {"type": data_spec}, "path": {"type": path_or_name}, "folder": {"type": os.path.abspath}, "text": {},
-    "texts": {"nargs": "+"}, "switch": {"action": argparse.BooleanOptionalAction}, "count": {"type": number(int, 0)},
-    "positive": {"type": number(int, 1)}, "rate": {"type": number(float, 0, above=True)},
-    "share": {"type": number(float, 0, 1)}, "sides": {"type": number(int, 32, step=32), "nargs": 2},
-    "sigmas": {"type": sigma_list}, "device": {"type": usable_device}, "split": {"choices": ("train", "val", "all")},
+    "texts": {"nargs": "+"}, "count": {"type": number(int, 0)}, "positive": {"type": number(int, 1)},
+    "rate": {"type": number(float, 0, above=True)}, "share": {"type": number(float, 0, 1)}, "sigmas": {"type": sigma_list},
+    "sides": {"type": number(int, 32, step=32), "nargs": 2}, "split": {"choices": ("train", "val", "all")},
+    "switch": {"action": argparse.BooleanOptionalAction, "default": False}, "device": {"type": usable_device},
     "category": {"choices": CATEGORIES, "metavar": "NAME"},
     "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}
 HELP = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 GPU = torch.cuda.is_available()
-HERE = {"device": "cuda" if GPU else "mps" if torch.backends.mps.is_available() else "cpu", "bf16": GPU,
-        "workers": 4 * GPU, "cache": os.path.abspath(cache_folder())}
+HERE = {"device": {"default": "cuda" if GPU else "mps" if torch.backends.mps.is_available() else "cpu"},
+        "bf16": {"default": GPU}, "workers": {"default": 4 * GPU}, "cache": {"default": os.path.abspath(cache_folder())}}
 
 
 def parse(parser, argv, commands, recipe=()):
     """Options of assets/options.csv and of a recipe's fields, in groups by when they have an effect: "with" or
     "without" another option, or with some of its values. DataError for one that is given in vain."""
     rows, groups = {row["option"]: row for row in OPTIONS if row["command"] in commands}, {}
-    fields = {name: KINDS[row["kind"]] | {"default": HERE.get(name, row["default"] or None), "help": row["help"]}
+    fields = {name: {"default": row["default"] or None, "help": row["help"]} | KINDS[row["kind"]] | HERE.get(name, {})
               for name, row in rows.items() if row["kind"]} | dict(recipe)
     for name, field in fields.items():
         title = rows[name]["only"] if name in rows else ""

@@ -715,8 +715,7 @@ VERSION = "training-1"  # a new number whenever training changes, so that a cach
 
 
 def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
-    """`fit`, unless the same PoseModel was trained before, from the same start and in the same way: then it is in the
-    cache. depends_on: what else the outcome depends on."""
+    """`fit`, unless the cache has the model that it gives. depends_on: what else the outcome depends on."""
     identity = [VERSION, FIGURES, state_hash(model), asdict(model.config), asdict(stage), *depends_on]
     identity += [identity_of(crops, rows) for crops, rows in data]
     path = run.cache / f"{stage.name}-{digest(json.dumps(identity).encode())}.pth"
@@ -767,8 +766,7 @@ class Test:
 
 
 def vlpose_data(options):
-    """What the base learns from (None with --weights), what is adapted to, and the tests: of the source, of the target
-    last. All have the target's skeleton."""
+    """What the base learns from (None with --weights), what is adapted to, the tests, the target's last; one skeleton."""
     target = training_set(options.target, options)
     source = None if options.weights else training_set(options.source, options, target.skeleton)
     tests = []
@@ -1043,11 +1041,9 @@ def parse_options(argv):
         return resumed(chosen.resume, argv)
     recipe, own = (PAPER if chosen.recipe == "paper" else MINUTES)[chosen.mode], {}
     for option in fields(recipe):
-        own[option.name] = {name: value for name, value in option.metadata.items() if name != "paper"}
-        own[option.name]["default"] = getattr(recipe, option.name)
-        if option.type is bool:
-            own[option.name] |= KINDS["switch"]
-            del own[option.name]["type"]
+        unused = ("paper", "type") if option.type is bool else ("paper",)
+        own[option.name] = {name: value for name, value in option.metadata.items() if name not in unused}
+        own[option.name] |= KINDS["switch" if option.type is bool else "text"] | {"default": getattr(recipe, option.name)}
     parser = Parser(description="Trains and evaluates a pose estimator that crosses domains.", parents=[first], **HELP)
     options = parse(parser, argv, ("train", chosen.mode), own)
     if options.source == options.target and not options.weights:

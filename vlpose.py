@@ -637,8 +637,7 @@ STORAGES = {f"torch.{name}Storage": dtype for name, dtype in zip(
 
 
 def check_zip(path):
-    """Torch compresses nothing but code, so that no archive unpacks to much more than its own size; and what a record
-    holds must have the checksum that the archive says."""
+    """Torch compresses only code: no archive may unpack to much more than its size. All checksums must be right."""
     with zipfile.ZipFile(path) as archive:
         data, code = ([entry for entry in archive.infolist() if ("/code/" in entry.filename) == is_code]
                       for is_code in (False, True))

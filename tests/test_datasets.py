@@ -366,12 +366,12 @@ def test_joints_outside_an_image_are_not_labelled(surreal):
     ([1], "run0.json: record 0: expected one text in 'name', found nothing"),
     ([{"name": 1, "keypoint2d": [[1, 2]] * 24}], "run0.json: record 0: expected one text in 'name', found 1"),
     ([{"name": "0.jpg"}], "run0.json: record 0: expected 24×2 finite numbers in 'keypoint2d', found nothing"),
-    ([{"name": "0.jpg", "keypoint2d": [[1, 2]] * 16}], "run0.json: record 0: .*24×2 .*'keypoint2d', found 32 values"),
-    ([{"name": "0.jpg", "keypoint2d": [["x", 2]] * 24}], "run0.json: record 0: .*found 48 values, among them 'x'"),
+    ([{"name": "0.jpg", "keypoint2d": [[1, 2]] * 16}], "run0.json: record 0: .*24×2 .*'keypoint2d', found 16 values"),
+    ([{"name": "0.jpg", "keypoint2d": [["x", 2]] * 24}], "run0.json: record 0: .*found 24 values, among .*'x'"),
     ([{"keypoint2d": [[1, 2]] * 24}], "run0.json: record 0: expected one text in 'name', found nothing"),
     ([{"name": "../../../0.jpg", "keypoint2d": [[1, 2]] * 24}], "leads outside"),
     ([{"name": "7.jpg", "keypoint2d": [[1, 2]] * 24}], "7.jpg' is missing"),
-    ([{"name": "0.jpg", "keypoint2d": [[float("nan"), 2]] * 24}], "run0.json: record 0: .*found 48 .* among them nan"),
+    ([{"name": "0.jpg", "keypoint2d": [[float("nan"), 2]] * 24}], "run0.json: record 0: .*found 24 .* among .*nan"),
     ([{"name": "0.jpg", "keypoint2d": [[1e300, 2]] * 24}], "run0.json: record 0: .*finite numbers in 'keypoint2d'"),
 ])
 def test_wrong_annotations_of_surreal_are_an_error_that_names_them(surreal, content, words):

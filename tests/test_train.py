@@ -307,7 +307,6 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
 @pytest.mark.parametrize("arguments, words", [
     (["--source", "figures#marble"], "marble"),
     (["--target", "coco:/nowhere"], "no such file or folder"),
-    (["--batch-size", "5"], "sculpture: expected enough labelled people for a batch of 5 (--batch-size), found 4"),
     (["--style-weights", "{run}/teacher.pth"], "teacher.pth"),
     (["--style-encoder", "{run}/style.pth"], "expected the public AdaIN encoder"),
     (["--weights", "{run}/style.pth"], "style.pth"),
@@ -315,7 +314,7 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
     (["--style-weights", "{run}/decoder.pth"], "--style-encoder"),
     (["--feature-level", "-1"], "feature-level"),
     (["--sigma", "0"], "sigma"),
-    (["--oracle", "--target", "figures:{unlabelled}#photo"], "--oracle"),
+    (["--oracle", "--target", "figures:{unlabelled}#photo"], "expected labelled people to train on"),
     (["--occlusion", "2"], "occlusion"),
 ])
 def test_bad_input_to_alignment_is_one_line_and_exit_status_2(aligned, cache, tmp_path, capsys, arguments, words):
@@ -520,7 +519,7 @@ def test_a_file_to_test_on_is_tested_whole_and_in_the_models_own_keypoints_where
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--source", "{pictures}"], "expected enough labelled people for a batch of 4 (--batch-size), found 0"),
+    (["--source", "{pictures}"], "expected labelled people to train on, found none"),
     (["--source", "none"], "--source none: expected --weights"),
     (["--test", "{pictures}"], "expected labelled people to test on, found none"),
 ])

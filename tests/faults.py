@@ -1,0 +1,347 @@
+"""Trials of faults that take too long for the tests: broken files by the thousand, and runs that are killed.
+
+    python tests/faults.py fuzz --cases 10000      each broken file ends in success or in one clean line
+    python tests/faults.py flip --cases 150        flipped bits in a model file
+    python tests/faults.py kill --trials 20        kill -9 at a random moment, then --resume: the numbers of a run
+    python tests/faults.py kill --trials 20 --processes 2                                      that nobody has killed
+
+Everything follows from --seed. A case that does not hold is printed and its file kept in --out. Needs a POSIX system.
+"""
+import argparse
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import convert  # noqa: E402
+import train  # noqa: E402
+from clip_tokenizer import CLIPTokenizer  # noqa: E402
+from data import DataError, draw_figures, load_dataset, open_image, read_boxes, to_coco  # noqa: E402
+from eval import evaluate_oks  # noqa: E402
+from vlpose import VIT_CONFIGS, PoseModel, VLPose, load_model, load_weights, save_checkpoint  # noqa: E402
+
+SECONDS, BYTES = 5, 1e9  # that a case may take
+ODD = [None, "", "1234", "é\0\n", -1, 0, 7, 1.7, 1e300, -1e300, 2e9, 10 ** 30, float("nan"), float("inf"), True, [], {},
+       [[]], [1, 2], {"a": 1}, "../../etc/passwd", "/", ["x"] * 51, [1e300] * 4, list(range(51)), 10 ** 400]
+
+# ------------------------------------------------------------------------------------------------------------ breaking
+
+def broken_bytes(content, chance):
+    """A few bytes changed, lost, doubled or added; or an end cut off."""
+    content = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        place, length = chance.randrange(len(content) + 1), chance.choice((1, 4, 8, 64, 1000))
+        kind = chance.randrange(6)
+        if kind == 0 and content:
+            content[min(place, len(content) - 1)] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            content[place:place + length] = chance.randbytes(length)
+        elif kind == 2:
+            del content[place:place + length]
+        elif kind == 3:
+            content[place:place] = content[place:place + length]
+        elif kind == 4:
+            content[place:place + length] = chance.choice((b"\0", b"\xff")) * length
+        elif chance.random() < 0.3:
+            del content[place:]
+    return bytes(content)
+
+
+def broken_tree(tree, chance):
+    """A JSON value with a few odd values, or without some."""
+    tree = json.loads(json.dumps(tree))
+    for _ in range(chance.randint(1, 3)):
+        parent, key, node = None, None, tree
+        while isinstance(node, (dict, list)) and node and (parent is None or chance.random() < 0.75):
+            parent = node
+            key = chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
+            node = node[key]
+        if parent is None:
+            return chance.choice(ODD)
+        if chance.random() < 0.25:
+            del parent[key]
+        else:
+            parent[key] = chance.choice(ODD)
+    return tree
+
+
+def broken_json(tree, chance):
+    if chance.random() < 0.3:
+        return broken_bytes(json.dumps(tree).encode(), chance)
+    return json.dumps(broken_tree(tree, chance)).encode() + chance.choice((b"", b"", b"", b" and more", b"]"))
+
+
+def broken_zip(content, chance):
+    """Broken bytes; or a broken pickle in an archive that is whole."""
+    if chance.random() < 0.4:
+        return broken_bytes(content, chance)
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        for entry in old.infolist():
+            inside = old.read(entry)
+            new.writestr(entry.filename, broken_bytes(inside, chance) if entry.filename.endswith(".pkl") else inside)
+    return out.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------- the kinds
+
+def saved(save, *arguments, **options):
+    buffer = io.BytesIO()
+    save(*arguments, buffer, **options)
+    return buffer.getvalue()
+
+
+def kinds_of(home):
+    """{kind: (how its file is called, chance -> bytes of a broken one, path -> what reads it)}"""
+    draw_figures(home, {"train": (3, 1), "val": (2, 1)})
+    people = load_dataset(f"figures:{home / train.FIGURES}", "val")
+    coco = to_coco(people)
+    (home / "images").symlink_to(home / train.FIGURES / "images")
+    results = [{"image_id": record["image_id"], "category_id": 1, "score": 0.5, "keypoints": record["keypoints"]}
+               for record in coco["annotations"]]
+    boxes = [{"image_id": n + 1, "bbox": [1, 2, 30, 40], "score": 0.5, "category_id": 1} for n in range(5)]
+    (home / "truth.json").write_text(json.dumps(coco))
+
+    torch.manual_seed(0)
+    model = VLPose(PoseModel(VIT_CONFIGS["tiny"]), 8)
+    save_checkpoint(home / "model.pth", model, sentences="a {domain}", text_weights="random")
+    own, contents = (home / "model.pth").read_bytes(), torch.load(home / "model.pth")
+    small = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    state = small.state_dict() | {"meta": np.float64(3)}
+    plain, legacy = (saved(lambda f, new=new: torch.save({"state_dict": state}, f, _use_new_zipfile_serialization=new))
+                     for new in (True, False))
+    script = saved(lambda f: torch.jit.save(torch.jit.script(small), f))
+    header = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+              "b": {"dtype": "I64", "shape": [2], "data_offsets": [24, 40]}}
+
+    def safetensors(chance):
+        text = broken_json(header, chance)
+        length = len(text) if chance.random() < 0.8 else chance.randrange(2 ** 63)
+        return length.to_bytes(8, "little") + text + bytes(chance.choice((40, 40, 39, 0)))
+
+    def configured(chance):
+        changed = dict(contents)
+        for part in ("config", "options", "skeleton", "about", "num_keypoints"):
+            if chance.random() < 0.5:
+                changed[part] = broken_tree(contents[part], chance)
+        return saved(lambda f: torch.save(changed, f))
+
+    def resume(path):
+        (path.parent / "config.json").write_bytes(path.read_bytes())
+        train.parse_options(["--resume", str(path.parent)])
+
+    options = vars(train.parse_options(["--cache", str(home)])) | {"processes": 1}
+    pictures = {}
+    for ending in ("jpeg", "png", "webp", "bmp", "gif", "tiff"):
+        with Image.open(people.files[0]) as image:
+            pictures[ending] = saved(lambda f, image=image, form=ending.upper(): image.save(f, form))
+    arrays = {}
+    try:
+        from scipy.io import savemat
+        joints = {"joints": np.ones((3, 14, 4))}
+        for name, packed in (("mat", False), ("mat, compressed", True)):
+            arrays[name] = saved(lambda f, packed=packed: savemat(f, joints, do_compression=packed))
+    except ImportError:
+        print("no SciPy: no MATLAB files")
+    (lists := home / "cached_data/real_animal/horse").mkdir(parents=True)
+    numbers = saved(lambda f: np.save(f, np.arange(9)))
+
+    def npy(path):
+        shutil.copy(path, lists / "train_idxs_by_video.npy")
+        convert.tigdog_rows(home / "x", "horse", "train", 9)
+
+    def tokens(path):
+        text = path.read_bytes().decode("utf-8", errors="surrogatepass" if len(path.name) % 2 else "replace")
+        tokenizer = CLIPTokenizer()
+        ids = tokenizer.encode(text[:200])
+        tokenizer.decode([i + 1 for i in ids])
+        tokenizer([text[:60]])
+
+    sentence = "a photo of a ukiyo-e 浮世絵 character, don't 𝒲 <|endoftext|>\t".encode()
+    return {
+        "annotations": ("a.json", lambda c: broken_json(coco, c), lambda p: load_dataset(f"coco:{p}", "all")),
+        "truth of an evaluation": ("t.json", lambda c: broken_json(coco, c), lambda p: evaluate_oks(p, results)),
+        "results": ("r.json", lambda c: broken_json(results, c), lambda p: evaluate_oks(home / "truth.json", p)),
+        "boxes": ("b.json", lambda c: broken_json(boxes, c), lambda p: read_boxes(p, {n: n for n in range(9)})),
+        "safetensors": ("s.safetensors", safetensors, load_weights),
+        ".pth, our own": ("o.pth", lambda c: broken_zip(own, c), load_model),
+        ".pth, others'": ("p.pth", lambda c: broken_zip(plain, c), load_weights),
+        ".pth, before torch 1.6": ("l.pth", lambda c: broken_bytes(legacy, c), load_weights),
+        ".pth, TorchScript": ("j.pt", lambda c: broken_zip(script, c), load_weights),
+        "config in a model": ("c.pth", configured, load_model),
+        "text": ("tokens.txt", lambda c: broken_bytes(sentence, c), tokens),
+        "config.json": ("options.json", lambda c: broken_json(options, c), resume),
+        ".npy": ("n.npy", lambda c: broken_bytes(numbers, c), npy),
+        **{f"picture, {ending}": (f"x.{ending}", lambda c, content=content: broken_bytes(content, c), open_image)
+           for ending, content in pictures.items()},
+        **{f".{name}": ("joints.mat", lambda c, content=content: broken_bytes(content, c),
+                        lambda p: convert.load_matlab(p, "joints", "'joints'")) for name, content in arrays.items()}}
+
+
+# --------------------------------------------------------------------------------------------------------- the trials
+
+class TooLong(BaseException):
+    pass
+
+
+def too_long(*_):
+    raise TooLong
+
+
+def outcome(read, path):
+    """"good", "clean", or what is wrong with how a file was read."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 4 * SECONDS)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            read(path)
+        found = "good"
+    except (DataError, ValueError, OSError) as error:  # what `eval.fail` makes one line of
+        named = path.name in str(error) or "config.json" in str(error) or "--" in str(error) or path.suffix in (
+            ".txt", ".npy") or not isinstance(error, DataError)
+        clean = str(error) and "\n" not in str(error) and named
+        found = "clean" if clean else f"not one line with its name: {error!r:.300}"
+    except (Exception, TooLong, SystemExit) as error:
+        found = f"{type(error).__name__}: {error!s:.300}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    taken, grown = time.monotonic() - start, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return f"{taken:.1f} s" if taken > SECONDS else f"{grown / 1e9:.1f} GB" if grown > BYTES else found
+
+
+def fuzz(args, home):
+    signal.signal(signal.SIGALRM, too_long)
+    kinds, total, bad = kinds_of(home), Counter(), 0
+    print(f"{'kind':26}{'cases':>8}{'good':>8}{'clean':>8}{'found':>8}")
+    for number, (kind, (name, breaking, read)) in enumerate(kinds.items()):
+        counts, place = Counter(), home / f"kind-{number}"
+        place.mkdir()
+        for case in range(args.cases // len(kinds) + 1):
+            path = place / name
+            path.write_bytes(breaking(random.Random(f"{args.seed} {kind} {case}")))
+            found = outcome(read, path)
+            counts[found if found in ("good", "clean") else "found"] += 1
+            if found not in ("good", "clean"):
+                shutil.copy(path, args.out / f"{number}-{case}-{name}")
+                print(f"{kind}, case {case}: {found}")
+        total += counts
+        bad += counts["found"]
+        print(f"{kind:26}{counts.total():8}{counts['good']:8}{counts['clean']:8}{counts['found']:8}", flush=True)
+    print(f"{'all':26}{total.total():8}{total['good']:8}{total['clean']:8}{total['found']:8}")
+    return bad
+
+
+def flip(args, home):
+    save_checkpoint(home / "model.pth", PoseModel(VIT_CONFIGS["tiny"]))
+    whole, before, counts = (home / "model.pth").read_bytes(), load_model(home / "model.pth").state_dict(), Counter()
+    for case in range(args.cases):
+        content, place = bytearray(whole), random.Random(f"{args.seed} {case}").randrange(8 * len(whole))
+        content[place // 8] ^= 1 << place % 8
+        (home / "model.pth").write_bytes(content)
+        try:
+            after = load_model(home / "model.pth").state_dict()
+            same = all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+            counts["loaded, the same weights" if same else "LOADED, OTHER WEIGHTS"] += 1
+        except DataError:
+            counts["noticed"] += 1
+    print(dict(counts))
+    return counts["LOADED, OTHER WEIGHTS"]
+
+
+DRIVER = f"""import sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+train.CHECKPOINT_EVERY, train.LOG_EVERY = 3, 3
+sys.exit(train.main())
+"""
+RUNS = {"vlpose": "--mode vlpose --base-steps 40 --steps 40 --batch-size 4",
+        "uda": "--mode uda --style-steps 20 --supervised-steps 20 --steps 30 --batch-size 4 --oracle"}
+
+
+def started(home, processes, arguments):
+    several = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--rdzv_backend=c10d",
+               "--rdzv_endpoint=127.0.0.1:0"] if processes > 1 else []
+    return subprocess.Popen([sys.executable, *several, str(home / "driver.py"), *arguments], start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def kill(args, home):
+    """Runs that are killed once or twice at random moments; `same` counts those that end as if nothing had happened."""
+    (home / "driver.py").write_text(DRIVER)
+    draw_figures(home / "cache", {"train": (12, 4), "val": (4, 2)})
+    bad = 0
+    for mode, words in RUNS.items():
+        def options(name):
+            cache = home / f"{mode}-{name}-cache"
+            cache.mkdir(exist_ok=True)
+            if not (cache / train.FIGURES).exists():
+                (cache / train.FIGURES).symlink_to(home / "cache" / train.FIGURES)
+            return [*words.split(), "--device", "cpu", "--cache", str(cache), "--out", str(home / f"{mode}-{name}")]
+        start = time.monotonic()
+        whole = started(home, args.processes, options("whole"))
+        _, said = whole.communicate()
+        assert whole.returncode == 0, said
+        length, counts = time.monotonic() - start, Counter()
+        for trial in range(args.trials):
+            chance, arguments = random.Random(f"{args.seed} {mode} {trial}"), options(trial)
+            folder = home / f"{mode}-{trial}"
+            for _ in range(chance.choice((1, 2))):
+                killed = started(home, args.processes, arguments)
+                try:
+                    killed.wait(chance.uniform(0.2, 1) * length)
+                    counts["finished before"] += 1
+                except subprocess.TimeoutExpired:
+                    os.killpg(killed.pid, signal.SIGKILL)
+                    counts["killed"] += 1
+                killed.communicate()
+                arguments = ["--resume", str(folder)] if (folder / "config.json").exists() else options(trial)
+            resumed = started(home, args.processes, arguments)
+            _, said = resumed.communicate()
+            same = resumed.returncode == 0 and (folder / "results.json").read_text() == (
+                home / f"{mode}-whole" / "results.json").read_text()
+            counts["same" if same else "OTHER"] += 1
+            left = [str(path) for path in folder.rglob("*.draft")] if folder.exists() else []
+            if not same:
+                print(f"{mode}, trial {trial}: status {resumed.returncode}: {said[-1000:]}")
+                shutil.copytree(folder, args.out / folder.name, dirs_exist_ok=True)
+            counts["drafts left"] += len(left)
+            shutil.rmtree(folder)
+        bad += counts["OTHER"]
+        print(f"{mode}, {args.processes} processes, {length:.0f} s a run: {dict(counts)}", flush=True)
+    return bad
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trial", choices=("fuzz", "flip", "kill"))
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "posebridge-faults")
+    args = parser.parse_args()
+    args.out.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as home:
+        return {"fuzz": fuzz, "flip": flip, "kill": kill}[args.trial](args, Path(home)) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
