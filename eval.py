@@ -885,7 +885,7 @@ def usable_device(text):
 
 
 REMEDIES = {"out of memory": "a smaller --batch-size, --accumulate and --checkpointing save memory",
-            "DataLoader worker (pid": "a process that cuts out crops has died, perhaps for want of memory: fewer --workers"}
+            "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: fewer --workers"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -928,15 +928,15 @@ with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding
 KINDS = {  # of options -> what `add_argument` wants
     "data": {"type": data_spec}, "path": {"type": path_or_name}, "folder": {"type": os.path.abspath}, "text": {},
     "texts": {"nargs": "+"}, "count": {"type": number(int, 0)}, "positive": {"type": number(int, 1)},
-    "rate": {"type": number(float, 0, above=True)}, "share": {"type": number(float, 0, 1)}, "sigmas": {"type": sigma_list},
+    "rate": {"type": number(float, 0, above=True)}, "share": {"type": number(float, 0, 1)},
     "sides": {"type": number(int, 32, step=32), "nargs": 2}, "split": {"choices": ("train", "val", "all")},
     "switch": {"action": argparse.BooleanOptionalAction, "default": False}, "device": {"type": usable_device},
-    "category": {"choices": CATEGORIES, "metavar": "NAME"},
+    "sigmas": {"type": sigma_list}, "category": {"choices": CATEGORIES, "metavar": "NAME"},
     "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}
 HELP = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 GPU = torch.cuda.is_available()
 HERE = {"device": {"default": "cuda" if GPU else "mps" if torch.backends.mps.is_available() else "cpu"},
-        "bf16": {"default": GPU}, "workers": {"default": 4 * GPU}, "cache": {"default": os.path.abspath(cache_folder())}}
+        "bf16": {"default": GPU}, "workers": {"default": 4 * GPU}, "cache": {"default": str(cache_folder().absolute())}}
 
 
 def parse(parser, argv, commands, recipe=()):

@@ -766,7 +766,7 @@ class Test:
 
 
 def vlpose_data(options):
-    """What the base learns from (None with --weights), what is adapted to, the tests, the target's last; one skeleton."""
+    """What the base learns from (None with --weights), what is adapted to, and the tests, the target's last."""
     target = training_set(options.target, options)
     source = None if options.weights else training_set(options.source, options, target.skeleton)
     tests = []
@@ -1041,9 +1041,9 @@ def parse_options(argv):
         return resumed(chosen.resume, argv)
     recipe, own = (PAPER if chosen.recipe == "paper" else MINUTES)[chosen.mode], {}
     for option in fields(recipe):
-        unused = ("paper", "type") if option.type is bool else ("paper",)
-        own[option.name] = {name: value for name, value in option.metadata.items() if name not in unused}
-        own[option.name] |= KINDS["switch" if option.type is bool else "text"] | {"default": getattr(recipe, option.name)}
+        unused, kind = (("paper", "type"), "switch") if option.type is bool else (("paper",), "text")
+        own[option.name] = {name: value for name, value in option.metadata.items() if name not in unused} | KINDS[kind]
+        own[option.name]["default"] = getattr(recipe, option.name)
     parser = Parser(description="Trains and evaluates a pose estimator that crosses domains.", parents=[first], **HELP)
     options = parse(parser, argv, ("train", chosen.mode), own)
     if options.source == options.target and not options.weights:
@@ -1089,7 +1089,7 @@ def resumed(folder, argv):
         options.mode, options.recipe = asked.mode or options.mode, asked.recipe or options.recipe
         for name, value in json.loads(json.dumps(vars(options))).items():
             if value != saved.get(name, value) and name not in ("steps", "epochs", "device", "workers"):
-                raise DataError(f"--{name.replace('_', '-')}: expected {saved[name]}, with which {folder} began")
+                raise DataError(f"{config}: began with --{name.replace('_', '-')} {saved[name]}, found {value}")
     options.resume = os.path.abspath(folder)
     return options
 

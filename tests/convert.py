@@ -1,7 +1,7 @@
 """The papers' other data sets: turns them into COCO's format, which train.py reads.
 
     python tests/convert.py lsp /data/LSP                          joints.mat and images/: half of them in each split
-    python tests/convert.py lsp-regda /data/LSP                    all in both, hidden joints unlabelled, as in the papers
+    python tests/convert.py lsp-regda /data/LSP                    all in both, without hidden joints, as in the papers
     python tests/convert.py surreal /data/SURREAL                  what RegDA distributes, with its train/ and val/
     python tests/convert.py human36m /data/Human36M                what RegDA prepares: subjects 1, 5 to 8; of 9 and 11
                                                                    3200 frames
@@ -10,9 +10,9 @@
     python tests/convert.py animalpose /data/animalpose            keypoints.json, or mmpose's two files, and images/
     python train.py --mode uda --source coco:/data/SURREAL/surreal --target coco:/data/LSP/lsp-regda
 
-It writes the annotations of both splits into a folder NAME in the data set's own, which train.py takes as coco:FOLDER, and
-prints that folder. MATLAB files need SciPy. The keypoints are BODY16's of people, ANIMAL18's or ANIMAL14's of animals; the
-domain of an image is "photo", "render" or its species.
+It writes the annotations of both splits into a folder NAME in the data set's own, which train.py takes as coco:FOLDER,
+and prints that folder. MATLAB files need SciPy. The keypoints are BODY16's of people, ANIMAL18's or ANIMAL14's of
+animals; the domain of an image is "photo", "render" or its species.
 
 Images hold one person or animal each; where several share an image, it is listed once for each of them. The crops are
 those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by 1.25, as PADDING does.

@@ -8,6 +8,7 @@
 Everything follows from --seed. A case that does not hold is printed and its file kept in --out. Needs a POSIX system.
 """
 import argparse
+import copy
 import io
 import json
 import os
@@ -34,7 +35,7 @@ import convert  # noqa: E402
 import train  # noqa: E402
 from clip_tokenizer import CLIPTokenizer  # noqa: E402
 from data import DataError, draw_figures, load_dataset, open_image, read_boxes, to_coco  # noqa: E402
-from eval import evaluate_oks  # noqa: E402
+from eval import evaluate_oks, fail  # noqa: E402
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, load_model, load_weights, save_checkpoint  # noqa: E402
 
 SECONDS, BYTES = 5, 1e9  # that a case may take
@@ -74,11 +75,11 @@ def broken_tree(tree, chance):
             key = chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
             node = node[key]
         if parent is None:
-            return chance.choice(ODD)
+            return copy.deepcopy(chance.choice(ODD))
         if chance.random() < 0.25:
             del parent[key]
         else:
-            parent[key] = chance.choice(ODD)
+            parent[key] = copy.deepcopy(chance.choice(ODD))
     return tree
 
 
@@ -118,14 +119,15 @@ def kinds_of(home):
                for record in coco["annotations"]]
     boxes = [{"image_id": n + 1, "bbox": [1, 2, 30, 40], "score": 0.5, "category_id": 1} for n in range(5)]
     (home / "truth.json").write_text(json.dumps(coco))
+    (home / "results.json").write_text(json.dumps(results))
 
     torch.manual_seed(0)
     model = VLPose(PoseModel(VIT_CONFIGS["tiny"]), 8)
     save_checkpoint(home / "model.pth", model, sentences="a {domain}", text_weights="random")
     own, contents = (home / "model.pth").read_bytes(), torch.load(home / "model.pth")
     small = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    state = small.state_dict() | {"meta": np.float64(3)}
-    plain, legacy = (saved(lambda f, new=new: torch.save({"state_dict": state}, f, _use_new_zipfile_serialization=new))
+    foreign = {"state_dict": small.state_dict(), "meta": {"loss": np.float64(3), "args": argparse.Namespace(lr=1)}}
+    plain, legacy = (saved(lambda f, new=new: torch.save(foreign, f, _use_new_zipfile_serialization=new))
                      for new in (True, False))
     script = saved(lambda f: torch.jit.save(torch.jit.script(small), f))
     header = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -177,7 +179,8 @@ def kinds_of(home):
     sentence = "a photo of a ukiyo-e 浮世絵 character, don't 𝒲 <|endoftext|>\t".encode()
     return {
         "annotations": ("a.json", lambda c: broken_json(coco, c), lambda p: load_dataset(f"coco:{p}", "all")),
-        "truth of an evaluation": ("t.json", lambda c: broken_json(coco, c), lambda p: evaluate_oks(p, results)),
+        "truth of an evaluation": ("t.json", lambda c: broken_json(coco, c),
+                                   lambda p: evaluate_oks(p, home / "results.json")),
         "results": ("r.json", lambda c: broken_json(results, c), lambda p: evaluate_oks(home / "truth.json", p)),
         "boxes": ("b.json", lambda c: broken_json(boxes, c), lambda p: read_boxes(p, {n: n for n in range(9)})),
         "safetensors": ("s.safetensors", safetensors, load_weights),
@@ -213,11 +216,13 @@ def outcome(read, path):
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             read(path)
         found = "good"
-    except (DataError, ValueError, OSError) as error:  # what `eval.fail` makes one line of
-        named = path.name in str(error) or "config.json" in str(error) or "--" in str(error) or path.suffix in (
-            ".txt", ".npy") or not isinstance(error, DataError)
-        clean = str(error) and "\n" not in str(error) and named
-        found = "clean" if clean else f"not one line with its name: {error!r:.300}"
+    except (ValueError, OSError, MemoryError) as error:
+        with redirect_stderr(io.StringIO()) as said:
+            fail(error)
+        line, = said.getvalue().splitlines()
+        nameless = path.suffix == ".txt" or path.name == "n.npy"  # what is not read from a file, or from a copy of it
+        named = nameless or any(name in line for name in (path.name, "config.json", "results.json", "truth.json"))
+        found = "clean" if line.startswith("error: ") and named else f"nameless: {line}"
     except (Exception, TooLong, SystemExit) as error:
         found = f"{type(error).__name__}: {error!s:.300}"
     finally:

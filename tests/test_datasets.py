@@ -102,7 +102,8 @@ def test_a_coco_file_brings_its_own_skeleton(tmp_path, count):
 
 
 def test_people_may_have_only_the_first_of_the_keypoints_that_are_named(tmp_path):
-    path = write_coco(tmp_path, [*COCO17.names, "left_toe", "right_toe"], np.tile((9.0, 9.0, 2.0), (17, 1)), [[1, 2], [17, 19]])
+    names, keypoints = [*COCO17.names, "left_toe", "right_toe"], np.tile((9.0, 9.0, 2.0), (17, 1))
+    path = write_coco(tmp_path, names, keypoints, [[1, 2], [17, 19]])
     assert load_dataset(f"coco:{path}", "all").skeleton is COCO17  # as in Human-Art
 
 
@@ -486,7 +487,7 @@ def test_json_that_ends_too_early_is_an_error(synthetic):
     path = synthetic / "clean_data" / "keypoints_18.json"
     for text in ("", "{", '{"horse": 3}', "[]", '{"horse": {}}', "{}", "\x00"):
         path.write_text(text)
-        with pytest.raises(DataError, match="keypoints_18.json: expected SyntheticAnimal's .*(; \\w+: |, found no entry ')"):
+        with pytest.raises(DataError, match="_18.json: expected SyntheticAnimal's .*(; \\w+: |, found no entry ')"):
             load_dataset(f"synthetic-animal:{synthetic}", "train")
 
 

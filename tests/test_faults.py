@@ -206,9 +206,9 @@ def test_a_finished_run_is_made_longer_by_more_steps(run, copy, capsys):
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--lr", "0.5"], "--lr: expected 0.0015, with which "),
-    (["--mode", "uda"], "--mode: expected vlpose, with which "),
-    (["--out", "elsewhere"], "--out: expected "), (["--nonsense"], "unrecognized arguments: --nonsense")])
+    (["--lr", "0.5"], "config.json: began with --lr 0.0015, found 0.5"),
+    (["--mode", "uda"], "config.json: began with --mode vlpose, found uda"),
+    (["--out", "elsewhere"], "config.json: began with --out "), (["--nonsense"], "unrecognized arguments: --nonsense")])
 def test_what_contradicts_the_run_is_an_error(copy, capsys, more, words):
     config = json.loads((copy / "config.json").read_text())
     assert main(["--resume", str(copy), *more]) == 2

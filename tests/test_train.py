@@ -204,7 +204,8 @@ def test_a_truncated_image_stops_training_with_its_name(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------- multi-level alignment
 
 def uda_command(cache, out, *more):
-    style = [] if {"--style-weights", "none"} & {*more} or "--image-level 0" in " ".join(more) else ["--style-steps", "4"]
+    trained = not {"--style-weights", "none"} & {*more} and "--image-level 0" not in " ".join(more)
+    style = ["--style-steps", "4"] if trained else []
     source = [] if "--weights" in more else ["--supervised-steps", "4"]
     return ["--mode", "uda", "--cache", str(cache), "--out", str(out), *style, *source, "--steps", "4",
             "--batch-size", "4", "--device", "cpu", *more]
