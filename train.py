@@ -609,12 +609,11 @@ class Run:
                       for name, part in ({"loss": loss} | getattr(model, "losses", {})).items()}
             row = {"stage": stage.name, "step": done, "loss": loss, "pck": pck, "validation": value} | losses
             self.history.append(row)
-            speed = (done - self.first) / (time.perf_counter() - self.started)  # steps per second
-            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {row['loss']:.5f}  {speed * stage.batch_size:4.0f} "
-                  f"images/s  {(stage.steps - done) / speed:4.0f} s left" + "".join(
-                      f"  {name} {row[name]:.3f}" for name in ("pck", "validation") if not math.isnan(row[name])),
-                  flush=True)
-        if self.signal or last or done % CHECKPOINT_EVERY == 0 or time.time() - self.saved > CHECKPOINT_SECONDS:
+            speed = (done - self.first) / (time.monotonic() - self.started)  # steps per second
+            numbers = [f"{name} {n:.3f}  " for name, n in (("PCK", pck), ("validation", value)) if not math.isnan(n)]
+            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {row['loss']:.5f}  {''.join(numbers)}"
+                  f"{speed * stage.batch_size:4.0f} images/s  {(stage.steps - done) / speed:4.0f} s left", flush=True)
+        if self.signal or last or done % CHECKPOINT_EVERY == 0 or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.save(stage, done, model, optimizer)
         if self.signal:
             raise KeyboardInterrupt(self.signal, self.folder)
@@ -630,7 +629,7 @@ class Run:
             os.replace(newest, older)
         save_tensors(newest, {"step": done, "best": self.best, "history": self.history, "model": model.state_dict(),
                               "optimizer": optimizer.state_dict(), "data": self.data})
-        self.saved = time.time()
+        self.saved = time.monotonic()
 
     def restore(self, stage, model, optimizer, data):
         """Loads the stage's newest good checkpoint, if there is one. Returns the number of steps that are done."""
@@ -640,18 +639,19 @@ class Run:
         paths = list(filter(os.path.exists, self.checkpoints))
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         size = sum(tensor.numel() * tensor.itemsize for tensor in [*model.state_dict().values(), *trained, *trained])
-        need, free = (2 * size - sum(map(os.path.getsize, paths))) / 1e6, free_space(self.folder) / 1e6  # two of them
+        need, free = 2 * size - sum(map(os.path.getsize, paths)), free_space(self.folder)  # there will be two of them
         if free < need:
-            raise DataError(f"{self.folder}: expected {need:,.0f} MB for checkpoints, found {free:,.0f} that are free")
+            raise DataError(f"{self.folder}: expected {need // 10**6} MB for checkpoints, found {free // 10**6} free")
         for path in paths:
             with expecting(path, "a checkpoint of this run"):
                 try:
                     state = read_file(path)
                 except DataError as error:
-                    print(f"{error}; going back to what was before it", file=sys.stderr)
+                    print(f"{error}; it is removed, going back to what was before it", file=sys.stderr)
+                    path.unlink(missing_ok=True)  # so that it does not take the place of the one before it
                     continue
                 for name, now in self.data.items():
-                    if changed := [what for what in now if state["data"][name][what] != now[what]]:
+                    if changed := [what for what in now if now[what] != state["data"][name][what]]:
                         raise DataError(f"{path}: began with other {', '.join(changed)} of {name}: it cannot go on")
                 if state["step"] > stage.steps:
                     raise DataError(f"{path}: has done {state['step']} steps, more than {stage.steps}")
@@ -659,7 +659,7 @@ class Run:
                 optimizer.load_state_dict(state["optimizer"])
                 self.first, self.best, self.history = state["step"], state["best"], state["history"]
             break
-        self.started, self.saved = time.perf_counter(), time.time()
+        self.started = self.saved = time.monotonic()
         return self.first
 
     def select(self, stage, model):
@@ -1106,16 +1106,16 @@ def main(argv=None):
             raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
         train, _ = MODES[options.mode]
         train(options)
-    except KeyboardInterrupt as stop:
-        number, *folder = stop.args or [signal.SIGINT]
-        print(f"stopped by {signal.Signals(number).name}" + "".join(
-            f"; go on with: python train.py --resume {place}" for place in folder), file=sys.stderr)
-        return 128 + number
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if store and store.add("failed", 1) > 1:
             return 2  # another process has said why
         sys.stderr = sys.__stderr__ if store else sys.stderr
-        return fail(error)
+        if not isinstance(error, KeyboardInterrupt):
+            return fail(error)
+        number, *folder = error.args or [signal.SIGINT]
+        print(f"stopped by {signal.Signals(number).name}" + "".join(
+            f"; go on with: python train.py --resume {place}" for place in folder), file=sys.stderr)
+        return 128 + number
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -471,9 +471,9 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(tmp_path):
 
 
 def test_a_run_for_whose_checkpoints_there_is_no_room_does_not_begin(cache, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "free_space", lambda folder: 5e6)
+    monkeypatch.setattr(train, "free_space", lambda folder: 5_000_000)
     assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 2
-    assert "expected 26 MB for checkpoints, found 5 that are free" in error_of(capsys)
+    assert "MB for checkpoints, found 5 free" in error_of(capsys)
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(cache, tmp_path, capsys):
