@@ -284,7 +284,7 @@ from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cach
                   open_image, picture_rows, picture_size, plain_name, progress, read_boxes, read_columns, read_json,
                   read_pictures, read_skeleton, to_coco, warp_image, with_boxes, with_sentences, with_skeleton,
                   write_json)
-from vlpose import DETECTORS, VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_weights
+from vlpose import DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model, load_weights
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
 CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]  # the place is COCO's id
@@ -724,8 +724,8 @@ def with_texts(dataset, model, args):
         raise DataError(f"{args.checkpoint}: does not say how it reads text; --text-weights and --prompt do")
     clip_text = load_clip_text(weights).to(args.device)
     if clip_text.config.embed_dim != model.options["text_dim"]:
-        raise WeightsError(f"{weights}: expected text features of width {model.options['text_dim']}, which the adapter "
-                           f"was trained with, found {clip_text.config.embed_dim}")
+        raise DataError(f"{weights}: expected text features of width {model.options['text_dim']}, which the adapter "
+                        f"was trained with, found {clip_text.config.embed_dim}")
     dataset = with_sentences(dataset, sentences)
     return dataset, encode_sentences(clip_text, np.unique(dataset.sentences).tolist(), about.get("per_token", False))
 
@@ -920,7 +920,7 @@ def data_spec(text):
 
 def path_or_name(text):
     """Type of an option: a file or folder, as it is called from everywhere; or another name."""
-    return os.path.abspath(text) if os.path.exists(text) else text
+    return os.path.abspath(text) if os.path.exists(text) and text not in (*PUBLIC_FILES, "random") else text
 
 
 with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding="utf-8") as file:

@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,7 @@ def aligned(cache, tmp_path_factory):
     return folder
 
 
+@lru_cache
 def weights(folder, name):
     return load_model(folder / f"{name}.pth").state_dict()
 
