@@ -19,6 +19,7 @@ those of RegDA, CC-SSL and UniFrame: the whole image, or a box that is padded by
 """
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -60,13 +61,20 @@ def one_each(spec, path, skeleton, home, names, domains, keypoints, corners=None
     return dataset
 
 
+LARGEST = 10 ** 7  # numbers in an array
+
+
 def load_matlab(path, variable, what):
     """An array from a MATLAB file."""
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
     except ImportError:
         raise DataError(f"{path}: MATLAB files need SciPy: pip install scipy") from None
     with expecting(path, f"{what} in a MATLAB file"), open(path, "rb") as file:
+        for name, shape, _ in whosmat(file):
+            if math.prod(shape) > LARGEST:  # a megabyte may unpack to gigabytes
+                raise DataError(f"{path}: expected {what}, found {name} of {'×'.join(map(str, shape))} numbers")
+        file.seek(0)
         return loadmat(file, variable_names=[variable])[variable]
 
 

@@ -299,6 +299,13 @@ def test_a_broken_matlab_file_is_an_error_that_names_it(tmp_path):
         load_dataset(f"lsp:{tmp_path}", "all")
 
 
+def test_a_matlab_file_that_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "LARGEST", 100)
+    write_lsp(tmp_path, np.ones((3, 14, 4)))
+    with pytest.raises(DataError, match="joints.mat: expected 'joints' .*, found joints of 3×14×4 numbers"):
+        load_dataset(f"lsp:{tmp_path}", "all")
+
+
 def test_without_scipy_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(DataError, match="joints.mat: MATLAB files need SciPy: pip install scipy"):
