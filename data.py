@@ -312,7 +312,7 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -334,15 +334,16 @@ COCO17, BODY16, ANIMAL18, ANIMAL14 = (SKELETONS[name] for name in ("COCO17", "BO
 
 @contextmanager
 def written_whole(path):
-    """Yields where to write a file or a folder; at the end of the block it moves to `path`: nobody finds half of it,
-    not even after a power failure. A DataError says why it cannot be written. Several programs may write the same path
-    at once: the last one's file stays; for a folder the first one's, and the others get the error."""
+    """Yields where to write a file or a folder; at the end of the block it moves to `path`: nobody ever finds half of
+    it. DataError where that cannot be. Of programs that write the same path at once the last one's file stays, or the
+    first one's folder: the others get the error."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for draft in path.parent.glob("*.draft"):  # of a program that was killed
-            if time.time() - draft.stat().st_mtime > 3600:
-                shutil.rmtree(draft, ignore_errors=True)
+        for draft in path.parent.glob("*.draft"):
+            with suppress(OSError):  # another program has just removed it
+                if time.time() - draft.stat().st_mtime > 3600:  # that of a program that was killed
+                    shutil.rmtree(draft)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".draft", dir=path.parent) as beside:
             part = Path(beside) / path.name
             yield part
@@ -786,8 +787,7 @@ def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
     good = [file for file in files if file not in problems]
     if not good:
         raise DataError(f"{name}: expected pictures, found none that can be read")
-    if problems:
-        print(f"{name}: skipped {len(problems)} of {len(files)}", file=sys.stderr)
+    print(f"{name}: skipped {len(problems)} of {len(files)}\n" if problems else "", end="", file=sys.stderr)
     boxes = np.array([(0, 0, *picture_size(file)[0]) for file in good], float)
     return with_boxes(no_people(good, skeleton, name), np.arange(len(good)), boxes)
 

@@ -52,7 +52,7 @@ class VLPoseRecipe:
     steps: int = setting(1200, None, "How many steps the model is adapted for.", positive)
     epochs: int = setting(None, 210, "How many epochs, in place of --steps.", positive)
     lr_batch: int | None = setting(None, 512, "If given: both rates are scaled by batch size / this.", positive)
-    validate_every: int = setting(0, 10, "Validate after so many epochs of adaptation; 0: never.", count)
+    validate_every: int = setting(0, 10, "Validate after so many epochs of adaptation; 0: each fifth.", count)
     select: str = setting("last", "best", "Keep the last model, or the best in validation.", choices=("last", "best"))
     # what is adapted, and what it reads
     strategy: str = setting("vlpose", "vlpose", "What is tuned: nothing, all, the last layer, prompts, or the adapter.",
