@@ -288,6 +288,12 @@ def started(home, processes, arguments):
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+def family(process):
+    """The processes that a process has started, and those that they have."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True).stdout.split()
+    return [other for child in map(int, found) for other in (child, *family(child))]
+
+
 def kill(args, home):
     """Runs that are killed once or twice at random moments; `same` counts those that end as if nothing had happened."""
     (home / "driver.py").write_text(DRIVER)
@@ -314,7 +320,8 @@ def kill(args, home):
                     killed.wait(chance.uniform(0.2, 1) * length)
                     counts["finished before"] += 1
                 except subprocess.TimeoutExpired:
-                    os.killpg(killed.pid, signal.SIGKILL)
+                    for process in [*family(killed.pid), killed.pid]:  # torchrun's processes have their own groups
+                        os.kill(process, signal.SIGKILL)
                     counts["killed"] += 1
                 killed.communicate()
                 arguments = ["--resume", str(folder)] if (folder / "config.json").exists() else options(trial)
