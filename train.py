@@ -330,6 +330,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import timedelta
@@ -572,7 +573,7 @@ class Run:
         self.workers, self.cache, self.measure = options.workers, Path(options.cache), measure
         self.checkpointing, (rank, world), given = options.checkpointing, processes(), options.resume or options.out
         self.folder = Path(of_all([given or (None if rank else new_folder(options.mode))])[0])  # the first process's
-        self.lock = None if rank else locked(self.folder / "lock")
+        self.lock = None if rank else weakref.finalize(self, locked(self.folder / "lock").close)
         self.write("config.json", vars(options) | {"resume": None, "processes": world})
         print(f"run folder: {self.folder}")
         self.history, self.training, self.signal = [], False, 0  # rows of log.csv
@@ -607,11 +608,10 @@ class Run:
             pck = math.nan if predicted is None else batch_pck(predicted, batch, model.config)
             losses = {name: MeanOfAll.apply(part.detach()).item()
                       for name, part in ({"loss": loss} | getattr(model, "losses", {})).items()}
-            row = {"stage": stage.name, "step": done, "loss": loss, "pck": pck, "validation": value} | losses
-            self.history.append(row)
+            self.history.append({"stage": stage.name, "step": done, "pck": pck, "validation": value} | losses)
             speed = (done - self.first) / (time.monotonic() - self.started)  # steps per second
             numbers = [f"{name} {n:.3f}  " for name, n in (("PCK", pck), ("validation", value)) if not math.isnan(n)]
-            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {row['loss']:.5f}  {''.join(numbers)}"
+            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {losses['loss']:.5f}  {''.join(numbers)}"
                   f"{speed * stage.batch_size:4.0f} images/s  {(stage.steps - done) / speed:4.0f} s left", flush=True)
         if self.signal or last or done % CHECKPOINT_EVERY == 0 or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.save(stage, done, model, optimizer)
@@ -620,7 +620,7 @@ class Run:
 
     def save(self, stage, done, model, optimizer):
         """Writes the learning curves so far, and then what `restore` needs, beside the last checkpoint."""
-        names = list(dict.fromkeys(name for row in self.history for name in row))
+        names = list(dict.fromkeys(["stage", "step", "loss", *(name for row in self.history for name in row)]))
         rows = [",".join(str(row.get(name, "")) for name in names) for row in self.history]
         self.write("log.csv", "\n".join([",".join(names), *rows, ""]))
         self.write("curves.png", draw_curves(self.history))
