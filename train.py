@@ -637,8 +637,8 @@ class Run:
         self.data = json.loads(json.dumps({crops.dataset.name: identity_of(crops, rows) for crops, rows in data}))
         self.checkpoints = [self.folder / f"{stage.name}.checkpoint{age}.pth" for age in ("", ".older")]
         paths = list(filter(os.path.exists, self.checkpoints))
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        size = sum(tensor.numel() * tensor.itemsize for tensor in [*model.state_dict().values(), *trained, *trained])
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        size = sum(tensor.nbytes for tensor in [*model.state_dict().values(), *trained, *trained])
         need, free = 2 * size - sum(map(os.path.getsize, paths)), free_space(self.folder)  # there will be two of them
         if free < need:
             raise DataError(f"{self.folder}: expected {need // 10**6} MB for checkpoints, found {free // 10**6} free")
@@ -805,8 +805,8 @@ def training_set(spec, options, skeleton=None):
 
 
 def check_pictures(datasets):
-    """Pictures to test on must be readable: a DataError that counts those that are not, after their names."""
-    problems = unreadable(list(dict.fromkeys(file for dataset in datasets for file in dataset.files)))
+    """DataError, after their names, for pictures to test on that are not readable; `read_pictures` has read its own."""
+    problems = unreadable([*dict.fromkeys(file for test in datasets if not test.upright for file in test.files)])
     if problems:
         print(*problems.values(), sep="\n", file=sys.stderr)
         raise DataError(f"{datasets[0].name}: {len(problems)} pictures to test on cannot be read, see above")
@@ -1041,9 +1041,9 @@ def parse_options(argv):
         return resumed(chosen.resume, argv)
     recipe, own = (PAPER if chosen.recipe == "paper" else MINUTES)[chosen.mode], {}
     for option in fields(recipe):
-        unused, kind = (("paper", "type"), "switch") if option.type is bool else (("paper",), "text")
-        own[option.name] = {name: value for name, value in option.metadata.items() if name not in unused} | KINDS[kind]
-        own[option.name]["default"] = getattr(recipe, option.name)
+        more = {name: value for name, value in option.metadata.items() if name != "paper"}
+        more = KINDS["switch"] | {"help": more["help"]} if option.type is bool else more
+        own[option.name] = more | {"default": getattr(recipe, option.name)}
     parser = Parser(description="Trains and evaluates a pose estimator that crosses domains.", parents=[first], **HELP)
     options = parse(parser, argv, ("train", chosen.mode), own)
     if options.source == options.target and not options.weights:

@@ -639,10 +639,10 @@ STORAGES = {f"torch.{name}Storage": dtype for name, dtype in zip(
 def check_zip(path):
     """Torch compresses only code: no archive may unpack to much more than its size. All checksums must be right."""
     with zipfile.ZipFile(path) as archive:
-        data, code = ([entry for entry in archive.infolist() if ("/code/" in entry.filename) == is_code]
-                      for is_code in (False, True))
-        total, code_size = (sum(entry.file_size for entry in entries) for entries in (data, code))
-        if any(entry.compress_type for entry in data) or total > os.path.getsize(path) or code_size > 10 ** 7:
+        code = sum(entry.file_size for entry in archive.infolist() if "/code/" in entry.filename)
+        data = [entry for entry in archive.infolist() if "/code/" not in entry.filename]
+        total = sum(entry.file_size for entry in data)
+        if any(entry.compress_type for entry in data) or total > os.path.getsize(path) or code > 10 ** 7:
             raise WeightsError(f"{path}: expected records that are neither compressed nor overlap")
         if damaged := archive.testzip():
             raise WeightsError(f"{path}: damaged: another checksum of its record {damaged}")

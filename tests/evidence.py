@@ -44,8 +44,8 @@ LEVELS = {  # row -> what is left out; the first six are the quick ones
 WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (30, 100))}  # the default, and others
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
-LSP = ("--source figures --target coco:{root}/lsp --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 --bf16 "
-       "--augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 1200 --adapt-lr 2e-4 "
+LSP = ("--source figures --target coco:{root}/lsp --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 "
+       "--bf16 --augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 1200 --adapt-lr 2e-4 "
        "--feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
 STRATEGIES = {  # row -> how it differs from the default; the first three are the quick ones; `scratch` is in each

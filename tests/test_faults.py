@@ -19,17 +19,10 @@ import data
 import eval
 import train
 import vlpose
-from conftest import ROOT
+from conftest import ROOT, command, uda_command
 from data import DataError, draw_figures, load_dataset, read_boxes, unreadable, write_json, written_whole
 from train import Passes, count_unread, main
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, WeightsError, load_model, save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    draw_figures(folder, {"train": (6, 4), "val": (3, 2)})
-    return folder
 
 
 def own_cache(cache, folder):
@@ -37,16 +30,6 @@ def own_cache(cache, folder):
     folder.mkdir()
     (folder / train.FIGURES).symlink_to(cache / train.FIGURES)
     return folder
-
-
-def command(cache, out, *more):
-    return ["--cache", str(cache), "--out", str(out), "--base-steps", "4", "--steps", "6", "--batch-size", "4",
-            "--device", "cpu", *more]
-
-
-def uda_command(cache, out, *more):
-    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), "--style-steps", "4", "--supervised-steps", "4",
-            "--steps", "4", "--batch-size", "4", "--device", "cpu", *more]
 
 
 @pytest.fixture(scope="module")

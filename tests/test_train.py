@@ -18,21 +18,8 @@ import uda
 from data import COCO17, DataError, below_common_folder, draw_figures, load_dataset, make_skeleton, to_coco
 from eval import predict
 from train import Passes, Stage, learning_rate, main, parameter_groups
-from conftest import ROOT
+from conftest import ROOT, command, uda_command
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model, save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    draw_figures(folder, {"train": (6, 4), "val": (3, 2)})
-    return folder
-
-
-def command(cache, out, *more):
-    steps = [] if "scratch" in more else ["--steps", "6"]
-    return ["--cache", str(cache), "--out", str(out), *([] if "--weights" in more else ["--base-steps", "4"]), *steps,
-            "--batch-size", "4", "--device", "cpu", *more]
 
 
 @pytest.fixture(scope="module")
@@ -203,14 +190,6 @@ def test_a_truncated_image_stops_training_with_its_name(tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------------------------- multi-level alignment
-
-def uda_command(cache, out, *more):
-    trained = not {"--style-weights", "none"} & {*more} and "--image-level 0" not in " ".join(more)
-    style = ["--style-steps", "4"] if trained else []
-    source = [] if "--weights" in more else ["--supervised-steps", "4"]
-    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), *style, *source, "--steps", "4",
-            "--batch-size", "4", "--device", "cpu", *more]
-
 
 @pytest.fixture(scope="module")
 def aligned(cache, tmp_path_factory):
