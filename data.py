@@ -80,21 +80,6 @@ class PoseDataset:
         return replace(self, ids=self.ids[rows], image_index=self.image_index[rows], keypoints=self.keypoints[rows],
                        boxes=self.boxes[rows], areas=self.areas[rows], crowd=self.crowd[rows])
 
-    def select_images(self, keep):
-        """The data set with only the images where `keep` (images,) is true, and the people in them."""
-        people = self.select_people(keep[self.image_index])
-        return replace(people, files=[file for file, kept in zip(self.files, keep) if kept],
-                       image_ids=self.image_ids[keep], domains=self.domains[keep],
-                       image_index=(np.cumsum(keep) - 1)[people.image_index],
-                       sentences=None if self.sentences is None else self.sentences[keep])
-
-    def unlabelled(self):
-        """The data set as a target domain without labels: everyone with a box, all keypoints 0."""
-        people = self.select_people((self.boxes[:, 2:] > 0).all(1) & ~self.crowd)
-        if not len(people.ids):
-            raise DataError(f"{self.name}: expected a person with a box, found none")
-        return replace(people, keypoints=np.zeros_like(people.keypoints))
-
 
 # ---------------------------------------------------------------------------------------------------- crop geometry
 #
@@ -806,6 +791,23 @@ def picture_size(file, upright=True):
         return image.size[::-1] if orientation > 4 else image.size, orientation > 1
 
 
+def select_images(dataset, keep):
+    """The data set with only the images where `keep` (images,) is true, and the people in them."""
+    people = dataset.select_people(keep[dataset.image_index])
+    return replace(people, files=[file for file, kept in zip(dataset.files, keep) if kept],
+                   image_ids=dataset.image_ids[keep], domains=dataset.domains[keep],
+                   image_index=(np.cumsum(keep) - 1)[people.image_index],
+                   sentences=None if dataset.sentences is None else dataset.sentences[keep])
+
+
+def unlabelled(dataset):
+    """The data set as a target domain without labels: everyone with a box, all keypoints 0."""
+    people = dataset.select_people((dataset.boxes[:, 2:] > 0).all(1) & ~dataset.crowd)
+    if not len(people.ids):
+        raise DataError(f"{dataset.name}: expected a person with a box, found none")
+    return replace(people, keypoints=np.zeros_like(people.keypoints))
+
+
 def with_boxes(dataset, image_index, boxes):
     """The data set with other people in it: unlabelled, in boxes (people, 4) of the images in rows (people,)."""
     count = len(boxes)
@@ -884,7 +886,7 @@ def load_dataset(spec, split, cache=None):
     if not domains or domains - there:
         raise DataError(f"{spec}: no image of domain {', '.join(sorted(domains - there)) or chosen}; expected some of "
                         f"{', '.join(sorted(there))}")
-    return replace(dataset.select_images(np.isin(dataset.domains, list(domains))), name=spec)
+    return replace(select_images(dataset, np.isin(dataset.domains, list(domains))), name=spec)
 
 
 def open_dataset(spec, split, cache):
@@ -927,7 +929,7 @@ def hold_out(dataset, split, numbers):
     """A split of the one file that there is: images (images,) whose number is a multiple of five are for validation."""
     if split == "all":
         return dataset
-    return dataset.select_images((numbers % 5 == 0) == (split == "val"))
+    return select_images(dataset, (numbers % 5 == 0) == (split == "val"))
 
 
 # === Appendix B: skeletons and what makes them fit each other; skip on a first reading ===============================

@@ -955,7 +955,7 @@ def parse(parser, argv, commands, recipe=()):
         for condition in filter(None, rows[name]["only"].split("; ")):
             word, other, *values = condition.split()
             value = getattr(options, other.removeprefix("--").replace("-", "_"))
-            if not (value in values if values else bool(value) == (word == "with")):
+            if (value in values if values else bool(value)) != (word == "with"):
                 raise DataError(f"--{name.replace('_', '-')}: has no effect; it counts only {condition}")
     return options
 

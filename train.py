@@ -9,6 +9,7 @@ and `train_uda` are the tables of contents of the papers' experiments. The appen
 run's folder, the cache, data and models, tables, and the command.
 """
 import copy
+import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -55,12 +56,12 @@ class VLPoseRecipe:
     validate_every: int = setting(0, 10, "Validate after so many epochs of adaptation; 0: each fifth.", count)
     select: str = setting("last", "best", "Keep the last model, or the best in validation.", choices=("last", "best"))
     # what is adapted, and what it reads
-    strategy: str = setting("vlpose", "vlpose", "What is tuned: nothing, all, the last layer, prompts, or the adapter.",
-                            choices=("scratch", "full", "last", "prompt", "vlpose"))
+    strategy: str = setting("vlpose", "vlpose", "What is tuned: see `model_to_tune`.", choices=(
+        "scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"))
+    rank: int = setting(0, 0, "The rank of updates of the base's own weights; 0: 8 for lora, none for vlpose.", count)
     decoder: str = setting("dual", "dual", "How the relation enters the frozen decoder.", choices=DECODERS)
     matcher: str = setting("concat", "concat", "What image tokens attend to: both, text, image.", choices=MATCHERS)
     num_prompts: int = setting(None, None, "Visual prompts per layer; by default the paper's for the size.", count)
-    shallow: bool = setting(False, False, "Give prompts only to the first layer.")
 
 
 @dataclass
@@ -78,7 +79,7 @@ class AlignmentRecipe:
     milestones: tuple = setting(FALLS, (), "Shares of stages 0 and 1 after which rates fall tenfold.", share, nargs="*")
     steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
     adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
-    strategy: str = setting("full", "full", "What stage 2 tunes: all, or VLPose's adapter.", choices=("full", "vlpose"))
+    strategy: str = setting("full", "full", "What stage 2 tunes: all, or an adapter.", choices=("full", "vlpose", "lora"))
     adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same for stage 2.", share, nargs="*")
     steady_discriminator: bool = setting(False, True, "Keep the discriminator's rate as it is.")
     # all stages
@@ -217,15 +218,17 @@ def model_to_tune(base, text_dim, options):
     """A copy of the base model in which just what --strategy tunes requires a gradient."""
     torch.manual_seed(options.seed)
     base = copy.deepcopy(base)
-    if options.strategy in ("vlpose", "prompt"):
-        decoder = "baseline" if options.strategy == "prompt" else options.decoder
-        deep, matcher = not options.shallow, options.matcher
-        return VLPose(base, text_dim, decoder, options.num_prompts, deep, matcher).to(options.device)
-    base.requires_grad_(options.strategy == "full")  # of `scratch`, nothing
-    if options.strategy == "last":
-        last = base.backbone.up if base.config.trunk else base.backbone.blocks[-1]
-        for layer in (last, base.head.predictor):
-            layer.requires_grad_(True)
+    adapters = {
+        "vlpose": (options.decoder, options.num_prompts, options.matcher, options.rank),
+        "prompt": ("baseline", options.num_prompts),
+        "lora": ("baseline", 0, "concat", options.rank or 8)}
+    if options.strategy in adapters:
+        return VLPose(base, text_dim, *adapters[options.strategy]).to(options.device)
+    layers = {
+        "scratch": "none", "full": "", "last": f"backbone.(up|blocks.{base.config.depth - 1})[.]|head.predictor",
+        "stem": "backbone.patch_embed|head.predictor", "all-but-stem": "(?!backbone.patch_embed)"}
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad_(bool(re.match(layers[options.strategy], name)))
     return base
 
 
@@ -235,9 +238,11 @@ def train_uda(options):
     """The experiment of multi-level alignment: how much of the gap to the target do images without labels close?"""
     with first_process_first():
         source, target, test, labelled_target = alignment_data(options)
-        student = new_student(options, test.skeleton)
+        student = starting_model(options, test.skeleton, trunk_size=(256, 256))
+        if options.strategy == "vlpose":
+            check_adapter(student.config, "dual", None)
         stylist = new_stylist(options) if options.image_level else None
-        texts = read_texts([source, target, test], options) if options.strategy == "vlpose" else None
+        texts = read_texts([source, target, test], options) if options.strategy != "full" else None
     style_stage, source_stage, adapt_stage = plan_uda(options, stylist, source, target)
     if options.dry_run:
         return
@@ -265,7 +270,8 @@ def train_uda(options):
     # Stage 2: student and teacher adapt to the target's images. `MultiLevelAlignment.forward` is a step of it.
     torch.manual_seed(options.seed)
     if texts:  # both methods at once: the model stays as it is, and only an adapter around it learns
-        student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1])
+        adapter = ("baseline", 0, "concat", 8) if options.strategy == "lora" else ()  # as in `model_to_tune`
+        student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1], *adapter)
     labelled = np.flatnonzero((source.keypoints[:, :, 2] > 0).any(0)).tolist()  # keypoints; of --source none: nothing
     alignment = MultiLevelAlignment(
         copy.deepcopy(student), restyle, LossWeights(options.consistency, options.feature_level, options.pose_level),
@@ -280,7 +286,7 @@ def train_uda(options):
         fit_or_find(replace(adapt_stage, name="oracle", steady=""), models["oracle"],
                     partial(source_loss, models["oracle"], None, source_views, compute), [oracle_data], run,
                     depends_on=[str(source_views)])
-    compare_pck(models, texts, stylist, sources, targets, test, run, options)
+    compare_pck(models, texts, stylist, test, run, options)
 
 
 def style_loss(stylist, source, target):
@@ -337,19 +343,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
-from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
-from torchvision.utils import make_grid
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, MeanOfAll,
-                  PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes,
-                  read_boxes, unreadable, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+                  PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes, read_boxes,
+                  unlabelled, unreadable, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
 from eval import (HELP, KINDS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, parse,
                   pck_of_results, predict, predict_people, true_pose, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
-                    load_strictly, load_weights, read_file, save_checkpoint, save_tensors, with_keypoints)
+from vlpose import (PoseModel, ViT, ViTConfig, check_adapter, encode_sentences, load_backbone, load_clip_text,
+                    load_pose_model, load_strictly, load_weights, read_file, save_checkpoint, save_tensors,
+                    with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 def plan_vlpose(options, base, source, target):
@@ -812,12 +817,20 @@ def check_pictures(datasets):
         raise DataError(f"{datasets[0].name}: {len(problems)} pictures to test on cannot be read, see above")
 
 
-def starting_model(options, skeleton):
-    """The model of --weights or --init, with a predictor for this skeleton, or a new one of --size."""
+def starting_model(options, skeleton, trunk_size=ViTConfig.image_size):
+    """The trained model of --weights, with a predictor for this skeleton; or a new one, but for the backbone of --init.
+    trunk_size: of crops, where a network of torchvision is new."""
     torch.manual_seed(options.seed)
-    if given := options.weights or options.init:
-        return with_keypoints(load_pose_model(given), skeleton).to(options.device)
-    return PoseModel(MODEL_CONFIGS[options.size], len(skeleton.names), skeleton).to(options.device)
+    size, config = options.image_size and tuple(options.image_size), MODEL_CONFIGS[options.size]
+    if options.weights:
+        model = with_keypoints(load_pose_model(options.weights, size), skeleton)
+    else:
+        config = replace(config, image_size=size or (trunk_size if config.trunk else config.image_size))
+        model = PoseModel(config, len(skeleton.names), skeleton)
+        if options.init:
+            load_backbone(model, options.init)
+    model.config = replace(model.config, sigma=options.sigma or model.config.sigma)
+    return model.to(options.device)
 
 
 def read_texts(datasets, options):
@@ -846,7 +859,7 @@ def report_trained_share(model, base, options):
 def alignment_data(options):
     """The source with its labels, the target without, what is tested on, and for --oracle the target with its labels;
     all with the skeleton of the labels that are tested on, or else of the source, or with --source none the model's."""
-    target = open_with_sentences(options.target, "train", options).unlabelled()
+    target = unlabelled(open_with_sentences(options.target, "train", options))
     source = target if options.source == "none" else training_set(options.source, options)
     split = "all" if options.test and os.path.isfile(options.test.partition(":")[2].partition("#")[0]) else "val"
     test = open_with_sentences(options.test or options.target, split, options)
@@ -860,25 +873,6 @@ def alignment_data(options):
     return (bare if source is target else with_skeleton(source, skeleton), bare,
             with_skeleton(test, skeleton) if labelled else bare,
             options.oracle and training_set(options.target, options, skeleton))
-
-
-def new_student(options, skeleton):
-    """An untrained student, but for the backbone of --init; or the trained one of --weights."""
-    torch.manual_seed(options.seed)
-    size = tuple(options.image_size) if options.image_size else None
-    if options.weights:
-        student = with_keypoints(load_pose_model(options.weights, size), skeleton)
-        student.config = replace(student.config, sigma=options.sigma or student.config.sigma)
-    else:
-        config = MODEL_CONFIGS[options.size]
-        size = size or ((256, 256) if config.trunk else config.image_size)
-        config = replace(config, image_size=size, sigma=options.sigma or config.sigma)
-        student = PoseModel(config, len(skeleton.names), skeleton)
-        if options.init:
-            load_backbone(student, options.init)
-    if options.strategy == "vlpose":
-        check_adapter(student.config, "dual", None)
-    return student.to(options.device)
 
 
 def new_stylist(options):
@@ -966,21 +960,10 @@ def some_of_each_domain(dataset, columns, count):
             for n, (domain, row) in enumerate(zip(dataset.domains[dataset.image_index[rows]], rows))]
 
 
-def draw_styles(stylist, sources, targets):
-    """Source images, target images, and the one in the style of the other, below each other."""
-    content, style = (rgb({"image": torch.stack([crops[int(row), 0]["image"] for row in rows[:PREVIEWS]])}, stylist)
-                      for crops, rows in (sources, targets))
-    count = min(len(content), len(style))
-    content, style = content[:count], style[:count]
-    grid = make_grid(torch.cat([content, style, stylist(content, style)]).cpu(), nrow=count)
-    return Image.fromarray((255 * grid).byte().permute(1, 2, 0).numpy())
-
-
-def compare_pck(models, texts, stylist, sources, targets, test, run, options):
+def compare_pck(models, texts, stylist, test, run, options):
     """Keeps the models, prints and keeps their PCK or what can be known without labels, and draws what they predict."""
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
-        run.write("style.png", draw_styles(stylist, sources, targets))
     table, results, labelled = {}, {}, len(test.annotated) > 0
     results_of = partial(predict, dataset=test, flip=False, workers=run.workers)
     for name, model in models.items():

@@ -8,11 +8,7 @@ learns from the labels. Three levels of alignment draw the two domains together:
     pose      each target heatmap is sure of a place; together they cover many places    L_im
 
 A teacher, the running average of the student, labels the target images. Both see a view of their own of each image, and
-the student must say what the teacher says (L_con):
-
-    target image ─┬─ view 1 ─► teacher ─► heatmaps ─► warp back ─► pseudo-labels, mask ─┐
-                  └─ view 2 ─► occlude ─► student ─► heatmaps ─► warp back ─┬───────────┴─► L_con
-                                                                            └─► L_im
+the student must say what the teacher says (L_con); the README has a drawing of it all.
 
     L = L_sup + 1.0 L_con + 0.1 L_adv + 0.3 L_im        (the paper's weights; a recipe may have others)
 

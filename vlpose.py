@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
@@ -129,19 +130,20 @@ class ViT(nn.Module):
     def forward(self, images, prompts=None):
         """Images (B, 3, H, W) -> features (B, D, H/16, W/16).
 
-        prompts (layers, n, D): learnable tokens that stand before the image's (visual prompt tuning, arXiv 2203.12119).
-            *Shallow* prompts (layers = 1) enter before the first block and pass through all of them. *Deep* prompts
-            (layers = depth) enter before each block, and leave it where they are of no more use: in its attention.
+        prompts (depth, n, D): learnable tokens that stand before the image's at each block (visual prompt tuning, arXiv
+            2203.12119). They leave it where they are of no more use: in its attention.
         """
         x = self.patch_embed(images)                           # (B, D, H/16, W/16)
         x = x.flatten(2).mT.contiguous() + self.pos_embed      # (B, N, D), each token in a row of memory
-        n, N = 0 if prompts is None else prompts.shape[1], x.shape[1]
-        leaving = n if n and len(prompts) > 1 else 0           # of the prompts, at each block
+        n = 0 if prompts is None else prompts.shape[1]
         for i, block in enumerate(self.blocks):
-            if n and i < len(prompts):
+            if n:
                 x = torch.cat([prompts[i].expand(x.shape[0], -1, -1), x], dim=1)  # (B, n + N, D)
-            x = checkpoint(block, x, leaving, use_reentrant=False) if self.checkpointing else block(x, leaving)
-        x = self.norm(x[:, -N:])                               # (B, N, D)
+            if self.checkpointing:  # with the weights of now, which need not be the block's own: `VLPose.tuned`
+                x = checkpoint(functional_call, block, dict(block.named_parameters()), (x, n), use_reentrant=False)
+            else:
+                x = block(x, n)                                # (B, N, D)
+        x = self.norm(x)                                       # (B, N, D)
         return x.transpose(1, 2).unflatten(2, self.grid)       # (B, D, H/16, W/16)
 
 
@@ -261,7 +263,7 @@ def encode_sentences(clip_text, sentences, per_token=False):
 
 # --------------------------------------------------------------------------------------------- 5. the relation matcher
 
-MATCHERS = ("concat", "cross", "image")
+MATCHERS = ("concat", "image")
 
 
 class RelationMatcher(nn.Module):
@@ -273,8 +275,7 @@ class RelationMatcher(nn.Module):
         R = LayerNorm(E + W_o (M v))                   the weighted mean, added to the image token
 
     [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active only in training.
-    variant: `concat` is the paper's. `cross` takes keys and values only from T': with one text token every image token
-        gets the same value. `image` takes them only from E, without text. The comments below are for `concat`.
+    variant: `concat` is the paper's. `image` takes keys and values only from E, without text.
     mask (B, L), True for text tokens: in a batch of sentences of different lengths the others are padding.
     """
 
@@ -292,11 +293,9 @@ class RelationMatcher(nn.Module):
 
     def forward(self, image, text, mask=None):
         E = context = image                                         # (B, N, D)
-        if self.variant != "image":
-            context = self.text(text)                               # T' (B, L, D)
         if self.variant == "concat":
-            context = torch.cat([E, context], dim=1)                # [E ; T'] (B, N + L, D)
-        if self.variant == "image":
+            context = torch.cat([E, self.text(text)], dim=1)        # [E ; T'] (B, N + L, D)
+        else:
             mask = None
         if mask is not None:  # image tokens are never padding
             mask = F.pad(mask, (context.shape[1] - mask.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
@@ -308,7 +307,28 @@ class RelationMatcher(nn.Module):
         return self.norm(E + self.out(merge_heads(Mv)))             # R (B, N, D)
 
 
-# ---------------------------------------------------------------------------------------------------------- 6. VLPose
+# ------------------------------------------------------------------- 6. beyond the paper: updates of the frozen weights
+
+class LowRank(nn.Module):
+    """W -> W + ΔW, ΔW = B A: a low-rank update of a frozen weight (LoRA, arXiv 2106.09685).
+
+    For W (out, in), A is (rank, in) and B (out, rank), 0 at first. A convolution's W counts as (out, in · kernel).
+    Where A and B would have more numbers than W (biases, norms), there is a ΔW (out, ...) instead.
+    """
+
+    def __init__(self, W, rank):
+        super().__init__()
+        out, width = len(W), W[0].numel()
+        self.low = rank * (out + width) < W.numel()
+        if self.low:
+            self.A = nn.Parameter(torch.randn(rank, width) / width ** 0.5)
+        self.B = nn.Parameter(torch.zeros((out, rank) if self.low else W.shape))
+
+    def forward(self, W):
+        return W + ((self.B @ self.A).view_as(W) if self.low else self.B)
+
+
+# ---------------------------------------------------------------------------------------------------------- 7. VLPose
 
 DECODERS = ("baseline", "injector", "extractor-injector", "dual", "dual-released")
 
@@ -329,20 +349,21 @@ class VLPose(nn.Module):
     base: a PoseModel, which becomes part of this one; with the simple decoder for `baseline`, with a ResNet without
         prompts. text_dim: D_text.
     decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual` is the paper's.
-    num_prompts: n, by default the paper's for a model of this size. deep: whether every layer has prompts of its own.
+    num_prompts: n, by default the paper's for a model of this size.
     matcher: the variant of the RelationMatcher.
+    rank: of updates ΔW of all the base's weights W (`LowRank`), which are trained, too; 0, as in the paper: none.
     """
 
-    def __init__(self, base, text_dim, decoder="dual", num_prompts=None, deep=True, matcher="concat"):
+    def __init__(self, base, text_dim, decoder="dual", num_prompts=None, matcher="concat", rank=0):
         super().__init__()
         config = base.config
         check_adapter(config, decoder, num_prompts)
         n = config.prompts if num_prompts is None else num_prompts
         self.config, self.decoder = config, decoder
         self.num_keypoints, self.skeleton = base.num_keypoints, base.skeleton
-        self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, deep=deep, matcher=matcher)
+        self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, matcher=matcher, rank=rank)
         self.base = base.requires_grad_(False)
-        self.prompts = nn.Parameter(torch.empty(config.depth if deep else 1, n, config.dim))
+        self.prompts = nn.Parameter(torch.empty(config.depth, n, config.dim))
         nn.init.trunc_normal_(self.prompts, std=0.02)
         if decoder != "baseline":
             self.matcher = RelationMatcher(config.dim, text_dim, variant=matcher)
@@ -350,6 +371,8 @@ class VLPose(nn.Module):
             self.auxiliary1 = deconv_block(config.dim, config.decoder_dim)       # A₁
             self.auxiliary2 = deconv_block(config.decoder_dim, config.decoder_dim)  # A₂
         self.predictor = copy.deepcopy(base.head.predictor).requires_grad_(True)
+        self.updates = nn.ModuleDict({name.replace(".", "-"): LowRank(W, rank) for name, W in base.named_parameters()
+                                      if rank and not name.startswith("head.predictor")})
         self.initialize()
         self.train()
 
@@ -380,7 +403,7 @@ class VLPose(nn.Module):
 
     def features(self, images, text, mask=None):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
-        E = self.base.backbone(images, self.prompts)                    # (B, D, H/16, W/16)
+        E = self.tuned("backbone")(images, self.prompts)                # (B, D, H/16, W/16)
         if self.decoder == "baseline":                                  # only prompts, no R
             return self.decode(E, None)
         tokens = E.flatten(2).transpose(1, 2)                           # (B, N, D)
@@ -393,33 +416,31 @@ class VLPose(nn.Module):
         B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary blocks beside them.
         Each doubles the resolution.
         """
-        B1, B2 = self.base.head.block1, self.base.head.block2
+        B1, B2 = self.tuned("head.block1"), self.tuned("head.block2")
         if self.decoder == "baseline":                # figure 3a:  m₂ = B₂(B₁(E))
             return B2(B1(E))
         if self.decoder == "injector":                # figure 3b:  m₂ = B₂(B₁(E + R))
             return B2(B1(E + R))
 
         A1, A2 = self.auxiliary1, self.auxiliary2
-        if self.decoder == "extractor-injector":      # figure 3c:
-            m1 = B1(E)                                #   m₁ = B₁(E)             -> (B, C, H/8, W/8)
-            a1 = A1(R)                                #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
-            return B2(m1) + A2(a1 + m1)               #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
-        if self.decoder == "dual":                    # figure 3d, the paper's full model: R enters on both sides
-            m1 = B1(E + R)                            #   m₁ = B₁(E + R)         -> (B, C, H/8, W/8)
-            a1 = A1(R)                                #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
-            return B2(m1) + A2(a1 + m1)               #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
-        a1 = A1(E)                                    # `first_amiddle_last_add` of the released code, not figure 3d:
-        m1 = B1(E + R) + a1                           #   m₁ = B₁(E + R) + A₁(E)
-        return B2(m1) + A2(m1)                        #   m₂ = B₂(m₁) + A₂(m₁)
+        if self.decoder == "dual-released":           # `first_amiddle_last_add` of the released code, not figure 3d:
+            m1 = B1(E + R) + A1(E)                    #   m₁ = B₁(E + R) + A₁(E)
+            return B2(m1) + A2(m1)                    #   m₂ = B₂(m₁) + A₂(m₁)
+        # figure 3d, `dual`, the paper's full model: R enters on both sides; figure 3c, `extractor-injector`: m₁ = B₁(E)
+        m1 = B1(E + R if self.decoder == "dual" else E)  # m₁ = B₁(E + R)          -> (B, C, H/8, W/8)
+        a1 = A1(R)                                    #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
+        return B2(m1) + A2(a1 + m1)                   #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
+
+    def tuned(self, part):
+        """A part of the base as a function: with W + ΔW in place of each weight W that has an update."""
+        module = self.base.get_submodule(part)
+        weights = {name: self.updates[f"{part}.{name}".replace(".", "-")](W)
+                   for name, W in module.named_parameters() if self.updates}
+        return lambda *inputs: functional_call(module, weights, inputs)
 
     def adapter_state_dict(self):
         """Only the adapter's tensors, which turn any copy of its base into this VLPose: 1 MB of tiny, 29 of base."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
-
-    def load_adapter(self, state):
-        """Loads what `adapter_state_dict` gave; a WeightsError names a tensor that does not fit."""
-        base = {f"base.{name}": tensor for name, tensor in self.base.state_dict().items()}
-        load_strictly(self, base | state, "adapter")
 
 
 # === Appendix: public weights; skip on a first reading ================================================================
@@ -848,9 +869,11 @@ def load_model(path_or_name, image_size=None, base=None):
             raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, expected {config.depth}")
         state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"] if adapter else state
 
+        options = {name: value for name, value in contents.get("options", {}).items() if name != "deep"}  # of old files
+
         def build():
             model = PoseModel(replace(config, image_size=image_size), keypoints, skeleton)
-            return VLPose(model, **contents["options"]) if adapter else model
+            return VLPose(model, **options) if adapter else model
 
         if own:  # a file that says that it needs all the memory there is must have it
             with torch.device("meta"):

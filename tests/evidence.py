@@ -1,6 +1,8 @@
 """The evidence: trains every row of the README's tables with several seeds, and makes the tables and the pictures.
 
     python tests/evidence.py vlpose --jobs 2                       strategies, decoders, matchers, text, prompts
+    python tests/evidence.py resnet --init resnet18                the same with a ResNet-18 that knows ImageNet
+    python tests/evidence.py few --jobs 2                          after `vlpose`: 5, 20, 100 labelled pictures a style
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
     python tests/evidence.py lsp --root /data/LSP --init resnet18  figures to real photographs (tests/convert.py lsp)
     python tests/evidence.py both --jobs 2                         VLPose's adapter learns from art without labels
@@ -28,7 +30,7 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, load_dataset, make_skeleton,  # noqa: E402
+from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, load_dataset, make_skeleton, select_images,  # noqa: E402
                   to_coco, with_sentences, with_skeleton)
 from eval import domain_table, predict  # noqa: E402
 from train import parse_options  # noqa: E402
@@ -50,10 +52,14 @@ LSP = ("--source figures --target coco:{root}/lsp --size resnet18 --init {init} 
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
 STRATEGIES = {  # row -> how it differs from the default; the first three are the quick ones; `scratch` is in each
     "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
-    "last": "--strategy last", "prompt, shallow": "--strategy prompt --shallow"}
+    "last": "--strategy last", "stem": "--strategy stem",
+    "all but the stem": "--strategy all-but-stem", "lora": "--strategy lora"}
+LORA = {f"lora, rank {rank}": f"--strategy lora --rank {rank}" for rank in (2, 4, 16, 32)}  # `lora` has 8
+LORA |= {"vlpose with lora": "--rank 8", "vlpose with lora, no text": "--rank 8 --matcher image"}
+RESNET = {"vlpose": "--num-prompts 0", "full": "--strategy full", "last": "--strategy last", "lora": "--strategy lora"}
 VARIANTS = {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline decoder, `vlpose` the dual one
             for name in ("injector", "extractor-injector", "dual-released")}
-VARIANTS |= {"no text": "--matcher image", "matcher cross": "--matcher cross",
+VARIANTS |= {"no text": "--matcher image", 
              "one sentence for all": "--sentences 'a photo of a person'", "bare names": "--sentences '{domain}'"}
 VARIANTS |= {f"{number} prompt{'s' * (number != 1)}": f"--num-prompts {number}"
              for number in (0, 1, 5, 20, 50)}  # the default is 10
@@ -73,7 +79,9 @@ TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed
         for pictures in PICTURES for name, options in TINY_STRATEGIES.items()}
 
 EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
-    "vlpose": ("--mode vlpose", STRATEGIES | VARIANTS | HELD_OUT, 3),
+    "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT, 3),
+    "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --base-steps 1500 "
+               "--steps 800", RESNET, 4),
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
     "lsp": (f"--mode uda {LSP}", LEVELS, 6),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 2),
@@ -172,7 +180,7 @@ def draw_tiny_sets(args):
                 (home / "annotations").mkdir(parents=True)
                 (home / "images").symlink_to(below_common_folder(splits["val"].files)[0])
                 chosen = np.random.default_rng(seed).permutation(len(splits["train"].files)) < 40
-                for split, figures in (("train", splits["train"].select_images(chosen)), ("val", splits["val"])):
+                for split, figures in (("train", select_images(splits["train"], chosen)), ("val", splits["val"])):
                     path = home / "annotations" / f"person_keypoints_{split}2017.json"
                     path.write_text(json.dumps(to_coco(figures)))
 

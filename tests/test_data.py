@@ -14,7 +14,7 @@ from PIL import Image
 import data
 from data import (COCO17, GENTLE, REGDA, VITPOSE, Augmentation, Crops, DataError, crop_matrix, decode_heatmaps,
                   draw_figures, encode_heatmaps, half_body_box, invert_matrix, load_dataset, open_image,
-                  to_coco, transform_points, warp_image, with_sentences, written_whole)
+                  select_images, to_coco, transform_points, unlabelled, warp_image, with_sentences, written_whole)
 
 SIZE = (128, 96)
 COUNTS = {"train": (3, 2), "val": (2, 1)}
@@ -76,7 +76,7 @@ def test_a_folder_of_pictures_is_a_data_set_without_labels(gallery, capsys, spli
     assert [Path(file).relative_to(gallery).as_posix() for file in pictures.files] == [
         "b/one.png", "b/two.JPG", "one.png", "turned.jpg", "z/one.png"]
     assert pictures.boxes[2:4].tolist() == [[0, 0, 30, 20], [0, 0, 20, 30]]  # each as a whole, as one sees it
-    assert not len(pictures.annotated) and len(pictures.unlabelled().ids) == 5
+    assert not len(pictures.annotated) and len(unlabelled(pictures).ids) == 5
     assert "broken.jpg: not a readable image" in capsys.readouterr().err
 
 
@@ -322,12 +322,12 @@ def test_a_description_is_each_images_own(figures, tmp_path):
 def test_sentences_stay_with_their_images(figures):
     dataset = with_sentences(load_dataset(f"figures:{figures}", "train"), "description")
     keep = np.arange(len(dataset.files)) % 3 == 1
-    part = dataset.select_images(keep)
+    part = select_images(dataset, keep)
     assert part.sentences.tolist() == dataset.sentences[keep].tolist()
     assert part.sentences.tolist() == [f"a {domain} of a person" for domain in part.domains.tolist()]
-    assert part.select_people([0]).sentences is part.sentences and part.unlabelled().sentences is part.sentences
+    assert part.select_people([0]).sentences is part.sentences and unlabelled(part).sentences is part.sentences
     dataset.sentences = None
-    assert dataset.select_images(keep).sentences is None and Crops(dataset, SIZE)[0, 0]["sentence"] == ""
+    assert select_images(dataset, keep).sentences is None and Crops(dataset, SIZE)[0, 0]["sentence"] == ""
 
 
 @pytest.mark.parametrize("descriptions", [[{}, {}], [{"description": "one"}, {}], [{"description": ""}, {}],

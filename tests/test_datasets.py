@@ -11,7 +11,7 @@ from PIL import Image
 import convert
 import data
 from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, crop_matrix, load_dataset,
-                  make_skeleton, plain_name, to_coco, transform_points, with_skeleton)
+                  make_skeleton, plain_name, to_coco, transform_points, unlabelled, with_skeleton)
 
 COCO_IN_BODY16 = {name: BODY16.names.index(name) for name in COCO17.names if name in BODY16.names}
 
@@ -183,7 +183,7 @@ def test_an_unlabelled_target_shows_boxes_and_no_keypoint(real):
     coco = load_dataset(f"coco:{real / 'coco'}", "all")
     coco.crowd[0], coco.boxes[1, 2] = True, 0
     coco.keypoints[2] = 0  # without labels, but with a box
-    target = coco.unlabelled()
+    target = unlabelled(coco)
     assert target.ids.tolist() == coco.ids[2:].tolist() and (target.boxes == coco.boxes[2:]).all()
     assert target.keypoints.shape == (len(coco.ids) - 2, 17, 3) and not target.keypoints.any()
     assert coco.keypoints.any() and len(target.annotated) == 0
@@ -195,7 +195,7 @@ def test_a_target_without_a_box_is_an_error(real):
     coco = load_dataset(f"coco:{real / 'coco'}", "all")
     coco.crowd[:] = True
     with pytest.raises(DataError, match="coco:.*expected a person with a box"):
-        coco.unlabelled()
+        unlabelled(coco)
 
 
 # ---------------------------------------------------------------------------------------------------------------- LSP

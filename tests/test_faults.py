@@ -251,7 +251,7 @@ def test_the_table_of_options_names_only_options_that_there_are():
 @pytest.mark.parametrize("argv, words", [
     ("--strategy full --num-prompts 5", "--num-prompts: has no effect; it counts only with --strategy prompt vlpose"),
     ("--weights W --base-lr 1", "--base-lr: has no effect; it counts only without --weights"),
-    ("--weights W --init X", "--init: "), ("--init X --size base", "--size: "),
+    ("--weights W --init X", "--init: "),
     ("--strategy full --matcher cross", "--matcher: has no effect; it counts only with --strategy vlpose"),
     ("--strategy prompt --decoder injector", "--decoder: "), ("--decoder baseline --matcher cross", "--matcher: "),
     ("--strategy scratch --lr 1", "--lr: "), ("--select best", "--select: "),

@@ -207,7 +207,7 @@ def test_alignment_leaves_its_numbers_models_and_pictures(aligned):
     stages = "style", "source", "restyled", "adapt", "oracle"
     models = "source-only", "student", "teacher", "oracle"
     assert {file.name for file in aligned.iterdir()} == {
-        "config.json", "log.csv", "results.json", "curves.png", "poses.png", "style.png", "style.pth", "lock",
+        "config.json", "log.csv", "results.json", "curves.png", "poses.png", "style.pth", "lock",
         *(f"{stage}.checkpoint.pth" for stage in stages), *(f"{model}.pth" for model in models)}
     table = json.loads((aligned / "results.json").read_text())
     assert list(table) == ["source only", "student", "teacher", "oracle"]
@@ -258,7 +258,7 @@ def test_each_part_of_the_alignment_can_be_left_out(cache, tmp_path, monkeypatch
         assert main(uda_command(cache, folder, *([f"--{option}", "0"] if option else []))) == 0
         outcomes[option] = weights(folder, "student")["head.predictor.weight"]
         assert option is None or not torch.equal(outcomes[option], outcomes[None]), option
-        assert (folder / "style.png").exists() == (option != "image-level")
+        assert (folder / "style.pth").exists() == (option != "image-level")
 
 
 def test_a_given_model_takes_another_sigma(aligned, cache, tmp_path):
