@@ -7,7 +7,7 @@ from torch import nn
 import vlpose
 from clip_tokenizer import END
 from vlpose import (DECODERS, MATCHERS, RANDOM_TEXT, VIT_CONFIGS, CLIPText, CLIPTextConfig, CLIPTokenizer, QuickGELU,
-                    RelationMatcher, ViT, ViTConfig, PoseModel, VLPose, WeightsError, encode_sentences, load_clip_text)
+                    RelationMatcher, ViT, ViTConfig, PoseModel, VLPose, encode_sentences, load_clip_text)
 
 TINY = ViTConfig(64, 3, 4, 0.2, 5, 0.8, image_size=(64, 48), decoder_dim=32)
 B, TEXT = 2, 24
@@ -77,16 +77,12 @@ def test_a_patch_is_seen_with_the_two_pixels_before_it(base, images):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layers", [1, 3], ids=["shallow", "deep"])
-def test_prompts_stand_before_the_patches_once_or_anew_at_every_layer(layers, base, images):
-    vit, prompts = base.backbone, torch.randn(layers, 5, 64)
+def test_prompts_stand_before_the_patches_anew_at_every_layer(base, images):
+    vit, prompts = base.backbone, torch.randn(3, 5, 64)
     x = vit.patch_embed(images).flatten(2).transpose(1, 2) + vit.pos_embed
-    x = torch.cat([prompts[0].expand(B, 5, 64), x], dim=1)
-    for i, block in enumerate(vit.blocks):
-        if i > 0 and layers > 1:
-            x[:, :5] = prompts[i]
-        x = block(x)
-    expected = vit.norm(x[:, 5:]).transpose(1, 2).reshape(B, 64, 4, 3)
+    for P, block in zip(prompts, vit.blocks):
+        x = block(torch.cat([P.expand(B, 5, 64), x], dim=1))[:, 5:]
+    expected = vit.norm(x).transpose(1, 2).reshape(B, 64, 4, 3)
     torch.testing.assert_close(vit(images, prompts), expected)
     assert not torch.allclose(vit(images, prompts), vit(images))
     assert torch.equal(vit(images, prompts[:, :0]), vit(images))
@@ -164,12 +160,11 @@ def test_quick_gelu_is_near_gelu_but_not_gelu():
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 6])
-@pytest.mark.parametrize("variant", ["concat", "cross", "image"])
+@pytest.mark.parametrize("variant", MATCHERS)
 def test_the_relation_is_the_papers_equation(variant, length):
     matcher = randomise(RelationMatcher(64, TEXT, heads=8, variant=variant))
     E, T = torch.randn(B, 12, 64), torch.randn(B, length, TEXT)
-    context = E if variant == "image" else matcher.text(T)
-    context = torch.cat([E, context], dim=1) if variant == "concat" else context
+    context = torch.cat([E, matcher.text(T)], dim=1) if variant == "concat" else E
     assert hasattr(matcher, "text") == (variant != "image")  # nothing is trained that is not read
     Q, (K, V) = matcher.query(E), matcher.key_value(context).split(64, dim=2)
     M = [torch.softmax(q @ k.transpose(1, 2) / 8 ** 0.5, dim=2) @ v
@@ -353,42 +348,75 @@ def test_without_prompts_and_relation_nothing_changes(base, images, text):
     assert torch.equal(VLPose(base, TEXT, "baseline", num_prompts=0)(images, text), base(images))
 
 
-@pytest.mark.parametrize("deep, layers", [(True, 3), (False, 1)])
-def test_there_are_as_many_prompts_as_asked_for_or_as_in_the_paper(deep, layers, base):
-    assert VLPose(base, TEXT, deep=deep).prompts.shape == (layers, 5, 64)
-    assert VLPose(base, TEXT, deep=deep, num_prompts=2).prompts.shape == (layers, 2, 64)
+def test_there_are_as_many_prompts_as_asked_for_or_as_in_the_paper(base):
+    assert VLPose(base, TEXT).prompts.shape == (3, 5, 64)
+    assert VLPose(base, TEXT, num_prompts=2).prompts.shape == (3, 2, 64)
     assert [VIT_CONFIGS[size].prompts for size in ("small", "base", "large", "huge")] == [50, 20, 10, 5]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_the_adapter_alone_turns_another_copy_of_the_base_into_the_same_model(decoder, base, images, text):
-    model = randomise(VLPose(base, TEXT, decoder), seed=1)
-    state = model.adapter_state_dict()
-    assert not any(name.startswith("base") for name in state)
-    copy = VLPose(randomise(PoseModel(TINY)), TEXT, decoder)
-    copy.load_adapter(state)
-    assert torch.equal(copy.eval()(images, text), model(images, text))
-
-
-def test_an_adapter_that_does_not_fit_is_refused_whole(base):
-    model = VLPose(base, TEXT)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for other, message in [
-            (VLPose(base, TEXT, num_prompts=3), r"prompts is float \[3, 3, 64\], expected float \[3, 5, 64\]"),
-            (VLPose(base, TEXT, "injector"), r"auxiliary1.0.weight is nothing, expected"),
-            (VLPose(base, TEXT + 1), r"matcher.text.weight is float \[64, 25\], expected float \[64, 24\]")]:
-        with pytest.raises(WeightsError, match=message):
-            model.load_adapter(other.adapter_state_dict())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("options, message", [
     ({"decoder": "triple"}, "decoder: expected one of baseline, .* not 'triple'"),
-    ({"matcher": "both"}, "matcher: expected one of concat, cross, image, not 'both'")])
+    ({"matcher": "both"}, "matcher: expected one of concat, image, not 'both'")])
 def test_a_wrong_choice_is_named(options, message, base):
     with pytest.raises(ValueError, match=message):
         VLPose(base, TEXT, **options)
+
+
+# ------------------------------------------------------------------------------------------------- low-rank updates
+
+def low_rank(base, decoder="baseline", rank=3):
+    return VLPose(base, TEXT, decoder, 0, rank=rank)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [TINY, VIT_CONFIGS["tiny"]], ids=["patches", "convolutions"])
+def test_low_rank_updates_start_at_the_original_model(config):
+    base = randomise(PoseModel(config))
+    images = torch.randn(B, 3, *config.image_size)
+    assert torch.equal(low_rank(base).eval()(images, torch.zeros(B, 1, TEXT)), base(images))
+
+
+@torch.no_grad()
+def test_a_model_with_updates_is_one_whose_weights_are_w_plus_b_times_a(images, text):
+    base = randomise(PoseModel(TINY))
+    model, merged = randomise(low_rank(base), seed=1), randomise(PoseModel(TINY))
+    for name, W in merged.named_parameters():
+        if not name.startswith("head.predictor"):
+            update = model.updates[name.replace(".", "-")]
+            W += (update.B @ update.A).reshape(W.shape) if hasattr(update, "A") else update.B
+    merged.head.predictor = model.predictor
+    torch.testing.assert_close(model(images, text), merged(images))
+    assert not torch.allclose(model(images, text), base(images)) and torch.equal(model(images), base(images))
+
+
+def test_an_update_has_the_rank_asked_for_and_never_more_numbers_than_its_weight(base):
+    updates, small = low_rank(base).updates, []
+    for name, W in base.named_parameters():
+        if not name.startswith("head.predictor"):
+            update = updates[name.replace(".", "-")]
+            trained = sum(parameter.numel() for parameter in update.parameters())
+            assert trained == min(W.numel(), 3 * (len(W) + W[0].numel()))
+            small += [name] * (trained == W.numel())
+    assert all(name.endswith("bias") or W.ndim == 1 or "pos_embed" in name
+               for name, W in base.named_parameters() if name in small)
+    assert low_rank(base).updates["backbone-blocks-0-mlp-0-weight"].A.shape == (3, 64)
+
+
+@pytest.mark.parametrize("decoder", ["baseline", "dual"])
+def test_updates_learn_and_the_base_does_not_move(decoder, base, images, text):
+    original = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    model = randomise(low_rank(base, decoder), seed=1).train()
+    model(images, text).square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.updates.parameters())
+    assert all(parameter.grad is None for parameter in base.parameters())
+    assert all(torch.equal(tensor, original[name]) for name, tensor in base.state_dict().items())
+
+
+def test_blocks_computed_anew_have_their_updates_too(base, images, text):
+    model, gradients = randomise(low_rank(base), seed=1), []
+    for base.backbone.checkpointing in (False, True):
+        gradients.append(torch.autograd.grad(model(images, text).square().sum(), model.updates.parameters()))
+    assert all(map(torch.equal, *gradients))
 
 
 # ------------------------------------------------------------------------------------------------------------- memory
