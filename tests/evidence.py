@@ -78,6 +78,13 @@ TINY_STRATEGIES = {"full": "--strategy full", "last": "--strategy last", "vlpose
 TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed}} {options}"
         for pictures in PICTURES for name, options in TINY_STRATEGIES.items()}
 
+FEW_LABELS = {5: 25, 20: 7, 100: 2}  # labelled pictures of a style -> epochs between validations, 50 to 70 steps
+FEW_STRATEGIES = {"vlpose": ("", (5e-4, 1.5e-3)), "lora": ("--strategy lora", (1e-3, 3e-3)),
+                  "full": ("--strategy full", (5e-4, 1.5e-3))}
+FEW = {f"{number} labels, {name}, {lr}": f"--target coco:{{folder}}/few-{number}-{{seed}} --validate-every {epochs} "
+                                         f"{options} --lr {lr}"
+       for number, epochs in FEW_LABELS.items() for name, (options, rates) in FEW_STRATEGIES.items() for lr in rates}
+
 EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT, 3),
     "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --base-steps 1500 "
@@ -85,6 +92,7 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
     "lsp": (f"--mode uda {LSP}", LEVELS, 6),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 2),
+    "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW, 18),
     "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY, 6)}
 
 
@@ -175,14 +183,31 @@ def draw_tiny_sets(args):
     for pictures, spec in zip(PICTURES, ("figures#cartoon", "figures#artificial")):
         splits = {split: with_skeleton(load_dataset(spec, split), skeleton) for split in ("train", "val")}
         for seed in range(args.seeds):
-            home = args.folder / f"tiny-{pictures}-{seed}"
-            if not home.exists():
-                (home / "annotations").mkdir(parents=True)
-                (home / "images").symlink_to(below_common_folder(splits["val"].files)[0])
-                chosen = np.random.default_rng(seed).permutation(len(splits["train"].files)) < 40
-                for split, figures in (("train", select_images(splits["train"], chosen)), ("val", splits["val"])):
-                    path = home / "annotations" / f"person_keypoints_{split}2017.json"
-                    path.write_text(json.dumps(to_coco(figures)))
+            chosen = np.random.default_rng(seed).permutation(len(splits["train"].files)) < 40
+            write_set(args.folder / f"tiny-{pictures}-{seed}", select_images(splits["train"], chosen), splits["val"])
+
+
+def draw_few_sets(args):
+    """COCO folders with few labelled figures of each style, others for each seed; every fifth of them is `val`."""
+    figures = load_dataset("figures#artificial", "train")
+    for number in FEW_LABELS:
+        for seed in range(args.seeds):
+            rng, place = np.random.default_rng(seed), np.full(len(figures.files), -1)
+            for style in ART:
+                chosen = rng.permutation(np.flatnonzero(figures.domains == style))[:number]
+                place[chosen] = np.arange(number)
+            train, val = (select_images(figures, (place >= 0) & ((place % 5 == 0) == held_out))
+                          for held_out in (False, True))
+            write_set(args.folder / f"few-{number}-{seed}", train, val)
+
+
+def write_set(home, train, val):
+    """Figures to train on and to validate on, as a folder of COCO's; it has the pictures by a link."""
+    if not home.exists():
+        (home / "annotations").mkdir(parents=True)
+        (home / "images").symlink_to(below_common_folder([*train.files, *val.files])[0])
+        for split, figures in (("train", train), ("val", val)):
+            (home / "annotations" / f"person_keypoints_{split}2017.json").write_text(json.dumps(to_coco(figures)))
 
 
 def tuning_measures(row, folder):
@@ -193,6 +218,9 @@ def tuning_measures(row, folder):
     found = with_mean_of_art(results)
     trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
     found["adapted"]["trained"] = int(trained.replace(",", ""))
+    held_out = [domain for domain in results["adapted"] if domain.startswith("all of coco:")]  # of few labels
+    if held_out:
+        found["adapted"]["held out"] = results["adapted"][held_out[0]]["AP"]
     return found
 
 
@@ -211,7 +239,7 @@ def collect(args, rows):
     for row, seed in rows:
         folder = folder_of(args, row, seed)
         if (folder / "results.json").exists():
-            if args.experiment in ("vlpose", "tiny"):
+            if args.experiment in ("vlpose", "resnet", "few", "tiny"):
                 measured = tuning_measures(row, folder)
             elif args.experiment == "both":
                 measured = with_mean_of_art(domains_of(folder))
@@ -247,16 +275,34 @@ def print_alignment(numbers):
                   f"{code(options)} |")
 
 
-def print_tuning(numbers):
+def print_tuning(numbers, rows):
+    """A row for the original and each way of tuning. A gain is measured in what full fine-tuning gains on art."""
     columns = ("photo", *ART)
-    print(f"| AP | seeds | mean of art | {' | '.join(columns)} | trained | options |" + "\n|" + 13 * "---|")
-    rows = {"scratch, the original": (numbers["vlpose", "original"], "--strategy scratch")}
-    rows |= {row: (numbers[row, "adapted"], options) for row, options in (STRATEGIES | VARIANTS).items()}
-    for row, (found, options) in rows.items():
+    print(f"| AP | seeds | mean of art | of full's gain | {' | '.join(columns)} | trained | options |\n|" + 13 * "---|")
+    original, full = numbers["vlpose", "original"], numbers["full", "adapted"]
+    models = {"scratch, the original": (original, "--strategy scratch")}
+    models |= {row: (numbers[row, "adapted"], options) for row, options in rows.items()}
+    for row, (found, options) in models.items():
         if found:
-            trained = found["trained"][0] if "trained" in found else 0
-            print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
+            share, trained = "", found["trained"][0] if "trained" in found else 0
+            if full and original:
+                lowest, highest = np.mean(original["art"]), np.mean(full["art"])
+                share = f"{(np.mean(found['art']) - lowest) / (highest - lowest):.0%}"
+            print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | {share} | {spread(found['photo'])} | "
                   f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} | {trained:,} | {code(options)} |")
+
+
+def print_few(numbers):
+    """Of each way of tuning the learning rate that was better on the held-out pictures, the mean over the seeds."""
+    print("| AP of art, photo | " + " | ".join(f"{number} labels a style" for number in FEW_LABELS) + " |\n|" + 4 * "---|")
+    for name, (_, rates) in FEW_STRATEGIES.items():
+        cells = []
+        for number in FEW_LABELS:
+            found = [numbers[f"{number} labels, {name}, {lr}", "adapted"] for lr in rates]
+            best = max(filter(None, found), key=lambda measures: np.mean(measures["held out"]), default=None)
+            cells.append(f"{spread(best['art'])}, {np.mean(best['photo']):.3f} (lr {rates[found.index(best)]:g})"
+                         if best else "")
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def print_both(numbers):
@@ -344,6 +390,18 @@ def draw_tradeoff(numbers, path):
         draw_chart(points, "AP on photographs", "AP on art").save(path)
 
 
+def draw_frontier(numbers, path):
+    """What each way of tuning gains on art for the parameters that it trains; a line joins the ranks of `lora`."""
+    lines = defaultdict(list)
+    for row in STRATEGIES | LORA:
+        if (found := numbers[row, "adapted"])["art"]:
+            lines[row.split(", rank")[0]].append((math.log10(found["trained"][0]), np.mean(found["art"])))
+    if len(lines["lora"]) > 1:
+        ticks = {math.log10(number): f"{number:,}" for number in (10_000, 100_000, 1_000_000)}
+        draw_chart({row: sorted(points) for row, points in lines.items()}, "trained parameters", "AP on art",
+                   ticks).save(path)
+
+
 def draw_sensitivity(numbers, path):
     """The alignment paper's figure 2: what the weights of two levels do; each step to the right is another weight."""
     lines, off = {}, -1.5
@@ -355,6 +413,9 @@ def draw_sensitivity(numbers, path):
     if all(len(points) > 2 for points in lines.values()):  # other weights have been tried
         ticks = {off: "off", -1: "0.1", 0: "1", 1: "10", 2: "100"}
         draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
+
+
+DRAWN = {"few": draw_few_sets, "tiny": draw_tiny_sets}  # data sets of an experiment
 
 
 def main():
@@ -372,8 +433,8 @@ def main():
     args.folder.mkdir(parents=True, exist_ok=True)
     _, rows, quick = EXPERIMENTS[args.experiment]
     options_of = commands(args)
-    if args.experiment == "tiny":
-        draw_tiny_sets(args)
+    if args.experiment in DRAWN:
+        DRAWN[args.experiment](args)
     chosen = [] if args.tables else list(rows)[:quick if args.quick else None]
     tasks = [(args, row, seed, options) for (row, seed), options in options_of.items() if row in chosen]
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -382,9 +443,14 @@ def main():
     common = filled(args, EXPERIMENTS[args.experiment][0])
     print(f"\nEach row is python train.py {common} --seed 0 (or 1, 2, ...), and its options:\n")
     if args.experiment == "vlpose":
-        print_tuning(numbers)
+        print_tuning(numbers, STRATEGIES | LORA | VARIANTS)
         print_sentences(numbers)
         draw_tradeoff(numbers, args.folder / "vlpose.png")
+        draw_frontier(numbers, args.folder / "frontier.png")
+    elif args.experiment == "resnet":
+        print_tuning(numbers, RESNET)
+    elif args.experiment == "few":
+        print_few(numbers)
     elif args.experiment == "both":
         print_both(numbers)
     elif args.experiment == "tiny":

@@ -61,10 +61,10 @@ def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys)
         (folder / "log.txt").write_text("full: 1,234 trainable parameters\nadapt 6/6")
     numbers = evidence.collect(args, rows)
     assert np.allclose(numbers["full", "adapted"]["art"], [0.25, 0.3])
-    evidence.print_tuning(numbers)
+    evidence.print_tuning(numbers, evidence.STRATEGIES)
     printed = capsys.readouterr().out
-    assert "| full | 2 | 0.275 ± 0.035 | 0.550 ± 0.071 |" in printed and "| 1,234 | `--strategy full` |" in printed
-    assert "| last | 1 | 0.200 | 0.400 |" in printed
+    assert "| full | 2 | 0.275 ± 0.035 |  | 0.550 ± 0.071 |" in printed and "| 1,234 | `--strategy full` |" in printed
+    assert "| last | 1 | 0.200 |  | 0.400 |" in printed
     evidence.draw_tradeoff(numbers, args.folder / "vlpose.png")
     assert (args.folder / "vlpose.png").exists()
     assert "full,1,adapted,photo,0.6" in (args.folder / "vlpose.csv").read_text()
