@@ -14,9 +14,8 @@ found where there is nobody, and right detections have higher scores than wrong 
     PCK                        the simpler number of the papers on domain adaptation: the share of correct keypoints
     prediction                 from a model and a data set to detections
 
-`evaluate_oks` and `evaluate_pck` are the functions to call. The lesson shows OKS and matching for one pair and for one
-image. What runs does the same for all images at once, by array operations, and tests hold the two together:
-`oks_of_pairs` and `match_all_images`, the first of the appendices.
+`evaluate_oks` and `evaluate_pck` are the functions to call. OKS and matching are shown for one pair and for one image;
+what runs does the same for all at once, and tests hold the two together: `oks_of_pairs`, `match_all_images`.
 """
 from dataclasses import dataclass
 

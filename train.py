@@ -79,7 +79,8 @@ class AlignmentRecipe:
     milestones: tuple = setting(FALLS, (), "Shares of stages 0 and 1 after which rates fall tenfold.", share, nargs="*")
     steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
     adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
-    strategy: str = setting("full", "full", "What stage 2 tunes: all, or an adapter.", choices=("full", "vlpose", "lora"))
+    strategy: str = setting("full", "full", "What stage 2 tunes: all, or an adapter.",
+                            choices=("full", "vlpose", "lora"))
     adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same for stage 2.", share, nargs="*")
     steady_discriminator: bool = setting(False, True, "Keep the discriminator's rate as it is.")
     # all stages
@@ -347,14 +348,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, MeanOfAll,
-                  PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes, read_boxes,
-                  unlabelled, unreadable, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+                  PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes,
+                  read_boxes, unlabelled, unreadable, with_boxes, with_sentences, with_skeleton, write_json,
+                  written_whole)
 from eval import (HELP, KINDS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, parse,
                   pck_of_results, predict, predict_people, true_pose, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (PoseModel, ViT, ViTConfig, check_adapter, encode_sentences, load_backbone, load_clip_text,
-                    load_pose_model, load_strictly, load_weights, read_file, save_checkpoint, save_tensors,
-                    with_keypoints)
+from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
+                    load_strictly, load_weights, read_file, save_checkpoint, save_tensors, with_keypoints)
 
 # ------------------------------------------------------------------------------------------------ the plan, and batches
 def plan_vlpose(options, base, source, target):
@@ -817,7 +818,7 @@ def check_pictures(datasets):
         raise DataError(f"{datasets[0].name}: {len(problems)} pictures to test on cannot be read, see above")
 
 
-def starting_model(options, skeleton, trunk_size=ViTConfig.image_size):
+def starting_model(options, skeleton, trunk_size=(256, 192)):
     """The trained model of --weights, with a predictor for this skeleton; or a new one, but for the backbone of --init.
     trunk_size: of crops, where a network of torchvision is new."""
     torch.manual_seed(options.seed)

@@ -438,10 +438,6 @@ class VLPose(nn.Module):
                    for name, W in module.named_parameters() if self.updates}
         return lambda *inputs: functional_call(module, weights, inputs)
 
-    def adapter_state_dict(self):
-        """Only the adapter's tensors, which turn any copy of its base into this VLPose: 1 MB of tiny, 29 of base."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
-
 
 # === Appendix: public weights; skip on a first reading ================================================================
 
@@ -828,7 +824,8 @@ def save_checkpoint(path, model, adapter_only=False, **about):
         contents |= {"config": asdict(base.config), "num_keypoints": base.num_keypoints, "base": base.state_dict(),
                      "skeleton": asdict(base.skeleton) | {"sigmas": base.skeleton.sigmas.tolist()}}
     if isinstance(model, VLPose):
-        contents |= {"options": model.options, "adapter": model.adapter_state_dict()}
+        adapter = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("base.")}
+        contents |= {"options": model.options, "adapter": adapter}
     save_tensors(path, contents)
 
 

@@ -30,8 +30,8 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, load_dataset, make_skeleton, select_images,  # noqa: E402
-                  to_coco, with_sentences, with_skeleton)
+from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, load_dataset, make_skeleton,  # noqa: E402
+                  select_images, to_coco, with_sentences, with_skeleton)
 from eval import domain_table, predict  # noqa: E402
 from train import parse_options  # noqa: E402
 from vlpose import VLPose, encode_sentences, load_clip_text, load_model  # noqa: E402
@@ -294,7 +294,7 @@ def print_tuning(numbers, rows):
 
 def print_few(numbers):
     """Of each way of tuning the learning rate that was better on the held-out pictures, the mean over the seeds."""
-    print("| AP of art, photo | " + " | ".join(f"{number} labels a style" for number in FEW_LABELS) + " |\n|" + 4 * "---|")
+    print(f"| AP of art, photo | {' | '.join(f'{number} labels a style' for number in FEW_LABELS)} |\n|" + 4 * "---|")
     for name, (_, rates) in FEW_STRATEGIES.items():
         cells = []
         for number in FEW_LABELS:

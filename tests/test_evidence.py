@@ -6,7 +6,7 @@ import evidence
 import numpy as np
 import pytest
 from PIL import Image
-from data import draw_figures
+from data import draw_figures, load_dataset
 from train import main, parse_options
 
 
@@ -104,3 +104,41 @@ def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_p
     assert wrong.keys() == right.keys() and sorted(wrong.values()) == sorted(right.values())
     assert not any(right[style] == wrong[style] for style in evidence.ART)
     assert right_texts.keys() == wrong_texts.keys() == set(right.values())
+
+
+def test_few_labels_are_the_same_number_of_each_style_and_every_fifth_is_held_out(args, monkeypatch, tmp_path):
+    draw_figures(tmp_path / "home", {"train": (1, 8), "val": (1, 1)})
+    monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(evidence, "FEW_LABELS", {5: 25})
+    evidence.draw_few_sets(args)
+    train, val, other = (load_dataset(f"coco:{args.folder}/few-5-{seed}", split)
+                         for seed, split in ((0, "train"), (0, "val"), (1, "train")))
+    for part, count in ((train, 4), (val, 1)):
+        assert dict(zip(*np.unique(part.domains, return_counts=True))) == dict.fromkeys(evidence.ART, count)
+    assert not {*train.files} & {*val.files} and {*train.files} != {*other.files}
+
+
+def test_few_labels_are_shown_at_the_rate_that_was_better_on_the_held_out_pictures(args, capsys):
+    args.experiment = "few"
+    for (row, seed), art in zip(evidence.commands(args), np.linspace(0.3, 0.65, 36)):
+        folder = evidence.folder_of(args, row, seed)
+        folder.mkdir(parents=True)
+        table = {domain: {"AP": art} for domain in (*evidence.ART, "photo")} | {"all of coco:few": {"AP": 1 - art}}
+        (folder / "results.json").write_text(json.dumps({"adapted": table}))
+        (folder / "log.txt").write_text("lora: 1,234 trainable parameters")
+    evidence.print_few(evidence.collect(args, evidence.commands(args)))
+    assert "| vlpose | 0.305 ± 0.007, 0.305 (lr 0.0005) | 0.425" in capsys.readouterr().out
+
+
+def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_parameters(args, capsys):
+    rows = [*evidence.STRATEGIES, *evidence.LORA]
+    numbers = {(row, "adapted"): {"art": [0.3 + place / 100], "photo": [0.5], "trained": [1000 * (place + 1)]}
+               | {style: [0.3] for style in evidence.ART} for place, row in enumerate(rows)}
+    numbers["full", "adapted"]["art"] = [0.5]
+    numbers["vlpose", "original"] = numbers["vlpose", "adapted"] | {"art": [0.1]}
+    evidence.print_tuning(numbers, evidence.STRATEGIES)
+    printed = capsys.readouterr().out
+    assert "| full | 1 | 0.500 | 100% |" in printed and "| vlpose | 1 | 0.300 | 50% |" in printed
+    evidence.draw_frontier(numbers, args.folder / "frontier.png")
+    with Image.open(args.folder / "frontier.png") as picture:
+        assert picture.size == (480, 480)

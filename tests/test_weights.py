@@ -360,10 +360,9 @@ def test_a_checkpoint_keeps_the_skeleton(tmp_path):
     assert (found.sigmas == skeleton.sigmas).all() and found.flip.tolist() == [0, 2, 1]
 
 
-def test_an_adapter_is_a_small_file_that_goes_around_its_base(tmp_path):
-    torch.manual_seed(0)
-    model = VLPose(PoseModel(SMALL), 8).eval()
-    torch.nn.init.normal_(model.predictor.weight)
+@pytest.mark.parametrize("decoder, rank", [("dual", 0), ("baseline", 4)])
+def test_an_adapter_is_a_small_file_that_goes_around_its_base(tmp_path, decoder, rank):
+    model = randomise(VLPose(PoseModel(SMALL), 8, decoder, rank=rank), seed=1)
     save_checkpoint(tmp_path / "base.pth", model.base)
     save_checkpoint(tmp_path / "adapter.pth", model, adapter_only=True, sentences="a {domain}")
     assert not any("base" in name for name in load_weights(tmp_path / "adapter.pth"))
