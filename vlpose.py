@@ -930,7 +930,7 @@ def load_clip_text(path_or_name):
     with expecting(path, "CLIP's text tower", WeightsError):
         if "text_projection.weight" in state:  # HF has a linear layer, OpenAI a matrix to multiply from the right
             state["text_projection.weight"] = state["text_projection.weight"].T
-        state = translate(state, path)
+        state = state if "token_embed.weight" in state else translate(state, path)  # our own has our names
         (vocabulary, width), (length, _) = state["token_embed.weight"].shape, state["pos_embed"].shape
         embed_dim = state["projection"].shape[1]
         config = CLIPTextConfig(width, width // 64, count_blocks(state), embed_dim, vocabulary, length)

@@ -3,6 +3,7 @@
     python tests/evidence.py vlpose --jobs 2                       strategies, decoders, matchers, text, prompts
     python tests/evidence.py resnet --init resnet18                the same with a ResNet-18 that knows ImageNet
     python tests/evidence.py few --jobs 2                          after `vlpose`: 5, 20, 100 labelled pictures a style
+    python tests/evidence.py words --jobs 2                        VLPose reads a text tower that has seen figures
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
     python tests/evidence.py lsp --root /data/LSP --init resnet18  figures to real photographs (tests/convert.py lsp)
     python tests/evidence.py both --jobs 2                         VLPose's adapter learns from art without labels
@@ -92,6 +93,8 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
     "lsp": (f"--mode uda {LSP}", LEVELS, 6),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 2),
+    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json",
+              {"vlpose": ""} | HELD_OUT, 3),
     "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW, 18),
     "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY, 6)}
 
@@ -175,6 +178,12 @@ def domains_of(folder):
     return json.loads(path.read_text())
 
 
+def train_tower(args):
+    """A text tower that has seen figures, and the sentences that it knows; see text_tower.py."""
+    if not (args.folder / "tower").exists():
+        subprocess.run([sys.executable, ROOT / "tests" / "text_tower.py", args.folder / "tower"], check=True)
+
+
 def draw_tiny_sets(args):
     """COCO folders with 40 labelled figures to train on, another 40 for each seed, and all of `val`, with 13 joints."""
     joints = [name for name in COCO17.names if "eye" not in name and "ear" not in name]
@@ -239,7 +248,7 @@ def collect(args, rows):
     for row, seed in rows:
         folder = folder_of(args, row, seed)
         if (folder / "results.json").exists():
-            if args.experiment in ("vlpose", "resnet", "few", "tiny"):
+            if args.experiment in ("vlpose", "resnet", "words", "few", "tiny"):
                 measured = tuning_measures(row, folder)
             elif args.experiment == "both":
                 measured = with_mean_of_art(domains_of(folder))
@@ -415,7 +424,7 @@ def draw_sensitivity(numbers, path):
         draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
 
 
-DRAWN = {"few": draw_few_sets, "tiny": draw_tiny_sets}  # data sets of an experiment
+DRAWN = {"words": train_tower, "few": draw_few_sets, "tiny": draw_tiny_sets}  # what an experiment needs first
 
 
 def main():
@@ -447,8 +456,9 @@ def main():
         print_sentences(numbers)
         draw_tradeoff(numbers, args.folder / "vlpose.png")
         draw_frontier(numbers, args.folder / "frontier.png")
-    elif args.experiment == "resnet":
-        print_tuning(numbers, RESNET)
+    elif args.experiment in ("resnet", "words"):
+        print_tuning(numbers, rows)
+        print_sentences(numbers)
     elif args.experiment == "few":
         print_few(numbers)
     elif args.experiment == "both":
