@@ -1,10 +1,10 @@
 """Words that mean something: a small CLIP of the built-in figures, whose text tower VLPose can read sentences with.
 
-    python tests/text_tower.py FOLDER      writes tower.pth and sentences.json, in some minutes on two CPU cores
+    python tests/text_tower.py FOLDER      writes tower.pth and sentences.json, in some ten minutes on one CPU core
     python train.py --mode vlpose --text-weights FOLDER/tower.pth --sentences FOLDER/sentences.json
 
 CLIP's objective (arXiv 2103.00020): of all sentences in a batch, a picture finds its own, and the other way round. A
-sentence says what a picture looks like: its medium, lines, colours, proportions, all in words that styles share.
+sentence says what a picture looks like, its medium, colours, lines and proportions, in words that styles share.
 """
 import argparse
 import json
@@ -23,63 +23,83 @@ from data import GENTLE, Crops, load_dataset, normalize  # noqa: E402
 from vlpose import Block, CLIPText, CLIPTextConfig, conv_stem, save_tensors  # noqa: E402
 
 LOOKS = {  # style -> what can be said of its pictures, each in two ways
-    "photo": ("a photograph/a camera's picture", "dull colours/natural colours", "soft light/shading", "normal proportions/a small head"),
-    "cartoon": ("a cartoon/a comic", "flat bright colours/bright colours", "thick dark outlines/dark lines", "a large head/short legs and a large head"),
-    "sketch": ("a sketch/a drawing", "no colours/pale paper", "thin pencil lines/hatching", "normal proportions/long legs"),
-    "oil painting": ("an oil painting/a painting", "warm earth colours/dull colours", "brush strokes/strong light", "normal proportions/a long robe"),
-    "sculpture": ("a sculpture/a statue", "one colour/the colour of stone", "soft light/shading", "normal proportions/a long robe"),
-    "shadow play": ("a shadow play/a puppet", "dark on warm light/warm colours", "a dark shape/from the side", "a large head/rods"),
-    "ink painting": ("an ink painting/a drawing", "pale colours/pale paper", "thick dark outlines/dark lines", "normal proportions/a long robe"),
-    "stained glass": ("stained glass/a church window", "bright colours/jewels' colours", "dark lines/lead lines", "a large head/a long robe")}
+    "photo": ("a photograph/a camera's picture", "dull colours/natural colours", "soft light/shading",
+              "normal proportions/a small head"),
+    "cartoon": ("a cartoon/a comic", "flat bright colours/bright colours", "thick dark outlines/dark lines",
+                "a large head/short legs and a large head"),
+    "sketch": ("a sketch/a drawing", "no colours/pale paper", "thin pencil lines/hatching",
+               "normal proportions/long legs"),
+    "oil painting": ("an oil painting/a painting", "warm earth colours/dull colours", "brush strokes/strong light",
+                     "normal proportions/a long robe"),
+    "sculpture": ("a sculpture/a statue", "one colour/the colour of stone", "soft light/shading",
+                  "normal proportions/a long robe"),
+    "shadow play": ("a shadow play/a puppet", "dark on warm light/warm colours", "a dark shape/from the side",
+                    "a large head/rods"),
+    "ink painting": ("an ink painting/a drawing", "pale colours/pale paper", "thick dark outlines/dark lines",
+                     "normal proportions/a long robe"),
+    "stained glass": ("stained glass/a church window", "bright colours/jewels' colours", "dark lines/lead lines",
+                      "a large head/a long robe")}
+OPENING, SIZE = "a picture of a person: ", (128, 96)
 
 
 def sentence_about(style, image, rng):
-    """Some words about a picture: its style's, and how bright, colourful and warm it is."""
-    r, g, b = image.float().mean((1, 2)).tolist()
-    spread = image.float().std(0).mean().item()
+    """Some words about a picture (3, H, W): some of its style's, and of how bright, colourful and warm it is."""
+    red, green, blue = image.float().mean((1, 2)).tolist()
+    colors = ["bright" if red + green + blue > 390 else "dark",
+              "colourful" if image.float().std(0).mean() > 25 else "grey", "warm" if red > blue + 15 else "cold"]
     words = [rng.choice(look.split("/")) for look in rng.permutation(LOOKS[style])[:rng.integers(1, 5)]]
-    words += ["bright" if r + g + b > 390 else "dark", "colourful" if spread > 25 else "grey", "warm" if r > b + 15 else "cold"][:rng.integers(0, 4)]
-    return "a picture of a person: " + ", ".join(words)
+    return OPENING + ", ".join(words + colors[:rng.integers(0, 4)])
 
 
 class PictureTower(nn.Module):
-    """Crops (B, 3, 128, 96) -> (B, 128)."""
+    """Images (B, 3, 128, 96) -> features (B, 128)."""
 
     def __init__(self, dim=128):
         super().__init__()
         self.stem, self.pos_embed = conv_stem(dim), nn.Parameter(torch.zeros(1, 48, dim))
-        self.blocks = nn.Sequential(*(Block(dim, 4) for _ in range(2)))
-        self.norm = nn.LayerNorm(dim)
+        self.blocks, self.norm = nn.Sequential(Block(dim, 4), Block(dim, 4)), nn.LayerNorm(dim)
 
     def forward(self, images):
-        x = self.stem(images).flatten(2).mT.contiguous() + self.pos_embed
-        return self.norm(self.blocks(x).mean(1))
+        x = self.stem(images).flatten(2).mT.contiguous() + self.pos_embed  # (B, 48, D)
+        return self.norm(self.blocks(x).mean(1))                           # (B, D)
 
 
 def train(steps, batch_size=96, lr=1e-3):
+    """The two towers."""
     torch.manual_seed(0)
     rng, tokenizer = np.random.default_rng(0), CLIPTokenizer()
     text, pictures, scale = CLIPText(CLIPTextConfig(128, 2, 2, 128)), PictureTower(), nn.Parameter(torch.tensor(2.66))
-    sets = [load_dataset(f"figures#{style}", "train") for style in LOOKS]
-    crops = [Crops(people, (128, 96), GENTLE) for people in sets]
-    parameters = [*text.parameters(), *pictures.parameters(), scale]
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.1)
+    sets = [Crops(load_dataset(f"figures#{style}", "train"), SIZE, GENTLE) for style in LOOKS]
+    optimizer = torch.optim.AdamW([*text.parameters(), *pictures.parameters(), scale], lr, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
     for step in range(steps):
         styles = rng.integers(len(sets), size=batch_size)
-        images = torch.stack([crops[style][int(rng.integers(len(sets[style].ids))), (0, step, place)]["image"]
-                              for place, style in enumerate(styles)])
+        images = [sets[style][int(rng.integers(len(sets[style].dataset.ids))), (0, step, place)]["image"]
+                  for place, style in enumerate(styles)]
         sentences = [sentence_about([*LOOKS][style], image, rng) for style, image in zip(styles, images)]
-        I, T = F.normalize(pictures(normalize(images))), F.normalize(text(tokenizer(sentences)[:, :40]))
-        logits, own = scale.exp().clamp(max=100) * I @ T.mT, torch.arange(batch_size)
+        I = F.normalize(pictures(normalize(torch.stack(images))))          # (B, D)
+        T = F.normalize(text(tokenizer(sentences)[:, :40]))                # (B, D); none is longer
+        logits, own = scale.exp() * I @ T.mT, torch.arange(batch_size)     # (B, B)
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 50 == 49:
-            print(f"{step + 1}/{steps}  loss {loss:.3f} (chance: {math.log(batch_size):.2f})", flush=True)
-    return text, pictures
+            print(f"{step + 1}/{steps}  loss {loss:.3f} (chance: {math.log(batch_size):.3f})", flush=True)
+    return text.eval(), pictures.eval()
+
+
+@torch.no_grad()
+def recognized(text, pictures, sentences):
+    """{style: the share of its held-out pictures whose nearest sentence is their style's}."""
+    T, found = F.normalize(text(CLIPTokenizer()([*sentences.values()]))), {}
+    for place, style in enumerate(sentences):
+        crops = Crops(load_dataset(f"figures#{style}", "val"), SIZE)
+        images = torch.stack([crops[row, 0]["image"] for row in range(len(crops.dataset.ids))])
+        nearest = (F.normalize(pictures(normalize(images))) @ T.mT).argmax(1)
+        found[style] = (nearest == place).float().mean().item()
+    return found
 
 
 def main():
@@ -88,21 +108,12 @@ def main():
     parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
     text, pictures = train(args.steps)
+    sentences = {style: OPENING + ", ".join(look.split("/")[0] for look in looks) for style, looks in LOOKS.items()}
     args.folder.mkdir(parents=True, exist_ok=True)
     save_tensors(args.folder / "tower.pth", text.state_dict())
-    sentences = {style: "a picture of a person: " + ", ".join(look.split("/")[0] for look in looks)
-                 for style, looks in LOOKS.items()}
     (args.folder / "sentences.json").write_text(json.dumps(sentences, indent=2))
-    text.eval(), pictures.eval()
-    with torch.no_grad():
-        T = F.normalize(text(CLIPTokenizer()([*sentences.values()])))
-        right = []
-        for place, style in enumerate(sentences):
-            people = load_dataset(f"figures#{style}", "val")
-            images = torch.stack([Crops(people, (128, 96))[row, 0]["image"] for row in range(100)])
-            right.append((F.normalize(pictures(normalize(images))) @ T.mT).argmax(1).eq(place).float().mean().item())
-    print("pictures whose own style's sentence is the nearest: " + ", ".join(f"{style} {share:.0%}" for style, share in zip(sentences, right)))
-    print("sentences' similarity:\n", (T @ T.mT).numpy().round(2))
+    print("pictures whose style's sentence is the nearest: " + ", ".join(
+        f"{style} {share:.0%}" for style, share in recognized(text, pictures, sentences).items()))
 
 
 if __name__ == "__main__":
