@@ -58,7 +58,7 @@ class VLPoseRecipe:
     # what is adapted, and what it reads
     strategy: str = setting("vlpose", "vlpose", "What is tuned: see `model_to_tune`.", choices=(
         "scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"))
-    rank: int = setting(0, 0, "The rank of updates of the base's own weights; 0: 8 for lora, none for vlpose.", count)
+    rank: int = setting(0, 0, "The rank of updates of the base's own weights; 0: 4 for lora, none for vlpose.", count)
     decoder: str = setting("dual", "dual", "How the relation enters the frozen decoder.", choices=DECODERS)
     matcher: str = setting("concat", "concat", "What image tokens attend to: both, text, image.", choices=MATCHERS)
     num_prompts: int = setting(None, None, "Visual prompts per layer; by default the paper's for the size.", count)
@@ -222,7 +222,7 @@ def model_to_tune(base, text_dim, options):
     adapters = {
         "vlpose": (options.decoder, options.num_prompts, options.matcher, options.rank),
         "prompt": ("baseline", options.num_prompts),
-        "lora": ("baseline", 0, "concat", options.rank or 8)}
+        "lora": ("baseline", 0, "concat", options.rank or 4)}
     if options.strategy in adapters:
         return VLPose(base, text_dim, *adapters[options.strategy]).to(options.device)
     layers = {
@@ -271,7 +271,7 @@ def train_uda(options):
     # Stage 2: student and teacher adapt to the target's images. `MultiLevelAlignment.forward` is a step of it.
     torch.manual_seed(options.seed)
     if texts:  # both methods at once: the model stays as it is, and only an adapter around it learns
-        adapter = ("baseline", 0, "concat", 8) if options.strategy == "lora" else ()  # as in `model_to_tune`
+        adapter = ("baseline", 0, "concat", 4) if options.strategy == "lora" else ()  # as in `model_to_tune`
         student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1], *adapter)
     labelled = np.flatnonzero((source.keypoints[:, :, 2] > 0).any(0)).tolist()  # keypoints; of --source none: nothing
     alignment = MultiLevelAlignment(

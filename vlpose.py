@@ -310,22 +310,19 @@ class RelationMatcher(nn.Module):
 # ------------------------------------------------------------------- 6. beyond the paper: updates of the frozen weights
 
 class LowRank(nn.Module):
-    """W -> W + ΔW, ΔW = B A: a low-rank update of a frozen weight (LoRA, arXiv 2106.09685).
+    """W -> W + ΔW: an update of a frozen weight, 0 at first. It reaches where no adapter behind the backbone does.
 
-    For W (out, in), A is (rank, in) and B (out, rank), 0 at first. A convolution's W counts as (out, in · kernel).
-    Where A and B would have more numbers than W (biases, norms), there is a ΔW (out, ...) instead.
+    For the matrix W (out, in) of a linear layer ΔW = B A has a low rank (LoRA, arXiv 2106.09685): B (out, rank) and
+    A (rank, in) are far smaller than W. For all else (convolutions, biases, norms) ΔW has W's shape.
     """
 
     def __init__(self, W, rank):
         super().__init__()
-        out, width = len(W), W[0].numel()
-        self.low = rank * (out + width) < W.numel()
-        if self.low:
-            self.A = nn.Parameter(torch.randn(rank, width) / width ** 0.5)
-        self.B = nn.Parameter(torch.zeros((out, rank) if self.low else W.shape))
+        self.A = nn.Parameter(torch.randn(rank, W.shape[1]) / W.shape[1] ** 0.5) if W.ndim == 2 else None
+        self.B = nn.Parameter(torch.zeros((len(W), rank) if W.ndim == 2 else W.shape))
 
     def forward(self, W):
-        return W + ((self.B @ self.A).view_as(W) if self.low else self.B)
+        return W + (self.B if self.A is None else self.B @ self.A)
 
 
 # ---------------------------------------------------------------------------------------------------------- 7. VLPose

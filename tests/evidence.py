@@ -55,9 +55,9 @@ STRATEGIES = {  # row -> how it differs from the default; the first three are th
     "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
     "last": "--strategy last", "stem": "--strategy stem",
     "all but the stem": "--strategy all-but-stem", "lora": "--strategy lora"}
-LORA = {f"lora, rank {rank}": f"--strategy lora --rank {rank}" for rank in (2, 4, 16, 32)}  # `lora` has 8
-LORA |= {"vlpose with lora": "--rank 8", "vlpose with lora, no text": "--rank 8 --matcher image"}
-RESNET = {"vlpose": "--num-prompts 0", "full": "--strategy full", "last": "--strategy last", "lora": "--strategy lora"}
+LORA = {f"lora, rank {rank}": f"--strategy lora --rank {rank}" for rank in (1, 8, 16)}  # `lora` has 4
+LORA |= {"vlpose with lora": "--rank 4", "vlpose with lora, no text": "--rank 4 --matcher image"}
+RESNET = {"vlpose": "--num-prompts 0", "full": "--strategy full", "last": "--strategy last"}
 VARIANTS = {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline decoder, `vlpose` the dual one
             for name in ("injector", "extractor-injector", "dual-released")}
 VARIANTS |= {"no text": "--matcher image", 
