@@ -453,7 +453,7 @@ def pictures(cache, tmp_path):
     return f"pictures:{home}"
 
 
-@pytest.mark.parametrize("strategy", ["full", "vlpose"])
+@pytest.mark.parametrize("strategy", ["full", "vlpose", "lora"])
 def test_pictures_without_labels_are_adapted_to_and_what_can_be_known_is_said(cache, tmp_path, pictures, capsys,
                                                                              strategy):
     assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--strategy", strategy)) == 0
@@ -464,6 +464,7 @@ def test_pictures_without_labels_are_adapted_to_and_what_can_be_known_is_said(ca
         assert list(numbers) == ["sure keypoints", "pixels between two views"]
         assert 0 <= numbers["sure keypoints"] <= 1 and numbers["pixels between two views"] > 0
     assert "no labels " in printed and "pixels between two views" in printed
+    assert ("adapter off gives the original's poses exactly: yes" in printed) == (strategy != "full")
     assert {"teacher.pth", "poses.png", "curves.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
 
 
