@@ -493,7 +493,7 @@ def test_a_file_to_test_on_is_tested_whole_and_in_the_models_own_keypoints_where
         cache, tmp_path, pictures, monkeypatch):
     target, names = with_joints(cache, tmp_path, 13)
     tested = []
-    monkeypatch.setattr(train, "compare_pck", lambda *arguments: tested.append(arguments[5]))
+    monkeypatch.setattr(train, "compare_pck", lambda *arguments: tested.append(arguments[3]))
     monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "given.pth", PoseModel(VIT_CONFIGS["tiny"]))
     assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--source", "none", "--weights",
