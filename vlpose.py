@@ -11,8 +11,8 @@ Without a sentence the adapter is off, and the output is the original model's, b
 The lesson, from top to bottom:
     1  the transformer block                     4  CLIP's text tower: a sentence becomes T
     2  ViT with visual prompts: an image         5  the relation matcher: E asks E and T, the answer is R
-       becomes E                                 6  VLPose: R enters the frozen decoder; what is frozen, what is
-    3  the pose model: E becomes heatmaps           trained, and all shapes in one place
+       becomes E                                 6  beyond the paper: updates of the frozen weights
+    3  the pose model: E becomes heatmaps        7  VLPose: R enters the decoder; all shapes in one place
 The appendix loads weights that others have published. The lesson does not need it.
 
 Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of a sentence,
@@ -348,7 +348,7 @@ class VLPose(nn.Module):
     decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual` is the paper's.
     num_prompts: n, by default the paper's for a model of this size.
     matcher: the variant of the RelationMatcher.
-    rank: of updates ΔW of all the base's weights W (`LowRank`), which are trained, too; 0, as in the paper: none.
+    rank: of `LowRank` updates of all the base's weights, which are trained, too; 0: none, as in the paper.
     """
 
     def __init__(self, base, text_dim, decoder="dual", num_prompts=None, matcher="concat", rank=0):
