@@ -6,7 +6,7 @@
     python tests/evidence.py words --jobs 2                        VLPose reads a text tower that has seen figures
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
     python tests/evidence.py lsp --root /data/LSP --init resnet18  figures to real photographs (tests/convert.py lsp)
-    python tests/evidence.py both --jobs 2                         VLPose's adapter learns from art without labels
+    python tests/evidence.py both --jobs 2                         after `vlpose`: adapters learn from art without labels
     python tests/evidence.py tiny --jobs 2                         after `both`: 40 labelled pictures, 13 joints
 
 Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one is skipped, a
@@ -69,11 +69,14 @@ HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
 
 BOTH = {"both methods": "--strategy vlpose --supervised-steps 3300",
-        "the same start": "--weights {folder}/both/both-methods-{seed}/source-only.pth"}  # plain alignment
+        "the same start": "--weights {folder}/both/both-methods-{seed}/source-only.pth",  # plain alignment
+        "updates": "--weights {folder}/vlpose/vlpose-{seed}/model.pth --strategy lora --adapt-lr 1.5e-3"}
 BOTH_MODELS = {  # row of the table -> row of the experiment, its model
     "the original, photographs only": ("both methods", "source-only"),
     "both methods, the teacher's adapter": ("both methods", "teacher"),
-    "plain alignment of that model, the teacher": ("the same start", "teacher")}
+    "plain alignment of that model, the teacher": ("the same start", "teacher"),
+    "the original of VLPose's rows": ("updates", "source-only"),
+    "low-rank updates of that, the teacher's": ("updates", "teacher")}
 PICTURES = ("cartoon", "art")
 TINY_STRATEGIES = {"full": "--strategy full", "last": "--strategy last", "vlpose": ""}
 TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed}} {options}"
@@ -92,7 +95,7 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
                "--steps 800", RESNET, 4),
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
     "lsp": (f"--mode uda {LSP}", LEVELS, 6),
-    "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 2),
+    "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 3),
     "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json",
               {"vlpose": ""} | HELD_OUT, 3),
     "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW, 18),
@@ -287,7 +290,7 @@ def print_alignment(numbers):
 def print_tuning(numbers, rows):
     """A row for the original and each way of tuning. A gain is measured in what full fine-tuning gains on art."""
     columns = ("photo", *ART)
-    print(f"| AP | seeds | mean of art | of full's gain | {' | '.join(columns)} | trained | options |\n|" + 13 * "---|")
+    print(f"| AP | seeds | mean of art | of full's gain | {' | '.join(columns)} | trained | options |\n|" + 14 * "---|")
     original, full = numbers["vlpose", "original"], numbers["full", "adapted"]
     models = {"scratch, the original": (original, "--strategy scratch")}
     models |= {row: (numbers[row, "adapted"], options) for row, options in rows.items()}

@@ -139,6 +139,7 @@ def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_para
     evidence.print_tuning(numbers, evidence.STRATEGIES)
     printed = capsys.readouterr().out
     assert "| full | 1 | 0.500 | 100% |" in printed and "| vlpose | 1 | 0.300 | 50% |" in printed
+    assert len({line.count("|") for line in printed.splitlines()}) == 1
     evidence.draw_frontier(numbers, args.folder / "frontier.png")
     with Image.open(args.folder / "frontier.png") as picture:
         assert picture.size == (480, 480)
