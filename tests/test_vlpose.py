@@ -338,11 +338,13 @@ def test_our_own_start_is_quiet(decoder, base):
     assert (model.matcher.norm.weight == (0 if decoder == "dual" else 1)).all() and not model.matcher.norm.bias.any()
 
 
-@pytest.mark.parametrize("size, share", [("base", 0.079), ("large", 0.034), ("huge", 0.022)])
-def test_the_adapter_is_a_small_share_of_a_large_model(size, share):
+@pytest.mark.parametrize("size, options, share", [
+    ("base", {}, 0.079), ("large", {}, 0.034), ("huge", {}, 0.022),
+    ("base", {"decoder": "baseline", "num_prompts": 0, "rank": 4}, 0.063)], ids=["base", "large", "huge", "low rank"])
+def test_the_adapter_is_a_small_share_of_a_large_model(size, options, share):
     with torch.device("meta"):
         base = PoseModel(VIT_CONFIGS[size])
-        whole, model = sum(tensor.numel() for tensor in base.parameters()), VLPose(base, 512)
+        whole, model = sum(tensor.numel() for tensor in base.parameters()), VLPose(base, 512, **options)
     trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
     assert trained / whole == pytest.approx(share, abs=1e-3)
 
