@@ -19,7 +19,8 @@ from data import COCO17, DataError, below_common_folder, draw_figures, load_data
 from eval import predict
 from train import Passes, Stage, learning_rate, main, parameter_groups
 from conftest import ROOT, command, uda_command
-from vlpose import VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model, save_checkpoint
+from vlpose import (VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model, load_pose_model,
+                    save_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -277,13 +278,16 @@ def test_a_run_that_does_not_know_an_option_yet_resumes_with_its_default(aligned
     assert main(["--resume", str(tmp_path / "old")]) == 0
 
 
-def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_path):
+@pytest.mark.parametrize("mode", ["vlpose", "uda"])
+def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_path, mode):
     torch.manual_seed(0)
     torchvision_state = torchvision.models.resnet18(num_classes=3).state_dict()
     torch.save(torchvision_state, tmp_path / "resnet18.pth")
-    assert main(uda_command(cache, tmp_path / "run", "--size", "resnet18", "--init", str(tmp_path / "resnet18.pth"),
-                            "--image-size", "64", "64", "--sigma", "1", "--image-level", "0", "--lr", "1e-9")) == 0
-    model = load_model(tmp_path / "run" / "source-only.pth")
+    make, more, name = {"vlpose": (command, ("--base-lr", "1e-9", "--num-prompts", "0"), "model.pth"),
+                        "uda": (uda_command, ("--lr", "1e-9", "--image-level", "0"), "source-only.pth")}[mode]
+    assert main(make(cache, tmp_path / "run", "--size", "resnet18", "--init", str(tmp_path / "resnet18.pth"),
+                     "--image-size", "64", "64", "--sigma", "1", *more)) == 0
+    model = load_pose_model(tmp_path / "run" / name)
     assert (model.config.image_size, model.config.sigma, model.config.trunk) == ((64, 64), 1.0, "resnet18")
     torch.testing.assert_close(model.backbone.body.conv1.weight, torchvision_state["conv1.weight"], atol=1e-5, rtol=0)
 
