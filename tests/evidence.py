@@ -56,7 +56,6 @@ STRATEGIES = {  # row -> how it differs from the default; the first three are th
     "last": "--strategy last", "stem": "--strategy stem",
     "all but the stem": "--strategy all-but-stem", "lora": "--strategy lora"}
 LORA = {f"lora, rank {rank}": f"--strategy lora --rank {rank}" for rank in (1, 8, 16)}  # `lora` has 4
-LORA |= {"vlpose with lora": "--rank 4", "vlpose with lora, no text": "--rank 4 --matcher image"}
 RESNET = {"vlpose": "--num-prompts 0", "full": "--strategy full", "last": "--strategy last"}
 VARIANTS = {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline decoder, `vlpose` the dual one
             for name in ("injector", "extractor-injector", "dual-released")}
@@ -64,6 +63,7 @@ VARIANTS |= {"no text": "--matcher image",
              "one sentence for all": "--sentences 'a photo of a person'", "bare names": "--sentences '{domain}'"}
 VARIANTS |= {f"{number} prompt{'s' * (number != 1)}": f"--num-prompts {number}"
              for number in (0, 1, 5, 20, 50)}  # the default is 10
+VARIANTS |= {"vlpose with lora": "--rank 4", "vlpose with lora, no text": "--rank 4 --matcher image"}
 HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
