@@ -319,7 +319,7 @@ class LowRank(nn.Module):
     def __init__(self, W, rank):
         super().__init__()
         self.A = nn.Parameter(torch.randn(rank, W.shape[1]) / W.shape[1] ** 0.5) if W.ndim == 2 else None
-        self.B = nn.Parameter(torch.zeros((len(W), rank) if W.ndim == 2 else W.shape))
+        self.B = nn.Parameter(torch.zeros((len(W), rank) if W.ndim == 2 else W.shape))  # without an A: ΔW itself
 
     def forward(self, W):
         return W + (self.B if self.A is None else self.B @ self.A)

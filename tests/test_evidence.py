@@ -143,3 +143,28 @@ def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_para
     evidence.draw_frontier(numbers, args.folder / "frontier.png")
     with Image.open(args.folder / "frontier.png") as picture:
         assert picture.size == (480, 480)
+
+
+@pytest.mark.parametrize("experiment", evidence.EXPERIMENTS)
+def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(args, experiment, monkeypatch, capsys):
+    args.experiment = experiment
+    for row, seed in evidence.commands(args):
+        folder = evidence.folder_of(args, row, seed)
+        folder.mkdir(parents=True)
+        styles = [style for style in evidence.ART if row != f"without {style}"]
+        aligned = {"mean": 0.7, "mean at 0.2": 0.9}
+        results = {model: {domain: {"AP": ap} for domain in (*styles, "photo", "all of coco:few")}
+                   for model, ap in (("original", 0.4), ("adapted", 0.5))}
+        if "--mode uda" in evidence.EXPERIMENTS[experiment][0]:
+            results = dict.fromkeys(("source only", "student", "teacher", "oracle"), aligned)
+        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "log.txt").write_text("lora: 1,234 trainable parameters")
+    everything = {style: {"AP": 0.5} for style in (*evidence.ART, "photo")}
+    monkeypatch.setattr(evidence, "read_sentences", lambda _: dict.fromkeys(
+        ("right sentence", "wrong sentence"), everything))
+    monkeypatch.setattr(evidence, "domains_of", lambda _: dict.fromkeys(("source-only", "teacher"), everything))
+    monkeypatch.setattr(evidence, "DRAWN", {})
+    monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--seeds", "2", "--folder",
+                                     str(args.folder)])
+    assert evidence.main() == 0
+    assert "0.500 ± 0.000" in (printed := capsys.readouterr().out) or "0.700 ± 0.000" in printed
