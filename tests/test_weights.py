@@ -360,7 +360,7 @@ def test_a_checkpoint_keeps_the_skeleton(tmp_path):
     assert (found.sigmas == skeleton.sigmas).all() and found.flip.tolist() == [0, 2, 1]
 
 
-@pytest.mark.parametrize("decoder, rank", [("dual", 0), ("baseline", 4)])
+@pytest.mark.parametrize("decoder, rank", [*((decoder, 0) for decoder in DECODERS), ("baseline", 4)])
 def test_an_adapter_is_a_small_file_that_goes_around_its_base(tmp_path, decoder, rank):
     model = randomise(VLPose(PoseModel(SMALL), 8, decoder, rank=rank), seed=1)
     save_checkpoint(tmp_path / "base.pth", model.base)
@@ -376,6 +376,30 @@ def test_an_adapter_is_a_small_file_that_goes_around_its_base(tmp_path, decoder,
     save_checkpoint(tmp_path / "other.pth", PoseModel(VIT_CONFIGS["tiny"]))
     with pytest.raises(WeightsError, match="adapter.pth: another architecture"):
         load_model(tmp_path / "adapter.pth", base=tmp_path / "other.pth")
+
+
+def saved_with(path, model, **options):
+    """A file of the model whose options say something else, too."""
+    save_checkpoint(path, model)
+    contents = torch.load(path, weights_only=True)
+    contents["options"] |= options
+    torch.save(contents, path)
+    return path
+
+
+def test_a_file_from_when_prompts_could_be_shallow_still_loads(tmp_path):
+    model = VLPose(PoseModel(SMALL), 8)
+    again = load_model(saved_with(tmp_path / "model.pth", model, deep=True))
+    assert torch.equal(again.prompts, model.prompts) and again.options == model.options
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"num_prompts": 5}, "tensor prompts is float"), ({"decoder": "injector"}, "tensor auxiliary1.0.weight is float"),
+    ({"text_dim": 9}, "tensor matcher.text.weight is float"), ({"rank": 2}, "is nothing, expected float")])
+def test_an_adapter_that_is_not_what_its_options_say_is_refused(tmp_path, options, words):
+    path = saved_with(tmp_path / "model.pth", VLPose(PoseModel(SMALL), 8), **options)
+    with pytest.raises(WeightsError, match=f"another architecture: .*{words}"):
+        load_model(path)
 
 
 @pytest.mark.parametrize("name", ["model.pth", "teacher.pth"])
