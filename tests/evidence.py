@@ -4,6 +4,7 @@
     python tests/evidence.py resnet --init resnet18                the same with a ResNet-18 that knows ImageNet
     python tests/evidence.py few --jobs 2                          after `vlpose`: 5, 20, 100 labelled pictures a style
     python tests/evidence.py words --jobs 2                        VLPose reads a text tower that has seen figures
+    python tests/evidence.py real --root /data/LSP --jobs 2        after `vlpose`: tuned on 1,000 real photographs
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
     python tests/evidence.py lsp --root /data/LSP --init resnet18  figures to real photographs (tests/convert.py lsp)
     python tests/evidence.py both --jobs 2                         after `vlpose`: adapters learn from art without labels
@@ -82,6 +83,8 @@ TINY_STRATEGIES = {"full": "--strategy full", "last": "--strategy last", "vlpose
 TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed}} {options}"
         for pictures in PICTURES for name, options in TINY_STRATEGIES.items()}
 
+REAL = {"vlpose": "", "last": "--strategy last", "lora": "--strategy lora", "full": "--strategy full"}
+
 FEW_LABELS = {5: 25, 20: 7, 100: 2}  # labelled pictures of a style -> epochs between validations, 50 to 70 steps
 FEW_STRATEGIES = {"vlpose": ("", (5e-4, 1.5e-3)), "lora": ("--strategy lora", (1e-3, 3e-3)),
                   "full": ("--strategy full", (5e-4, 1.5e-3))}
@@ -91,7 +94,7 @@ FEW = {f"{number} labels, {name}, {lr}": f"--target coco:{{folder}}/few-{number}
 
 EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT, 3),
-    "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --base-steps 1500 "
+    "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --bf16 --base-steps 1500 "
                "--steps 800", RESNET, 3),
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
     "lsp": (f"--mode uda {LSP}", LEVELS, 6),
@@ -99,6 +102,8 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json",
               {"vlpose": ""} | HELD_OUT, 3),
     "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW, 18),
+    "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --target coco:{root}/lsp --steps 600",
+             REAL, 4),
     "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY, 6)}
 
 
@@ -222,17 +227,17 @@ def write_set(home, train, val):
             (home / "annotations" / f"person_keypoints_{split}2017.json").write_text(json.dumps(to_coco(figures)))
 
 
-def tuning_measures(row, folder):
+def tuning_measures(args, row, folder):
     """{model: {measure: number}} of a run of VLPose: AP by domain and on average over art, and how much was trained."""
     results = json.loads((folder / "results.json").read_text())
-    if row in READERS:
+    if args.experiment in ("vlpose", "words") and row in READERS:
         results |= read_sentences(folder)
     found = with_mean_of_art(results)
     trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
     found["adapted"]["trained"] = int(trained.replace(",", ""))
-    held_out = [domain for domain in results["adapted"] if domain.startswith("all of coco:")]  # of few labels
-    if held_out:
-        found["adapted"]["held out"] = results["adapted"][held_out[0]]["AP"]
+    for model, domains in results.items():
+        if held_out := [domain for domain in domains if domain.startswith("all of coco:")]:  # of few labels, of LSP
+            found[model]["held out"] = domains[held_out[0]]["AP"]
     return found
 
 
@@ -252,7 +257,7 @@ def collect(args, rows):
         folder = folder_of(args, row, seed)
         if (folder / "results.json").exists():
             if "--mode uda" not in EXPERIMENTS[args.experiment][0]:
-                measured = tuning_measures(row, folder)
+                measured = tuning_measures(args, row, folder)
             elif args.experiment == "both":
                 measured = with_mean_of_art(domains_of(folder))
             else:
@@ -334,6 +339,15 @@ def print_tiny(numbers):
         for row, (found, options) in rows.items():
             if found:
                 print(f"| {row} | {spread(found[pictures])} | {spread(found['photo'])} | {code(options)} |")
+
+
+def print_real(numbers):
+    print("| 1,000 photographs of LSP | AP on another 1,000 | on the figures' photographs | options |\n|---|---|---|---|")
+    models = {"not adapted": (numbers["full", "original"], "--strategy scratch")}
+    models |= {row: (numbers[row, "adapted"], options) for row, options in REAL.items()}
+    for row, (found, options) in models.items():
+        if found:
+            print(f"| {row} | {spread(found['held out'])} | {spread(found['photo'])} | {code(options)} |")
 
 
 def print_sentences(numbers):
@@ -459,11 +473,15 @@ def main():
         print_sentences(numbers)
         draw_tradeoff(numbers, args.folder / "vlpose.png")
         draw_frontier(numbers, args.folder / "frontier.png")
-    elif args.experiment in ("resnet", "words"):
-        print_tuning(numbers, {row: options for row, options in rows.items() if row not in HELD_OUT})
+    elif args.experiment == "resnet":
+        print_tuning(numbers, rows)
+    elif args.experiment == "words":
+        print_tuning(numbers, {"vlpose": ""})
         print_sentences(numbers)
     elif args.experiment == "few":
         print_few(numbers)
+    elif args.experiment == "real":
+        print_real(numbers)
     elif args.experiment == "both":
         print_both(numbers)
     elif args.experiment == "tiny":
