@@ -35,7 +35,7 @@ def setting(minutes, paper, help, type=str, **limits):
 # The types of options: `number` makes a function that reads a value and refuses one outside its limits.
 count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, 0, above=True), number(float, 0),
                                         number(float, 0, 1))
-LORA = ("baseline", 0, "concat")  # a VLPose without prompts and relation: of it, updates of a rank are left
+LORA = dict(decoder="baseline", num_prompts=0, rank=4)  # a VLPose of which low-rank updates alone are left
 FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
 
 
@@ -57,7 +57,7 @@ class VLPoseRecipe:
     validate_every: int = setting(0, 10, "Validate after so many epochs of adaptation; 0: each fifth.", count)
     select: str = setting("last", "best", "Keep the last model, or the best in validation.", choices=("last", "best"))
     # what is adapted, and what it reads
-    strategy: str = setting("vlpose", "vlpose", "What is tuned: nothing, all, some layers, prompts, low-rank updates, or VLPose.",
+    strategy: str = setting("vlpose", "vlpose", "What is tuned: nothing, all, some layers, or an adapter.",
                             choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"))
     rank: int = setting(0, 0, "The rank of updates of the base's own weights; 0: 4 for lora, none for vlpose.", count)
     decoder: str = setting("dual", "dual", "How the relation enters the frozen decoder.", choices=DECODERS)
@@ -221,11 +221,11 @@ def model_to_tune(base, text_dim, options):
     torch.manual_seed(options.seed)
     base = copy.deepcopy(base)
     adapters = {
-        "vlpose": (options.decoder, options.num_prompts, options.matcher, options.rank),
-        "prompt": ("baseline", options.num_prompts),
-        "lora": (*LORA, options.rank or 4)}
+        "vlpose": {name: getattr(options, name) for name in ("decoder", "num_prompts", "matcher", "rank")},
+        "prompt": dict(decoder="baseline", num_prompts=options.num_prompts),
+        "lora": LORA | dict(rank=options.rank or LORA["rank"])}
     if options.strategy in adapters:
-        return VLPose(base, text_dim, *adapters[options.strategy]).to(options.device)
+        return VLPose(base, text_dim, **adapters[options.strategy]).to(options.device)
     stem, last = "backbone.(patch_embed|body.(conv1|bn1|features.0))", f"backbone.(up|blocks.{base.config.depth - 1})"
     layers = {"scratch": "none", "full": "", "last": rf"({last}|head.predictor)\.",
               "stem": rf"({stem}|head.predictor)\.", "all-but-stem": rf"(?!{stem}\.)"}
@@ -272,8 +272,8 @@ def train_uda(options):
     # Stage 2: student and teacher adapt to the target's images. `MultiLevelAlignment.forward` is a step of it.
     torch.manual_seed(options.seed)
     if texts:  # both methods at once: the model stays as it is, and only an adapter around it learns
-        adapter = (*LORA, 4) if options.strategy == "lora" else ()
-        student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1], *adapter)
+        adapter = LORA if options.strategy == "lora" else {}
+        student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1], **adapter)
     labelled = np.flatnonzero((source.keypoints[:, :, 2] > 0).any(0)).tolist()  # keypoints; of --source none: nothing
     alignment = MultiLevelAlignment(
         copy.deepcopy(student), restyle, LossWeights(options.consistency, options.feature_level, options.pose_level),
