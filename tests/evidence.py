@@ -68,6 +68,8 @@ VARIANTS |= {"vlpose with lora": "--rank 4", "vlpose with lora, no text": "--ran
 HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
+COMPOSED = {"cartoon": "a picture of a person: bright colours, thick dark outlines, a large head",
+            "ink painting": "a picture of a person: no colours, thick dark outlines, normal proportions"}  # see `words`
 
 BOTH = {"both methods": "--strategy vlpose --supervised-steps 3300",
         "the same start": "--weights {folder}/both/both-methods-{seed}/source-only.pth",  # plain alignment
@@ -153,17 +155,20 @@ def run(args, row, seed, options):
 
 
 def read_sentences(folder):
-    """What VLPose finds in all art when it reads each image's own sentence, and when it reads that of another style:
-    {"right sentence": {domain: {"AP": ...}}, "wrong sentence": ...}. Kept in sentences.json."""
+    """What VLPose finds in all art when it reads each image's own sentence, that of another style, and of the held-out
+    styles one that is composed of phrases about other styles: {"right sentence": {domain: {"AP": ...}}, "wrong
+    sentence": ..., "composed sentence": ...}. Kept in sentences.json."""
     path = folder / "sentences.json"
     if not path.exists():
         model = load_model(folder / "model.pth")
         right = with_sentences(load_dataset("figures#artificial", "val"), model.about["sentences"])
         sentence_of = dict(zip(right.domains.tolist(), right.sentences.tolist()))
         wrong = with_sentences(right, {style: sentence_of[other] for style, other in zip(ART, ART[1:] + ART[:1])})
-        texts = encode_sentences(load_clip_text(model.about["text_weights"]), sorted(sentence_of.values()))
+        composed = with_sentences(right, sentence_of | COMPOSED)
+        sentences = [*sentence_of.values(), *COMPOSED.values()]
+        texts = encode_sentences(load_clip_text(model.about["text_weights"]), sentences)
         tables = {f"{name} sentence": domain_table(figures, predict(model, figures, texts), model.config.image_size)
-                  for name, figures in (("right", right), ("wrong", wrong))}
+                  for name, figures in (("right", right), ("wrong", wrong), ("composed", composed))}
         path.write_text(json.dumps(tables))
     return json.loads(path.read_text())
 
@@ -342,7 +347,7 @@ def print_tiny(numbers):
 
 
 def print_real(numbers):
-    print("| 1,000 photographs of LSP | AP on another 1,000 | on the figures' photographs | options |\n|---|---|---|---|")
+    print("| 1,000 photographs of LSP | AP on another 1,000 | on figures' photographs | options |\n|---|---|---|---|")
     models = {"not adapted": (numbers["full", "original"], "--strategy scratch")}
     models |= {row: (numbers[row, "adapted"], options) for row, options in REAL.items()}
     for row, (found, options) in models.items():
@@ -357,12 +362,12 @@ def print_sentences(numbers):
         right, wrong = (numbers[row, f"{name} sentence"]["art"] for name in ("right", "wrong"))
         if right and row not in HELD_OUT:
             print(f"| {row} | {spread(right)} | {spread(wrong)} | {spread(np.subtract(right, wrong))} |")
-    print("\n| AP on a style | the original | tuned on the others | with another's sentence | tuned on all |")
-    print("|---|---|---|---|---|")
+    print("\n| AP on a style | the original | tuned on the others | with another's sentence | with a composed one "
+          "| tuned on all |\n|" + 6 * "---|")
     for row in HELD_OUT:
         style = row.removeprefix("without ")
-        columns = [numbers[key][style] for key in (("vlpose", "original"), (row, "right sentence"),
-                                                   (row, "wrong sentence"), ("vlpose", "adapted"))]
+        sentences = [(row, f"{name} sentence") for name in ("right", "wrong", "composed")]
+        columns = [numbers[key][style] for key in (("vlpose", "original"), *sentences, ("vlpose", "adapted"))]
         if all(columns):
             print(f"| {style} | {' | '.join(spread(values) for values in columns)} |")
 

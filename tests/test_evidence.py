@@ -5,6 +5,7 @@ import json
 import evidence
 import numpy as np
 import pytest
+import text_tower
 from PIL import Image
 from data import draw_figures, load_dataset
 from train import main, parse_options
@@ -97,13 +98,22 @@ def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_p
     read = []
     monkeypatch.setattr(evidence, "predict", lambda model, figures, texts: read.append((figures, texts)))
     monkeypatch.setattr(evidence, "domain_table", lambda *_: {})
-    assert evidence.read_sentences(tmp_path / "run").keys() == {"right sentence", "wrong sentence"}
-    (right, right_texts), (wrong, wrong_texts) = (
+    names = {f"{name} sentence" for name in ("right", "wrong", "composed")}
+    assert evidence.read_sentences(tmp_path / "run").keys() == names
+    (right, right_texts), (wrong, wrong_texts), (composed, _) = (
         (dict(zip(figures.domains.tolist(), figures.sentences.tolist())), texts) for figures, texts in read)
     assert right == {style: f"a photo of a {style} character" for style in evidence.ART}
     assert wrong.keys() == right.keys() and sorted(wrong.values()) == sorted(right.values())
     assert not any(right[style] == wrong[style] for style in evidence.ART)
-    assert right_texts.keys() == wrong_texts.keys() == set(right.values())
+    assert composed == right | evidence.COMPOSED
+    assert right_texts.keys() == wrong_texts.keys() == {*right.values(), *composed.values()}
+
+
+def test_a_composed_sentence_has_only_phrases_of_other_styles():
+    for style, sentence in evidence.COMPOSED.items():
+        phrases = sentence.removeprefix(text_tower.OPENING).split(", ")
+        heard = {look.split("/")[0] for other in evidence.ART if other != style for look in text_tower.LOOKS[other]}
+        assert sentence.startswith(text_tower.OPENING) and heard >= {*phrases}
 
 
 def test_few_labels_are_the_same_number_of_each_style_and_every_fifth_is_held_out(args, monkeypatch, tmp_path):
@@ -161,7 +171,7 @@ def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(args, e
         (folder / "log.txt").write_text("lora: 1,234 trainable parameters")
     everything = {style: {"AP": 0.5} for style in (*evidence.ART, "photo")}
     monkeypatch.setattr(evidence, "read_sentences", lambda _: dict.fromkeys(
-        ("right sentence", "wrong sentence"), everything))
+        ("right sentence", "wrong sentence", "composed sentence"), everything))
     monkeypatch.setattr(evidence, "domains_of", lambda _: dict.fromkeys(("source-only", "teacher"), everything))
     monkeypatch.setattr(evidence, "DRAWN", {})
     monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--seeds", "2", "--folder",
