@@ -7,7 +7,7 @@
     python tests/evidence.py real --root /data/LSP --jobs 2        after `vlpose`: tuned on 1,000 real photographs
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
     python tests/evidence.py lsp --root /data/LSP --init resnet18  figures to real photographs (tests/convert.py lsp)
-    python tests/evidence.py both --jobs 2                         after `vlpose`: adapters learn from art without labels
+    python tests/evidence.py both --jobs 2                         after `vlpose`: adapters learn from unlabelled art
     python tests/evidence.py tiny --jobs 2                         after `both`: 40 labelled pictures, 13 joints
 
 Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one is skipped, a
