@@ -71,15 +71,18 @@ READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with 
 COMPOSED = {"cartoon": "a picture of a person: bright colours, thick dark outlines, a large head",
             "ink painting": "a picture of a person: no colours, thick dark outlines, normal proportions"}  # see `words`
 
+UPDATES = "--weights {folder}/vlpose/vlpose-{seed}/model.pth --strategy lora"
 BOTH = {"both methods": "--strategy vlpose --supervised-steps 3300",
         "the same start": "--weights {folder}/both/both-methods-{seed}/source-only.pth",  # plain alignment
-        "updates": "--weights {folder}/vlpose/vlpose-{seed}/model.pth --strategy lora --adapt-lr 1.5e-3"}
+        "updates": f"{UPDATES} --adapt-lr 1.5e-3",
+        "updates, longer": f"{UPDATES} --adapt-lr 3e-3 --steps 3000 --image-level 0.8"}
 BOTH_MODELS = {  # row of the table -> row of the experiment, its model
     "the original, photographs only": ("both methods", "source-only"),
     "both methods, the teacher's adapter": ("both methods", "teacher"),
     "plain alignment of that model, the teacher": ("the same start", "teacher"),
     "the original of VLPose's rows": ("updates", "source-only"),
-    "low-rank updates of that, the teacher's": ("updates", "teacher")}
+    "low-rank updates of that, the teacher's": ("updates", "teacher"),
+    "the same, five times as long": ("updates, longer", "teacher")}
 PICTURES = ("cartoon", "art")
 TINY_STRATEGIES = {"full": "--strategy full", "last": "--strategy last", "vlpose": ""}
 TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed}} {options}"
@@ -100,7 +103,7 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
                "--steps 800", RESNET, 3),
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
     "lsp": (f"--mode uda {LSP}", LEVELS, 6),
-    "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 3),
+    "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 4),
     "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json",
               {"vlpose": ""} | HELD_OUT, 3),
     "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW, 18),
