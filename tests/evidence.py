@@ -6,7 +6,8 @@
     python tests/evidence.py words --jobs 2                        VLPose reads a text tower that has seen figures
     python tests/evidence.py real --root /data/LSP --jobs 2        after `vlpose`: tuned on 1,000 real photographs
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
-    python tests/evidence.py lsp --root /data/LSP --init resnet18  figures to real photographs (tests/convert.py lsp)
+    python tests/evidence.py lsp --root /data/LSP --jobs 2         figures to real photographs (tests/convert.py lsp)
+    python tests/evidence.py lsp-resnet --root /data/LSP --init resnet18    the same with a ResNet-18
     python tests/evidence.py both --jobs 2                         after `vlpose`: adapters learn from unlabelled art
     python tests/evidence.py tiny --jobs 2                         after `both`: 40 labelled pictures, 13 joints
 
@@ -48,9 +49,9 @@ LEVELS = {  # row -> what is left out; the first six are the quick ones
 WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (30, 100))}  # the default, and others
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
-LSP = ("--source figures --target coco:{root}/lsp --size resnet18 --init {init} --image-size 128 128 --sigma 1.25 "
-       "--bf16 --augmentation gentle --style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 1200 --adapt-lr 2e-4 "
-       "--feature-level 0.01 --pose-level 30")
+LSP = "--mode uda --source figures --target coco:{root}/lsp --steps 1200"
+LSP_RESNET = (f"{LSP} --size resnet18 --init {{init}} --image-size 128 128 --sigma 1.25 --bf16 --style-lr 1e-2 "
+              "--supervised-steps 1000 --lr 5e-4 --adapt-lr 2e-4 --feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
 STRATEGIES = {  # row -> how it differs from the default; the first three are the quick ones; `scratch` is in each
     "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
@@ -102,7 +103,8 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --bf16 --base-steps 1500 "
                "--steps 800", RESNET, 3),
     "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
-    "lsp": (f"--mode uda {LSP}", LEVELS, 6),
+    "lsp": (LSP, LEVELS, 6),
+    "lsp-resnet": (LSP_RESNET, LEVELS, 6),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 4),
     "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json",
               {"vlpose": ""} | HELD_OUT, 3),
