@@ -85,11 +85,11 @@ BOTH_MODELS = {  # row of the table -> row of the experiment, its model
     "low-rank updates of that, the teacher's": ("updates", "teacher"),
     "the same, five times as long": ("updates, longer", "teacher")}
 PICTURES = ("cartoon", "art")
-TINY_STRATEGIES = {"full": "--strategy full", "last": "--strategy last", "vlpose": ""}
+TINY_STRATEGIES = {row: STRATEGIES[row] for row in ("full", "last", "vlpose")}
 TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed}} {options}"
         for pictures in PICTURES for name, options in TINY_STRATEGIES.items()}
 
-REAL = {"vlpose": "", "last": "--strategy last", "lora": "--strategy lora", "full": "--strategy full"}
+REAL = {row: STRATEGIES[row] for row in ("vlpose", "last", "lora", "full")}
 
 FEW_LABELS = {5: 25, 20: 7, 100: 2}  # labelled pictures of a style -> epochs between validations, 50 to 70 steps
 FEW_STRATEGIES = {"vlpose": ("", (5e-4, 1.5e-3)), "lora": ("--strategy lora", (1e-3, 3e-3)),
@@ -340,24 +340,25 @@ def print_both(numbers):
                   f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} |")
 
 
+def print_strategies(numbers, strategies, measure, prefix=""):
+    """A row for the model before and after each way of tuning: what it finds there, and on figures' photographs."""
+    models = {f"{prefix}not adapted": (numbers[f"{prefix}full", "original"], "--strategy scratch")}
+    models |= {f"{prefix}{name}": (numbers[f"{prefix}{name}", "adapted"], options)
+               for name, options in strategies.items()}
+    for row, (found, options) in models.items():
+        if found:
+            print(f"| {row} | {spread(found[measure])} | {spread(found['photo'])} | {code(options)} |")
+
+
 def print_tiny(numbers):
     print("| 40 labelled pictures of | AP on these | on photographs | options |\n|---|---|---|---|")
     for pictures in PICTURES:
-        rows = {f"{pictures}, not adapted": (numbers[f"{pictures}, full", "original"], "--strategy scratch")}
-        rows |= {f"{pictures}, {name}": (numbers[f"{pictures}, {name}", "adapted"], options)
-                 for name, options in TINY_STRATEGIES.items()}
-        for row, (found, options) in rows.items():
-            if found:
-                print(f"| {row} | {spread(found[pictures])} | {spread(found['photo'])} | {code(options)} |")
+        print_strategies(numbers, TINY_STRATEGIES, pictures, f"{pictures}, ")
 
 
 def print_real(numbers):
     print("| 1,000 photographs of LSP | AP on another 1,000 | on figures' photographs | options |\n|---|---|---|---|")
-    models = {"not adapted": (numbers["full", "original"], "--strategy scratch")}
-    models |= {row: (numbers[row, "adapted"], options) for row, options in REAL.items()}
-    for row, (found, options) in models.items():
-        if found:
-            print(f"| {row} | {spread(found['held out'])} | {spread(found['photo'])} | {code(options)} |")
+    print_strategies(numbers, REAL, "held out")
 
 
 def print_sentences(numbers):
