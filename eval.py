@@ -269,6 +269,7 @@ import csv
 import json
 import math
 import os
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -730,7 +731,7 @@ def with_texts(dataset, model, args):
 
 
 def use_model(args):
-    """Poses by a model: of a data set, with their numbers, or of own pictures. Or its export."""
+    """Poses by a model: of a data set, with their numbers, or of own pictures."""
     model = load_model(args.checkpoint, base=args.base).to(args.device)
     if isinstance(model, VLPose) and not args.data and "{domain}" in (args.prompt or model.about.get("sentences", "")):
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
@@ -896,12 +897,16 @@ class Parser(argparse.ArgumentParser):
 
 def fail(error):
     """Says in one line what is wrong, which a worker process writes in a later one; unexpected errors go on."""
+    if isinstance(error, KeyboardInterrupt):  # with the signal, and the run that it has stopped, if there is one
+        number, *folder = error.args or [signal.SIGINT]
+        print(f"stopped by {signal.Signals(number).name}" + "".join(
+            f"; go on with: python train.py --resume {place}" for place in folder), file=sys.stderr)
+        return 128 + number
     remedy = "".join(f"; {text}" for words, text in REMEDIES.items() if words in str(error))
     if not remedy and not isinstance(error, (ValueError, OSError, NotImplementedError, MemoryError)):
         raise error
     lines = str(error).strip().splitlines() or [repr(error)]
-    message = next((line for line in lines if line.startswith("data.DataError: ")), lines[0])
-    message = message.removeprefix("data.DataError: ")
+    message = next((line[16:] for line in lines if line.startswith("data.DataError: ")), lines[0])
     print(f"error: {message if len(message) < 500 else message[:500] + '...'}{remedy}", file=sys.stderr)
     return 2
 
@@ -970,7 +975,7 @@ def main(argv=None):
             use_model(args)
         else:
             raise DataError("expected --results, --annotations; or --checkpoint and --data, or --images and --out")
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return fail(error)
     return 0
 

@@ -1095,12 +1095,7 @@ def main(argv=None):
         if store and store.add("failed", 1) > 1:
             return 2  # another process has said why
         sys.stderr = sys.__stderr__ if store else sys.stderr
-        if not isinstance(error, KeyboardInterrupt):
-            return fail(error)
-        number, *folder = error.args or [signal.SIGINT]
-        print(f"stopped by {signal.Signals(number).name}" + "".join(
-            f"; go on with: python train.py --resume {place}" for place in folder), file=sys.stderr)
-        return 128 + number
+        return fail(error)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -378,6 +378,14 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(run, cache, tmp_
     assert (folder / "results.json").read_text() == (run / "run" / "results.json").read_text()
 
 
+def test_ctrl_c_ends_an_estimation_in_one_line(run, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(eval, "write_poses", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert eval.main(["--checkpoint", str(run / "run"), "--images", str(tmp_path / "a.png"), "--prompt", "none",
+                      "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGINT"
+
+
 def test_a_checkpoint_is_written_every_few_minutes_whatever_the_step(cache, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
