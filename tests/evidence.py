@@ -4,6 +4,7 @@
     python tests/evidence.py resnet --init resnet18                the same with a ResNet-18 that knows ImageNet
     python tests/evidence.py few --jobs 2                          after `vlpose`: 5, 20, 100 labelled pictures a style
     python tests/evidence.py words --jobs 2                        VLPose reads a text tower that has seen figures
+    python tests/evidence.py clip --jobs 2                         the same with CLIP's own (338 MB, fetched once)
     python tests/evidence.py real --root /data/LSP --jobs 2        after `vlpose`: tuned on 1,000 real photographs
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
     python tests/evidence.py lsp --root /data/LSP --jobs 2         figures to real photographs (tests/convert.py lsp)
@@ -69,6 +70,7 @@ VARIANTS |= {"vlpose with lora": "--rank 4", "vlpose with lora, no text": "--ran
 HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
+READ = {"vlpose": ""} | HELD_OUT
 COMPOSED = {"cartoon": "a picture of a person: bright colours, thick dark outlines, a large head",
             "ink painting": "a picture of a person: no colours, thick dark outlines, normal proportions"}  # see `words`
 
@@ -106,8 +108,8 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "lsp": (LSP, LEVELS, 6),
     "lsp-resnet": (LSP_RESNET, LEVELS, 6),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 4),
-    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json",
-              {"vlpose": ""} | HELD_OUT, 3),
+    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json", READ, 3),
+    "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json", READ, 3),
     "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW, 18),
     "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --target coco:{root}/lsp --steps 600",
              REAL, 4),
@@ -240,7 +242,7 @@ def write_set(home, train, val):
 def tuning_measures(args, row, folder):
     """{model: {measure: number}} of a run of VLPose: AP by domain and on average over art, and how much was trained."""
     results = json.loads((folder / "results.json").read_text())
-    if args.experiment in ("vlpose", "words") and row in READERS:
+    if args.experiment in ("vlpose", "words", "clip") and row in READERS:
         results |= read_sentences(folder)
     found = with_mean_of_art(results)
     trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
@@ -310,7 +312,7 @@ def print_tuning(numbers, rows):
     models = {"scratch, the original": (original, "--strategy scratch")}
     models |= {row: (numbers[row, "adapted"], options) for row, options in rows.items()}
     for row, (found, options) in models.items():
-        if found:
+        if found.get("art"):  # not where a style was held out
             share, trained = "", found["trained"][0] if "trained" in found else 0
             if full and original:
                 lowest, highest = np.mean(original["art"]), np.mean(full["art"])
@@ -452,7 +454,8 @@ def draw_sensitivity(numbers, path):
         draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
 
 
-DRAWN = {"words": train_tower, "few": draw_few_sets, "tiny": draw_tiny_sets}  # what an experiment needs first
+DRAWN = {"words": train_tower, "clip": train_tower, "few": draw_few_sets, "tiny": draw_tiny_sets}  # what is needed first
+PRINTED = {"few": print_few, "real": print_real, "both": print_both, "tiny": print_tiny}  # tables of their own
 
 
 def main():
@@ -479,27 +482,17 @@ def main():
     numbers = collect(args, options_of)
     common = filled(args, EXPERIMENTS[args.experiment][0])
     print(f"\nEach row is python train.py {common} --seed 0 (or 1, 2, ...), and its options:\n")
-    if args.experiment == "vlpose":
-        print_tuning(numbers, STRATEGIES | LORA | VARIANTS)
-        print_sentences(numbers)
-        draw_tradeoff(numbers, args.folder / "vlpose.png")
-        draw_frontier(numbers, args.folder / "frontier.png")
-    elif args.experiment == "resnet":
-        print_tuning(numbers, rows)
-    elif args.experiment == "words":
-        print_tuning(numbers, {"vlpose": ""})
-        print_sentences(numbers)
-    elif args.experiment == "few":
-        print_few(numbers)
-    elif args.experiment == "real":
-        print_real(numbers)
-    elif args.experiment == "both":
-        print_both(numbers)
-    elif args.experiment == "tiny":
-        print_tiny(numbers)
-    else:
+    if args.experiment in PRINTED:
+        PRINTED[args.experiment](numbers)
+    elif "--mode uda" in common:
         print_alignment(numbers)
         draw_sensitivity(numbers, args.folder / f"{args.experiment}.png")
+    else:
+        print_tuning(numbers, rows)
+        if ("vlpose", "right sentence") in numbers:
+            print_sentences(numbers)
+        draw_tradeoff(numbers, args.folder / f"{args.experiment}.png")
+        draw_frontier(numbers, args.folder / "frontier.png")
     return int(failed)
 
 
