@@ -108,7 +108,8 @@ EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
     "lsp": (LSP, LEVELS, 6),
     "lsp-resnet": (LSP_RESNET, LEVELS, 6),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 4),
-    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json", READ, 3),
+    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json",
+              READ, 3),
     "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json", READ, 3),
     "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW, 18),
     "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --target coco:{root}/lsp --steps 600",
@@ -454,7 +455,7 @@ def draw_sensitivity(numbers, path):
         draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
 
 
-DRAWN = {"words": train_tower, "clip": train_tower, "few": draw_few_sets, "tiny": draw_tiny_sets}  # what is needed first
+DRAWN = {"words": train_tower, "clip": train_tower, "few": draw_few_sets, "tiny": draw_tiny_sets}  # needed first
 PRINTED = {"few": print_few, "real": print_real, "both": print_both, "tiny": print_tiny}  # tables of their own
 
 
