@@ -37,11 +37,12 @@ sys.path.insert(0, str(ROOT))
 from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, load_dataset, make_skeleton,  # noqa: E402
                   select_images, to_coco, with_sentences, with_skeleton)
 from eval import domain_table, predict  # noqa: E402
+from text_tower import SENTENCES  # noqa: E402
 from train import parse_options  # noqa: E402
 from vlpose import VLPose, encode_sentences, load_clip_text, load_model  # noqa: E402
 
 IMAGE, FEATURE, POSE = "--image-level 0", "--feature-level 0", "--pose-level 0"
-LEVELS = {  # row -> what is left out; the first six are the quick ones
+LEVELS = {  # row -> what is left out
     "all three levels": "", "without image level": IMAGE, "without feature level": FEATURE, "without pose level": POSE,
     "no level": f"{IMAGE} {FEATURE} {POSE}", "the source alone": f"{IMAGE} {FEATURE} {POSE} --consistency 0",
     "image level alone": f"{FEATURE} {POSE}",
@@ -54,7 +55,7 @@ LSP = "--mode uda --source figures --target coco:{root}/lsp --steps 1200"
 LSP_RESNET = (f"{LSP} --size resnet18 --init {{init}} --image-size 128 128 --sigma 1.25 --bf16 --style-lr 1e-2 "
               "--supervised-steps 1000 --lr 5e-4 --adapt-lr 2e-4 --feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
-STRATEGIES = {  # row -> how it differs from the default; the first three are the quick ones; `scratch` is in each
+STRATEGIES = {  # row -> how it differs from the default; `scratch` is in each
     "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
     "last": "--strategy last", "stem": "--strategy stem",
     "all but the stem": "--strategy all-but-stem", "lora": "--strategy lora"}
@@ -100,21 +101,21 @@ FEW = {f"{number} labels, {name}, {lr}": f"--target coco:{{folder}}/few-{number}
                                          f"{options} --lr {lr}"
        for number, epochs in FEW_LABELS.items() for name, (options, rates) in FEW_STRATEGIES.items() for lr in rates}
 
-EXPERIMENTS = {  # name -> options of all rows, rows, how many of them are quick
-    "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT, 3),
+EXPERIMENTS = {  # name -> options of all rows, rows
+    "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT),
     "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --bf16 --base-steps 1500 "
-               "--steps 800", RESNET, 3),
-    "uda": ("--mode uda", LEVELS | SENSITIVITY, 6),
-    "lsp": (LSP, LEVELS, 6),
-    "lsp-resnet": (LSP_RESNET, LEVELS, 6),
-    "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH, 4),
-    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json",
-              READ, 3),
-    "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json", READ, 3),
-    "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW, 18),
+               "--steps 800", RESNET),
+    "uda": ("--mode uda", LEVELS | SENSITIVITY),
+    "lsp": (LSP, LEVELS),
+    "lsp-resnet": (LSP_RESNET, LEVELS),
+    "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH),
+    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json", READ),
+    "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json", READ),
+    "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW),
     "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --target coco:{root}/lsp --steps 600",
-             REAL, 4),
-    "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY, 6)}
+             REAL),
+    "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY)}
+QUICK = {"vlpose": 3, "uda": 6, "lsp": 6, "lsp-resnet": 6}  # how many rows --quick runs; of the others, all
 
 
 def filled(args, options, seed=0):
@@ -129,7 +130,7 @@ def commands(args):
         oracle = "--oracle" if row == "all three levels" else ""
         for seed in range(args.seeds):
             common = EXPERIMENTS[args.experiment][0]
-            if IMAGE in options:  # then nothing trains a style decoder
+            if f"{IMAGE} " in f"{options} ":  # then nothing trains a style decoder
                 common = common.replace("--style-lr 1e-2 ", "")
             found[row, seed] = shlex.split(filled(args, f"{common} {options} {oracle} --seed {seed}", seed))
     return found
@@ -162,6 +163,18 @@ def run(args, row, seed, options):
     return status
 
 
+def train_rows(args, chosen):
+    """Trains rows, --jobs beside each other, last those that go on from others of the experiment. True if one fails."""
+    if args.experiment in NEEDS:
+        NEEDS[args.experiment](args)
+    rows, tasks = EXPERIMENTS[args.experiment][1], {False: [], True: []}
+    for (row, seed), options in commands(args).items():
+        if row in chosen:
+            tasks[f"{{folder}}/{args.experiment}/" in rows[row]].append((args, row, seed, options))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return any([status for part in tasks.values() for status in list(pool.map(lambda task: run(*task), part))])
+
+
 def read_sentences(folder):
     """What VLPose finds in all art when it reads each image's own sentence, that of another style, and of the held-out
     styles one that is composed of phrases about other styles: {"right sentence": {domain: {"AP": ...}}, "wrong
@@ -173,36 +186,44 @@ def read_sentences(folder):
         sentence_of = dict(zip(right.domains.tolist(), right.sentences.tolist()))
         wrong = with_sentences(right, {style: sentence_of[other] for style, other in zip(ART, ART[1:] + ART[:1])})
         composed = with_sentences(right, sentence_of | COMPOSED)
-        sentences = [*sentence_of.values(), *COMPOSED.values()]
-        texts = encode_sentences(load_clip_text(model.about["text_weights"]), sentences)
-        tables = {f"{name} sentence": domain_table(figures, predict(model, figures, texts), model.config.image_size)
-                  for name, figures in (("right", right), ("wrong", wrong), ("composed", composed))}
-        path.write_text(json.dumps(tables))
+        path.write_text(json.dumps({f"{name} sentence": table_of(model, figures) for name, figures in (
+            ("right", right), ("wrong", wrong), ("composed", composed))}))
     return json.loads(path.read_text())
 
 
 def domains_of(folder):
-    """{model: {domain: AP}} of a run's models of both methods, on photographs and on each art, an adapter on; kept in
-    domains.json."""
+    """{model: {domain: {"AP": ...}}} of a run's models of both methods, on photographs and on each art, an adapter on;
+    kept in domains.json."""
     path = folder / "domains.json"
     if not path.exists():
         tables = defaultdict(dict)
-        for name in ("source-only", "student", "teacher"):
-            model, texts = load_model(folder / f"{name}.pth"), None
+        for name in ("source-only", "teacher"):
+            model = load_model(folder / f"{name}.pth")
             for spec in ("figures#photo", "figures#artificial"):
-                figures = with_sentences(load_dataset(spec, "val"), model.about["sentences"])
-                if isinstance(model, VLPose):
-                    clip_text = load_clip_text(model.about["text_weights"])
-                    texts = encode_sentences(clip_text, np.unique(figures.sentences).tolist())
-                tables[name] |= domain_table(figures, predict(model, figures, texts), model.config.image_size)
+                figures = load_dataset(spec, "val")
+                tables[name] |= table_of(model, with_sentences(figures, model.about["sentences"]))
         path.write_text(json.dumps(tables))
     return json.loads(path.read_text())
 
 
+def table_of(model, figures):
+    """{domain: {"AP": ...}} of figures with sentences, which a VLPose reads."""
+    texts = None
+    if isinstance(model, VLPose):
+        texts = encode_sentences(load_clip_text(model.about["text_weights"]), np.unique(figures.sentences).tolist())
+    return domain_table(figures, predict(model, figures, texts), model.config.image_size)
+
+
 def train_tower(args):
     """A text tower that has seen figures, and the sentences that it knows; see text_tower.py."""
-    if not (args.folder / "tower").exists():
+    if not (args.folder / "tower" / "tower.pth").exists():
         subprocess.run([sys.executable, ROOT / "tests" / "text_tower.py", args.folder / "tower"], check=True)
+
+
+def write_sentences(args):
+    """The sentences alone: CLIP's own tower reads them, too."""
+    (args.folder / "tower").mkdir(exist_ok=True)
+    (args.folder / "tower" / "sentences.json").write_text(json.dumps(SENTENCES))
 
 
 def draw_tiny_sets(args):
@@ -336,16 +357,17 @@ def print_few(numbers):
 
 
 def print_both(numbers):
-    print(f"| AP | seeds | mean of art | photo | {' | '.join(ART)} |" + "\n|" + 11 * "---|")
-    for row, key in BOTH_MODELS.items():
-        if found := numbers[key]:
-            print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
-                  f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} |")
+    print(f"| AP | seeds | mean of art | photo | {' | '.join(ART)} | options |\n|" + 12 * "---|")
+    for title, (row, model) in BOTH_MODELS.items():
+        if found := numbers[row, model]:
+            options = "" if model == "source-only" else BOTH[row]
+            print(f"| {title} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
+                  f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} | {code(options)} |")
 
 
 def print_strategies(numbers, strategies, measure, prefix=""):
     """A row for the model before and after each way of tuning: what it finds there, and on figures' photographs."""
-    models = {f"{prefix}not adapted": (numbers[f"{prefix}full", "original"], "--strategy scratch")}
+    models = {f"{prefix}not adapted": (numbers[f"{prefix}full", "original"], "")}
     models |= {f"{prefix}{name}": (numbers[f"{prefix}{name}", "adapted"], options)
                for name, options in strategies.items()}
     for row, (found, options) in models.items():
@@ -403,8 +425,9 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
         draw.text((place((x, low[1]))[0], bottom + 5), text, "black", anchor="ma")
     for y in marks[1]:
         draw.text((left - 5, place((low[0], y))[1]), f"{y:.2f}", "black", anchor="rm")
-    for color, (label, points) in zip(cycle(("royalblue", "orangered", "seagreen")), lines.items()):
-        color = color if len(points) > 1 else "black"
+    colors = cycle(("royalblue", "orangered", "seagreen"))
+    for label, points in lines.items():
+        color = next(colors) if len(points) > 1 else "black"
         draw.line([place(point) for point in points], color, width=2)
         for point in points:
             x, y = place(point)
@@ -455,7 +478,7 @@ def draw_sensitivity(numbers, path):
         draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
 
 
-DRAWN = {"words": train_tower, "clip": train_tower, "few": draw_few_sets, "tiny": draw_tiny_sets}  # needed first
+NEEDS = {"words": train_tower, "clip": write_sentences, "few": draw_few_sets, "tiny": draw_tiny_sets}  # first
 PRINTED = {"few": print_few, "real": print_real, "both": print_both, "tiny": print_tiny}  # tables of their own
 
 
@@ -464,7 +487,7 @@ def main():
     add = parser.add_argument
     add("experiment", choices=EXPERIMENTS)
     add("--root", default="lsp", help="of LSP")
-    add("--init", default="resnet18", help="ImageNet weights of the ResNet-18 for LSP")
+    add("--init", default="resnet18", help="ImageNet weights of the ResNet-18")
     add("--seeds", type=int, default=3)
     add("--jobs", type=int, default=1, help="trainings beside each other")
     add("--quick", action="store_true", help="the main rows alone")
@@ -472,16 +495,10 @@ def main():
     add("--folder", type=Path, default=Path("runs/evidence"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    _, rows, quick = EXPERIMENTS[args.experiment]
+    common, rows = EXPERIMENTS[args.experiment]
     options_of = commands(args)
-    if args.experiment in DRAWN:
-        DRAWN[args.experiment](args)
-    chosen = [] if args.tables else list(rows)[:quick if args.quick else None]
-    tasks = [(args, row, seed, options) for (row, seed), options in options_of.items() if row in chosen]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        failed = any(list(pool.map(lambda task: run(*task), tasks)))
-    numbers = collect(args, options_of)
-    common = filled(args, EXPERIMENTS[args.experiment][0])
+    failed = not args.tables and train_rows(args, list(rows)[:QUICK.get(args.experiment) if args.quick else None])
+    numbers, common = collect(args, options_of), filled(args, common)
     print(f"\nEach row is python train.py {common} --seed 0 (or 1, 2, ...), and its options:\n")
     if args.experiment in PRINTED:
         PRINTED[args.experiment](numbers)
@@ -492,8 +509,9 @@ def main():
         print_tuning(numbers, rows)
         if ("vlpose", "right sentence") in numbers:
             print_sentences(numbers)
-        draw_tradeoff(numbers, args.folder / f"{args.experiment}.png")
-        draw_frontier(numbers, args.folder / "frontier.png")
+        if args.experiment == "vlpose":
+            draw_tradeoff(numbers, args.folder / "vlpose.png")
+            draw_frontier(numbers, args.folder / "frontier.png")
     return int(failed)
 
 

@@ -100,13 +100,14 @@ def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_p
     monkeypatch.setattr(evidence, "domain_table", lambda *_: {})
     names = {f"{name} sentence" for name in ("right", "wrong", "composed")}
     assert evidence.read_sentences(tmp_path / "run").keys() == names
-    (right, right_texts), (wrong, wrong_texts), (composed, _) = (
+    (right, right_texts), (wrong, wrong_texts), (composed, composed_texts) = (
         (dict(zip(figures.domains.tolist(), figures.sentences.tolist())), texts) for figures, texts in read)
     assert right == {style: f"a photo of a {style} character" for style in evidence.ART}
     assert wrong.keys() == right.keys() and sorted(wrong.values()) == sorted(right.values())
     assert not any(right[style] == wrong[style] for style in evidence.ART)
     assert composed == right | evidence.COMPOSED
-    assert right_texts.keys() == wrong_texts.keys() == {*right.values(), *composed.values()}
+    assert right_texts.keys() == wrong_texts.keys() == {*right.values()}
+    assert composed_texts.keys() == {*composed.values()}
 
 
 def test_a_composed_sentence_has_only_phrases_of_other_styles():
@@ -155,6 +156,20 @@ def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_para
         assert picture.size == (480, 480)
 
 
+def test_rows_that_go_on_from_others_of_the_experiment_wait_for_all_of_them(args, monkeypatch):
+    args.experiment, args.jobs, ended = "both", 4, []
+    monkeypatch.setattr(evidence, "run", lambda _, row, seed, options: ended.append(row) or 0)
+    assert not evidence.train_rows(args, [*reversed(evidence.BOTH)])
+    assert ended[-args.seeds:] == args.seeds * ["the same start"] and len(ended) == args.seeds * len(evidence.BOTH)
+
+
+@pytest.mark.parametrize("experiment", evidence.NEEDS)
+def test_tables_alone_train_and_draw_nothing_first(args, experiment, monkeypatch):
+    monkeypatch.setitem(evidence.NEEDS, experiment, pytest.fail)
+    monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--folder", str(args.folder)])
+    assert evidence.main() == 0
+
+
 @pytest.mark.parametrize("experiment", evidence.EXPERIMENTS)
 def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(args, experiment, monkeypatch, capsys):
     args.experiment = experiment
@@ -173,7 +188,6 @@ def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(args, e
     monkeypatch.setattr(evidence, "read_sentences", lambda _: dict.fromkeys(
         ("right sentence", "wrong sentence", "composed sentence"), everything))
     monkeypatch.setattr(evidence, "domains_of", lambda _: dict.fromkeys(("source-only", "teacher"), everything))
-    monkeypatch.setattr(evidence, "DRAWN", {})
     monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--seeds", "2", "--folder",
                                      str(args.folder)])
     assert evidence.main() == 0

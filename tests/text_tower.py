@@ -40,6 +40,7 @@ LOOKS = {  # style -> what can be said of its pictures, each in two ways
     "stained glass": ("stained glass/a church window", "bright colours/jewels' colours", "dark lines/lead lines",
                       "a large head/a long robe")}
 OPENING, SIZE = "a picture of a person: ", (128, 96)
+SENTENCES = {style: OPENING + ", ".join(look.split("/")[0] for look in looks) for style, looks in LOOKS.items()}
 
 
 def sentence_about(style, image, rng):
@@ -91,10 +92,10 @@ def train(steps, batch_size=96, lr=1e-3):
 
 
 @torch.no_grad()
-def recognized(text, pictures, sentences):
+def recognized(text, pictures):
     """{style: the share of its held-out pictures whose nearest sentence is their style's}."""
-    T, found = F.normalize(text(CLIPTokenizer()([*sentences.values()]))), {}
-    for place, style in enumerate(sentences):
+    T, found = F.normalize(text(CLIPTokenizer()([*SENTENCES.values()]))), {}
+    for place, style in enumerate(SENTENCES):
         crops = Crops(load_dataset(f"figures#{style}", "val"), SIZE)
         images = torch.stack([crops[row, 0]["image"] for row in range(len(crops.dataset.ids))])
         nearest = (F.normalize(pictures(normalize(images))) @ T.mT).argmax(1)
@@ -108,12 +109,11 @@ def main():
     parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
     text, pictures = train(args.steps)
-    sentences = {style: OPENING + ", ".join(look.split("/")[0] for look in looks) for style, looks in LOOKS.items()}
     args.folder.mkdir(parents=True, exist_ok=True)
     save_tensors(args.folder / "tower.pth", text.state_dict())
-    (args.folder / "sentences.json").write_text(json.dumps(sentences, indent=2))
+    (args.folder / "sentences.json").write_text(json.dumps(SENTENCES, indent=2))
     print("pictures whose style's sentence is the nearest: " + ", ".join(
-        f"{style} {share:.0%}" for style, share in recognized(text, pictures, sentences).items()))
+        f"{style} {share:.0%}" for style, share in recognized(text, pictures).items()))
 
 
 if __name__ == "__main__":
