@@ -433,8 +433,9 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
             x, y = place(point)
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), color)
         falls = len(points) > 1 and points[-2][1] > points[-1][1]  # then the line is above its end, its label below
-        anchor = ("l" if x < left + 0.7 * (right - left) else "r") + ("a" if falls else "s")
-        draw.text((x, y + (8 if falls else -8)), label, color, anchor=anchor)
+        away, beside = (8, "l") if x < left + 0.7 * (right - left) else (-8, "r")
+        dx, dy, level = (0, 8 if falls else -8, "a" if falls else "s") if len(points) > 1 else (away, 0, "m")
+        draw.text((x + dx, y + dy), label, color, anchor=beside + level)
     draw.text((side / 2, side - 8), x_title, "black", anchor="ms")
     draw.text((left + 5, top + 3), y_title, "black")
     return picture
