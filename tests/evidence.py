@@ -34,9 +34,9 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, load_dataset, make_skeleton,  # noqa: E402
-                  select_images, to_coco, with_sentences, with_skeleton)
-from eval import domain_table, predict  # noqa: E402
+from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, crop_width, load_dataset,  # noqa: E402
+                  make_skeleton, select_images, to_coco, with_sentences, with_skeleton)
+from eval import domain_table, evaluate_pck, predict  # noqa: E402
 from text_tower import SENTENCES  # noqa: E402
 from train import parse_options  # noqa: E402
 from vlpose import VLPose, encode_sentences, load_clip_text, load_model  # noqa: E402
@@ -214,6 +214,27 @@ def table_of(model, figures):
     return domain_table(figures, predict(model, figures, texts), model.config.image_size)
 
 
+def pseudo_labels_of(folder):
+    """What pseudo-labels of a run's source-only model are worth, on the target's training images as a whole: {joint:
+    [share of its keypoints that are sure, PCK@0.05, the same of the sure ones]}. Sure is above the median of all
+    confidences, as in `confidence_mask`. Kept in pseudo-labels.json."""
+    path = folder / "pseudo-labels.json"
+    if not path.exists():
+        model, config = load_model(folder / "source-only.pth"), json.loads((folder / "config.json").read_text())
+        target = with_skeleton(load_dataset(config["target"], "train"), model.skeleton)
+        people, (height, width) = target.annotated, model.config.image_size
+        poses = np.reshape([result["keypoints"] for result in predict(model, target, flip=False)], (len(people), -1, 3))
+        truth, side = target.keypoints[people], crop_width(target.boxes[people], (height, width)) * height / width
+        labelled, sure = truth[:, :, 2] > 0, poses[:, :, 2] > np.median(poses[:, :, 2])  # (people, K)
+        pck, pck_of_sure = (evaluate_pck(poses[:, :, :2], truth[:, :, :2], counted, side, groups=target.skeleton.groups)
+                            for counted in (labelled, labelled & sure))
+        joints = {name: [*group] for name, group in target.skeleton.groups.items() if labelled[:, group].any()}
+        joints["mean"] = sum(joints.values(), [])
+        path.write_text(json.dumps({name: [sure[:, group][labelled[:, group]].mean(), pck[name], pck_of_sure[name]]
+                                    for name, group in joints.items()}))
+    return json.loads(path.read_text())
+
+
 def train_tower(args):
     """A text tower that has seen figures, and the sentences that it knows; see text_tower.py."""
     if not (args.folder / "tower" / "tower.pth").exists():
@@ -324,6 +345,14 @@ def print_alignment(numbers):
             print(f"| {row} | {len(model['mean'])} | {spread(model['mean'])} | "
                   f"{spread(teacher['mean']) if teacher else ''} | {spread((teacher or model)['mean at 0.2'])} | "
                   f"{code(options)} |")
+
+
+def print_pseudo_labels(args):
+    folder = folder_of(args, "all three levels", 0)
+    if (folder / "results.json").exists():
+        print("\n| pseudo-labels of source only, seed 0 | sure | right | right where sure |\n|---|---|---|---|")
+        for joint, shares in pseudo_labels_of(folder).items():
+            print(f"| {joint} | {' | '.join(f'{share:.2f}' for share in shares)} |")
 
 
 def print_tuning(numbers, rows):
@@ -505,6 +534,7 @@ def main():
         PRINTED[args.experiment](numbers)
     elif "--mode uda" in common:
         print_alignment(numbers)
+        print_pseudo_labels(args)
         draw_sensitivity(numbers, args.folder / f"{args.experiment}.png")
     else:
         print_tuning(numbers, rows)

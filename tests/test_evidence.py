@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import text_tower
 from PIL import Image
-from data import draw_figures, load_dataset
+from data import COCO17, draw_figures, load_dataset
 from train import main, parse_options
 
 
@@ -156,6 +156,24 @@ def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_para
         assert picture.size == (480, 480)
 
 
+def test_pseudo_labels_are_sure_above_the_median_and_right_near_the_truth(tmp_path, monkeypatch):
+    draw_figures(tmp_path, {"train": (4, 4), "val": (2, 2)})
+    monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"target": "figures#photo"}))
+    model = argparse.Namespace(skeleton=COCO17, config=argparse.Namespace(image_size=(128, 96)))
+    monkeypatch.setattr(evidence, "load_model", lambda _: model)
+
+    def only_wrists(_, figures, flip):
+        poses = figures.keypoints[figures.annotated] + [500, 0, 0]  # far from the truth
+        poses[:, :, 2] = 0.1
+        poses[:, COCO17.groups["wrist"]] -= [500, 0, -0.8]
+        return [{"keypoints": pose.flatten().tolist()} for pose in poses]
+    monkeypatch.setattr(evidence, "predict", only_wrists)
+    found = evidence.pseudo_labels_of(tmp_path)
+    assert found["wrist"] == [1, 1, 1] and found["hip"] == [0, 0, -1]
+    assert found["mean"][0] == pytest.approx(found["mean"][1], abs=0.1) and found["mean"][2] == 1
+
+
 def test_rows_that_go_on_from_others_of_the_experiment_wait_for_all_of_them(args, monkeypatch):
     args.experiment, args.jobs, ended = "both", 4, []
     monkeypatch.setattr(evidence, "run", lambda _, row, seed, options: ended.append(row) or 0)
@@ -187,6 +205,7 @@ def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(args, e
     everything = {style: {"AP": 0.5} for style in (*evidence.ART, "photo")}
     monkeypatch.setattr(evidence, "read_sentences", lambda _: dict.fromkeys(
         ("right sentence", "wrong sentence", "composed sentence"), everything))
+    monkeypatch.setattr(evidence, "pseudo_labels_of", lambda _: {"mean": [0.5, 0.4, 0.6]})
     monkeypatch.setattr(evidence, "domains_of", lambda _: dict.fromkeys(("source-only", "teacher"), everything))
     monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--seeds", "2", "--folder",
                                      str(args.folder)])
