@@ -51,8 +51,9 @@ LEVELS = {  # row -> what is left out
 WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (30, 100))}  # the default, and others
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
-LSP = "--mode uda --source figures --target coco:{root}/lsp --steps 1200"
-LSP_RESNET = (f"{LSP} --size resnet18 --init {{init}} --image-size 128 128 --sigma 1.25 --bf16 --style-lr 1e-2 "
+TO_LSP = "--mode uda --source figures --target coco:{root}/lsp --steps 1200"
+LSP = f"{TO_LSP} --augmentation paper --supervised-steps 5000"
+LSP_RESNET = (f"{TO_LSP} --size resnet18 --init {{init}} --image-size 128 128 --sigma 1.25 --bf16 --style-lr 1e-2 "
               "--supervised-steps 1000 --lr 5e-4 --adapt-lr 2e-4 --feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
 STRATEGIES = {  # row -> how it differs from the default; `scratch` is in each
