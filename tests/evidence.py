@@ -53,6 +53,11 @@ SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
 TO_LSP = "--mode uda --source figures --target coco:{root}/lsp --steps 1200"
 LSP = f"{TO_LSP} --augmentation paper --supervised-steps 5000"
+RECIPES = {  # figures to LSP in other ways
+    "gentle augmentation, a shorter stage 1": "--augmentation gentle --supervised-steps 1200",
+    "a shorter stage 1": "--supervised-steps 1200",
+    "the recipe of the paper, scaled": "--recipe paper --size tiny --batch-size 16 --style-steps 150 --style-lr 5e-3 "
+                                       "--supervised-steps 1200 --lr 1.5e-3 --adapt-lr 5e-4 --ema-decay 0.99"}
 LSP_RESNET = (f"{TO_LSP} --size resnet18 --init {{init}} --image-size 128 128 --sigma 1.25 --bf16 --style-lr 1e-2 "
               "--supervised-steps 1000 --lr 5e-4 --adapt-lr 2e-4 --feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
@@ -107,7 +112,7 @@ EXPERIMENTS = {  # name -> options of all rows, rows
     "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --bf16 --base-steps 1500 "
                "--steps 800", RESNET),
     "uda": ("--mode uda", LEVELS | SENSITIVITY),
-    "lsp": (LSP, LEVELS),
+    "lsp": (LSP, LEVELS | RECIPES),
     "lsp-resnet": (LSP_RESNET, LEVELS),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH),
     "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json", READ),
@@ -335,17 +340,25 @@ def code(options):
     return f"`{options}`" if options else ""
 
 
-def print_alignment(numbers):
+def print_alignment(numbers, rows):
     print("| PCK of the target | seeds | PCK@0.05 | its teacher's | PCK@0.2 | options |\n|" + 6 * "---|")
     models = {model: (numbers["all three levels", model], None, options)
               for model, options in (("source only", ""), ("oracle", "--oracle"))}
-    models |= {row: (numbers[row, "student"], numbers[row, "teacher"], options)
-               for row, options in (LEVELS | SENSITIVITY).items()}
+    models |= {row: (numbers[row, "student"], numbers[row, "teacher"], options) for row, options in rows.items()}
     for row, (model, teacher, options) in models.items():
         if model:
             print(f"| {row} | {len(model['mean'])} | {spread(model['mean'])} | "
                   f"{spread(teacher['mean']) if teacher else ''} | {spread((teacher or model)['mean at 0.2'])} | "
                   f"{code(options)} |")
+
+
+def print_recipes(numbers):
+    """Each recipe beside its own source-only model."""
+    print("\n| PCK@0.05 | seeds | source only | student | its teacher |\n|" + 5 * "---|")
+    for row in ("all three levels", *RECIPES):
+        if student := numbers[row, "student"]:
+            columns = (numbers[row, "source only"], student, numbers[row, "teacher"])
+            print(f"| {row} | {len(student['mean'])} | {' | '.join(spread(column['mean']) for column in columns)} |")
 
 
 def print_pseudo_labels(args):
@@ -534,7 +547,9 @@ def main():
     if args.experiment in PRINTED:
         PRINTED[args.experiment](numbers)
     elif "--mode uda" in common:
-        print_alignment(numbers)
+        print_alignment(numbers, rows)
+        if args.experiment == "lsp":
+            print_recipes(numbers)
         print_pseudo_labels(args)
         draw_sensitivity(numbers, args.folder / f"{args.experiment}.png")
     else:
