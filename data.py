@@ -458,7 +458,8 @@ def image_file(file):
     except FileNotFoundError:
         raise DataError(f"{file}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not a readable image: {error}") from None
+        larger = "; `eval.py --large` reads it" * isinstance(error, Image.DecompressionBombError)
+        raise DataError(f"{file}: not a readable image: {error}{larger}") from None
 
 
 def open_image(file, shrink=1.0, upright=False, kept=None):
@@ -472,12 +473,12 @@ def open_image(file, shrink=1.0, upright=False, kept=None):
     with image_file(file) as image:
         full_width = image.width
         image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
-        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-            pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
-            return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
         smaller = round(full_width / image.width)
         image.load()
         image = ImageOps.exif_transpose(image) if upright else image
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
+            pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+            return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
         image = image if image.mode == "RGB" else image.convert("RGB")  # which copies
     if kept is not None and smaller == 1:  # 10,000 small images, at most 1.3 GB; of large ones the last, for all in it
         if image.width * image.height > 2 ** 15 or len(kept) >= 10_000:
@@ -717,8 +718,8 @@ def to_coco(dataset, category="person"):
     images = [{"id": int(number), "file_name": name, "category": str(domain)}
               for number, name, domain in zip(dataset.image_ids, names, dataset.domains)]
     annotations = [
-        {"id": int(dataset.ids[n]), "image_id": int(dataset.image_ids[dataset.image_index[n]]), "category_id": 1,
-         "keypoints": dataset.keypoints[n].ravel().tolist(),
+        {"id": int(dataset.ids[n] or dataset.ids.max() + 1), "category_id": 1,  # pycocotools takes 0 for nobody
+         "image_id": int(dataset.image_ids[dataset.image_index[n]]), "keypoints": dataset.keypoints[n].ravel().tolist(),
          "num_keypoints": int((dataset.keypoints[n, :, 2] > 0).sum()), "bbox": dataset.boxes[n].tolist(),
          "area": float(dataset.areas[n]), "iscrowd": int(dataset.crowd[n])} for n in range(len(dataset.ids))]
     return {"images": images, "annotations": annotations, "categories": [to_category(dataset.skeleton, category)]}
@@ -756,7 +757,7 @@ def unreadable(files):
     problems = {}
     for file in progress(files, "checking pictures"):
         try:
-            open_image(file, shrink=8)
+            open_image(file, shrink=8, upright=True)
         except DataError as error:
             problems[file] = str(error)
     return problems
@@ -788,7 +789,8 @@ def picture_size(file, upright=True):
     """(width, height) of a picture as shown, and whether it is stored otherwise: `upright` turns it as EXIF says."""
     with image_file(file) as image:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
-        return image.size[::-1] if orientation > 4 else image.size, orientation > 1
+        lies = orientation in range(5, 9) and image.format != "TIFF"  # Pillow turns these itself
+        return image.size[::-1] if lies else image.size, orientation in range(2, 9)
 
 
 def select_images(dataset, keep):
@@ -877,7 +879,7 @@ def load_dataset(spec, split, cache=None):
         the others are "train", and "all" is the whole file. All of `pictures` are in each split.
     """
     path, _, chosen = spec.rpartition("#")
-    if not path or {"/", os.sep} & set(chosen):  # the # of a folder's name
+    if not path or {"/", os.sep} & set(chosen) or os.path.exists(spec.partition(":")[2]):  # the # of a folder's name
         return open_dataset(spec, split, cache)
     dataset = open_dataset(path, split, cache)
     there = set(dataset.domains.tolist())
@@ -984,7 +986,7 @@ def with_skeleton(dataset, skeleton):
     if len(missing) == len(pairs):
         raise DataError(f"{dataset.name}: its skeleton has no keypoint of {', '.join(skeleton.names)}")
     if missing:
-        print(f"{dataset.name}: its skeleton lacks {', '.join(missing)}")
+        print(f"{dataset.name}: its skeleton lacks {', '.join(missing)}", file=sys.stderr)
     blank = np.zeros_like(dataset.keypoints[:, :1])
     points = np.concatenate([dataset.keypoints, blank], 1)  # its last keypoint stands for all that are missing
     first, second = (points[:, [have.get(pair[side], -1) for pair in pairs]] for side in (0, 1))  # (people, K, 3)

@@ -269,9 +269,9 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -612,8 +612,8 @@ def limb_color(skeleton, *keypoints):
 def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     """A copy of an image, Pillow's or an array, with a skeleton drawn over it: left orange, right blue; the surer the
     more opaque, with a dark rim. keypoints: (K, 3) x, y, score; those of at most `threshold` are left out."""
-    image, drawn = Image.fromarray(np.asarray(image)).convert("RGB"), keypoints[:, 2] > threshold
-    if not drawn.any():
+    image = (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
+    if not (drawn := keypoints[:, 2] > threshold).any():
         return image
     low, high = keypoints[drawn, :2].min(0), keypoints[drawn, :2].max(0)
     width = max(1.0, (high - low).max() / 50, max(image.size) / 800)
@@ -748,6 +748,8 @@ def use_model(args):
         if not args.detect and not args.boxes:
             print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
     if args.sigmas is not None:
+        if len(args.sigmas) != len(dataset.skeleton.names):
+            raise DataError(f"--sigmas: expected {len(dataset.skeleton.names)} numbers, found {len(args.sigmas)}")
         dataset = replace(dataset, skeleton=replace(dataset.skeleton, sigmas=np.array(args.sigmas)))
     if args.out:
         check_out(args, dataset)
@@ -772,7 +774,7 @@ def check_out(args, dataset):
     """Nothing is overwritten, least of all annotations that somebody has corrected; and no drawing becomes input."""
     out = Path(args.out).resolve()
     folders = [Path(folder).resolve() for folder in filter(os.path.isdir, args.images or ())]
-    for name in ("results.json", "annotations.json", "config.json"):
+    for name in ("results.json", "annotations.json", "config.json", "images"):
         if (out / name).exists():
             raise DataError(f"--out {args.out}: holds {name} already; name another folder")
     if any(map(out.is_relative_to, folders)) or any(Path(file).resolve().is_relative_to(out) for file in dataset.files):
@@ -788,6 +790,7 @@ def write_poses(args, dataset, results):
     scores = poses[:, :, 2:]
     poses = np.concatenate([poses[:, :, :2], 1 + (scores >= 0.5)], axis=2) * (scores > args.threshold)
     content = to_coco(replace(people, keypoints=poses), args.category)
+    write_json(Path(args.out) / "results.json", results)
     for record, file in zip(content["images"], dataset.files):
         (record["width"], record["height"]), turned = picture_size(file, dataset.upright)
         place = Path(args.out) / "images" / record["file_name"]
@@ -795,9 +798,10 @@ def write_poses(args, dataset, results):
         if turned:  # not all programs turn it, `load_dataset` does not
             open_image(file, upright=True)[0].save(place, quality=95)
         else:
-            with suppress(OSError):  # where links are not possible
+            try:
                 place.symlink_to(os.path.abspath(file))
-    write_json(Path(args.out) / "results.json", results)
+            except OSError:  # where links are not possible
+                shutil.copyfile(file, place)
     write_json(Path(args.out) / "annotations.json", content)
 
 
@@ -884,7 +888,7 @@ def usable_device(text):
     return text
 
 
-REMEDIES = {"out of memory": "a smaller --batch-size, --accumulate and --checkpointing save memory",
+REMEDIES = {"out of memory": "in train.py a smaller --batch-size, --accumulate and --checkpointing save memory",
             "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: fewer --workers"}
 
 
@@ -911,11 +915,6 @@ def fail(error):
     return 2
 
 
-def sigma_list(text):
-    """Type of the option --sigmas: "0.026,0.025,..."."""
-    return [float(sigma) for sigma in text.split(",")]
-
-
 def data_spec(text):
     """Type of an option: a data set, name:root, as it is called from everywhere."""
     name, _, root = text.partition(":")
@@ -931,11 +930,11 @@ with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding
     OPTIONS = list(csv.DictReader(file))  # of both commands, but for those of train.py's recipes
 KINDS = {  # of options -> what `add_argument` wants
     "data": {"type": data_spec}, "path": {"type": path_or_name}, "folder": {"type": os.path.abspath}, "text": {},
-    "texts": {"nargs": "+"}, "count": {"type": number(int, 0)}, "positive": {"type": number(int, 1)},
-    "rate": {"type": number(float, 0, above=True)}, "share": {"type": number(float, 0, 1)},
+    "count": {"type": number(int, 0)}, "positive": {"type": number(int, 1)}, "share": {"type": number(float, 0, 1)},
+    "rate": {"type": number(float, 0, above=True)}, "sigmas": {"type": number(float, 0, above=True), "nargs": "+"},
     "sides": {"type": number(int, 32, step=32), "nargs": 2}, "split": {"choices": ("train", "val", "all")},
     "switch": {"action": argparse.BooleanOptionalAction, "default": False}, "device": {"type": usable_device},
-    "sigmas": {"type": sigma_list}, "category": {"choices": CATEGORIES, "metavar": "NAME"},
+    "texts": {"nargs": "+"}, "category": {"choices": CATEGORIES, "metavar": "NAME"},
     "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}
 HELP = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 GPU = torch.cuda.is_available()

@@ -242,7 +242,7 @@ READERS |= {"lsp": read_lsp, "lsp-regda": read_lsp, "surreal": read_cropped, "hu
 def convert(name, root):
     """Writes the annotations of both splits; returns the folder that `coco:` wants."""
     home = Path(os.path.abspath(root))
-    home = home if home.is_dir() else home.parent
+    home = home if home.is_dir() else home.parents[home.parent.name == "clean_data"]  # synthetic animals' annotations
     for split in ("train", "val"):
         dataset = load_dataset(f"{name}:{root}", split)
         content = to_coco(dataset, "person" if dataset.skeleton is BODY16 else "animal")

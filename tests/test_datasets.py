@@ -163,7 +163,7 @@ def test_keypoints_that_a_data_set_lacks_are_unlabelled_and_said(real, capsys):
     body = with_skeleton(load_dataset(f"coco:{real / 'coco'}", "all"), BODY16)
     capsys.readouterr()
     again = with_skeleton(body, COCO17)
-    assert capsys.readouterr().out.strip().endswith("lacks nose, left_eye, right_eye, left_ear, right_ear")
+    assert capsys.readouterr().err.strip().endswith("lacks nose, left_eye, right_eye, left_ear, right_ear")
     assert not again.keypoints[:, :5].any() and again.keypoints[:, 5:].any()
 
 

@@ -373,7 +373,7 @@ def test_the_numbers_of_a_file_are_of_its_own_skeleton(photos, tmp_path, capsys)
     files = three_joints(tmp_path, photos)
     assert main([*files, "--json", "--details"]) == 0
     details = json.loads(capsys.readouterr().out)
-    assert main([*files, "--json", "--sigmas", "9,9,9"]) == 0  # so generous that even the wrong paws are close
+    assert main([*files, "--json", "--sigmas", "9", "9", "9"]) == 0  # so generous that even the wrong paws are close
     assert json.loads(capsys.readouterr().out)["AP"] > 0.999 > details["AP"]
 
 
@@ -385,12 +385,12 @@ def test_sigmas_also_override_those_of_a_data_set(photos, tmp_path, capsys):
     options = ["--checkpoint", str(tmp_path / "cats.pth"), "--data", f"coco:{tmp_path / 'cats.json'}", "--split", "all",
                "--json", "--device", "cpu"]
     numbers = []
-    for sigmas in ([], ["--sigmas", "99,99,99"]):
+    for sigmas in ([], ["--sigmas", "99", "99", "99"]):
         assert main(options + sigmas) == 0
         numbers.append(json.loads(capsys.readouterr().out)["AP"])
     assert numbers == [0, pytest.approx(1)]
-    assert main([*options, "--sigmas", "1,2"]) == 2
-    assert "expected 6 finite numbers in 'keypoints', found 9" in capsys.readouterr().err
+    assert main([*options, "--sigmas", "1", "2"]) == 2
+    assert "--sigmas: expected 3 numbers, found 2" in capsys.readouterr().err
 
 
 def test_without_labelled_people_everybody_is_predicted(photos):

@@ -395,7 +395,7 @@ def test_a_model_is_tested_on_the_keypoints_that_it_shares_with_a_data_set(figur
     (tmp_path / "images").symlink_to(figures / "images" / "photo")
     assert main(["--checkpoint", str(checkpoint), "--data", f"coco:{tmp_path / 'other.json'}", "--split", "all",
                  "--prompt", "none", "--device", "cpu"]) == 0
-    assert "its skeleton lacks left_eye, right_eye, left_ear, right_ear" in capsys.readouterr().out
+    assert "its skeleton lacks left_eye, right_eye, left_ear, right_ear" in capsys.readouterr().err
 
 
 def test_people_on_a_sheet_are_shown_as_their_poses_see_them(tmp_path):

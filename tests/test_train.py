@@ -411,7 +411,7 @@ def test_the_targets_file_says_which_keypoints_there_are(cache, tmp_path, capsys
         model = getattr(model, "base", model)
         assert (model.skeleton.names, model.num_keypoints, model.skeleton.edges) == (names, count, ((0, 1), (1, 2)))
     missing = [name for name in names if name not in COCO17.names]
-    assert ("its skeleton lacks " + ", ".join(missing) in capsys.readouterr().out) == bool(missing)
+    assert ("its skeleton lacks " + ", ".join(missing) in capsys.readouterr().err) == bool(missing)
 
 
 @pytest.mark.parametrize("make", [command, uda_command])
@@ -444,7 +444,7 @@ def test_skeletons_that_share_no_joint_are_refused_by_their_names(cache, tmp_pat
 def test_animals_are_learned_by_their_own_joints_and_what_people_share_with_them(cache, tmp_path, real, capsys, make):
     target = f"animalpose:{real / 'animals' / 'animalpose' / 'test_animalpose.json'}"
     assert main(make(cache, tmp_path / "run", "--target", target, "--batch-size", "1")) == 0
-    assert "its skeleton lacks left_front_hoof" in capsys.readouterr().out
+    assert "its skeleton lacks left_front_hoof" in capsys.readouterr().err
     assert load_model(tmp_path / "run").num_keypoints == 14
 
 
