@@ -786,11 +786,10 @@ def no_people(files, skeleton, name="pictures"):
 
 
 def picture_size(file, upright=True):
-    """(width, height) of a picture as shown, and whether it is stored otherwise: `upright` turns it as EXIF says."""
+    """(width, height) of a picture, `upright` as EXIF says (Pillow turns TIFFs), and whether it is stored otherwise."""
     with image_file(file) as image:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
-        lies = orientation in range(5, 9) and image.format != "TIFF"  # Pillow turns these itself
-        return image.size[::-1] if lies else image.size, orientation in range(2, 9)
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
+        return image.size[::-1] if turn in range(5, 9) and image.format != "TIFF" else image.size, turn in range(2, 9)
 
 
 def select_images(dataset, keep):
@@ -929,9 +928,7 @@ def annotation_file(root, names, split):
 
 def hold_out(dataset, split, numbers):
     """A split of the one file that there is: images (images,) whose number is a multiple of five are for validation."""
-    if split == "all":
-        return dataset
-    return select_images(dataset, (numbers % 5 == 0) == (split == "val"))
+    return select_images(dataset, (split == "all") | ((numbers % 5 == 0) == (split == "val")))
 
 
 # === Appendix B: skeletons and what makes them fit each other; skip on a first reading ===============================
@@ -1485,21 +1482,19 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
 
 
 def write_figures(jobs):
-    return [write_figure(*job) for job in jobs]
-
-
-def write_figure(image_id, job):
-    """Draws and saves one figure; returns its image and its annotation in Human-Art's format, COCO's with a domain."""
-    folder, style, split, number, seed = job
-    figure = draw_figure(style, np.random.default_rng(seed))
-    file_name = f"images/{style.replace(' ', '_')}/{split}_{number:05d}.jpg"
-    (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(figure.image).save(folder / file_name, quality=92)
-    height, width = figure.image.shape[:2]
-    image = {"file_name": file_name, "width": width, "height": height, "category": style,
-             "description": f"a {style} of a person", "id": image_id}
-    person = {"category_id": 1, "iscrowd": 0, "keypoints": np.round(figure.keypoints, 2).ravel().tolist(),
-              "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()),
-              "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area), "id": image_id,
-              "image_id": image_id}
-    return image, person
+    """Draws and saves figures; gives their images and annotations in Human-Art's format, COCO's with a domain."""
+    found = []
+    for image_id, (folder, style, split, number, seed) in jobs:
+        figure = draw_figure(style, np.random.default_rng(seed))
+        file_name = f"images/{style.replace(' ', '_')}/{split}_{number:05d}.jpg"
+        (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(figure.image).save(folder / file_name, quality=92)
+        height, width = figure.image.shape[:2]
+        image = {"file_name": file_name, "width": width, "height": height, "category": style,
+                 "description": f"a {style} of a person", "id": image_id}
+        person = {"category_id": 1, "iscrowd": 0, "keypoints": np.round(figure.keypoints, 2).ravel().tolist(),
+                  "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()),
+                  "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area), "id": image_id,
+                  "image_id": image_id}
+        found.append((image, person))
+    return found

@@ -352,7 +352,7 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes,
                   read_boxes, unlabelled, unreadable, with_boxes, with_sentences, with_skeleton, write_json,
                   written_whole)
-from eval import (HELP, KINDS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, parse,
+from eval import (GPU, HELP, KINDS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, parse,
                   pck_of_results, predict, predict_people, true_pose, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
@@ -454,9 +454,15 @@ def batches_of(data, stage, first, workers):
     for place, (crops, rows) in enumerate(data):
         size, passes = stage.batch_size, Passes(crops, rows, stage.seed + 10 ** 6 * place)
         positions = (mine(range(step * size, (step + 1) * size)) for step in range(first, stage.steps))
-        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers, pin_memory=torch.cuda.is_available())
+        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers, pin_memory=GPU, worker_init_fn=go_on)
         loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
+
+
+def go_on(worker):
+    """In a process that cuts crops: a signal to all lets the first process end its step, and then the others."""
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
 
 
 def parts_of(batches, parts):
@@ -497,7 +503,7 @@ def count_unread(batches, dataset):
             unread.add(problem)
             if len(unread) > len(dataset.files) / 100:
                 raise DataError(f"{problem}; with it more than 1 % of the {len(dataset.files):,} pictures")
-            print(f"{problem}; the next one is taken", file=sys.stderr)
+            print(f"{problem}; the next one is taken", file=sys.__stderr__ if processes()[0] else sys.stderr)
         yield batch
 
 
@@ -584,8 +590,8 @@ class Run:
         self.write("config.json", vars(options) | {"resume": None, "processes": world})
         print(f"run folder: {self.folder}")
         self.history, self.training, self.signal = [], False, 0  # rows of log.csv
-        for which in SIGNALS:  # the other processes end with the first
-            signal.signal(which, signal.SIG_IGN if rank else self.on_signal)
+        for one in SIGNALS:  # the other processes end with the first; what nohup ignores stays ignored
+            signal.signal(one, signal.SIG_IGN if rank or signal.getsignal(one) == signal.SIG_IGN else self.on_signal)
 
     def on_signal(self, number, frame):
         """The first one lets a step of training end."""
@@ -598,7 +604,8 @@ class Run:
         if not loss.isfinite():
             for people, batch in ((crops.dataset, batch) for (crops, _), batch in zip(data, batches)):
                 for row in batch["row"].tolist():
-                    print(f"in this batch: {people.name}, person {row}, {people.files[people.image_index[row]]}")
+                    print(f"in this batch: {people.name}, person {row}, {people.files[people.image_index[row]]}",
+                          file=sys.__stdout__ if processes()[0] else sys.stdout)
             raise DataError(f"stage {stage.name}, step {step}: the loss is {loss.item()}, most likely because of the "
                             f"learning rate, {stage.lr:g}{', or --bf16' * stage.bf16}; the last checkpoint is good")
 
@@ -674,7 +681,7 @@ class Run:
         self.training = False
         if self.signal:
             raise KeyboardInterrupt(self.signal, self.folder)
-        if stage.select == "best" and stage.validate_every:
+        if stage.select == "best" and self.best > -math.inf:
             of_all([])  # the first process has written it
             model.load_state_dict(read_file(self.folder / f"{stage.name}.best.pth"))
             print(f"{stage.name}: selected the best in validation, AP {self.best:.3f}")
@@ -722,12 +729,12 @@ VERSION = "training-1"  # a new number whenever training changes, so that a cach
 
 
 def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
-    """`fit`, unless the cache has the model that it gives. depends_on: what else the outcome depends on."""
+    """`fit`, unless the run has not begun it and the cache has what it gives. depends_on: what else that depends on."""
     identity = [VERSION, FIGURES, state_hash(model), asdict(model.config), asdict(stage), *depends_on]
     identity += [identity_of(crops, rows) for crops, rows in data]
     path = run.cache / f"{stage.name}-{digest(json.dumps(identity).encode())}.pth"
     try:
-        if of_all([path.exists()])[0]:
+        if of_all([path.exists() and not (run.folder / f"{stage.name}.checkpoint.pth").exists()])[0]:
             model.load_state_dict(load_pose_model(path).state_dict())
             print(f"{stage.name} model: {path} (trained before)")
             return
@@ -1009,9 +1016,6 @@ def draw_pseudo_labels(test, source_only, teacher):
 
 # -------------------------------------------------------------------------------------------------------- the command
 MODES = {"vlpose": (train_vlpose, VLPoseRecipe), "uda": (train_uda, AlignmentRecipe)}
-MINUTES = {mode: recipe() for mode, (_, recipe) in MODES.items()}
-PAPER = {mode: recipe(**{option.name: option.metadata["paper"] for option in fields(recipe)})
-         for mode, (_, recipe) in MODES.items()}
 
 
 def parse_options(argv):
@@ -1024,7 +1028,8 @@ def parse_options(argv):
     chosen, _ = first.parse_known_args(argv)
     if chosen.resume is not None:
         return resumed(chosen.resume, argv)
-    recipe, own = (PAPER if chosen.recipe == "paper" else MINUTES)[chosen.mode], {}
+    kind, own = MODES[chosen.mode][1], {}
+    recipe = kind(**{option.name: option.metadata["paper"] for option in fields(kind) if chosen.recipe == "paper"})
     for option in fields(recipe):
         more = {name: value for name, value in option.metadata.items() if name != "paper"}
         more = KINDS["switch"] | {"help": more["help"]} if option.type is bool else more
@@ -1033,7 +1038,7 @@ def parse_options(argv):
     options = parse(parser, argv, ("train", chosen.mode), own)
     if options.source == options.target and not options.weights:
         raise DataError(f"--source {options.source}: expected other data than --target")
-    if options.source == "none":
+    if options.source == "none" and options.mode == "uda":
         if not options.weights:
             raise DataError("--source none: expected --weights, the model to adapt")
         for name in ("image_level", "feature_level"):  # they need a source
@@ -1053,13 +1058,14 @@ def parse_options(argv):
 def resumed(folder, argv):
     """The options of the run in a folder, as if they were given again, and those that are given now."""
     config, asks = Path(folder) / "config.json", Parser(add_help=False, **HELP)
-    for option in ("--resume", "--mode", "--recipe"):
+    for option in ("--resume", "--mode", "--recipe", "--device"):
         asks.add_argument(option)
     asked, now = asks.parse_known_args(argv)
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
         saved, (_, world), then = json.loads(config.read_text()), processes(), []
+        saved["device"] = asked.device or saved["device"]  # its own may not be here
         if saved.pop("processes") != world:
             print(f"{folder}: goes on with another number of processes, {world}: not to the last digit")
         for name, value in ((name, value) for name, value in saved.items() if value is not None):
@@ -1080,7 +1086,7 @@ def resumed(folder, argv):
 
 
 def main(argv=None):
-    store, handlers = None, {number: signal.getsignal(number) for number in SIGNALS}
+    store, options, handlers = None, None, {number: signal.getsignal(number) for number in SIGNALS}
     if int(os.environ.get("RANK", 0)):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process says it
     try:
@@ -1089,12 +1095,11 @@ def main(argv=None):
             store = join_processes(options)
         if options.out and not options.resume and (Path(options.out) / "config.json").exists():
             raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
-        train, _ = MODES[options.mode]
-        train(options)
+        MODES[options.mode][0](options)
     except (Exception, KeyboardInterrupt) as error:
         if store and store.add("failed", 1) > 1:
             return 2  # another process has said why
-        sys.stderr = sys.__stderr__ if store else sys.stderr
+        sys.stderr = sys.__stderr__ if options and "LOCAL_RANK" in os.environ else sys.stderr
         return fail(error)
     finally:
         for number, handler in handlers.items():

@@ -252,13 +252,13 @@ class CLIPText(nn.Module):
 @torch.no_grad()
 def encode_sentences(clip_text, sentences, per_token=False):
     """Sentences -> {sentence: T (L, D_text)}. The tower is frozen, so that each sentence is encoded once and kept.
-
     L is 1: the feature of the end token, which stands for the whole sentence. per_token: L is the number of its tokens.
     """
-    tokens = CLIPTokenizer()(sentences).to(clip_text.projection.device)         # (sentences, 77)
+    parts = CLIPTokenizer()(sentences).to(clip_text.projection.device).split(256)  # (256, 77) each, for memory's sake
     if per_token:
-        return {text: T[mask] for text, T, mask in zip(sentences, *clip_text(tokens, per_token=True))}
-    return dict(zip(sentences, clip_text(tokens)[:, None]))
+        found = [T[mask] for part in parts for T, mask in zip(*clip_text(part, per_token=True))]
+        return dict(zip(sentences, found))
+    return dict(zip(sentences, torch.cat([clip_text(part) for part in parts])[:, None]))
 
 
 # --------------------------------------------------------------------------------------------- 5. the relation matcher

@@ -470,6 +470,9 @@ def test_dogs_and_sheep_of_uniframe_have_fourteen_joints(synthetic):
     path = write_json(synthetic / "clean_data" / "keypoints_14.json", {"hound": record, "sheep": record})
     dataset = load_dataset(f"synthetic-animal:{path}", "val")
     assert dataset.skeleton is ANIMAL14 and dataset.domains.tolist() == ["dog", "sheep"]
+    converted = load_dataset(f"coco:{convert.convert('synthetic-animal', path)}", "val")
+    assert converted.domains.tolist() == ["dog", "sheep"]
+    assert [*map(Path, converted.files)] == [*map(Path, dataset.files)]
 
 
 @pytest.mark.parametrize("change, words", [

@@ -1,5 +1,6 @@
 """What must hold when something goes wrong: nothing is lost, nothing is silently wrong. The README has the table."""
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -260,11 +261,12 @@ def test_the_table_of_options_names_only_options_that_there_are():
     ("--source figures --target figures", "--source figures: expected other data than --target"),
     ("--mode uda --image-level 0 --style-weights X", "--style-weights: has no effect; it counts only with --image"),
     ("--mode uda --style-weights X --style-steps 9", "--style-steps: "),
-    ("--mode uda --consistency 0 --occlusion 1", "--occlusion: has no effect; it counts only with --consistency"),
     ("--mode uda --feature-level 0 --steady-discriminator", "--steady-discriminator: "),
     ("--mode uda --weights W --supervised-steps 9", "--supervised-steps: "),
     ("--mode uda --per-token", "--per-token: "),
-    ("--mode uda --source none --weights W --feature-level 0.1", "--feature-level: has no effect with --source none")])
+    ("--mode uda --source none --weights W --feature-level 0.1", "--feature-level: has no effect with --source none"),
+    ("--mode uda --source none --weights W --style-steps 9", "--style-steps: "),
+    ("--mode uda --source none --weights W --steady-discriminator", "--steady-discriminator: ")])
 def test_an_option_without_an_effect_is_refused(argv, words):
     with pytest.raises(DataError) as error:
         train.parse_options(argv.split())
@@ -376,6 +378,47 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(run, cache, tmp_
     assert signal.getsignal(number) is handler
     assert main(["--resume", str(folder)]) == 0
     assert (folder / "results.json").read_text() == (run / "run" / "results.json").read_text()
+
+
+def test_processes_that_cut_crops_go_on_when_a_signal_comes_to_all(cache):
+    figures = load_dataset("figures#photo", "train", cache)
+    stage = train.Stage("base", 6, 1e-3, 2, 0, False)
+    batches = train.batches_of([(data.Crops(figures, (128, 96)), figures.annotated)], stage, 0, 1)
+    next(batches)
+    child, = multiprocessing.active_children()
+    os.kill(child.pid, signal.SIGTERM)
+    assert len(list(batches)) == 5
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(run, copy):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train.Run(train.parse_options(["--resume", str(copy)]), None)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN != signal.getsignal(signal.SIGTERM)
+    finally:
+        for number in train.SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_that_is_killed_after_its_base_keeps_the_bases_learning_curve(run, copy):
+    for checkpoint in copy.glob("adapt.checkpoint*"):
+        checkpoint.unlink()
+    (copy / "results.json").unlink()
+    assert main(["--resume", str(copy)]) == 0
+    assert (copy / "log.csv").read_text() == (run / "run" / "log.csv").read_text()
+
+
+def test_a_run_of_a_gpu_goes_on_where_there_is_none(run, copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
+    assert main(["--resume", str(copy), "--device", "cpu"]) == 0
+    assert json.loads((copy / "config.json").read_text())["device"] == "cpu"
+
+
+def test_vlpose_without_a_source_is_refused_in_one_line(capsys):
+    assert main(["--mode", "vlpose", "--weights", "vitpose-b", "--source", "none"]) == 2
+    assert error_of(capsys).startswith("error: unknown data set 'none'")
 
 
 def test_ctrl_c_ends_an_estimation_in_one_line(run, tmp_path, monkeypatch, capsys):
@@ -535,6 +578,9 @@ def test_pictures_of_more_than_a_hundred_million_pixels_are_only_read_when_asked
     Image.new("1", (10_001, 10_000)).save(tmp_path / "large.png")
     problem, = unreadable([tmp_path / "large.png"]).values()
     assert "10001×10000 pixels; `eval.py --large` reads more than 100 million" in problem
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10 ** 7)  # twice as many, and Pillow does not even open it
+    problem, = unreadable([tmp_path / "large.png"]).values()
+    assert "could be decompression bomb DOS attack.; `eval.py --large` reads it" in problem
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert data.picture_size(tmp_path / "large.png") == ((10_001, 10_000), False)
 

@@ -3,6 +3,7 @@ corrected and trained on, and other programs can run the model."""
 import json
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,46 @@ def test_what_exif_turns_is_upright_beside_the_annotations(estimate, tmp_path):
     assert (content["images"][0]["width"], content["images"][0]["height"]) == (100, 160)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif", "a.png"])
+def test_a_turned_picture_has_the_size_that_it_is_shown_with(estimate, tmp_path, name):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for mode in ("RGB", "I;16") if name == "a.png" else ("RGB",):
+        Image.new(mode, (100, 40)).save(tmp_path / name, exif=turned)
+        image, _ = data.open_image(tmp_path / name, upright=True)
+        assert image.size == data.picture_size(tmp_path / name)[0] == (40, 100)
+    assert estimate(tmp_path / name)[0][0]["box"] == [0, 0, 40, 100]
+
+
+@pytest.mark.parametrize("kind, value", [(1, b"\x06"), (2, b"6\0"), (3, b"\x09\0"), (3, b"\0\0")])  # a byte, text
+def test_an_orientation_that_means_nothing_turns_nothing(tmp_path, kind, value):
+    tag = struct.pack("<HHI4s", 0x0112, kind, 2 if kind == 2 else 1, value)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + tag + bytes(4)
+    Image.new("RGB", (100, 40)).save(tmp_path / "a.jpg", exif=exif)
+    assert data.picture_size(tmp_path / "a.jpg") == ((100, 40), False)
+    assert data.open_image(tmp_path / "a.jpg", upright=True)[0].size == (100, 40)
+
+
+def test_a_picture_whose_exif_is_broken_is_skipped_like_any_that_cannot_be_read(photos, estimate, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
+    results, said = estimate(tmp_path / "a.png", next(photos.iterdir()))
+    assert len(results) == 1 and "a.png: not a readable image" in said and "skipped 1 of 2" in said
+
+
+def test_where_links_are_not_possible_the_pictures_are_copied(photos, estimate, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("a file system without links")
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    results, _ = estimate(photos)
+    dataset = load_dataset(f"coco:{tmp_path / 'out' / 'annotations.json'}", "all")
+    assert len(dataset.files) == len(results) and not any(Path(file).is_symlink() for file in dataset.files)
+
+
+def test_images_of_a_run_that_was_stopped_are_not_written_into(photos, estimate, tmp_path):
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    assert "out: holds images already; name another folder" in estimate(photos, status=2)[1]
+
+
 def test_annotations_that_somebody_may_have_corrected_are_not_overwritten(photos, estimate, tmp_path):
     estimate(photos)
     (tmp_path / "out" / "annotations.json").write_text("corrected")
@@ -327,6 +368,12 @@ def test_lines_are_wider_on_larger_pictures():
     widths = [(np.asarray(draw_pose(Image.new("RGB", size), keypoints))[:, 335].max(1) > 60).sum()
               for size in ((600, 600), (4800, 600))]
     assert widths[1] >= 2 * widths[0]
+
+
+def test_a_picture_of_any_mode_is_drawn_on_in_its_own_colours():
+    red = Image.new("RGB", (40, 40), "red")
+    for image in (red, np.asarray(red), red.convert("P"), red.convert("CMYK"), red.convert("RGBA")):
+        assert draw_pose(image, np.zeros((17, 3))).getpixel((20, 20)) == (255, 0, 0)
 
 
 def test_left_and_right_have_their_colours_under_any_names():

@@ -2,6 +2,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_true_heatmaps_give_a_perfect_score_with_and_without_the_flip_test(figur
     assert set(table) == {*dataset.domains.tolist(), f"all of {dataset.name}"}
     assert all(row["PCK"] > 0.98 for row in table.values())
     assert table[f"all of {dataset.name}"]["AP"] == evaluate_oks(to_coco(dataset), results)["AP"]
+    assert domain_table(replace(dataset, ids=np.arange(len(dataset.ids))), results, CONFIG.image_size) == table  # id 0
     detected = domain_table(dataset, results, CONFIG.image_size, detected=True)
     assert all(row == {"AP": table[domain]["AP"], "PCK": -1} for domain, row in detected.items())  # whose pose is it?
 

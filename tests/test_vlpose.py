@@ -133,6 +133,15 @@ def test_a_sentence_is_encoded_as_the_feature_of_its_end_token():
         encode_sentences(tower, ["word " * 80])
 
 
+@pytest.mark.parametrize("per_token", [False, True])
+def test_many_sentences_are_encoded_in_parts_and_none_is_lost(per_token):
+    tower, sentences = load_clip_text("random"), [f"a photo of {number} people" for number in range(300)]
+    features = encode_sentences(tower, sentences, per_token)
+    assert list(features) == sentences
+    for sentence in (sentences[0], sentences[255], sentences[256], sentences[-1]):
+        torch.testing.assert_close(features[sentence], encode_sentences(tower, [sentence], per_token)[sentence])
+
+
 def test_a_sentences_features_per_token_are_the_towers_from_its_start_to_its_end():
     tower = load_clip_text("random")
     features, pooled = encode_sentences(tower, SENTENCES, per_token=True), encode_sentences(tower, SENTENCES)
