@@ -416,8 +416,8 @@ def test_a_run_of_a_gpu_goes_on_where_there_is_none(run, copy):
     assert json.loads((copy / "config.json").read_text())["device"] == "cpu"
 
 
-def test_vlpose_without_a_source_is_refused_in_one_line(capsys):
-    assert main(["--mode", "vlpose", "--weights", "vitpose-b", "--source", "none"]) == 2
+def test_vlpose_without_a_source_is_refused_in_one_line(cache, capsys):
+    assert main(["--mode", "vlpose", "--weights", "vitpose-b", "--source", "none", "--cache", str(cache)]) == 2
     assert error_of(capsys).startswith("error: unknown data set 'none'")
 
 
