@@ -77,7 +77,7 @@ VARIANTS |= {"vlpose with lora": "--rank 4", "vlpose with lora, no text": "--ran
 HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
             for held_out in ("cartoon", "ink painting")}
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
-READ = {"vlpose": ""} | HELD_OUT
+WORDS = {"vlpose": ""} | HELD_OUT  # of `words` and `clip`
 COMPOSED = {"cartoon": "a picture of a person: bright colours, thick dark outlines, a large head",
             "ink painting": "a picture of a person: no colours, thick dark outlines, normal proportions"}  # see `words`
 
@@ -115,8 +115,8 @@ EXPERIMENTS = {  # name -> options of all rows, rows
     "lsp": (LSP, LEVELS | RECIPES),
     "lsp-resnet": (LSP_RESNET, LEVELS),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH),
-    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json", READ),
-    "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json", READ),
+    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json", WORDS),
+    "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json", WORDS),
     "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW),
     "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --target coco:{root}/lsp --steps 600",
              REAL),
@@ -169,12 +169,12 @@ def run(args, row, seed, options):
     return status
 
 
-def train_rows(args, chosen):
+def train_rows(args, options_of, chosen):
     """Trains rows, --jobs beside each other, last those that go on from others of the experiment. True if one fails."""
     if args.experiment in NEEDS:
         NEEDS[args.experiment](args)
     rows, tasks = EXPERIMENTS[args.experiment][1], {False: [], True: []}
-    for (row, seed), options in commands(args).items():
+    for (row, seed), options in options_of.items():
         if row in chosen:
             tasks[f"{{folder}}/{args.experiment}/" in rows[row]].append((args, row, seed, options))
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -541,7 +541,8 @@ def main():
     args.folder.mkdir(parents=True, exist_ok=True)
     common, rows = EXPERIMENTS[args.experiment]
     options_of = commands(args)
-    failed = not args.tables and train_rows(args, list(rows)[:QUICK.get(args.experiment) if args.quick else None])
+    chosen = list(rows)[:QUICK.get(args.experiment) if args.quick else None]
+    failed = not args.tables and train_rows(args, options_of, chosen)
     numbers, common = collect(args, options_of), filled(args, common)
     print(f"\nEach row is python train.py {common} --seed 0 (or 1, 2, ...), and its options:\n")
     if args.experiment in PRINTED:

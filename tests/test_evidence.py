@@ -1,6 +1,7 @@
 """What must hold for the evidence: rows are commands, finished ones are not run again, tables say what runs found."""
 import argparse
 import json
+import time
 
 import evidence
 import numpy as np
@@ -176,8 +177,13 @@ def test_pseudo_labels_are_sure_above_the_median_and_right_near_the_truth(tmp_pa
 
 def test_rows_that_go_on_from_others_of_the_experiment_wait_for_all_of_them(args, monkeypatch):
     args.experiment, args.jobs, ended = "both", 4, []
-    monkeypatch.setattr(evidence, "run", lambda _, row, seed, options: ended.append(row) or 0)
-    assert not evidence.train_rows(args, [*reversed(evidence.BOTH)])
+
+    def run(_, row, seed, options):
+        time.sleep(0.2 * (row != "the same start"))
+        ended.append(row)
+        return 0
+    monkeypatch.setattr(evidence, "run", run)
+    assert not evidence.train_rows(args, evidence.commands(args), [*reversed(evidence.BOTH)])
     assert ended[-args.seeds:] == args.seeds * ["the same start"] and len(ended) == args.seeds * len(evidence.BOTH)
 
 
