@@ -247,9 +247,9 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
     keys = progress(mine([(int(row), int(row)) for row in people], batch_size), "predicting poses")  # (row, seed)
-    training, results = model.training, []
+    crops, training, results = Crops(dataset, size, augmentation), model.training, []
     model.eval()
-    for batch in DataLoader(Crops(dataset, size, augmentation), batch_size, sampler=keys, num_workers=workers):
+    for batch in DataLoader(crops, batch_size, sampler=keys, num_workers=workers, worker_init_fn=go_on):
         images = normalize(batch["image"].to(device))  # (B, 3, H, W)
         heatmaps = run_model(model, images, batch["sentence"], texts)  # (B, K, h, w)
         if flip:
@@ -288,6 +288,7 @@ from vlpose import DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
 CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]  # the place is COCO's id
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def oks_of_pairs(truth, detections, person, detection, sigmas):
@@ -475,6 +476,12 @@ def domain_table(dataset, results, size, detected=False):
             for domain, row in numbers.items() if chosen[domain].any()}
 
 
+def go_on(worker):
+    """In a process that cuts crops: a signal to all lets the first process end its step, and then the others."""
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+
+
 def highest_cells(heatmaps):
     """The cells (people, K, 2), x before y, where heatmaps (people, K, h, w) are highest; (0, 0) if none is above 0."""
     flat = np.asarray(heatmaps).reshape(*np.shape(heatmaps)[:2], -1)
@@ -495,7 +502,7 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     grid = (size[0] // 4, size[1] // 4)
     model.eval()
     keys = mine([(int(row), 0) for row in dataset.annotated], 64)
-    for batch in DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers):
+    for batch in DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers, worker_init_fn=go_on):
         images = normalize(batch["image"].to(next(model.parameters()).device))
         predicted = run_model(model, images, batch["sentence"], texts).float().cpu()
         target, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, grid, model.config.sigma)
@@ -662,7 +669,7 @@ def true_pose(dataset, row):
 def draw_curves(history, width=480, height=180):
     """Rows of log.csv as curves: loss and PCK, dark their mean over the last fifth so far; the validation is green."""
     stages = list(dict.fromkeys(row["stage"] for row in history))
-    picture = Image.new("RGB", (2 * width, height * len(stages)), "white")
+    picture = Image.new("RGB", (2 * width, height * max(1, len(stages))), "white")  # empty before the first row
     draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches, and validation"}
     for place, (stage, key) in enumerate((stage, key) for stage in stages for key in titles):
         rows = [row for row in history if row["stage"] == stage]

@@ -352,8 +352,8 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes,
                   read_boxes, unlabelled, unreadable, with_boxes, with_sentences, with_skeleton, write_json,
                   written_whole)
-from eval import (GPU, HELP, KINDS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, grid_pck, parse,
-                  pck_of_results, predict, predict_people, true_pose, without_labels)
+from eval import (GPU, HELP, KINDS, SIGNALS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, go_on,
+                  grid_pck, parse, pck_of_results, predict, predict_people, true_pose, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
                     load_strictly, load_weights, read_file, save_checkpoint, save_tensors, with_keypoints)
@@ -457,12 +457,6 @@ def batches_of(data, stage, first, workers):
         loader = DataLoader(passes, batch_sampler=positions, num_workers=workers, pin_memory=GPU, worker_init_fn=go_on)
         loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
-
-
-def go_on(worker):
-    """In a process that cuts crops: a signal to all lets the first process end its step, and then the others."""
-    for one in SIGNALS:
-        signal.signal(one, signal.SIG_IGN)
 
 
 def parts_of(batches, parts):
@@ -575,7 +569,6 @@ def join_processes(options):
 
 # ------------------------------------------------------------------------------------------------------ the run folder
 LOG_EVERY, CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 500, 300  # steps; a checkpoint also after so many seconds
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Run:

@@ -109,7 +109,7 @@ FEW = {f"{number} labels, {name}, {lr}": f"--target coco:{{folder}}/few-{number}
 
 EXPERIMENTS = {  # name -> options of all rows, rows
     "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT),
-    "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --bf16 --base-steps 1500 "
+    "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --base-steps 1500 "
                "--steps 800", RESNET),
     "uda": ("--mode uda", LEVELS | SENSITIVITY),
     "lsp": (LSP, LEVELS | RECIPES),

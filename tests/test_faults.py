@@ -380,6 +380,16 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(run, cache, tmp_
     assert (folder / "results.json").read_text() == (run / "run" / "results.json").read_text()
 
 
+def test_a_run_that_is_stopped_before_its_first_row_of_the_log_has_a_checkpoint(cache, tmp_path, monkeypatch):
+    def interrupted(self, at, done, *rest, plain=train.Run.after_step):
+        os.kill(os.getpid(), signal.SIGINT)
+        plain(self, at, done, *rest)
+    monkeypatch.setattr(train.Run, "after_step", interrupted)
+    own = own_cache(cache, tmp_path / "cache")
+    assert main(command(own, tmp_path / "run", "--base-steps", "100")) == 130  # a row every ten steps
+    assert vlpose.read_file(tmp_path / "run" / "base.checkpoint.pth")["step"] == 1
+
+
 def test_processes_that_cut_crops_go_on_when_a_signal_comes_to_all(cache):
     figures = load_dataset("figures#photo", "train", cache)
     stage = train.Stage("base", 6, 1e-3, 2, 0, False)
@@ -388,6 +398,20 @@ def test_processes_that_cut_crops_go_on_when_a_signal_comes_to_all(cache):
     child, = multiprocessing.active_children()
     os.kill(child.pid, signal.SIGTERM)
     assert len(list(batches)) == 5
+
+
+def test_processes_that_cut_crops_of_validation_go_on_likewise(run, cache):
+    model, figures = load_model(run / "run" / "model.pth"), load_dataset("figures#photo", "train", cache)
+    expected, signalled = eval.predict(model, figures, batch_size=1), []
+
+    def signal_all(*_):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGTERM)
+            signalled.append(child.pid)
+
+    model.register_forward_hook(signal_all)
+    assert eval.predict(model, figures, batch_size=1, workers=1) == expected
+    assert signalled
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(run, copy):
