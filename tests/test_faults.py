@@ -158,13 +158,19 @@ def test_an_adapter_that_leaves_a_trace_when_it_is_off_is_an_error(cache, tmp_pa
 # ------------------------------------------------------------------------------------------- a run that is not alone
 
 def test_two_programs_never_train_in_one_folder(copy, capsys):
-    program = ("import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom train import locked\n"
-               "lock = locked(Path(sys.argv[2]) / 'lock')\nprint('locked', flush=True)\ntime.sleep(60)\n")
-    with subprocess.Popen([sys.executable, "-c", program, str(ROOT), str(copy)], stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"locked\n"
-        assert main(["--resume", str(copy)]) == 2
-        assert "no other program trains in it" in error_of(capsys)
-        other.kill()
+    def train_elsewhere():
+        lock = train.locked(copy / "lock")  # held as long as this name
+        locked.set()
+        time.sleep(60)
+
+    fork = multiprocessing.get_context("fork")
+    locked, other = fork.Event(), fork.Process(target=train_elsewhere)
+    other.start()
+    assert locked.wait(60)
+    assert main(["--resume", str(copy)]) == 2
+    assert "no other program trains in it" in error_of(capsys)
+    other.kill()
+    other.join()
     assert main(["--resume", str(copy)]) == 0
 
 

@@ -48,7 +48,7 @@ def run_process(rank, function, folder, arguments):
 
 def in_processes(function, folder, *arguments):
     """What a function returns in each of two processes."""
-    torch.multiprocessing.spawn(run_process, (function, folder, arguments), nprocs=N)
+    torch.multiprocessing.start_processes(run_process, (function, folder, arguments), N, start_method="fork")
     return [torch.load(folder / f"{rank}.pth", weights_only=False) for rank in range(N)]
 
 
