@@ -944,9 +944,9 @@ KINDS = {  # of options -> what `add_argument` wants
     "texts": {"nargs": "+"}, "category": {"choices": CATEGORIES, "metavar": "NAME"},
     "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}
 HELP = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-GPU = torch.cuda.is_available()
-HERE = {"device": {"default": "cuda" if GPU else "mps" if torch.backends.mps.is_available() else "cpu"},
-        "bf16": {"default": GPU}, "workers": {"default": 4 * GPU}, "cache": {"default": str(cache_folder().absolute())}}
+GPU, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
+HERE = {"device": {"default": "cuda" if GPU else "mps" if MPS else "cpu"}, "bf16": {"default": None},
+        "workers": {"default": 4 * GPU}, "cache": {"default": str(cache_folder().absolute())}}
 
 
 def parse(parser, argv, commands, recipe=()):

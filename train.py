@@ -944,10 +944,9 @@ def print_domains(tables):
     artificial = [name for name in names if name not in {*whole, *natural}]
     rows = {name: [name] for name in natural + artificial}
     rows |= {"mean of natural": natural, "mean of artificial": artificial} | {name: [name] for name in whole}
-    print(format_table("domain", {
-        row: {f"{model} {key}": np.mean([table[name][key] for name in members])
-              for model, table in tables.items() for key in ("AP", "PCK")}
-        for row, members in rows.items() if members}))
+    print(format_table("domain", {row: {f"{model} {key}": np.mean([table[name][key] for name in members])
+                                        for model, table in tables.items() for key in ("AP", "PCK")}
+                                  for row, members in rows.items() if members}))
 
 
 def some_of_each_domain(dataset, columns, count):
@@ -1016,8 +1015,7 @@ def parse_options(argv):
     first = Parser(add_help=False, **HELP)
     first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or alignment: `--mode uda --help`.")
     first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes", help="For what defaults are set.")
-    first.add_argument("--resume", metavar="FOLDER", help="Go on with the run in this folder, with its own options; "
-                       "--steps or --epochs may make it longer.")
+    first.add_argument("--resume", metavar="FOLDER", help="Go on with a run; --steps or --epochs may make it longer.")
     chosen, _ = first.parse_known_args(argv)
     if chosen.resume is not None:
         return resumed(chosen.resume, argv)
@@ -1045,6 +1043,8 @@ def parse_options(argv):
                 raise DataError(f"expected --{steps.replace('_', '-')} or --{epochs.replace('_', '-')}, found both")
             if any(given):
                 setattr(options, epochs if given[0] else steps, None)
+    if options.bf16 is None:  # a GPU without it, before Ampere, has no convolutions in it, and a CPU may be slow
+        options.bf16 = options.device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return options
 
 
