@@ -298,7 +298,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from glob import glob
+from glob import escape, glob
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch.distributed as dist
@@ -325,13 +325,12 @@ def written_whole(path):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for draft in path.parent.glob("*.draft"):
+        for draft in path.parent.glob(f"{escape(path.name)}.????????.draft"):
             with suppress(OSError):  # another program has just removed it
                 if time.time() - draft.stat().st_mtime > 3600:  # that of a program that was killed
                     shutil.rmtree(draft)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".draft", dir=path.parent) as beside:
-            part = Path(beside) / path.name
-            yield part
+            yield (part := Path(beside) / path.name)
             if part.is_file():
                 with open(part, "rb+") as file:
                     os.fsync(file.fileno())
@@ -457,7 +456,7 @@ def image_file(file):
             yield image
     except FileNotFoundError:
         raise DataError(f"{file}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # odd pictures, and odd EXIF, make Pillow raise almost anything
         larger = "; `eval.py --large` reads it" * isinstance(error, Image.DecompressionBombError)
         raise DataError(f"{file}: not a readable image: {error}{larger}") from None
 
@@ -467,24 +466,28 @@ def open_image(file, shrink=1.0, upright=False, kept=None):
     read faster. upright: turned as its EXIF orientation says; the images of data sets are not, for their annotations
     ignore it. file: a path, or a Pillow image. kept: {file: image}, those that need not be read again."""
     if isinstance(file, Image.Image):
-        return (ImageOps.exif_transpose(file) if upright else file).convert("RGB"), 1
-    if shrink < 2 and kept and file in kept:
+        return to_rgb(ImageOps.exif_transpose(file) if upright else file), 1
+    if kept and file in kept and (shrink < 2 or not str(file).lower().endswith((".jpg", ".jpeg"))):
         return kept[file], 1
     with image_file(file) as image:
         full_width = image.width
         image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
         smaller = round(full_width / image.width)
         image.load()
-        image = ImageOps.exif_transpose(image) if upright else image
-        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-            pixels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
-            return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), 1
-        image = image if image.mode == "RGB" else image.convert("RGB")  # which copies
+        image = to_rgb(ImageOps.exif_transpose(image) if upright else image)
     if kept is not None and smaller == 1:  # 10,000 small images, at most 1.3 GB; of large ones the last, for all in it
         if image.width * image.height > 2 ** 15 or len(kept) >= 10_000:
             kept.clear()
         kept[file] = image
     return image, smaller
+
+
+def to_rgb(image):
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError("its pixels are floats, and nobody knows of what scale: expected bytes")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
 def truncated_normal(rng, size=None):
@@ -591,7 +594,7 @@ def read_coco(name, path, home, folder_is_domain):
                 domain = domain_of(record) if folder_is_domain else record.get("category", "photo")
                 return record | {"category": str(domain), "description": str(record.get("description") or "")}
             area = float(record["bbox"][2]) * float(record["bbox"][3])
-            return {"iscrowd": 0, "area": area} | record
+            return {"iscrowd": 0} | record | {"area": record.get("area") or area}
         except BROKEN:
             return record  # the column reader says what is wrong
 
@@ -605,8 +608,7 @@ def read_coco(name, path, home, folder_is_domain):
     images, people = tables["images"], tables["annotations"]
     if not len(images["id"]):
         raise DataError(f"{path}: expected images, found none")
-    dataset = PoseDataset(
-        name=name, skeleton=skeleton, files=locate_images(path, images["file_name"].tolist(), home),
+    dataset = PoseDataset(name=name, skeleton=skeleton, files=locate_images(path, images["file_name"].tolist(), home),
         image_ids=images["id"], domains=images["category"].astype(str), ids=people["id"],
         image_index=image_rows(path, images["id"], people["id"], people["image_id"]),
         keypoints=people["keypoints"].reshape(-1, count, 3), boxes=people["bbox"], areas=people["area"],
@@ -702,7 +704,7 @@ def locate_images(path, file_names, home):
 def check_people(path, dataset):
     """People must have finite numbers, and those who will be trained on a box with an area."""
     boxes, annotated = dataset.boxes, np.isin(np.arange(len(dataset.ids)), dataset.annotated)
-    numbers = np.hstack([dataset.keypoints.reshape(len(boxes), -1), boxes])  # (people, 3 K + 4)
+    numbers = np.hstack([*dataset.keypoints.transpose(2, 0, 1), boxes])  # (people, 3 K + 4)
     near = (np.abs(numbers) <= FARTHEST).all(1) & np.isfinite(dataset.areas)  # NaN is not
     seen = np.isin(dataset.keypoints[:, :, 2], (0, 1, 2)).all(1)
     empty = annotated & ~(boxes[:, 2:] > 0).all(1)
@@ -786,10 +788,11 @@ def no_people(files, skeleton, name="pictures"):
 
 
 def picture_size(file, upright=True):
-    """(width, height) of a picture, `upright` as EXIF says (Pillow turns TIFFs), and whether it is stored otherwise."""
+    """(width, height) of a picture, `upright` as EXIF says (Pillow turns TIFFs); the format of one stored otherwise."""
     with image_file(file) as image:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
-        return image.size[::-1] if turn in range(5, 9) and image.format != "TIFF" else image.size, turn in range(2, 9)
+        size = image.size[::-1] if turn in range(5, 9) and image.format != "TIFF" else image.size
+        return size, image.format if turn in range(2, 9) else None
 
 
 def select_images(dataset, keep):
@@ -918,8 +921,8 @@ def annotation_file(root, names, split):
         return official[split], True
     if list(official) == ["val"]:
         raise DataError(f"{root}: expected {names['train']} to train on, found {names['val']} alone")
-    # annotations are an object, results and boxes a list
-    found = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.read_bytes()[:1] == b"{"]
+    found = [path for folder in folders for path in sorted(folder.glob("*.json"))  # objects; results are lists
+             if path.read_bytes()[:99].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"]
     if len(found) != 1:
         raise DataError(f"{root}: expected {' and '.join(names.values())}, or a single JSON file, which 'all' needs; "
                         f"found {len(found)}")
@@ -1438,8 +1441,7 @@ STYLES = {
     "sculpture": Style(sculpture, "stand stand dance sit squat cheer bend run", (0, 130), thick=1.1, robe=0.4),
     "shadow play": Style(shadow_play, "stand walk walk run dance dance cheer sit bend", (60, 105), 1.5, 1.3, robe=0.4),
     "ink painting": Style(ink_painting, "stand stand walk sit dance squat bend cheer", (10, 110), robe=0.85),
-    "stained glass": Style(stained_glass, "stand stand stand walk sit cheer dance", (0, 30), 1.25, 1.3, robe=0.7),
-}
+    "stained glass": Style(stained_glass, "stand stand stand walk sit cheer dance", (0, 30), 1.25, 1.3, robe=0.7)}
 
 
 def draw_figure(style: str, rng: np.random.Generator) -> Figure:
@@ -1493,8 +1495,7 @@ def write_figures(jobs):
         image = {"file_name": file_name, "width": width, "height": height, "category": style,
                  "description": f"a {style} of a person", "id": image_id}
         person = {"category_id": 1, "iscrowd": 0, "keypoints": np.round(figure.keypoints, 2).ravel().tolist(),
-                  "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()),
-                  "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area), "id": image_id,
-                  "image_id": image_id}
+                  "num_keypoints": int((figure.keypoints[:, 2] > 0).sum()), "id": image_id, "image_id": image_id,
+                  "bbox": [round(float(value), 2) for value in figure.box], "area": int(figure.area)}
         found.append((image, person))
     return found

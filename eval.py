@@ -252,7 +252,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     for batch in DataLoader(crops, batch_size, sampler=keys, num_workers=workers, worker_init_fn=go_on):
         images = normalize(batch["image"].to(device))  # (B, 3, H, W)
         heatmaps = run_model(model, images, batch["sentence"], texts)  # (B, K, h, w)
-        if flip:
+        if flip and dataset.skeleton.names[0] != "keypoint 1":  # else nobody knows which are left and right
             flipped = run_model(model, images.flip(3), batch["sentence"], texts)
             heatmaps = (heatmaps + flipped.flip(3)[:, mirrored]) / 2
         points, scores = (part.cpu().double().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
@@ -388,10 +388,8 @@ def read_detections(results, truth):
     elif isinstance(first, dict) and "segmentation" in first:  # from the masks
         raise DataError(f"{name}: result 0: expected keypoints, with a 'bbox' or without, found a 'segmentation'")
     table = read_columns(records, kinds, f"{name}: result")
-    unknown = np.flatnonzero(~np.isin(table["image_id"], truth.image_ids))
-    if len(unknown):
-        image_id = table["image_id"][unknown[0]]
-        raise DataError(f"{name}: result {unknown[0]}: image_id {image_id} is none of the images of the annotations")
+    for row in np.flatnonzero(~np.isin(table["image_id"], truth.image_ids)):
+        raise DataError(f"{name}: result {row}: image_id {table['image_id'][row]} is no image of the annotations")
     points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
     extent = [np.ptp(table["keypoints"][:, axis::3], axis=1) for axis in (0, 1)]
     width, height = table["bbox"][:, 2:].T if "bbox" in table else extent
@@ -583,8 +581,7 @@ def estimate_poses(model, image, boxes=None, sentence=None):
     width, height in pixels; without them, the picture is taken as one person as a whole. sentence: what VLPose reads,
     such as "a photo of a cartoon character"; without one its adapter is off.
     """
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.asarray(image))
+    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     boxes = np.array([(0, 0, *image.size)] if boxes is None else boxes, float).reshape(-1, 4)
     if not ((boxes[:, 2:] > 0).all() and (np.abs(boxes) <= FARTHEST).all()):
         raise DataError(f"boxes: expected a width and a height above 0, at most a million, found {boxes.tolist()}")
@@ -708,6 +705,8 @@ def format_table(title, table):
 def print_numbers(args, annotations, results, sigmas, domains=True, pck=None):
     """COCO's ten numbers, with `domains` those of each domain, and PCK where it is given."""
     truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
+    if len(detections.group) and detections.group.max() < 0:
+        print(f"no result has a category_id of the annotations: {truth.category_ids.tolist()}", file=sys.stderr)
     classified = classify_detections(truth, detections, sigmas)
     numbers = coco_numbers(truth, detections, *classified)
     tables = {"domains": by_domain(truth, detections, *classified)} if domains else {}
@@ -803,7 +802,7 @@ def write_poses(args, dataset, results):
         place = Path(args.out) / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
         if turned:  # not all programs turn it, `load_dataset` does not
-            open_image(file, upright=True)[0].save(place, quality=95)
+            Image.fromarray(np.asarray(open_image(file, upright=True)[0])).save(place, turned, quality=95)
         else:
             try:
                 place.symlink_to(os.path.abspath(file))
@@ -831,7 +830,7 @@ def draw_pictures(args, model, dataset, texts, people, box_scores, results):
         for place, label in enumerate(panels):
             ImageDraw.Draw(sheet).text((place * image.width + 4, 2), label, "white", stroke_width=1,
                                        stroke_fill="black", font_size=max(10, image.width / 30))
-        sheet.save(Path(args.out) / f"{number:0{digits}d}-{Path(dataset.files[row]).stem}.jpg", quality=92)
+        sheet.save(Path(args.out) / f"{number:0{digits}d}-{Path(dataset.files[row]).stem[:60]}.jpg", quality=92)
     print(f"{args.out}: {len(results)} poses ({len(people) - len(results)} repeated ones left out) in {len(rows)} of "
           f"{len(dataset.files)} images; {len(rows[:args.pictures])} drawn", file=sys.stderr)
 

@@ -398,9 +398,16 @@ def test_an_image_of_any_mode_becomes_rgb(tmp_path, mode):
         Image.fromarray(np.full((8, 9), 200 * 256, np.uint16)).save(path)
     else:
         Image.new("L", (9, 8), 200).convert("RGB").convert(mode).save(path)
-    image, shrink = open_image(path)
-    assert image.mode == "RGB" and image.size == (9, 8) and shrink == 1
-    assert abs(int(np.asarray(image).mean()) - (255 if mode == "1" else 200)) <= 55 * (mode == "1") + 3
+    for file in (path, Image.open(path)):
+        image, shrink = open_image(file)
+        assert image.mode == "RGB" and image.size == (9, 8) and shrink == 1
+        assert abs(int(np.asarray(image).mean()) - (255 if mode == "1" else 200)) <= 55 * (mode == "1") + 3
+
+
+def test_an_image_of_floats_is_refused_for_want_of_a_scale(tmp_path):
+    Image.fromarray(np.full((8, 9), 0.5, np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(DataError, match="image.tif: .* floats"):
+        open_image(tmp_path / "image.tif")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
@@ -519,17 +526,19 @@ def test_an_image_read_before_gives_the_crop_of_one_read_anew(tmp_path, sides):
         assert torch.equal(crops[row, seed]["image"], anew["image"])
 
 
-@pytest.mark.parametrize("side, decoded", [(160, 4), (300, 12)], ids=["small", "large"])
-def test_small_images_are_decoded_once_and_a_large_one_once_for_people_in_a_row(tmp_path, monkeypatch, side, decoded):
-    files, opened = [str(tmp_path / f"{n}.jpg") for n in range(4)], []
+@pytest.mark.parametrize("end, box, side, decoded", [
+    ("jpg", 50, 160, 4), ("jpg", 50, 300, 12), ("jpg", 240, 300, 24), ("png", 240, 300, 12)])
+def test_small_images_are_decoded_once_and_a_large_one_once_for_people_in_a_row(tmp_path, monkeypatch, end, box, side,
+                                                                                decoded):
+    files, opened = [str(tmp_path / f"{n}.{end}") for n in range(4)], []
     for file in files:
         Image.effect_noise((side, side), 50).save(file)
     image_file = data.image_file
     monkeypatch.setattr(data, "image_file", lambda file: opened.append(file) or image_file(file))
-    crops = Crops(data.with_boxes(data.no_people(files, COCO17), np.arange(8) // 2, np.full((8, 4), 50.0)), SIZE)
+    crops = Crops(data.with_boxes(data.no_people(files, COCO17), np.arange(8) // 2, np.full((8, 4), box)), SIZE)
     for row in [*range(8)] * 3:
         crops[row, 0]
-    assert len(opened) == decoded  # three times eight people, two in each image
+    assert len(opened) == decoded  # three times eight people, two in each image; of large boxes, JPEGs are read smaller
 
 
 def test_a_mirrored_crop_is_the_mirrored_picture_with_left_and_right_swapped(figures):

@@ -101,6 +101,27 @@ def test_a_coco_file_brings_its_own_skeleton(tmp_path, count):
     assert dataset.skeleton.flip[:pairs].tolist() == [joint ^ 1 for joint in range(pairs)]
 
 
+def test_a_file_with_images_and_nobody_labelled_can_be_read(tmp_path):
+    dataset = load_dataset(f"coco:{write_coco(tmp_path, COCO17.names, annotations=[])}", "all")
+    assert len(dataset.files) == 1 and not len(dataset.annotated)
+
+
+@pytest.mark.parametrize("area", [0, None])
+def test_an_area_of_nothing_is_that_of_the_box(tmp_path, area):
+    path = Path(write_coco(tmp_path, COCO17.names))
+    content = json.loads(path.read_text())
+    content["annotations"][0] |= {"area": area, "bbox": [1, 2, 30, 40]}
+    path.write_text(json.dumps(content))
+    assert load_dataset(f"coco:{path}", "all").areas.tolist() == [1200]
+
+
+def test_the_one_file_of_a_folder_may_begin_with_a_byte_order_mark_beside_results(tmp_path):
+    path = Path(write_coco(tmp_path, COCO17.names))
+    path.write_text("\ufeff\n" + path.read_text(), encoding="utf-8")
+    (path.parent / "results.json").write_text("\n[{}]")
+    assert len(load_dataset(f"coco:{path.parent}", "all").files) == 1
+
+
 def test_people_may_have_only_the_first_of_the_keypoints_that_are_named(tmp_path):
     names, keypoints = [*COCO17.names, "left_toe", "right_toe"], np.tile((9.0, 9.0, 2.0), (17, 1))
     path = write_coco(tmp_path, names, keypoints, [[1, 2], [17, 19]])

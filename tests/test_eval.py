@@ -465,7 +465,7 @@ def test_pck_refuses_arrays_that_do_not_fit_together(shapes):
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 BAD_INPUT = {  # what is done to a scene's people p and results r, and what is said about it
-    "an unknown image": (lambda p, r: r[1].update(image_id=5), "result 1: image_id 5 is none of the images"),
+    "an unknown image": (lambda p, r: r[1].update(image_id=5), "result 1: image_id 5 is no image of the annotations"),
     "a short pose": (lambda p, r: r[1].update(keypoints=[1, 2]), "result 1, image_id 1: expected 51 .* found 2 values"),
     "a nested pose": (lambda p, r: r[1].update(keypoints=[[1, 2]] * 17), "found 17 values, among them .1, 2"),
     "no pose": (lambda p, r: r[1].pop("keypoints"), "result 1, .* in 'keypoints', found nothing"),
@@ -557,6 +557,11 @@ def write(folder, annotations, results):
     (folder / "annotations.json").write_text(json.dumps(annotations))
     (folder / "results.json").write_text(json.dumps(results))
     return ["--annotations", str(folder / "annotations.json"), "--results", str(folder / "results.json")]
+
+
+def test_results_of_none_of_the_annotations_categories_are_said(tmp_path, capsys):
+    assert main(write(tmp_path, scene(person(category_id=3), categories=(3,)), [pose()])) == 0
+    assert capsys.readouterr().err == "no result has a category_id of the annotations: [3]\n"
 
 
 def test_the_command_prints_cocos_ten_numbers_as_a_table(case17, tmp_path, capsys):

@@ -497,11 +497,13 @@ def test_nobody_goes_on_drawing_for_a_program_that_was_killed(tmp_path):
 
 
 def test_what_killed_programs_have_begun_to_write_is_removed_later(tmp_path):
-    for name, age in (("old", 4000), ("new", 10)):
-        (tmp_path / f"{name}.x.draft").mkdir()
-        os.utime(tmp_path / f"{name}.x.draft", (time.time() - age,) * 2)
-    write_json(tmp_path / "a.json", {})
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "new.x.draft"]
+    path, ages = tmp_path / "[a].json", {"[a].json.abcdefgh.draft": 4000, "[a].json.12345678.draft": 10,
+                                         "thesis.draft": 4000, "a.json.abcdefgh.draft": 4000}
+    for name, age in ages.items():
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_json(path, {})  # nothing of anybody else's is touched
+    assert {file.name for file in tmp_path.iterdir()} == ages.keys() - {"[a].json.abcdefgh.draft"} | {path.name}
 
 
 def test_a_killed_worker_is_one_line_with_the_remedy(cache, tmp_path, capsys, monkeypatch):

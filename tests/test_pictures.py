@@ -244,14 +244,32 @@ def test_an_orientation_that_means_nothing_turns_nothing(tmp_path, kind, value):
     tag = struct.pack("<HHI4s", 0x0112, kind, 2 if kind == 2 else 1, value)
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + tag + bytes(4)
     Image.new("RGB", (100, 40)).save(tmp_path / "a.jpg", exif=exif)
-    assert data.picture_size(tmp_path / "a.jpg") == ((100, 40), False)
+    assert data.picture_size(tmp_path / "a.jpg") == ((100, 40), None)
     assert data.open_image(tmp_path / "a.jpg", upright=True)[0].size == (100, 40)
 
 
-def test_a_picture_whose_exif_is_broken_is_skipped_like_any_that_cannot_be_read(photos, estimate, tmp_path):
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
+MAKE = struct.pack("<HHIf", 0x010f, 11, 1, 1.5)  # a number in place of a text: Pillow raises whatever comes of it
+TURNED = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+
+
+@pytest.mark.parametrize("exif", [b"nonsense", b"II*\0" + struct.pack("<IH", 8, 2) + MAKE + TURNED + bytes(4)])
+def test_a_picture_whose_exif_is_broken_is_skipped_like_any_that_cannot_be_read(photos, estimate, tmp_path, exif):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png", exif=b"Exif\0\0" + exif)
     results, said = estimate(tmp_path / "a.png", next(photos.iterdir()))
     assert len(results) == 1 and "a.png: not a readable image" in said and "skipped 1 of 2" in said
+
+
+@pytest.mark.parametrize("name, options", [("a.tif", {"compression": "tiff_lzw"}), ("photo", {"format": "JPEG"}),
+                                           (f"{'n' * 251}.jpg", {})])
+def test_the_upright_copy_has_the_format_of_the_picture_whatever_its_name(estimate, tmp_path, name, options):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (100, 40)).save(tmp_path / name, exif=turned, **options)
+    with Image.open(tmp_path / name) as given:
+        estimate(tmp_path / name)
+        with Image.open(tmp_path / "out" / "images" / name) as upright:
+            assert (upright.size, upright.format) == ((40, 100), given.format)
+    assert list((tmp_path / "out").glob("*.jpg"))
 
 
 def test_where_links_are_not_possible_the_pictures_are_copied(photos, estimate, tmp_path, monkeypatch):

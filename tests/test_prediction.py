@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data import (COCO17, Crops, DataError, draw_figures, encode_heatmaps, load_dataset, make_skeleton, normalize,
-                  read_pictures, to_coco, with_sentences)
+from data import (COCO17, Crops, DataError, draw_figures, encode_heatmaps, known_skeleton, load_dataset, make_skeleton,
+                  normalize, read_pictures, to_coco, with_sentences)
 from eval import (domain_table, draw_curves, draw_pose, draw_sheet, estimate_poses, evaluate_oks, evaluate_pck_grid,
                   grid_pck, main, predict, predict_people, run_model, true_pose, with_boxes)
 from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model,
@@ -69,6 +69,15 @@ def test_true_heatmaps_give_a_perfect_score_with_and_without_the_flip_test(figur
     assert domain_table(replace(dataset, ids=np.arange(len(dataset.ids))), results, CONFIG.image_size) == table  # id 0
     detected = domain_table(dataset, results, CONFIG.image_size, detected=True)
     assert all(row == {"AP": table[domain]["AP"], "PCK": -1} for domain, row in detected.items())  # whose pose is it?
+
+
+def test_where_nobody_knows_left_and_right_the_flip_test_is_left_out(figures):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    unknown = replace(dataset, skeleton=known_skeleton(26), keypoints=np.tile(dataset.keypoints, (1, 2, 1))[:, :26])
+    torch.manual_seed(0)
+    model = PoseModel(CONFIG, 26)
+    torch.nn.init.normal_(model.head.predictor.weight, std=0.1)
+    assert predict(model, unknown, flip=True) == predict(model, unknown, flip=False)
 
 
 def test_without_text_vlpose_predicts_what_its_base_predicts(figures):
