@@ -288,7 +288,6 @@ from vlpose import DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_
 
 BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
 CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]  # the place is COCO's id
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def oks_of_pairs(truth, detections, person, detection, sigmas):
@@ -475,9 +474,9 @@ def domain_table(dataset, results, size, detected=False):
 
 
 def go_on(worker):
-    """In a process that cuts crops: a signal to all lets the first process end its step, and then the others."""
-    for one in SIGNALS:
-        signal.signal(one, signal.SIG_IGN)
+    """In a process that cuts crops: what is sent to the whole group, such as Ctrl-C, is for the first process alone."""
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
 
 
 def highest_cells(heatmaps):
@@ -549,8 +548,7 @@ def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigma
 
 
 def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
-    """`predict`; in boxes of a detector, with a score for each of `people`, as mmpose does it: a pose's score times its
-    box's, and repeated poses removed."""
+    """`predict`; in a detector's boxes as mmpose does it: a pose's score times its box's, repeated poses removed."""
     results = predict(model, dataset, texts, people, workers=workers)
     for result, row in zip(results, people):  # not "bbox": COCO's tools would take the areas from it
         result |= {"box": dataset.boxes[row].tolist(), "file_name": dataset.files[dataset.image_index[row]]}

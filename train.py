@@ -261,11 +261,11 @@ def train_uda(options):
     source_only = copy.deepcopy(student)
     if source_stage:
         loss_of = partial(source_loss, source_only, None, source_views, compute)
-        fit_or_find(source_stage, source_only, loss_of, [sources], run, depends_on=[str(source_views)])
+        fit_or_find(source_stage, source_only, loss_of, [sources], run, depends_on=[source_views, compute])
         if restyle and not texts:
             loss_of = partial(source_loss, student, restyle, source_views, compute)
             fit_or_find(replace(source_stage, name="restyled"), student, loss_of, [sources, targets], run,
-                        depends_on=[str(source_views), str(restyle), state_hash(stylist)])
+                        depends_on=[source_views, compute, restyle, state_hash(stylist)])
         else:
             student = source_only
 
@@ -287,7 +287,7 @@ def train_uda(options):
         oracle_data, *_ = alignment_crops(labelled_target, target, student, options)
         fit_or_find(replace(adapt_stage, name="oracle", steady=""), models["oracle"],
                     partial(source_loss, models["oracle"], None, source_views, compute), [oracle_data], run,
-                    depends_on=[str(source_views)])
+                    depends_on=[source_views, compute])
     compare_pck(models, texts, stylist, test, run, options)
 
 
@@ -352,8 +352,8 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes,
                   read_boxes, unlabelled, unreadable, with_boxes, with_sentences, with_skeleton, write_json,
                   written_whole)
-from eval import (GPU, HELP, KINDS, SIGNALS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, go_on,
-                  grid_pck, parse, pck_of_results, predict, predict_people, true_pose, without_labels)
+from eval import (GPU, HELP, KINDS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, go_on, grid_pck,
+                  parse, pck_of_results, predict, predict_people, true_pose, without_labels)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
                     load_strictly, load_weights, read_file, save_checkpoint, save_tensors, with_keypoints)
@@ -568,6 +568,7 @@ def join_processes(options):
 
 
 # ------------------------------------------------------------------------------------------------------ the run folder
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LOG_EVERY, CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 500, 300  # steps; a checkpoint also after so many seconds
 
 
@@ -725,7 +726,7 @@ def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
     """`fit`, unless the run has not begun it and the cache has what it gives. depends_on: what else that depends on."""
     identity = [VERSION, FIGURES, state_hash(model), asdict(model.config), asdict(stage), *depends_on]
     identity += [identity_of(crops, rows) for crops, rows in data]
-    path = run.cache / f"{stage.name}-{digest(json.dumps(identity).encode())}.pth"
+    path = run.cache / f"{stage.name}-{digest(json.dumps(identity, default=str).encode())}.pth"
     try:
         if of_all([path.exists() and not (run.folder / f"{stage.name}.checkpoint.pth").exists()])[0]:
             model.load_state_dict(load_pose_model(path).state_dict())
@@ -1057,7 +1058,7 @@ def resumed(folder, argv):
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
-        saved, (_, world), then = json.loads(config.read_text()), processes(), []
+        saved, world, then = json.loads(config.read_text()), int(os.environ.get("WORLD_SIZE", 1)), []
         saved["device"] = asked.device or saved["device"]  # its own may not be here
         if saved.pop("processes") != world:
             print(f"{folder}: goes on with another number of processes, {world}: not to the last digit")
@@ -1072,7 +1073,7 @@ def resumed(folder, argv):
             raise DataError(f"{config} and what is given now: {error}") from None
         options.mode, options.recipe = asked.mode or options.mode, asked.recipe or options.recipe
         for name, value in json.loads(json.dumps(vars(options))).items():
-            if value != saved.get(name, value) and name not in ("steps", "epochs", "device", "workers"):
+            if value != saved.get(name, value) and name not in "steps epochs device workers checkpointing".split():
                 raise DataError(f"{config}: began with --{name.replace('_', '-')} {saved[name]}, found {value}")
     options.resume = os.path.abspath(folder)
     return options

@@ -464,6 +464,7 @@ def draw(shape, low=0.0, high=1.0):
 def in_parts(run, parts, *inputs):
     """run(*inputs), outputs (B, ...), in so many parts of a batch, in the memory of one: what a part keeps for the
     backward pass is forgotten and computed anew there. An input may be None."""
+    parts = min(parts, len(inputs[0]))  # one without images would spoil BatchNorm's statistics
     if parts == 1:
         return run(*inputs)
     chunks = zip(*([None] * parts if x is None else x.tensor_split(parts) for x in inputs))

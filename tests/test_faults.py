@@ -396,28 +396,38 @@ def test_a_run_that_is_stopped_before_its_first_row_of_the_log_has_a_checkpoint(
     assert vlpose.read_file(tmp_path / "run" / "base.checkpoint.pth")["step"] == 1
 
 
-def test_processes_that_cut_crops_go_on_when_a_signal_comes_to_all(cache):
+def groups_of_children():
+    return {os.getpgid(child.pid) for child in multiprocessing.active_children()}
+
+
+def test_a_signal_to_the_group_of_a_run_does_not_reach_the_processes_that_cut_crops(cache):
     figures = load_dataset("figures#photo", "train", cache)
     stage = train.Stage("base", 6, 1e-3, 2, 0, False)
     batches = train.batches_of([(data.Crops(figures, (128, 96)), figures.annotated)], stage, 0, 1)
     next(batches)
-    child, = multiprocessing.active_children()
-    os.kill(child.pid, signal.SIGTERM)
+    assert groups_of_children() and os.getpgrp() not in groups_of_children()
     assert len(list(batches)) == 5
 
 
-def test_processes_that_cut_crops_of_validation_go_on_likewise(run, cache):
-    model, figures = load_model(run / "run" / "model.pth"), load_dataset("figures#photo", "train", cache)
-    expected, signalled = eval.predict(model, figures, batch_size=1), []
+def test_likewise_in_validation(run, cache):
+    model, figures, groups = load_model(run / "run" / "model.pth"), load_dataset("figures#photo", "train", cache), set()
+    model.register_forward_hook(lambda *_: groups.update(groups_of_children()))
+    eval.predict(model, figures, batch_size=1, workers=1)
+    assert groups and os.getpgrp() not in groups
 
-    def signal_all(*_):
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGTERM)
-            signalled.append(child.pid)
 
-    model.register_forward_hook(signal_all)
-    assert eval.predict(model, figures, batch_size=1, workers=1) == expected
-    assert signalled
+@pytest.mark.parametrize("kind", ["DataError", "TypeError"])
+def test_a_program_ends_after_an_error_of_a_process_that_cuts_crops(tmp_path, kind):
+    program = tmp_path / "program.py"
+    program.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport eval\nfrom data import DataError\n"
+                       "from torch.utils.data import DataLoader\nclass Broken:\n"
+                       "    def __len__(self): return 9\n"
+                       f"    def __getitem__(self, row): raise {kind}('this picture is broken')\n"
+                       "if __name__ == '__main__':\n"
+                       "    try: list(DataLoader(Broken(), num_workers=2, worker_init_fn=eval.go_on))\n"
+                       "    except Exception as error: sys.exit(eval.fail(error))\n")
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode in (1, 2) and "this picture is broken" in ended.stderr
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(run, copy):
@@ -444,6 +454,25 @@ def test_a_run_of_a_gpu_goes_on_where_there_is_none(run, copy):
     (copy / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
     assert main(["--resume", str(copy), "--device", "cpu"]) == 0
     assert json.loads((copy / "config.json").read_text())["device"] == "cpu"
+
+
+def test_a_run_that_lacked_memory_goes_on_with_checkpointing(copy):
+    assert main(["--resume", str(copy), "--checkpointing"]) == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_going_on_with_another_number_of_processes_is_said(copy, monkeypatch, capsys, processes):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))  # as torchrun sets it
+    train.parse_options(["--resume", str(copy)])
+    assert ("goes on with another number of processes, 2" in capsys.readouterr().out) == (processes == 2)
+
+
+def test_a_base_that_was_computed_in_parts_is_not_taken_for_one_that_was_not(cache, tmp_path):
+    own = own_cache(cache, tmp_path / "cache")
+    for parts in ("1", "2", "1"):
+        assert main(uda_command(own, tmp_path / f"run-{len(list(tmp_path.iterdir()))}", "--image-level", "0",
+                                "--accumulate", parts)) == 0
+    assert len(list(own.glob("source-*.pth"))) == 2
 
 
 def test_vlpose_without_a_source_is_refused_in_one_line(cache, capsys):

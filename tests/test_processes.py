@@ -201,6 +201,11 @@ def test_a_step_of_alignment_in_parts_is_that_of_the_whole_batch_but_for_batchno
     close(parts["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
 
 
+def test_there_are_never_more_parts_than_images():
+    many, each = (alignment_step(Compute(parts=parts))["state"] for parts in (20, 8))
+    close(many, each)  # a part without images would make statistics NaN
+
+
 def test_parts_need_the_memory_of_one():
     def kept(compute):
         sizes = []
