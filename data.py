@@ -608,7 +608,8 @@ def read_coco(name, path, home, folder_is_domain):
     images, people = tables["images"], tables["annotations"]
     if not len(images["id"]):
         raise DataError(f"{path}: expected images, found none")
-    dataset = PoseDataset(name=name, skeleton=skeleton, files=locate_images(path, images["file_name"].tolist(), home),
+    dataset = PoseDataset(
+        name=name, skeleton=skeleton, files=locate_images(path, images["file_name"].tolist(), home),
         image_ids=images["id"], domains=images["category"].astype(str), ids=people["id"],
         image_index=image_rows(path, images["id"], people["id"], people["image_id"]),
         keypoints=people["keypoints"].reshape(-1, count, 3), boxes=people["bbox"], areas=people["area"],
@@ -618,8 +619,7 @@ def read_coco(name, path, home, folder_is_domain):
 
 
 def read_skeleton(path, content):
-    """The skeleton in COCO's `categories`; COCO's where they name none. People may have only the first of the keypoints
-    that are named, as in Human-Art."""
+    """The skeleton in COCO's `categories`, or COCO17; people may have only its first keypoints, as in Human-Art."""
     with expecting(path, "'categories' with the same names of 'keypoints' in each, and a 'skeleton' of pairs of them"):
         given = [category for category in content.get("categories") or () if category.get("keypoints")]
         if not given:
