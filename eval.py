@@ -799,7 +799,7 @@ def write_poses(args, dataset, results):
         (record["width"], record["height"]), turned = picture_size(file, dataset.upright)
         place = Path(args.out) / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
-        if turned:  # not all programs turn it, `load_dataset` does not; without the compression, which Pillow would keep
+        if turned:  # not all programs turn it, `load_dataset` does not; without the compression that Pillow keeps
             Image.fromarray(np.asarray(open_image(file, upright=True)[0])).save(place, turned, quality=95)
         else:
             try:
