@@ -384,67 +384,6 @@ def expecting(path, what, kind=DataError):
         raise kind(f"{path}: expected {what}; {type(error).__name__}: {error}") from None
 
 
-# --------------------------------------------------------------------------------------------------- many processes
-# `torchrun --nproc_per_node=N train.py ...` starts N processes that all do the same, each with its part of every batch
-# and of the people to predict. What they do together goes through these functions. Without torchrun there is one.
-
-def processes():
-    """The number of this process, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def mine(rows, multiple=1):
-    """This process's part of a list, an array or a tensor that all have alike: a multiple of rows, or what is left."""
-    rank, world = processes()
-    length = math.ceil(len(rows) / world / multiple) * multiple
-    return rows[rank * length:(rank + 1) * length]
-
-
-def of_all(items):
-    """The lists of all processes, one behind the other. Each waits here for the others."""
-    _, world = processes()
-    lists = [items] * world
-    if world > 1:
-        dist.all_gather_object(lists, items)
-    return sum(lists, [])
-
-
-def rows_of_all(x):
-    """The rows of x (rows, ...) of all processes, one behind the other. They have no gradients."""
-    _, world = processes()
-    parts = [x.detach().clone() for _ in range(world)]
-    if world > 1:
-        dist.all_gather(parts, parts[0])
-    return torch.cat(parts)
-
-
-class MeanOfAll(torch.autograd.Function):
-    """The mean over the processes of a tensor that each has; its gradient goes back to all of them."""
-
-    @staticmethod
-    def forward(context, x):
-        _, world = processes()
-        total = x.clone(memory_format=torch.contiguous_format)
-        if world > 1:
-            dist.all_reduce(total)
-        return total / world
-
-    @staticmethod
-    def backward(context, gradient):
-        return MeanOfAll.apply(gradient)
-
-
-@contextmanager
-def first_process_first():
-    """The first process goes through the block, then the others: what it draws or downloads is there for them."""
-    rank, _ = processes()
-    if rank > 0:
-        of_all([])
-    yield
-    if rank == 0:
-        of_all([])
-
-
 # ----------------------------------------------------------------------------------------------------------- images
 @contextmanager
 def image_file(file):
@@ -994,6 +933,118 @@ def with_skeleton(dataset, skeleton):
     keypoints[:, :, 2] = np.minimum(first[:, :, 2], second[:, :, 2])
     keypoints[keypoints[:, :, 2] == 0] = 0
     return replace(dataset, skeleton=skeleton, keypoints=keypoints)
+
+
+# === Appendix: many processes; skip on a first reading ============================================
+
+from datetime import timedelta
+
+from torch.distributed.nn import functional as distributed
+
+# `torchrun --nproc_per_node=N train.py ...` starts N processes that all do the same, each with its share of every batch
+# and of the people to predict. What they do together goes through these functions. Without torchrun there is one.
+
+def processes():
+    """The number of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def my_share(rows, multiple=1):
+    """This process's part of a list, an array or a tensor that all have alike: a multiple of rows, or what is left."""
+    rank, world = processes()
+    length = math.ceil(len(rows) / world / multiple) * multiple
+    return rows[rank * length:(rank + 1) * length]
+
+
+def all_items(items):
+    """The lists of all processes, one behind the other. Each process waits here for the others."""
+    _, world = processes()
+    lists = [items] * world
+    if world > 1:
+        dist.all_gather_object(lists, items)
+    return sum(lists, [])
+
+
+def wait_for_all():
+    """No process goes on before all have come here."""
+    all_items([])
+
+
+def rows_of_all(x):
+    """The rows of a tensor x (rows, ...) of all processes, one behind the other. They have no gradient."""
+    if processes()[1] == 1:
+        return x.detach()
+    return torch.cat(distributed.all_gather(x.detach()))
+
+
+def mean_of_all(x):
+    """The mean over the processes of a tensor that each has. Its gradient goes back to all of them."""
+    _, world = processes()
+    if world == 1:
+        return x
+    return distributed.all_reduce(x) / world
+
+
+@contextmanager
+def first_process_first():
+    """The first process goes through the block, then the others: what it draws or downloads is there for them."""
+    rank, _ = processes()
+    if rank > 0:
+        wait_for_all()
+    yield
+    if rank == 0:
+        wait_for_all()
+
+
+class SyncBatchNorm(torch.nn.SyncBatchNorm):
+    """BatchNorm with the statistics of the whole batch, over all processes: torch's own, which knows only GPUs."""
+    process_group = None  # all
+
+    def forward(self, x):
+        _, world = processes()
+        if x.is_cuda or world == 1 or not self.training:
+            return super().forward(x)
+        pixels, count = x.float(), x[:, 0].numel() * world
+        mean = mean_of_all(pixels.mean((0, 2, 3)))
+        centred = pixels - mean[:, None, None]
+        variance = mean_of_all((centred ** 2).mean((0, 2, 3)))
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def seed_step(seed):
+    """What is random in a step depends on its number, the run's seed and the process."""
+    torch.manual_seed(seed + 10 ** 15 * processes()[0])
+
+
+def average_gradients(parameters):
+    """Each process gets the mean of all processes' gradients, in one exchange; one that a process lacks counts as 0.
+    Losses are means over equally many images, or of `mean_of_all`: this is the gradient of the whole batch's loss."""
+    if processes()[1] > 1:
+        mean = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        dist.all_reduce(mean.div_(processes()[1]))
+        for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters])):
+            parameter.grad = part.view_as(parameter)
+
+
+def join_processes(options):
+    """Makes this program one of those that torchrun has started; returns what they write messages to each other in."""
+    if cuda := options.device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    wait = timedelta(days=1)  # while the first process draws, downloads or saves; torchrun ends all if one fails
+    store, rank, world = next(dist.rendezvous("env://", timeout=wait))
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=wait)
+    return store
+
+
+def ignore_group_signals(worker):
+    """In a process that cuts crops: what is sent to the whole group, such as Ctrl-C, is for the first process alone."""
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
 
 
 # === Appendix C: the built-in figures; skip on a first reading ========================================================

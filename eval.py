@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data import (COCO17, Augmentation, Crops, DataError, decode_heatmaps, invert_matrix, mine, normalize, of_all,
-                  transform_points)
+from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps, ignore_group_signals,
+                  invert_matrix, my_share, normalize, transform_points)
+from vlpose import run_model
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this; AP is the mean over all
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
@@ -221,12 +222,6 @@ def evaluate_pck_grid(predicted, target, visible, threshold=0.05, groups=None):
 
 # ---------------------------------------------------------------------------------------------------------- prediction
 
-def run_model(model, images, sentences, texts):
-    """Heatmaps (B, K, h, w) of normalised images (B, 3, H, W) and their sentences.
-
-    texts: {sentence: text features T (L, D_text)}; None without text.
-    """
-    return model(images) if texts is None else model(images, *padded([texts[sentence] for sentence in sentences]))
 
 
 @torch.inference_mode()
@@ -246,10 +241,10 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         raise DataError(f"{dataset.name}: expected a sentence for each image (`with_sentences` gives them), found none")
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
-    keys = progress(mine([(int(row), int(row)) for row in people], batch_size), "predicting poses")  # (row, seed)
+    keys = progress(my_share([(int(row), int(row)) for row in people], batch_size), "predicting poses")  # (row, seed)
     crops, training, results = Crops(dataset, size, augmentation), model.training, []
     model.eval()
-    for batch in DataLoader(crops, batch_size, sampler=keys, num_workers=workers, worker_init_fn=go_on):
+    for batch in DataLoader(crops, batch_size, sampler=keys, num_workers=workers, worker_init_fn=ignore_group_signals):
         images = normalize(batch["image"].to(device))  # (B, 3, H, W)
         heatmaps = run_model(model, images, batch["sentence"], texts)  # (B, K, h, w)
         if flip and dataset.skeleton.names[0] != "keypoint 1":  # else nobody knows which are left and right
@@ -259,7 +254,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
         points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) from crop to image
         results += coco_results(dataset.image_ids[dataset.image_index[batch["row"].numpy()]], points, scores)
     model.train(training)
-    return of_all(results)
+    return all_items(results)
 
 
 # === Appendix: the same for all images at once; skip on a first reading ===============================================
@@ -272,17 +267,18 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args
 
 import torchvision
 from PIL import Image, ImageDraw
 
-from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column, crop_matrix,
-                  crop_width, domain_of, encode_heatmaps, find_pictures, image_rows, load_dataset, no_people,
+from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column,
+                  crop_width, domain_of, find_pictures, image_rows, load_dataset, no_people,
                   open_image, picture_rows, picture_size, plain_name, progress, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, to_coco, warp_image, with_boxes, with_sentences, with_skeleton,
+                  read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
                   write_json)
 from vlpose import DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model, load_weights
 
@@ -460,24 +456,6 @@ def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, g
     return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights, threshold, groups)
 
 
-def domain_table(dataset, results, size, detected=False):
-    """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and the same of "all of" the data set: COCO's AP and
-    PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows whose pose it is, so PCK is -1."""
-    domains, whole = dataset.domains[dataset.image_index[dataset.annotated]], f"all of {dataset.name}"
-    truth, detections, sigmas = read_truth_and_detections(to_coco(dataset), results, dataset.skeleton.sigmas)
-    classified = classify_detections(truth, detections, sigmas)
-    numbers = by_domain(truth, detections, *classified) | {whole: coco_numbers(truth, detections, *classified)}
-    chosen = {domain: domains == domain for domain in numbers} | {whole: np.full(len(domains), True)}
-    return {domain: {"AP": row["AP"], "PCK": -1.0 if detected else
-                     pck_of_results(dataset, results, size, chosen[domain])["mean"]}
-            for domain, row in numbers.items() if chosen[domain].any()}
-
-
-def go_on(worker):
-    """In a process that cuts crops: what is sent to the whole group, such as Ctrl-C, is for the first process alone."""
-    if hasattr(os, "setpgrp"):  # not on Windows
-        os.setpgrp()
-
 
 def highest_cells(heatmaps):
     """The cells (people, K, 2), x before y, where heatmaps (people, K, h, w) are highest; (0, 0) if none is above 0."""
@@ -492,44 +470,9 @@ def pck_of_cells(predicted, target, visible, size, threshold, groups):
     return evaluate_pck(predicted * square, target * square, counts, size[0], threshold, groups)
 
 
-@torch.inference_mode()
-def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
-    """`evaluate_pck_grid` of a model on the annotated people of a data set, without the flip test. texts: as above."""
-    cells, size, training = [], model.config.image_size, model.training
-    grid = (size[0] // 4, size[1] // 4)
-    model.eval()
-    keys = mine([(int(row), 0) for row in dataset.annotated], 64)
-    for batch in DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers, worker_init_fn=go_on):
-        images = normalize(batch["image"].to(next(model.parameters()).device))
-        predicted = run_model(model, images, batch["sentence"], texts).float().cpu()
-        target, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, grid, model.config.sigma)
-        cells.append((highest_cells(predicted), highest_cells(target), weights.numpy()))
-    model.train(training)
-    return pck_of_cells(*map(np.concatenate, zip(*of_all(cells))), grid, threshold, groups)
-
-
-def without_labels(model, dataset, results, texts=None, workers=0):
-    """What can be known of a model without labels: the share of keypoints with a score of at least 0.5, and how far
-    apart a keypoint is in two views, the median in pixels of the crop. The other view is moved, scaled and turned at
-    random, always the same. results: what `predict` gave for all people in the plain crop, without the flip test."""
-    people, size = np.arange(len(dataset.ids)), model.config.image_size
-    view = Augmentation(scale=0.2, shift=0.1, rotation=20)
-    others = predict(model, dataset, texts, people, flip=False, workers=workers, augmentation=view)
-    plain, moved = (np.reshape([result["keypoints"] for result in found], (len(people), -1, 3))
-                    for found in (results, others))
-    apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
-    return {"sure keypoints": np.mean(plain[:, :, 2] >= 0.5), "pixels between two views": np.median(apart)}
-
 
 # === Appendix: detected boxes and own pictures; skip on a first reading ===============================================
 
-def padded(features):
-    """Text features [(L, D_text), ...] as a batch (B, L, D_text); a mask (B, L) of what is not padding, or None."""
-    lengths, mask = [len(T) for T in features], None
-    if min(lengths) < max(lengths):
-        mask = torch.tensor([[place < length for place in range(max(lengths))] for length in lengths])
-        mask = mask.to(features[0].device)
-    return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
 
 
 def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
@@ -638,54 +581,125 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     return image
 
 
-def draw_sheet(people, side=192):
-    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person with each pose (K, 3)."""
-    labels = list(people[0][3])
-    sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
-    for x, (title, dataset, row, poses) in enumerate(people):
-        matrix = crop_matrix(dataset.boxes[row], (side, side))
-        file, wanted = dataset.files[dataset.image_index[row]], dataset.boxes[row, 2:].max() / side
-        image, shrink = open_image(file, wanted, dataset.upright)
-        crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
-        ImageDraw.Draw(sheet).text((x * side + 4, 3), title, "black")
-        for y, pose in enumerate(poses.values()):
-            moved = np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]])
-            sheet.paste(draw_pose(crop, moved, dataset.skeleton), (x * side, 18 + y * side))
-    for y, label in enumerate(labels):
-        ImageDraw.Draw(sheet).text((4, 22 + y * side), label, "white", stroke_width=1, stroke_fill="black")
-    return sheet
+
+# === Appendix: the command line of both programs; skip on a first reading =========================
+#
+# The options of a program are the fields of a dataclass: `base_lr` is `--base-lr`. A field has the option's type and
+# default, its value in the paper, its limits, when it counts, and its help, all in one place.
+
+SAME = object()  # the paper's value is the default
 
 
-def true_pose(dataset, row):
-    """A person's keypoints (K, 3) to draw: x, y, and the visibility 0, 1, 2 as a score."""
-    return dataset.keypoints[row] * [1, 1, 0.5]
+@dataclass(frozen=True)
+class Condition:
+    """When an option counts: with or without another one or, if values are given, some of its values."""
+    word: str  # "with" or "without"
+    other: str  # the other option's field
+    values: tuple
+
+    def holds(self, options):
+        value = getattr(options, self.other)
+        found = value in self.values if self.values else bool(value)
+        return found == (self.word == "with")
+
+    def __str__(self):
+        return " ".join([self.word, flag_of(self.other), *self.values])
 
 
-def draw_curves(history, width=480, height=180):
-    """Rows of log.csv as curves: loss and PCK, dark their mean over the last fifth so far; the validation is green."""
-    stages = list(dict.fromkeys(row["stage"] for row in history))
-    picture = Image.new("RGB", (2 * width, height * max(1, len(stages))), "white")  # empty before the first row
-    draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches, and validation"}
-    for place, (stage, key) in enumerate((stage, key) for stage in stages for key in titles):
-        rows = [row for row in history if row["stage"] == stage]
-        steps, values, validation = np.array([(row["step"], row[key], row["validation"]) for row in rows]).T
-        if np.isnan(values).all():  # a stage that predicts no keypoints
+def only_with(other, *values):
+    return Condition("with", other, values)
+
+
+def only_without(other, *values):
+    return Condition("without", other, values)
+
+
+def option(default, *, help, paper=SAME, only=(), **how):
+    """A field of a dataclass of options.
+
+    paper: its value in the paper, where that differs. only: the Conditions under which it counts. how: `least`,
+    `above`, `most` and `step` are the limits of a number; `type`, `choices`, `nargs`, `const` and `metavar` are
+    argparse's. Without a `type` the field's annotation is the type: int, float, str, bool, or a list of one of them.
+    """
+    return field(default=default, metadata={"help": help, "paper": paper, "only": only, "how": how})
+
+
+def flag_of(name):
+    return "--" + name.replace("_", "-")
+
+
+def defaults_of(kind, recipe="minutes"):
+    """{field: default} of a dataclass of options, for the recipe "minutes" or "paper"."""
+    defaults = {}
+    for entry in fields(kind):
+        paper = entry.metadata["paper"]
+        defaults[entry.name] = entry.default if recipe == "minutes" or paper is SAME else paper
+    return defaults
+
+
+def read_options(kind, argv, defaults, description):
+    """An object of the dataclass `kind` with the values of the command line.
+
+    Raises DataError for an option that is unknown, wrong, or given in vain.
+    """
+    parser = Parser(description=description, allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    groups = {}
+    for entry in fields(kind):
+        when = "; ".join(map(str, entry.metadata["only"]))
+        if when not in groups:
+            groups[when] = parser.add_argument_group(f"only {when}" if when else "always")
+        groups[when].add_argument(flag_of(entry.name), default=defaults[entry.name], **argument_of(entry))
+    options = kind(**vars(parser.parse_args(argv)))
+    refuse_in_vain(options, defaults)
+    return options
+
+
+def argument_of(entry):
+    """What argparse's `add_argument` wants to know of a field."""
+    argument = {"help": entry.metadata["help"], **entry.metadata["how"]}
+    if entry.type is bool:
+        argument["action"] = argparse.BooleanOptionalAction
+        return argument
+    limits = {name: argument.pop(name) for name in ("least", "above", "most", "step") if name in argument}
+    kind = (*get_args(entry.type), entry.type)[0]  # int of list[int] and of int | None
+    if kind in (int, float) and "type" not in argument:
+        argument["type"] = number(kind, **limits)
+    return argument
+
+
+def refuse_in_vain(options, defaults):
+    """Raises DataError for an option that was given and has no effect beside the others."""
+    for entry in fields(options):
+        if getattr(options, entry.name) == defaults[entry.name]:
             continue
-        smooth = np.array([values[n - n // 5:n + 1].mean() for n in range(len(values))])
-        lines = {"lightsteelblue": values, "royalblue": smooth} | ({"seagreen": validation} if key == "pck" else {})
-        left, top = place % 2 * width + 50, place // 2 * height + 30
-        right, bottom = left + width - 65, top + height - 55
-        highest = np.nanmax([*lines.values()]) or 1
-        draw.text((left, top - 22), f"{stage}: {titles[key]}", "black")
-        for tick in range(5):
-            y = bottom - tick / 4 * (bottom - top)
-            draw.line([(left, y), (right, y)], (225, 225, 225))
-            draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
-        draw.text((right, bottom + 5), f"{rows[-1]['step']} steps", "black", anchor="ra")
-        for color, line in lines.items():
-            x, y = left + steps / steps[-1] * (right - left), bottom - line / highest * (bottom - top)
-            draw.line([*zip(x[np.isfinite(y)], y[np.isfinite(y)])], color, 2)
-    return picture
+        for condition in entry.metadata["only"]:
+            if not condition.holds(options):
+                raise DataError(f"{flag_of(entry.name)}: has no effect; it counts only {condition}")
+
+
+def number(kind, least=-math.inf, above=-math.inf, most=math.inf, step=None):
+    """The type of an option: a finite int or float (`kind`) within limits, and a multiple of `step`."""
+    expected = "an integer" if kind is int else "a number"
+    if step:
+        expected = f"a multiple of {step}"
+    if most < math.inf:
+        expected += f" from {least} to {most}"
+    elif above > -math.inf:
+        expected += f" above {above}"
+    elif least > -math.inf:
+        expected += f" of at least {least}"
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        good = least <= value <= most and value > above and abs(value) < math.inf
+        if not good or step and value % step:
+            raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
+        return value
+    return parse
 
 
 # === Appendix: the command; skip on a first reading ===================================================================
@@ -867,22 +881,6 @@ def detect(dataset, args):
     return path
 
 
-def number(kind, low, high=math.inf, step=None, above=False):
-    """Type of an option: a finite int or float (`kind`) from low, or `above` it, to high, and a multiple of `step`."""
-    expected = f"a multiple of {step}" if step else "an integer" if kind is int else "a number"
-    limits = f"from {low} to {high}" if high < math.inf else f"{'above' if above else 'of at least'} {low}"
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high or value == math.inf or above and value == low or step and value % step:
-            raise argparse.ArgumentTypeError(f"expected {expected} {limits}, found {text}")
-        return value
-    return parse
-
-
 def usable_device(text):
     """Type of the option --device: one that works here."""
     try:
@@ -934,8 +932,8 @@ with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding
     OPTIONS = list(csv.DictReader(file))  # of both commands, but for those of train.py's recipes
 KINDS = {  # of options -> what `add_argument` wants
     "data": {"type": data_spec}, "path": {"type": path_or_name}, "folder": {"type": os.path.abspath}, "text": {},
-    "count": {"type": number(int, 0)}, "positive": {"type": number(int, 1)}, "share": {"type": number(float, 0, 1)},
-    "rate": {"type": number(float, 0, above=True)}, "sigmas": {"type": number(float, 0, above=True), "nargs": "+"},
+    "count": {"type": number(int, 0)}, "positive": {"type": number(int, 1)}, "share": {"type": number(float, 0, most=1)},
+    "rate": {"type": number(float, above=0)}, "sigmas": {"type": number(float, above=0), "nargs": "+"},
     "sides": {"type": number(int, 32, step=32), "nargs": 2}, "split": {"choices": ("train", "val", "all")},
     "switch": {"action": argparse.BooleanOptionalAction, "default": False}, "device": {"type": usable_device},
     "texts": {"nargs": "+"}, "category": {"choices": CATEGORIES, "metavar": "NAME"},

@@ -16,11 +16,10 @@ from functools import partial
 import numpy as np
 import torch
 
-import uda
-from data import encode_heatmaps, first_process_first, normalize
-from eval import number, padded, run_model
+from data import average_gradients, encode_heatmaps, first_process_first, normalize, seed_step
+from eval import number
 from uda import Compute, LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view, supervised_loss
-from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose
+from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, padded, run_model
 
 # ------------------------------------------------------------------------------------------------------ 1. the recipes
 
@@ -33,8 +32,8 @@ def setting(minutes, paper, help, type=str, **limits):
 
 
 # The types of options: `number` makes a function that reads a value and refuses one outside its limits.
-count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, 0, above=True), number(float, 0),
-                                        number(float, 0, 1))
+count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, above=0), number(float, 0),
+                                        number(float, 0, most=1))
 LORA = dict(decoder="baseline", num_prompts=0, rank=4)  # a VLPose of which low-rank updates alone are left
 FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
 
@@ -341,19 +340,22 @@ import time
 import weakref
 from contextlib import suppress
 from dataclasses import asdict, fields
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, MeanOfAll,
-                  PoseDataset, decode_heatmaps, expecting, free_space, load_dataset, mine, of_all, processes,
-                  read_boxes, unlabelled, unreadable, with_boxes, with_sentences, with_skeleton, write_json,
-                  written_whole)
-from eval import (GPU, HELP, KINDS, Parser, domain_table, draw_curves, draw_sheet, fail, format_table, go_on, grid_pck,
-                  parse, pck_of_results, predict, predict_people, true_pose, without_labels)
+from PIL import Image, ImageDraw
+
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
+                  SyncBatchNorm, all_items, crop_matrix, crop_width, decode_heatmaps, expecting, free_space,
+                  ignore_group_signals, join_processes, load_dataset, mean_of_all, my_share, open_image, processes,
+                  read_boxes, to_coco, transform_points, unlabelled, unreadable, wait_for_all, warp_image, with_boxes,
+                  with_sentences, with_skeleton, write_json, written_whole)
+from eval import (GPU, HELP, KINDS, Parser, by_domain, classify_detections, coco_numbers, draw_pose, fail,
+                  format_table, highest_cells, parse, pck_of_cells, pck_of_results, predict, predict_people,
+                  read_truth_and_detections)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
                     load_strictly, load_weights, read_file, save_checkpoint, save_tensors, with_keypoints)
@@ -453,8 +455,8 @@ def batches_of(data, stage, first, workers):
     loaders = []
     for place, (crops, rows) in enumerate(data):
         size, passes = stage.batch_size, Passes(crops, rows, stage.seed + 10 ** 6 * place)
-        positions = (mine(range(step * size, (step + 1) * size)) for step in range(first, stage.steps))
-        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers, pin_memory=GPU, worker_init_fn=go_on)
+        positions = (my_share(range(step * size, (step + 1) * size)) for step in range(first, stage.steps))
+        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers, pin_memory=GPU, worker_init_fn=ignore_group_signals)
         loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
 
@@ -520,52 +522,6 @@ def set_training_mode(model):
             module.eval()
 
 
-class SyncBatchNorm(torch.nn.SyncBatchNorm):
-    """BatchNorm with the statistics of the whole batch, over all processes: torch's own, which knows only GPUs."""
-    process_group = None  # all
-
-    def forward(self, x):
-        _, world = processes()
-        if x.is_cuda or world == 1 or not self.training:
-            return super().forward(x)
-        pixels, count = x.float(), x[:, 0].numel() * world
-        mean = MeanOfAll.apply(pixels.mean((0, 2, 3)))
-        centred = pixels - mean[:, None, None]
-        variance = MeanOfAll.apply((centred ** 2).mean((0, 2, 3)))
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
-def seed_step(seed):
-    """What happens to a batch's images is alike in all processes; what happens in their networks (dropout) is not."""
-    torch.manual_seed(seed + 10 ** 15 * processes()[0])
-    uda.DRAWS.manual_seed(seed)
-
-
-def average_gradients(parameters):
-    """Each process gets the mean of all processes' gradients, in one exchange; one that a process lacks counts as 0.
-    Losses are means over equally many images, or of `MeanOfAll`: this is the gradient of the whole batch's loss."""
-    if processes()[1] > 1:
-        mean = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        dist.all_reduce(mean.div_(processes()[1]))
-        for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters])):
-            parameter.grad = part.view_as(parameter)
-
-
-def join_processes(options):
-    """Makes this program one of those that torchrun has started; returns what they write messages to each other in."""
-    uda.DRAWS = torch.Generator()  # alike in all processes, unlike torch's own
-    if cuda := options.device.startswith("cuda"):
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    wait = timedelta(days=1)  # while the first process draws, downloads or saves; torchrun ends all if one fails
-    store, rank, world = next(dist.rendezvous("env://", timeout=wait))
-    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=wait)
-    return store
-
 
 # ------------------------------------------------------------------------------------------------------ the run folder
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -579,7 +535,7 @@ class Run:
     def __init__(self, options, measure):
         self.workers, self.cache, self.measure = options.workers, Path(options.cache), measure
         self.checkpointing, (rank, world), given = options.checkpointing, processes(), options.resume or options.out
-        self.folder = Path(of_all([given or (None if rank else new_folder(options.mode))])[0])  # the first process's
+        self.folder = Path(all_items([given or (None if rank else new_folder(options.mode))])[0])  # the first process's
         self.lock = None if rank else weakref.finalize(self, locked(self.folder / "lock").close)
         self.write("config.json", vars(options) | {"resume": None, "processes": world})
         print(f"run folder: {self.folder}")
@@ -614,7 +570,7 @@ class Run:
                 save_tensors(self.folder / f"{stage.name}.best.pth", model.state_dict())
         if done % min(LOG_EVERY, max(1, stage.steps // 10)) == 0 or last or not math.isnan(value):
             pck = math.nan if predicted is None else batch_pck(predicted, batch, model.config)
-            losses = {name: MeanOfAll.apply(part.detach()).item()
+            losses = {name: mean_of_all(part.detach()).item()
                       for name, part in ({"loss": loss} | getattr(model, "losses", {})).items()}
             self.history.append({"stage": stage.name, "step": done, "pck": pck, "validation": value} | losses)
             speed = (done - self.first) / (time.monotonic() - self.started)  # steps per second
@@ -676,7 +632,7 @@ class Run:
         if self.signal:
             raise KeyboardInterrupt(self.signal, self.folder)
         if stage.select == "best" and self.best > -math.inf:
-            of_all([])  # the first process has written it
+            wait_for_all()  # the first process has written it
             model.load_state_dict(read_file(self.folder / f"{stage.name}.best.pth"))
             print(f"{stage.name}: selected the best in validation, AP {self.best:.3f}")
 
@@ -714,7 +670,7 @@ def batch_pck(predicted, batch, config):
     right = (points - truth).norm(dim=2) < 0.05 * height
     inside = ((truth >= 0) & (truth <= torch.tensor([width, height]) - 1)).all(2)
     counts = inside & (batch["visible"].cpu() > 0)
-    right, counted = MeanOfAll.apply(torch.stack([(right & counts).sum(), counts.sum()]).to(predicted))
+    right, counted = mean_of_all(torch.stack([(right & counts).sum(), counts.sum()]).to(predicted))
     return (right / counted).item()
 
 
@@ -728,7 +684,7 @@ def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
     identity += [identity_of(crops, rows) for crops, rows in data]
     path = run.cache / f"{stage.name}-{digest(json.dumps(identity, default=str).encode())}.pth"
     try:
-        if of_all([path.exists() and not (run.folder / f"{stage.name}.checkpoint.pth").exists()])[0]:
+        if all_items([path.exists() and not (run.folder / f"{stage.name}.checkpoint.pth").exists()])[0]:
             model.load_state_dict(load_pose_model(path).state_dict())
             print(f"{stage.name} model: {path} (trained before)")
             return
@@ -1005,6 +961,98 @@ def draw_pseudo_labels(test, source_only, teacher):
         poses |= {"source only": source_only[place], "pseudo-labels": labels, "teacher": teacher[place]}
         people.append((Path(test.files[test.image_index[rows[place]]]).name, test, rows[place], poses))
     return draw_sheet(people)
+
+
+def domain_table(dataset, results, size, detected=False):
+    """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and the same of "all of" the data set: COCO's AP and
+    PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows whose pose it is, so PCK is -1."""
+    domains, whole = dataset.domains[dataset.image_index[dataset.annotated]], f"all of {dataset.name}"
+    truth, detections, sigmas = read_truth_and_detections(to_coco(dataset), results, dataset.skeleton.sigmas)
+    classified = classify_detections(truth, detections, sigmas)
+    numbers = by_domain(truth, detections, *classified) | {whole: coco_numbers(truth, detections, *classified)}
+    chosen = {domain: domains == domain for domain in numbers} | {whole: np.full(len(domains), True)}
+    return {domain: {"AP": row["AP"], "PCK": -1.0 if detected else
+                     pck_of_results(dataset, results, size, chosen[domain])["mean"]}
+            for domain, row in numbers.items() if chosen[domain].any()}
+
+
+@torch.inference_mode()
+def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
+    """`evaluate_pck_grid` of a model on the annotated people of a data set, without the flip test. texts: as above."""
+    cells, size, training = [], model.config.image_size, model.training
+    grid = (size[0] // 4, size[1] // 4)
+    model.eval()
+    keys = my_share([(int(row), 0) for row in dataset.annotated], 64)
+    for batch in DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers, worker_init_fn=ignore_group_signals):
+        images = normalize(batch["image"].to(next(model.parameters()).device))
+        predicted = run_model(model, images, batch["sentence"], texts).float().cpu()
+        target, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, grid, model.config.sigma)
+        cells.append((highest_cells(predicted), highest_cells(target), weights.numpy()))
+    model.train(training)
+    return pck_of_cells(*map(np.concatenate, zip(*all_items(cells))), grid, threshold, groups)
+
+
+def without_labels(model, dataset, results, texts=None, workers=0):
+    """What can be known of a model without labels: the share of keypoints with a score of at least 0.5, and how far
+    apart a keypoint is in two views, the median in pixels of the crop. The other view is moved, scaled and turned at
+    random, always the same. results: what `predict` gave for all people in the plain crop, without the flip test."""
+    people, size = np.arange(len(dataset.ids)), model.config.image_size
+    view = Augmentation(scale=0.2, shift=0.1, rotation=20)
+    others = predict(model, dataset, texts, people, flip=False, workers=workers, augmentation=view)
+    plain, moved = (np.reshape([result["keypoints"] for result in found], (len(people), -1, 3))
+                    for found in (results, others))
+    apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
+    return {"sure keypoints": np.mean(plain[:, :, 2] >= 0.5), "pixels between two views": np.median(apart)}
+
+
+def draw_curves(history, width=480, height=180):
+    """Rows of log.csv as curves: loss and PCK, dark their mean over the last fifth so far; the validation is green."""
+    stages = list(dict.fromkeys(row["stage"] for row in history))
+    picture = Image.new("RGB", (2 * width, height * max(1, len(stages))), "white")  # empty before the first row
+    draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches, and validation"}
+    for place, (stage, key) in enumerate((stage, key) for stage in stages for key in titles):
+        rows = [row for row in history if row["stage"] == stage]
+        steps, values, validation = np.array([(row["step"], row[key], row["validation"]) for row in rows]).T
+        if np.isnan(values).all():  # a stage that predicts no keypoints
+            continue
+        smooth = np.array([values[n - n // 5:n + 1].mean() for n in range(len(values))])
+        lines = {"lightsteelblue": values, "royalblue": smooth} | ({"seagreen": validation} if key == "pck" else {})
+        left, top = place % 2 * width + 50, place // 2 * height + 30
+        right, bottom = left + width - 65, top + height - 55
+        highest = np.nanmax([*lines.values()]) or 1
+        draw.text((left, top - 22), f"{stage}: {titles[key]}", "black")
+        for tick in range(5):
+            y = bottom - tick / 4 * (bottom - top)
+            draw.line([(left, y), (right, y)], (225, 225, 225))
+            draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
+        draw.text((right, bottom + 5), f"{rows[-1]['step']} steps", "black", anchor="ra")
+        for color, line in lines.items():
+            x, y = left + steps / steps[-1] * (right - left), bottom - line / highest * (bottom - top)
+            draw.line([*zip(x[np.isfinite(y)], y[np.isfinite(y)])], color, 2)
+    return picture
+
+
+def draw_sheet(people, side=192):
+    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person with each pose (K, 3)."""
+    labels = list(people[0][3])
+    sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
+    for x, (title, dataset, row, poses) in enumerate(people):
+        matrix = crop_matrix(dataset.boxes[row], (side, side))
+        file, wanted = dataset.files[dataset.image_index[row]], dataset.boxes[row, 2:].max() / side
+        image, shrink = open_image(file, wanted, dataset.upright)
+        crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
+        ImageDraw.Draw(sheet).text((x * side + 4, 3), title, "black")
+        for y, pose in enumerate(poses.values()):
+            moved = np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]])
+            sheet.paste(draw_pose(crop, moved, dataset.skeleton), (x * side, 18 + y * side))
+    for y, label in enumerate(labels):
+        ImageDraw.Draw(sheet).text((4, 22 + y * side), label, "white", stroke_width=1, stroke_fill="black")
+    return sheet
+
+
+def true_pose(dataset, row):
+    """A person's keypoints (K, 3) to draw: x, y, and the visibility 0, 1, 2 as a score."""
+    return dataset.keypoints[row] * [1, 1, 0.5]
 
 
 # -------------------------------------------------------------------------------------------------------- the command

@@ -27,8 +27,8 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.ops import StochasticDepth
 
-from data import (MEAN, STD, MeanOfAll, encode_heatmaps, expecting, invert_matrix, mine, normalize, processes,
-                  rows_of_all, transform_points)
+from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_all, normalize, rows_of_all,
+                  transform_points)
 from vlpose import RelationMatcher, WeightsError, load_strictly, load_weights
 
 # -------------------------------------------------------------------------------------- supervision, on the source
@@ -107,10 +107,9 @@ class StyleTransfer(nn.Module):
 
     def restyle(self, content, style, probability):
         """The image level: with this probability an image is redrawn in the style of the one beside it, α ~ U(0, 1)."""
-        everyone = len(content) * processes()[1]  # the images of the whole batch, see `draw`
-        chosen, alpha = torch.rand(everyone, generator=DRAWS) < probability, torch.zeros(everyone)
-        alpha[chosen] = torch.rand(int(chosen.sum()), generator=DRAWS)
-        chosen, alpha, mixed = mine(chosen), mine(alpha), content.clone()
+        chosen = torch.rand(len(content)) < probability  # (B,) which images
+        alpha = torch.rand(len(content))                 # (B,) how strongly
+        mixed = content.clone()
         if chosen.any():
             mixed[chosen] = self(content[chosen], style[chosen], alpha[chosen])
         return mixed
@@ -172,7 +171,7 @@ def information_maximization_loss(heatmaps):
     h, w = heatmaps.shape[2:]
     H_row = entropy(heatmaps.mean(3))             # of p_row (B, K, h)
     H_col = entropy(heatmaps.mean(2))             # of p_col (B, K, w)
-    y_bar = MeanOfAll.apply(heatmaps.mean(0))     # (K, h, w) the mean over the batch, on all processes
+    y_bar = mean_of_all(heatmaps.mean(0))     # (K, h, w) the mean over the batch, on all processes
     H_bar = entropy(y_bar.flatten(1))             # of p̄ (K, h w)
     return (H_row + H_col - H_bar) / (h * w)
 
@@ -270,9 +269,7 @@ def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     row = torch.arange(len(images), device=points.device)
     corner = (points[row, chosen] - size // 2).clamp(torch.zeros_like(sides), places - 1)  # (B, 2)
     # Corners wrap around. A step from `size` to `places - size` is at least `size` both ways: the patches are apart.
-    turn = mine(rows_of_all(covered.byte()).cumsum(0)) - 1  # (B,) the first image to change has the first random step
-    steps = torch.rand(len(images) * processes()[1], 2, generator=DRAWS).to(confidence)[turn]
-    step = size + (steps * (places - 2 * size + 1)).long()
+    step = size + (draw((len(images), 2)).to(confidence) * (places - 2 * size + 1)).long()  # (B, 2)
 
     def patch(corner):
         x, y = (corner[:, axis, None] + torch.arange(size, device=corner.device) for axis in (0, 1))  # (B, size)
@@ -451,14 +448,9 @@ from itertools import pairwise
 from torch.utils.checkpoint import checkpoint
 
 
-DRAWS = torch.default_generator  # of what happens to a batch's images at random; many processes have another one
-
-
 def draw(shape, low=0.0, high=1.0):
-    """Random numbers of a shape (B, ...) for a batch's images. They do not depend on how many processes share a batch:
-    each draws the numbers of all images, and keeps those of its own."""
-    everyone = shape[0] * processes()[1]
-    return mine(torch.empty(everyone, *shape[1:]).uniform_(low, high, generator=DRAWS))
+    """Random numbers between low and high, drawn on the CPU: the same ones whatever device computes."""
+    return torch.empty(shape).uniform_(low, high)
 
 
 def in_parts(run, parts, *inputs):

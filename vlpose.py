@@ -436,6 +436,23 @@ class VLPose(nn.Module):
         return lambda *inputs: functional_call(module, weights, inputs)
 
 
+def run_model(model, images, sentences, texts):
+    """Heatmaps (B, K, h, w) of normalised images (B, 3, H, W) and their sentences.
+
+    texts: {sentence: text features T (L, D_text)}; None without text.
+    """
+    return model(images) if texts is None else model(images, *padded([texts[sentence] for sentence in sentences]))
+
+
+def padded(features):
+    """Text features [(L, D_text), ...] as a batch (B, L, D_text); a mask (B, L) of what is not padding, or None."""
+    lengths, mask = [len(T) for T in features], None
+    if min(lengths) < max(lengths):
+        mask = torch.tensor([[place < length for place in range(max(lengths))] for length in lengths])
+        mask = mask.to(features[0].device)
+    return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
+
+
 # === Appendix: public weights; skip on a first reading ================================================================
 
 import csv

@@ -36,9 +36,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, crop_width, load_dataset,  # noqa: E402
                   make_skeleton, select_images, to_coco, with_sentences, with_skeleton)
-from eval import domain_table, evaluate_pck, predict  # noqa: E402
+from eval import evaluate_pck, predict  # noqa: E402
 from text_tower import SENTENCES  # noqa: E402
-from train import parse_options  # noqa: E402
+from train import domain_table, parse_options  # noqa: E402
 from vlpose import VLPose, encode_sentences, load_clip_text, load_model  # noqa: E402
 
 IMAGE, FEATURE, POSE = "--image-level 0", "--feature-level 0", "--pose-level 0"

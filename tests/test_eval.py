@@ -531,12 +531,12 @@ def test_arguments_that_are_no_coco_data_are_refused():
 # -------------------------------------------------------------------------------------------------------- the command
 
 @pytest.mark.parametrize("kind, limits, good, bad, expected", [
-    (int, {"low": 1}, ["1", "7"], ["0", "-1", "1.5", "x", "", "nan", "inf"], "an integer of at least 1"),
-    (int, {"low": 0}, ["0", "9" * 400], ["-1"], "an integer of at least 0"),
-    (int, {"low": 32, "step": 32}, ["32", "256"], ["0", "16", "60", "-32"], "a multiple of 32 of at least 32"),
-    (float, {"low": 0, "high": 1}, ["0", "1", "0.5"], ["-0.1", "1.1", "nan"], "a number from 0 to 1"),
-    (float, {"low": 0}, ["0", "1e9"], ["-1e-9", "inf", "nan", "-inf", "x"], "a number of at least 0"),
-    (float, {"low": 0, "above": True}, ["1e-9", "2"], ["0", "-1", "inf", "nan"], "a number above 0")])
+    (int, {"least": 1}, ["1", "7"], ["0", "-1", "1.5", "x", "", "nan", "inf"], "an integer of at least 1"),
+    (int, {"least": 0}, ["0", "9" * 400], ["-1"], "an integer of at least 0"),
+    (int, {"least": 32, "step": 32}, ["32", "256"], ["0", "16", "60", "-32"], "a multiple of 32 of at least 32"),
+    (float, {"least": 0, "most": 1}, ["0", "1", "0.5"], ["-0.1", "1.1", "nan"], "a number from 0 to 1"),
+    (float, {"least": 0}, ["0", "1e9"], ["-1e-9", "inf", "nan", "-inf", "x"], "a number of at least 0"),
+    (float, {"above": 0}, ["1e-9", "2"], ["0", "-1", "inf", "nan"], "a number above 0")])
 def test_a_number_of_an_option_is_within_its_limits_or_the_message_says_them(kind, limits, good, bad, expected):
     parse = number(kind, **limits)
     for text in good:

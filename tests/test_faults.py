@@ -419,12 +419,12 @@ def test_likewise_in_validation(run, cache):
 @pytest.mark.parametrize("kind", ["DataError", "TypeError"])
 def test_a_program_ends_after_an_error_of_a_process_that_cuts_crops(tmp_path, kind):
     program = tmp_path / "program.py"
-    program.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport eval\nfrom data import DataError\n"
+    program.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport data, eval\nfrom data import DataError\n"
                        "from torch.utils.data import DataLoader\nclass Broken:\n"
                        "    def __len__(self): return 9\n"
                        f"    def __getitem__(self, row): raise {kind}('this picture is broken')\n"
                        "if __name__ == '__main__':\n"
-                       "    try: list(DataLoader(Broken(), num_workers=2, worker_init_fn=eval.go_on))\n"
+                       "    try: list(DataLoader(Broken(), num_workers=2, worker_init_fn=data.ignore_group_signals))\n"
                        "    except Exception as error: sys.exit(eval.fail(error))\n")
     ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
     assert ended.returncode in (1, 2) and "this picture is broken" in ended.stderr

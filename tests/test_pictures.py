@@ -16,7 +16,8 @@ import data
 import eval
 import vlpose
 from data import COCO17, draw_figures, load_dataset, read_pictures
-from eval import CATEGORIES, draw_pose, limb_color, load_detector, main, predict, with_boxes, without_labels
+from eval import CATEGORIES, draw_pose, limb_color, load_detector, main, predict, with_boxes
+from train import without_labels
 from vlpose import DETECTORS, VIT_CONFIGS, PoseModel, VLPose, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]

@@ -12,9 +12,9 @@ from PIL import Image
 
 from data import (COCO17, Crops, DataError, draw_figures, encode_heatmaps, known_skeleton, load_dataset, make_skeleton,
                   normalize, read_pictures, to_coco, with_sentences)
-from eval import (domain_table, draw_curves, draw_pose, draw_sheet, estimate_poses, evaluate_oks, evaluate_pck_grid,
-                  grid_pck, main, predict, predict_people, run_model, true_pose, with_boxes)
-from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model,
+from eval import draw_pose, estimate_poses, evaluate_oks, evaluate_pck_grid, main, predict, predict_people, with_boxes
+from train import domain_table, draw_curves, draw_sheet, grid_pck, true_pose
+from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model, run_model,
                     save_checkpoint)
 
 CONFIG = VIT_CONFIGS["tiny"]

@@ -17,9 +17,10 @@ from torch import nn
 import train
 import uda
 from conftest import ROOT
-from data import COCO17, MeanOfAll, draw_figures, encode_heatmaps, first_process_first, load_dataset, mine, of_all
-from eval import grid_pck, predict
-from train import SyncBatchNorm, average_gradients, heatmap_loss, parts_of, prepare, seed_step
+from data import (COCO17, SyncBatchNorm, all_items, average_gradients, draw_figures, encode_heatmaps,
+                  first_process_first, load_dataset, mean_of_all, my_share, seed_step)
+from eval import predict
+from train import grid_pck, heatmap_loss, parts_of, prepare
 from uda import (GENTLE_VIEWS, Compute, MultiLevelAlignment, StyleTransfer, jitter_color, occlude, random_affine,
                  source_view)
 from vlpose import PoseModel, ViTConfig, VLPose
@@ -40,7 +41,6 @@ def run_process(rank, function, folder, arguments):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=N,
                             timeout=timedelta(seconds=120))
-    uda.DRAWS = torch.Generator()
     torch.save(function(*arguments), folder / f"{rank}.pth")
     dist.barrier()
     dist.destroy_process_group()
@@ -86,11 +86,11 @@ def alignment_step(compute=Compute(), without_batchnorm=False, strategy="full"):
     prepare(alignment, argparse.Namespace(checkpointing=False))
     trained = [parameter for parameter in alignment.parameters() if parameter.requires_grad]
     seed_step(5)
-    text = [(torch.ones(len(mine(range(8))), 1, 8), None)] * 2 if strategy == "vlpose" else []
-    loss, heatmaps = alignment(*map(mine, example()), *text)
+    text = [(torch.ones(len(my_share(range(8))), 1, 8), None)] * 2 if strategy == "vlpose" else []
+    loss, heatmaps = alignment(*map(my_share, example()), *text)
     loss.backward()
     average_gradients(trained)
-    loss, gradients = MeanOfAll.apply(loss.detach()), [parameter.grad for parameter in trained]
+    loss, gradients = mean_of_all(loss.detach()), [parameter.grad for parameter in trained]
     torch.optim.SGD(trained, 0.1).step()
     uda.ema_update(alignment.teacher, alignment.student, 0.5)
     return {"loss": loss, "gradients": gradients, "state": dict(alignment.state_dict()), "heatmaps": heatmaps.detach()}
@@ -98,8 +98,8 @@ def alignment_step(compute=Compute(), without_batchnorm=False, strategy="full"):
 
 def drawn():
     """What happens at random to this process's part of a batch, and numbers that differ from process to process."""
-    images = mine(torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
-    heatmaps = mine(torch.rand(12, 5, 16, 16, generator=torch.Generator().manual_seed(2))) * 1.2
+    images = my_share(torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    heatmaps = my_share(torch.rand(12, 5, 16, 16, generator=torch.Generator().manual_seed(2))) * 1.2
     torch.manual_seed(0)
     stylist = StyleTransfer(width=4, depth=1)
     seed_step(2)
@@ -124,11 +124,11 @@ def many_things(cache):
             torch.randn(1500, 1500) @ torch.randn(1500, 1500)
         order.append(torch.tensor(os.times().elapsed))
     norm = SyncBatchNorm(3)
-    norm(mine(torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(3)) + 2))
+    norm(my_share(torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(3)) + 2))
     return {"full": alignment_step(), "vlpose": alignment_step(strategy="vlpose"), "drawn": drawn(), "order": order,
-            "gradient": model.weight.grad, "norm": norm.state_dict(), "everyone": of_all([dist.get_rank()] * 2),
+            "gradient": model.weight.grad, "norm": norm.state_dict(), "everyone": all_items([dist.get_rank()] * 2),
             "poses": predict(new_model(), figures, batch_size=16),
-            "pck": grid_pck(new_model(), figures, COCO17.groups), "rows": mine(list(range(67)), 16)}
+            "pck": grid_pck(new_model(), figures, COCO17.groups), "rows": my_share(list(range(67)), 16)}
 
 
 @pytest.fixture(scope="module")
