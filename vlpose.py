@@ -1,22 +1,31 @@
-"""VLPose: bridging the domain gap in pose estimation with language-vision tuning (arXiv 2402.14456).
+"""VLPose: bridging the domain gap in pose estimation with language-vision tuning.
 
-A pose estimator that was trained on photographs fails on paintings. Fine-tuned on paintings, it gets worse on
-photographs. VLPose leaves it unchanged and trains a small adapter around it. The adapter reads the domain's name:
+The paper is arXiv 2402.14456.
+
+A pose estimator that was trained on photographs fails on paintings. Fine-tuned on paintings, it
+gets worse on photographs. VLPose leaves it unchanged and trains a small adapter around it. The
+adapter reads the domain's name:
 
     image ─► frozen ViT with trained prompts P ─► E ─┐
-    "a photo of a cartoon" ─► frozen CLIP text ─► T ─┴─► relation matcher ─► R ─► dual decoder ─► heatmaps
+    "a photo of a cartoon" ─► frozen CLIP text ─► T ─┴─► relation matcher ─► R ─► dual decoder
+                                                                                  ─► heatmaps
 
 Without a sentence the adapter is off, and the output is the original model's, bit for bit.
 
 The lesson, from top to bottom:
-    1  the transformer block                     4  CLIP's text tower: a sentence becomes T
-    2  ViT with visual prompts: an image         5  the relation matcher: E asks E and T, the answer is R
-       becomes E                                 6  beyond the paper: updates of the frozen weights
-    3  the pose model: E becomes heatmaps        7  VLPose: R enters the decoder; all shapes in one place
-The appendix loads weights that others have published. The lesson does not need it.
+    1  the transformer block
+    2  ViT with visual prompts: an image becomes E
+    3  the pose model: E becomes heatmaps
+    4  CLIP's text tower: a sentence becomes T
+    5  the relation matcher: E asks E and T, the answer is R
+    6  beyond the paper: updates of the frozen weights
+    7  VLPose: R enters the decoder; all shapes in one place
+The appendices have other backbones, and load weights that others have published. The lesson does
+not need them.
 
-Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of a sentence,
-n prompts, D width of an image token, D_text width of a text feature, C channels; q, k, v queries, keys, values.
+Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of
+a sentence, n prompts, D width of an image token, D_text width of a text feature, C channels;
+q, k, v queries, keys, values.
 """
 import copy
 from dataclasses import dataclass
@@ -24,31 +33,35 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from clip_tokenizer import CLIPTokenizer
 from data import known_skeleton
 
-# ------------------------------------------------------------------------------------------ 1. the transformer block
+# ------------------------------------------------------------------------- 1. the transformer block
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens (B, N, D): softmax(q kᵀ / √d) v in each head, where d = D / heads.
+    """Multi-head self-attention over tokens (B, N, D): softmax(q kᵀ / √d) v, where d = D / heads.
 
-    causal: a token sees only itself and those before it. n: the first n tokens are seen but get no answer: they leave.
+    causal: a token sees only itself and the tokens before it.
     """
 
     def __init__(self, dim, heads, causal=False):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x, n=0):
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))  # (B, heads, N, d)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)                  # softmax(q kᵀ / √d) v
-        return self.proj(merge_heads(x)[:, n:].contiguous())                                # (B, N - n, D)
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, D) each
+        q = split_heads(q, self.heads)          # (B, heads, N, d)
+        k = split_heads(k, self.heads)          # (B, heads, N, d)
+        v = split_heads(v, self.heads)          # (B, heads, N, d)
+        # softmax(q kᵀ / √d) v
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, N, d)
+        return self.proj(merge_heads(x))        # (B, N, D)
 
 
 def split_heads(x, heads):
@@ -60,9 +73,11 @@ def merge_heads(x):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention lets tokens exchange information, the MLP works on each by itself.
+    """A pre-norm transformer block: x (B, N, D) -> (B, N, D).
 
-    drop_path: the probability that a training image skips a branch (stochastic depth, arXiv 1603.09382).
+    Attention lets the tokens exchange information; the MLP works on each token by itself.
+    drop_path: the probability that a training image skips a branch (stochastic depth, arXiv
+        1603.09382).
     """
 
     def __init__(self, dim, heads, eps=1e-6, drop_path=0.0, activation=nn.GELU, causal=False):
@@ -73,35 +88,38 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), activation(), nn.Linear(4 * dim, dim))
         self.drop_path = StochasticDepth(drop_path, "row")
 
-    def forward(self, x, n=0):
-        x = x[:, n:] + self.drop_path(self.attn(self.norm1(x), n))  # (B, N - n, D)
-        return x + self.drop_path(self.mlp(self.norm2(x)))          # (B, N - n, D)
+    def forward(self, x):
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-# ----------------------------------------------------------------------------------------- 2. ViT with visual prompts
+# ----------------------------------------------------------------------- 2. ViT with visual prompts
 
 PATCH = 16  # pixels along the side of one image token
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The size of a pose model. The defaults are those of the public ViTPose models."""
-    dim: int              # D
-    depth: int            # transformer blocks
+    """The size of a pose model. The defaults are the values of the public ViTPose models."""
+    dim: int                  # D
+    depth: int                # transformer blocks
     heads: int
-    drop_path: float      # of the last block; it grows linearly from 0 at the first
-    prompts: int          # n, the visual prompts of VLPose for this size: the paper's, but for tiny
-    layer_decay: float    # the learning rate's factor from one block to the one below, when the backbone is trained
-    image_size: tuple[int, int] = (256, 192)  # height, width
-    decoder_dim: int = 256  # C of the classic decoder; 0 is the simple decoder, which has no channels of its own
-    sigma: float = 2.0    # of the Gaussians in its heatmaps, in heatmap pixels
-    conv_stem: bool = False  # small convolutions in place of the patch embedding
-    trunk: str = ""       # a network of torchvision, such as "resnet101", in place of the transformer
+    drop_path: float          # of the last block; it grows linearly from 0 at the first
+    prompts: int              # n, VLPose's visual prompts: the paper's number, but for tiny
+    layer_decay: float        # when the backbone is trained: the learning rate's factor from one
+                              # block to the block below
+    image_size: tuple[int, int] = (256, 192)  # height, width in pixels
+    decoder_dim: int = 256    # C of the classic decoder; 0 is the simple decoder, without channels
+    sigma: float = 2.0        # of the Gaussians in its heatmaps, in heatmap pixels
+    conv_stem: bool = False   # small convolutions in place of the patch embedding
+    trunk: str = ""           # a network of torchvision, such as "resnet101", in place of the ViT
 
 
 VIT_CONFIGS = {
-    # `tiny` is ours: with its convolutional stem it learns in minutes from nothing, which a patch embedding does not.
-    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), decoder_dim=64, sigma=1.25, conv_stem=True),
+    # `tiny` is ours. Its convolutional stem learns in minutes from nothing; a patch embedding
+    # does not.
+    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0,
+                      image_size=(128, 96), decoder_dim=64, sigma=1.25, conv_stem=True),
     "small": ViTConfig(384, 12, 12, 0.1, 50, 0.8),
     "base": ViTConfig(768, 12, 12, 0.3, 20, 0.75),
     "large": ViTConfig(1024, 24, 16, 0.5, 10, 0.8),
@@ -110,7 +128,10 @@ VIT_CONFIGS = {
 
 
 class ViT(nn.Module):
-    """Plain vision transformer, the backbone of ViTPose (arXiv 2204.12484): images -> E. It has no class token."""
+    """A plain vision transformer, ViTPose's backbone (arXiv 2204.12484): images -> E.
+
+    It has no class token.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -118,36 +139,55 @@ class ViT(nn.Module):
         self.grid = (height // PATCH, width // PATCH)
         if config.conv_stem:
             self.patch_embed = conv_stem(config.dim)
-        else:  # padding 2, as in the released ViTPose: each token begins two pixels further left and up
+        else:
+            # Padding 2, as in the released ViTPose: a token begins two pixels further left and up.
             self.patch_embed = nn.Conv2d(3, config.dim, PATCH, stride=PATCH, padding=2)
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.dim))  # (1, N, D)
-        drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config.dim, config.heads, drop_path=rate) for rate in drop_path)
+        num_tokens = self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, config.dim))  # (1, N, D)
+        self.blocks = nn.ModuleList()
+        for i in range(config.depth):
+            drop_path = config.drop_path * i / max(config.depth - 1, 1)
+            self.blocks.append(Block(config.dim, config.heads, drop_path=drop_path))
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
-        self.checkpointing = False  # whether the backward pass computes a block anew instead of remembering its inside
+        # Whether the backward pass computes a block anew instead of remembering what was inside.
+        self.checkpointing = False
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images, prompts=None):
         """Images (B, 3, H, W) -> features (B, D, H/16, W/16).
 
-        prompts (depth, n, D): learnable tokens that stand before the image's at each block (visual prompt tuning, arXiv
-            2203.12119). They leave it where they are of no more use: in its attention.
+        prompts (depth, n, D): learnable tokens that stand before the image's tokens in each block
+            (visual prompt tuning, arXiv 2203.12119).
         """
-        x = self.patch_embed(images)                           # (B, D, H/16, W/16)
-        x = x.flatten(2).mT.contiguous() + self.pos_embed      # (B, N, D), each token in a row of memory
+        x = self.patch_embed(images)                          # (B, D, H/16, W/16)
+        x = x.flatten(2).mT.contiguous() + self.pos_embed     # (B, N, D), a row of memory each
         n = 0 if prompts is None else prompts.shape[1]
         for i, block in enumerate(self.blocks):
             if n:
-                x = torch.cat([prompts[i].expand(x.shape[0], -1, -1), x], dim=1)  # (B, n + N, D)
-            if self.checkpointing:  # with the weights of now, which need not be the block's own: `VLPose.tuned`
-                x = checkpoint(functional_call, block, dict(block.named_parameters()), (x, n), use_reentrant=False)
+                P = prompts[i].expand(len(x), -1, -1)         # (B, n, D)
+                x = torch.cat([P, x], dim=1)                  # (B, n + N, D)
+            if self.checkpointing:
+                x = checkpoint(block, x, use_reentrant=False)
             else:
-                x = block(x, n)                                # (B, N, D)
-        x = self.norm(x)                                       # (B, N, D)
-        return x.transpose(1, 2).unflatten(2, self.grid)       # (B, D, H/16, W/16)
+                x = block(x)                                  # (B, n + N, D)
+            x = x[:, n:]  # (B, N, D); prompts help for one block: the next block has its own
+        x = self.norm(x)                                      # (B, N, D)
+        return x.transpose(1, 2).unflatten(2, self.grid)      # (B, D, H/16, W/16)
 
 
-# -------------------------------------------------------------------------------------------------- 3. the pose model
+def conv_stem(dim):
+    """Four 3×3 convolutions of stride 2: images (B, 3, H, W) -> (B, D, H/16, W/16).
+
+    A patch embedding does the same in one step of 16×16 pixels.
+    """
+    layers = []
+    for c_in, c_out in [(3, 16), (16, 32), (32, 64)]:
+        convolution = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
+        layers += [convolution, nn.GroupNorm(8, c_out), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(64, dim, 3, stride=2, padding=1))
+
+
+# -------------------------------------------------------------------------------- 3. the pose model
 
 def deconv_block(c_in, c_out):
     """Doubles the resolution; one of the two blocks of ViTPose's classic decoder (figure 3a)."""
@@ -156,18 +196,22 @@ def deconv_block(c_in, c_out):
 
 
 class HeatmapHead(nn.Module):
-    """The decoder: features (B, D, H/16, W/16) -> heatmaps (B, K, H/4, W/4), by two blocks B₁, B₂ and a predictor.
+    """The decoder: features (B, D, H/16, W/16) -> heatmaps (B, K, H/4, W/4).
 
-    Classic: two deconvolution blocks and a 1×1 convolution. Simple (0 channels): ReLU, bilinear ×4, a 3×3 convolution.
+    It consists of two blocks B₁, B₂ and a predictor.
+    Classic: two deconvolution blocks and a 1×1 convolution.
+    Simple (0 channels): ReLU, bilinear ×4, and a 3×3 convolution.
     """
 
     def __init__(self, dim, channels, num_keypoints):
         super().__init__()
         if channels:
-            self.block1, self.block2 = deconv_block(dim, channels), deconv_block(channels, channels)
+            self.block1 = deconv_block(dim, channels)
+            self.block2 = deconv_block(channels, channels)
             self.predictor = nn.Conv2d(channels, num_keypoints, 1)
         else:
-            self.block1, self.block2 = nn.ReLU(), nn.Upsample(scale_factor=4, mode="bilinear")
+            self.block1 = nn.ReLU()
+            self.block2 = nn.Upsample(scale_factor=4, mode="bilinear")
             self.predictor = nn.Conv2d(dim, num_keypoints, 3, padding=1)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
@@ -177,32 +221,36 @@ class HeatmapHead(nn.Module):
 
 
 class PoseModel(nn.Module):
-    """Top-down pose estimator: normalised images (B, 3, H, W), one person each -> heatmaps (B, K, H/4, W/4).
+    """Top-down pose estimator: images (B, 3, H, W) -> heatmaps (B, K, H/4, W/4).
 
-    With a transformer it is ViTPose (arXiv 2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
+    Images are normalised and show one person each. With a transformer this model is ViTPose (arXiv
+    2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
     skeleton: the keypoints' names and more, see data.py; it is kept with the weights.
     """
 
     def __init__(self, config, num_keypoints=17, skeleton=None):
         super().__init__()
-        self.config, self.num_keypoints = config, num_keypoints
+        self.config = config
+        self.num_keypoints = num_keypoints
         self.skeleton = skeleton or known_skeleton(num_keypoints)
         self.backbone = TorchvisionBackbone(config) if config.trunk else ViT(config)
         self.head = HeatmapHead(config.dim, config.decoder_dim, num_keypoints)
 
     def forward(self, images):
-        return self.head(self.backbone(images))  # (B, D, H/16, W/16) -> (B, K, H/4, W/4)
+        E = self.backbone(images)  # (B, D, H/16, W/16)
+        return self.head(E)        # (B, K, H/4, W/4)
 
     def features(self, images):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
-        return self.head.block2(self.head.block1(self.backbone(images)))
+        E = self.backbone(images)
+        return self.head.block2(self.head.block1(E))
 
     @property
     def predictor(self):
         return self.head.predictor
 
 
-# ----------------------------------------------------------------------------------------------- 4. CLIP's text tower
+# ----------------------------------------------------------------------------- 4. CLIP's text tower
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
@@ -222,46 +270,77 @@ class QuickGELU(nn.Module):
 
 
 class CLIPText(nn.Module):
-    """CLIP's text encoder (arXiv 2103.00020): token ids (B, 77) -> T (B, D_text), projected, not normalised."""
+    """CLIP's text encoder (arXiv 2103.00020): token ids (B, 77) -> T (B, D_text).
+
+    T is projected into the space that CLIP shares with images, and not normalised.
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.token_embed = nn.Embedding(config.vocab_size, config.width)
-        self.pos_embed = nn.Parameter(torch.empty(config.context_length, config.width))
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, 1e-5, activation=QuickGELU, causal=True) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
-        self.projection = nn.Parameter(torch.empty(config.width, config.embed_dim))
+        width = config.width
+        self.token_embed = nn.Embedding(config.vocab_size, width)
+        self.pos_embed = nn.Parameter(torch.empty(config.context_length, width))
+        self.blocks = nn.ModuleList()
+        for _ in range(config.layers):
+            block = Block(width, config.heads, eps=1e-5, activation=QuickGELU, causal=True)
+            self.blocks.append(block)
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
         nn.init.normal_(self.token_embed.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.01)
-        nn.init.normal_(self.projection, std=config.width ** -0.5)
+        nn.init.normal_(self.projection, std=width ** -0.5)
 
     def forward(self, tokens, per_token=False):
-        """With `per_token`: T (B, 77, D_text) of every token, and a mask (B, 77), True up to the end of the text."""
-        x = self.token_embed(tokens) + self.pos_embed[:tokens.shape[1]]  # (B, 77, width)
+        """With `per_token`: T (B, 77, D_text) of every token, and a mask (B, 77).
+
+        The mask is True from a text's start to its end.
+        """
+        length = tokens.shape[1]
+        x = self.token_embed(tokens) + self.pos_embed[:length]  # (B, 77, width)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x) @ self.projection                               # (B, 77, D_text)
-        end = tokens.argmax(dim=1)  # (B,) where the text ends: the end token has the highest id of all
+        T = self.norm(x) @ self.projection                      # (B, 77, D_text)
+        end = tokens.argmax(dim=1)  # (B,) where the text ends: no id is higher than the end token's
         if per_token:
-            return x, torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]
-        return x[torch.arange(len(x)), end]  # attention is causal: only the end token has seen the whole text
+            places = torch.arange(length, device=tokens.device)
+            return T, places <= end[:, None]
+        return T[torch.arange(len(T)), end]  # attention is causal: only the end token has seen all
 
 
 @torch.no_grad()
 def encode_sentences(clip_text, sentences, per_token=False):
-    """Sentences -> {sentence: T (L, D_text)}. The tower is frozen, so that each sentence is encoded once and kept.
-    L is 1: the feature of the end token, which stands for the whole sentence. per_token: L is the number of its tokens.
+    """Sentences -> {sentence: T (L, D_text)}. The tower is frozen: each sentence is encoded once.
+
+    L is 1: the feature of the end token, which stands for the whole sentence. With `per_token`, L
+    is the number of the sentence's tokens, start and end included.
     """
-    parts = CLIPTokenizer()(sentences).to(clip_text.projection.device).split(256)  # (256, 77) each, for memory's sake
-    if per_token:
-        found = [T[mask] for part in parts for T, mask in zip(*clip_text(part, per_token=True))]
-        return dict(zip(sentences, found))
-    return dict(zip(sentences, torch.cat([clip_text(part) for part in parts])[:, None]))
+    tokens = CLIPTokenizer()(sentences).to(clip_text.projection.device)  # (sentences, 77)
+    features = []
+    for part in tokens.split(256):  # not all at once, for memory's sake
+        if per_token:
+            T, mask = clip_text(part, per_token=True)  # (256, 77, D_text), (256, 77)
+            features += [one[real] for one, real in zip(T, mask)]
+        else:
+            features += clip_text(part)[:, None]       # (256, 1, D_text)
+    return dict(zip(sentences, features))
 
 
-# --------------------------------------------------------------------------------------------- 5. the relation matcher
+def padded(features):
+    """Text features [(L, D_text), ...] of B sentences as one batch, and what in it is padding.
+
+    Returns T (B, L, D_text), where L is the longest sentence's, and a mask (B, L), True for tokens
+    and False for padding. The mask is None if nothing is padding.
+    """
+    T = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    lengths = torch.tensor([len(feature) for feature in features])
+    if lengths.min() == lengths.max():
+        return T, None
+    mask = torch.arange(T.shape[1]) < lengths[:, None]  # (B, L)
+    return T, mask.to(T.device)
+
+
+# -------------------------------------------------------------------------- 5. the relation matcher
 
 MATCHERS = ("concat", "image")
 
@@ -269,22 +348,26 @@ MATCHERS = ("concat", "image")
 class RelationMatcher(nn.Module):
     """How the image relates to the text (§3.2): E (B, N, D), T (B, L, D_text) -> R (B, N, D).
 
-        T' = Linear(T)                                 text features as wide as image tokens
-        q = W_q E,   [k, v] = W_kv [E ; T']            every image token asks image and text tokens together
-        M = dropout(softmax(q kᵀ / √d)),  d = D / heads    the weight of each token for each image token
-        R = LayerNorm(E + W_o (M v))                   the weighted mean, added to the image token
+        T' = Linear(T)                           text features as wide as image tokens
+        q = W_q E,   [k, v] = W_kv [E ; T']      every image token asks image and text tokens
+        M = dropout(softmax(q kᵀ / √d))          the weight of each token for each image token;
+                                                 d = D / heads
+        R = LayerNorm(E + W_o (M v))             the weighted mean, added to the image token
 
-    [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active only in training.
+    [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active only in
+    training.
     variant: `concat` is the paper's. `image` takes keys and values only from E, without text.
-    mask (B, L), True for text tokens: in a batch of sentences of different lengths the others are padding.
+    mask (B, L): True for text tokens, False for padding, see `padded`.
     """
 
     def __init__(self, dim, text_dim, heads=8, variant="concat"):
         super().__init__()
         if variant not in MATCHERS:
             raise ValueError(f"matcher: expected one of {', '.join(MATCHERS)}, not {variant!r}")
-        self.heads, self.variant, self.p = heads, variant, 0.1  # p: of dropout
-        if variant != "image":
+        self.heads = heads
+        self.variant = variant
+        self.p = 0.1  # of dropout
+        if variant == "concat":
             self.text = nn.Linear(text_dim, dim)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
@@ -292,63 +375,84 @@ class RelationMatcher(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image, text, mask=None):
-        E = context = image                                         # (B, N, D)
+        E = image                                             # (B, N, D)
         if self.variant == "concat":
-            context = torch.cat([E, self.text(text)], dim=1)        # [E ; T'] (B, N + L, D)
+            context = torch.cat([E, self.text(text)], dim=1)  # [E ; T'] (B, N + L, D)
         else:
+            context = E
             mask = None
-        if mask is not None:  # image tokens are never padding
-            mask = F.pad(mask, (context.shape[1] - mask.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
-        q = split_heads(self.query(E), self.heads)                  # (B, heads, N, d)
-        k, v = (split_heads(part, self.heads)                       # (B, heads, N + L, d)
-                for part in self.key_value(context).chunk(2, dim=-1))
+        if mask is not None:
+            mask = F.pad(mask, (E.shape[1], 0), value=True)   # (B, N + L): no padding in the image
+            mask = mask[:, None, None]                        # (B, 1, 1, N + L)
+
+        q = split_heads(self.query(E), self.heads)            # (B, heads, N, d)
+        k, v = self.key_value(context).chunk(2, dim=-1)       # (B, N + L, D) each
+        k = split_heads(k, self.heads)                        # (B, heads, N + L, d)
+        v = split_heads(v, self.heads)                        # (B, heads, N + L, d)
+        # M v, where M (B, heads, N, N + L) is dropout(softmax(q kᵀ / √d))
         dropout = self.p if self.training else 0.0
-        Mv = F.scaled_dot_product_attention(q, k, v, mask, dropout)  # M (B, heads, N, N + L) times v
-        return self.norm(E + self.out(merge_heads(Mv)))             # R (B, N, D)
+        Mv = F.scaled_dot_product_attention(q, k, v, mask, dropout)  # (B, heads, N, d)
+        return self.norm(E + self.out(merge_heads(Mv)))       # R (B, N, D)
 
 
-# ------------------------------------------------------------------- 6. beyond the paper: updates of the frozen weights
+# ----------------------------------------------- 6. beyond the paper: updates of the frozen weights
 
 class LowRank(nn.Module):
-    """W -> W + ΔW: an update of a frozen weight, 0 at first. It reaches where no adapter behind the backbone does.
+    """W -> W + ΔW: an update of a frozen weight, 0 at first. It also reaches into the backbone.
 
-    For the matrix W (out, in) of a linear layer ΔW = B A has a low rank (LoRA, arXiv 2106.09685): B (out, rank) and
-    A (rank, in) are far smaller than W. For all else (convolutions, biases, norms) ΔW has W's shape.
+    For the matrix W (out, in) of a linear layer, ΔW = B A has a low rank (LoRA, arXiv 2106.09685):
+    B (out, rank) and A (rank, in) are far smaller than W. For all other weights (convolutions,
+    biases, norms) ΔW has W's shape.
     """
 
     def __init__(self, W, rank):
         super().__init__()
-        self.A = nn.Parameter(torch.randn(rank, W.shape[1]) / W.shape[1] ** 0.5) if W.ndim == 2 else None
-        self.B = nn.Parameter(torch.zeros((len(W), rank) if W.ndim == 2 else W.shape))  # without an A: ΔW itself
+        if W.ndim == 2:
+            self.A = nn.Parameter(torch.randn(rank, W.shape[1]) / W.shape[1] ** 0.5)
+            self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
+        else:
+            self.A = None
+            self.B = nn.Parameter(torch.zeros(W.shape))  # ΔW itself
 
     def forward(self, W):
-        return W + (self.B if self.A is None else self.B @ self.A)
+        if self.A is None:
+            return W + self.B
+        return W + self.B @ self.A
 
 
-# ---------------------------------------------------------------------------------------------------------- 7. VLPose
+# ---------------------------------------------------------------------------------------- 7. VLPose
 
 DECODERS = ("baseline", "injector", "extractor-injector", "dual", "dual-released")
 
 
 class VLPose(nn.Module):
-    """A frozen pose model and the adapter around it: images (B, 3, H, W), text T -> heatmaps (B, K, H/4, W/4).
+    """A frozen pose model and the adapter around it.
 
-    Frozen:  the base's parameters (`requires_grad_(False)` below); its BatchNorm statistics and its drop path, which is
-             off (`train` keeps the base in evaluation mode); and, outside, CLIP's text tower (`encode_sentences`).
-    Trained: the prompts P; the matcher; A₁ and A₂, two blocks beside the base's B₁ and B₂; the predictor, which starts
-             as a copy of the base's last convolution. The base keeps its own.
+    Images (B, 3, H, W), text T (B, L, D_text) -> heatmaps (B, K, H/4, W/4).
+
+    Frozen:  the base's parameters (`requires_grad_(False)` below); its BatchNorm statistics and its
+             drop path, which is off (`train` keeps the base in evaluation mode); and, outside,
+             CLIP's text tower (`encode_sentences`).
+    Trained: the prompts P; the matcher; A₁ and A₂, two blocks beside the base's B₁ and B₂; the
+             predictor, which starts as a copy of the base's last convolution. The base keeps its
+             own.
 
     The shapes for ViTPose-B, 17 keypoints, one sentence:
-      images B×3×256×192 -> patches B×768×16×12 -> tokens B×(20+192)×768 (20 prompts) -> E B×768×16×12
+      images B×3×256×192 -> patches B×768×16×12 -> tokens B×(20+192)×768 (20 prompts)
+        -> E B×768×16×12
       sentence -> T B×1×512 -> T' B×1×768;  attention B×8×192×193 -> R B×768×16×12
       E, R -> m₁ B×256×32×24 -> m₂ B×256×64×48 -> heatmaps B×17×64×48
 
-    base: a PoseModel, which becomes part of this one; with the simple decoder for `baseline`, with a ResNet without
-        prompts. text_dim: D_text.
-    decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual` is the paper's.
+    base: a PoseModel, which becomes part of this one. With the simple decoder it serves the decoder
+        `baseline` only; with a ResNet it takes no prompts.
+    text_dim: D_text.
+    decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual`
+        is the paper's.
     num_prompts: n, by default the paper's for a model of this size.
     matcher: the variant of the RelationMatcher.
-    rank: of `LowRank` updates of all the base's weights, which are trained, too; 0: none, as in the paper.
+    rank: of `LowRank` updates of all the base's weights, which are then trained, too. 0 makes no
+        updates, as in the paper.
+    Raises ValueError if this base cannot have this decoder, matcher or number of prompts.
     """
 
     def __init__(self, base, text_dim, decoder="dual", num_prompts=None, matcher="concat", rank=0):
@@ -356,104 +460,126 @@ class VLPose(nn.Module):
         config = base.config
         check_adapter(config, decoder, num_prompts)
         n = config.prompts if num_prompts is None else num_prompts
-        self.config, self.decoder = config, decoder
-        self.num_keypoints, self.skeleton = base.num_keypoints, base.skeleton
-        self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, matcher=matcher, rank=rank)
+        self.config = config
+        self.decoder = decoder
+        self.num_keypoints = base.num_keypoints
+        self.skeleton = base.skeleton
+        self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, matcher=matcher,
+                            rank=rank)
         self.base = base.requires_grad_(False)
         self.prompts = nn.Parameter(torch.empty(config.depth, n, config.dim))
         nn.init.trunc_normal_(self.prompts, std=0.02)
         if decoder != "baseline":
             self.matcher = RelationMatcher(config.dim, text_dim, variant=matcher)
         if decoder not in ("baseline", "injector"):
-            self.auxiliary1 = deconv_block(config.dim, config.decoder_dim)       # A₁
+            self.auxiliary1 = deconv_block(config.dim, config.decoder_dim)          # A₁
             self.auxiliary2 = deconv_block(config.decoder_dim, config.decoder_dim)  # A₂
         self.predictor = copy.deepcopy(base.head.predictor).requires_grad_(True)
-        self.updates = nn.ModuleDict({name.replace(".", "-"): LowRank(W, rank) for name, W in base.named_parameters()
-                                      if rank and not name.startswith("head.predictor")})
+        self.updates = nn.ModuleDict()
+        if rank:
+            for name, W in base.named_parameters():
+                if not name.startswith("head.predictor"):  # it has a trained copy of its own
+                    self.updates[name.replace(".", "-")] = LowRank(W, rank)  # no dots in such names
         self.initialize()
         self.train()
 
     def initialize(self):
-        """Training starts near the original model, not from noise: that is ours, the paper does not say how it starts.
-        `dual-released` starts as the released code: BatchNorm rescales its small weights, so A₁ and A₂ act at once."""
+        """Training starts near the original model, not from noise.
+
+        This start is ours, since the paper does not say how training starts. `dual-released`
+        starts as the released code: BatchNorm rescales its small weights, so that A₁ and A₂ act at
+        once.
+        """
         if self.decoder == "dual-released":
             for block in (self.auxiliary1, self.auxiliary2):
                 nn.init.normal_(block[0].weight, std=0.001)
             return
         if self.decoder in ("injector", "dual"):
-            nn.init.zeros_(self.matcher.norm.weight)          # R = 0 at first: it enters a frozen block
+            nn.init.zeros_(self.matcher.norm.weight)           # R = 0 at first, in a frozen block
         if self.decoder in ("extractor-injector", "dual"):
-            nn.init.constant_(self.auxiliary2[1].weight, 0.1)     # A₂ adds little at first
+            nn.init.constant_(self.auxiliary2[1].weight, 0.1)  # A₂ adds little at first
 
     def train(self, mode=True):
-        """The base stays in evaluation mode: its BatchNorm statistics must not move while the adapter trains."""
+        """The base stays in evaluation mode: its BatchNorm statistics must not move in training."""
         super().train(mode)
         self.base.eval()
         return self
 
     def forward(self, images, text=None, mask=None):
-        """text: T (B, L, D_text), each image's sentence; None switches the adapter off: the original model. The decoder
-        `baseline` does not read text, but needs some to be on. mask: see `RelationMatcher`."""
+        """Images (B, 3, H, W), text (B, L, D_text) -> heatmaps (B, K, H/4, W/4).
+
+        text: T of each image's sentence; None switches the adapter off, which leaves the original
+            model. The decoder `baseline` does not read text, but needs some to be on.
+        mask: see `RelationMatcher`.
+        """
         if text is None:
             return self.base(images)
         return self.predictor(self.features(images, text, mask))
 
     def features(self, images, text, mask=None):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
-        E = self.tuned("backbone")(images, self.prompts)                # (B, D, H/16, W/16)
-        if self.decoder == "baseline":                                  # only prompts, no R
+        backbone = self.tuned("backbone")
+        E = backbone(images, self.prompts)           # (B, D, H/16, W/16)
+        if self.decoder == "baseline":               # only prompts, no R
             return self.decode(E, None)
-        tokens = E.flatten(2).transpose(1, 2)                           # (B, N, D)
-        R = self.matcher(tokens, text, mask)                            # (B, N, D)
-        return self.decode(E, R.transpose(1, 2).unflatten(2, E.shape[2:]))
+        tokens = E.flatten(2).transpose(1, 2)        # (B, N, D)
+        R = self.matcher(tokens, text, mask)         # (B, N, D)
+        R = R.transpose(1, 2).unflatten(2, E.shape[2:])  # (B, D, H/16, W/16)
+        return self.decode(E, R)
 
     def decode(self, E, R):
         """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4).
 
-        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary blocks beside them.
-        Each doubles the resolution.
+        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary
+        blocks beside them. Each doubles the resolution.
         """
-        B1, B2 = self.tuned("head.block1"), self.tuned("head.block2")
-        if self.decoder == "baseline":                # figure 3a:  m₂ = B₂(B₁(E))
+        B1 = self.tuned("head.block1")
+        B2 = self.tuned("head.block2")
+        if self.decoder == "baseline":            # figure 3a:  m₂ = B₂(B₁(E))
             return B2(B1(E))
-        if self.decoder == "injector":                # figure 3b:  m₂ = B₂(B₁(E + R))
+        if self.decoder == "injector":            # figure 3b:  m₂ = B₂(B₁(E + R))
             return B2(B1(E + R))
 
-        A1, A2 = self.auxiliary1, self.auxiliary2
-        if self.decoder == "dual-released":           # `first_amiddle_last_add` of the released code, not figure 3d:
-            m1 = B1(E + R) + A1(E)                    #   m₁ = B₁(E + R) + A₁(E)
-            return B2(m1) + A2(m1)                    #   m₂ = B₂(m₁) + A₂(m₁)
-        # figure 3d, `dual`, the paper's full model: R enters on both sides; figure 3c, `extractor-injector`: m₁ = B₁(E)
-        m1 = B1(E + R if self.decoder == "dual" else E)  # m₁ = B₁(E + R)          -> (B, C, H/8, W/8)
-        a1 = A1(R)                                    #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
-        return B2(m1) + A2(a1 + m1)                   #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
+        A1 = self.auxiliary1
+        A2 = self.auxiliary2
+        if self.decoder == "dual-released":       # the released code's `first_amiddle_last_add`,
+            m1 = B1(E + R) + A1(E)                #   m₁ = B₁(E + R) + A₁(E)    not figure 3d
+            return B2(m1) + A2(m1)                #   m₂ = B₂(m₁) + A₂(m₁)
+        if self.decoder == "dual":                # figure 3d, the paper's full model
+            m1 = B1(E + R)                        #   m₁ = B₁(E + R)            (B, C, H/8, W/8)
+        else:                                     # figure 3c, `extractor-injector`
+            m1 = B1(E)                            #   m₁ = B₁(E)                (B, C, H/8, W/8)
+        a1 = A1(R)                                # both: a₁ = A₁(R)            (B, C, H/8, W/8)
+        return B2(m1) + A2(a1 + m1)               #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
 
     def tuned(self, part):
-        """A part of the base as a function: with W + ΔW in place of each weight W that has an update."""
+        """A part of the base: as it is, or with W + ΔW in place of each weight W.
+
+        part: `backbone`, `head.block1` or `head.block2`.
+        """
         module = self.base.get_submodule(part)
-        weights = {name: self.updates[f"{part}.{name}".replace(".", "-")](W)
-                   for name, W in module.named_parameters() if self.updates}
-        return lambda *inputs: functional_call(module, weights, inputs)
+        if not self.updates:  # the paper's model
+            return module
+        replaced = {}         # id of W -> W + ΔW
+        for name, W in module.named_parameters():
+            update = self.updates[f"{part}.{name}".replace(".", "-")]
+            replaced[id(W)] = update(W)
+        return copy.deepcopy(module, replaced)  # deepcopy takes from the table what is in it
 
 
 def run_model(model, images, sentences, texts):
-    """Heatmaps (B, K, h, w) of normalised images (B, 3, H, W) and their sentences.
+    """Heatmaps (B, K, H/4, W/4) of normalised images (B, 3, H, W), each with its own sentence.
 
-    texts: {sentence: text features T (L, D_text)}; None without text.
+    sentences: B strings.
+    texts: {sentence: T (L, D_text)} from `encode_sentences`; None runs the model without text.
     """
-    return model(images) if texts is None else model(images, *padded([texts[sentence] for sentence in sentences]))
+    if texts is None:
+        return model(images)
+    T, mask = padded([texts[sentence] for sentence in sentences])  # (B, L, D_text), (B, L)
+    return model(images, T, mask)
 
 
-def padded(features):
-    """Text features [(L, D_text), ...] as a batch (B, L, D_text); a mask (B, L) of what is not padding, or None."""
-    lengths, mask = [len(T) for T in features], None
-    if min(lengths) < max(lengths):
-        mask = torch.tensor([[place < length for place in range(max(lengths))] for length in lengths])
-        mask = mask.to(features[0].device)
-    return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
-
-
-# === Appendix: public weights; skip on a first reading ================================================================
+# === Appendix: public weights; skip on a first reading ============================================
 
 import csv
 import hashlib
@@ -478,15 +604,7 @@ import torchvision
 
 from data import DataError, cache_folder, expecting, plain_name, processes, skeleton_from, written_whole
 
-# ----------------------------------------------------------------------------------------------- other backbones
-def conv_stem(dim):
-    """Four 3×3 convolutions of stride 2 make one token of 16×16 pixels, as the patch embedding does in one step."""
-    layers = []
-    for c_in, c_out in [(3, 16), (16, 32), (32, 64)]:
-        layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(64, dim, 3, stride=2, padding=1))
-
-
+# ---------------------------------------------------------------------------------- other backbones
 TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t", "swin_s", "swin_b")
 MODEL_CONFIGS = VIT_CONFIGS | {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name) for name in TRUNKS}
 
@@ -517,7 +635,7 @@ def check_adapter(config, decoder, num_prompts):
         raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
 
 
-# ---------------------------------------------------------------------------------------------- files and addresses
+# ------------------------------------------------------------------------------ files and addresses
 class WeightsError(DataError):
     """Weights that cannot be had, read or used. The message is one line: file, what was expected, what was found."""
 
@@ -733,7 +851,7 @@ def scripted_tensors(module, seen, prefix=""):
             yield from scripted_tensors(value, seen, f"{prefix}{name}.")
 
 
-# ---------------------------------------------------------------------------------- models: names, layouts, loading
+# ------------------------------------------------------------------ models: names, layouts, loading
 RANDOM_TEXT = CLIPTextConfig(128, 4, 2, 128)  # stands in where no public weights are given
 
 
