@@ -136,7 +136,8 @@ class CLIPTokenizer:
 
 # The file spells a byte that Latin-1 can print as that character, and the others as the characters
 # from 256 on. So no token in it contains a blank, which is what stands between two tokens.
-SPELLING = [chr(byte) for byte in PRINTABLE] + [chr(256 + n) for n in range(len(OTHERS))]
+SPELLING = [chr(byte) for byte in PRINTABLE]
+SPELLING += [chr(256 + n) for n in range(len(OTHERS))]
 
 
 def read_merges(path):
