@@ -52,10 +52,10 @@ def supervised_loss(predicted, labels, weights):
 # ---------------------------------------------------------------------------- image level: style
 
 def adain(content, style):
-    """Adaptive instance normalization, arXiv 1703.06868: AdaIN(c, s) = σ(s) (c - μ(c)) / σ(c) + μ(s).
+    """AdaIN(c, s) = σ(s) (c - μ(c)) / σ(c) + μ(s): adaptive instance normalization.
 
-    μ and σ are the mean and the standard deviation of each channel over the places of one image.
-    Content c (B, C, h, w) gets the μ and σ of style s (B, C, h', w').
+    From arXiv 1703.06868. μ and σ are the mean and the standard deviation of each channel over the
+    places of one image. Content c (B, C, h, w) gets the μ and σ of style s (B, C, h', w').
     """
     var_c, mean_c = torch.var_mean(content, dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
     var_s, mean_s = torch.var_mean(style, dim=(2, 3), keepdim=True)    # (B, C, 1, 1)
@@ -402,19 +402,23 @@ def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     step = size + (torch.rand(count, 2).to(confidence) * (places - 2 * size + 1)).long()
     origin = (corner + step) % places                                   # (B, 2)
 
-    x, y = corner[changing].T
-    from_x, from_y = origin[changing].T
+    y, x = patch_at(corner[changing], size)
+    from_y, from_x = patch_at(origin[changing], size)
+    image = changing[:, None, None]                                     # (n, 1, 1)
     changed = images.clone()
-    patches(changed, size)[changing, :, y, x] = patches(images, size)[changing, :, from_y, from_x]
+    changed[image, :, y, x] = images[image, :, from_y, from_x]
     return changed
 
 
-def patches(images, size):
-    """All patches of images (B, 3, H, W), by their upper left corner: (B, 3, y, x, size, size).
+def patch_at(corner, size):
+    """The rows (n, size, 1) and columns (n, 1, size) of square patches.
 
-    This is a view of the images' own memory: to write into a patch changes the image.
+    corner (n, 2): their upper left corners, x before y.
     """
-    return images.unfold(2, size, 1).unfold(3, size, 1)
+    steps = torch.arange(size, device=corner.device)
+    rows = corner[:, 1, None, None] + steps[:, None]
+    columns = corner[:, 0, None, None] + steps
+    return rows, columns
 
 
 # ----------------------------------------------------------------------------------- the teacher

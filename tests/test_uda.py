@@ -1,6 +1,6 @@
 """The parts of uda.py: each against its equation written out with loops, or against SciPy, torchvision or data.py."""
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -372,10 +372,10 @@ def test_heatmaps_return_from_a_view_by_the_same_map_in_their_own_pixels():
     assert (found - points * factor).abs().max() < 1 and height.min() > 0.8
 
 
-def test_color_jitter_is_that_of_data_py(figures, monkeypatch):
+def test_color_jitter_is_that_of_data_py(figures):
+    torch.manual_seed(5)
     factors = torch.rand(3, 2)
-    draws = iter(factors)
-    monkeypatch.setattr(uda, "draw", lambda shape: next(draws).view(shape))
+    torch.manual_seed(5)
     found = jitter_color(figures, 0.25)
 
     class Fixed:
@@ -550,8 +550,8 @@ def aligned(occlusion=0.0, restyle=None, source_keypoints=None, **weights):
     return MultiLevelAlignment(student, restyle, replace(NONE, **weights), views, 0.9, source_keypoints).train()
 
 
-NONE = LossWeights(consistency=0.0, adversarial=0.0, information=0.0)
-PARTS = {"consistency": 1.0, "adversarial": 0.1, "information": 0.3}
+NONE = LossWeights(consistency=0.0, feature_level=0.0, pose_level=0.0)
+PARTS = {"consistency": 1.0, "feature_level": 0.1, "pose_level": 0.3}
 
 
 def loss_of(model, step):
@@ -568,8 +568,41 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(step):
     parts = {name: loss_of(aligned(**{name: weight}), step) - supervised for name, weight in PARTS.items()}
     assert all(abs(part) > 1e-6 for part in parts.values()), parts
     torch.testing.assert_close(loss_of(aligned(**PARTS), step), supervised + sum(parts.values()))
-    twice = loss_of(aligned(adversarial=0.2), step) - supervised
-    torch.testing.assert_close(twice, 2 * parts["adversarial"])
+    twice = loss_of(aligned(feature_level=0.2), step) - supervised
+    torch.testing.assert_close(twice, 2 * parts["feature_level"])
+
+
+def test_the_losses_of_a_step_are_kept_for_the_log_each_with_its_weight(step):
+    model = aligned(**PARTS)
+    loss = loss_of(model, step)
+    assert list(model.losses) == ["supervised", "consistency", "feature_level", "pose_level"]
+    assert torch.equal(sum(model.losses.values()), loss)
+    model = aligned(pose_level=0.3)
+    loss_of(model, step)
+    assert list(model.losses) == ["supervised", "pose_level"]
+
+
+def test_another_loss_is_added_in_one_place(step):
+    class Smoother(MultiLevelAlignment):
+        def alignment_losses(self, found, predicted, *features):
+            losses = super().alignment_losses(found, predicted, *features)
+            losses["smooth"] = self.weights.smooth * (predicted.diff(dim=3) ** 2).mean()
+            return losses
+
+    @dataclass(frozen=True)
+    class Weights(LossWeights):
+        smooth: float = 0.2
+
+    model = aligned(**PARTS)
+    plain = loss_of(model, step)
+    smoother = Smoother(aligned().student, None, Weights(**PARTS), model.views, 0.9).train()
+    smoother.discriminator.load_state_dict(model.discriminator.state_dict())
+    loss = loss_of(smoother, step)
+    assert list(smoother.losses) == [*model.losses, "smooth"] and smoother.losses["smooth"] > 0
+    torch.testing.assert_close(loss, plain + smoother.losses["smooth"])
+    alone = Smoother(aligned().student, None, Weights(0.0, 0.0, 0.0, smooth=0.2), model.views)
+    loss_of(alone, step)
+    assert list(alone.losses) == ["supervised", "smooth"]
 
 
 @pytest.mark.parametrize("part", [{}, *({name: weight} for name, weight in PARTS.items())], ids=str)
@@ -580,7 +613,7 @@ def test_every_level_teaches_the_student_and_none_the_teacher(step, part):
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
     discriminates = any(parameter.grad is not None for parameter in model.discriminator.parameters())
-    assert discriminates == ("adversarial" in part)
+    assert discriminates == ("feature_level" in part)
 
 
 def test_the_student_sees_a_covered_view_and_the_teacher_does_not(step, monkeypatch):
@@ -698,7 +731,7 @@ def test_source_images_are_redrawn_with_the_given_probability(figures):
 
 def test_keypoints_that_the_source_does_not_label_get_no_pseudo_labels(step):
     images, labels, weights, target = step
-    model = aligned(consistency=1.0, information=1.0, source_keypoints=[0, 2, 3])
+    model = aligned(consistency=1.0, pose_level=1.0, source_keypoints=[0, 2, 3])
     loss_of(model, (images, labels, torch.zeros_like(weights), target)).backward()
     gradient = model.student.head.predictor.weight.grad.abs().amax((1, 2, 3))  # (K,)
     assert gradient[1] == 0 and (gradient[[0, 2, 3]] > 0).all()
