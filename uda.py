@@ -385,12 +385,12 @@ def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     inside = ((points >= 0) & (points < sides)).all(2)                  # (B, K)
     sure = (confidence >= threshold) & inside                           # (B, K)
     lots = torch.rand(sure.shape).to(confidence)
-    drawn = lots.masked_fill(~sure, -1).argmax(1)                       # (B,) its number
+    drawn = lots.masked_fill(~sure, -1).argmax(1)                       # (B,) which keypoint
     point = points.take_along_dim(drawn[:, None, None], dim=1)[:, 0]    # (B, 2)
 
     # Only some images change.
     by_chance = torch.rand(count).to(confidence) < probability
-    changing = (by_chance & sure.any(1)).nonzero()[:, 0]                # (n,) their numbers
+    changing = (by_chance & sure.any(1)).nonzero()[:, 0]                # (n,) which images
 
     # The patch has the keypoint in its middle, unless the border is near.
     places = sides - size + 1  # how many places its upper left corner can have along x and along y
@@ -510,7 +510,8 @@ class MultiLevelAlignment(nn.Module):
     student: a PoseModel that has learned from the source's labels, or a VLPose around one, of which
         only the adapter learns.
     restyle: any function (source images, target images) -> images in place of the source's, such
-        as `StyleTransfer.restyle` with its probability filled in. None leaves out the image level.
+        as `StyleTransfer.restyle` with its probability filled in. It is not a module, because a
+        module's parameters would be trained here. None leaves out the image level.
     weights: how much each loss counts.
     views: how far the random views of target images go.
     decay: the share of the teacher that stays at each step.
@@ -520,9 +521,9 @@ class MultiLevelAlignment(nn.Module):
 
     To add a loss, override `alignment_losses`:
 
-        def alignment_losses(self, found, predicted, *features):
-            losses = super().alignment_losses(found, predicted, *features)
-            losses["smooth"] = 0.1 * (predicted.diff(dim=3) ** 2).mean()
+        def alignment_losses(self, teacher_heatmaps, student_heatmaps, *features):
+            losses = super().alignment_losses(teacher_heatmaps, student_heatmaps, *features)
+            losses["smooth"] = 0.1 * (student_heatmaps.diff(dim=3) ** 2).mean()
             return losses
     """
 
@@ -539,7 +540,7 @@ class MultiLevelAlignment(nn.Module):
         self.decay = decay
         self.source_keypoints = source_keypoints
         self.compute = compute
-        self.losses = {}  # of the last step, each with its weight: a column of the log for each
+        self.losses = {}  # of the last step, times their weights; the log has a column for each
 
     def forward(self, source, labels, label_weights, target, source_text=(), target_text=()):
         """One step -> (L, the student's heatmaps of the source images (B, K, h, w)).
@@ -559,10 +560,10 @@ class MultiLevelAlignment(nn.Module):
             source = self.restyle(source, target)                               # (B, 3, H, W)
 
         # 2. Supervision: the student learns from the source's labels.
-        heatmaps, source_features = self.read(self.student, source, source_text)
-        losses = {"supervised": supervised_loss(heatmaps, labels, label_weights)}
+        source_heatmaps, source_features = self.read(self.student, source, source_text)
+        losses = {"supervised": supervised_loss(source_heatmaps, labels, label_weights)}
 
-        if any(astuple(self.weights)):  # without another loss nobody looks at the target
+        if any(astuple(self.weights)):  # if all are 0, nothing is learned from the target
             # 3. Each target image is seen in two random views: the teacher's and the student's.
             to_teacher = self.random_maps(target)                               # (B, 2, 3)
             to_student = self.random_maps(target)
@@ -571,24 +572,26 @@ class MultiLevelAlignment(nn.Module):
 
             # 4. The teacher's heatmaps, back in the frame of the whole image.
             with torch.no_grad():
-                found, _ = self.read(self.teacher, teacher_view, target_text)
-                found = self.to_whole_image(found, to_teacher)                  # (B, K, h, w)
+                teacher_heatmaps, _ = self.read(self.teacher, teacher_view, target_text)
+                teacher_heatmaps = self.to_whole_image(teacher_heatmaps, to_teacher)
 
             # 5. The student's heatmaps, likewise. Adaptive occlusion makes its task harder: a
             #    keypoint that the teacher is sure of disappears from the student's view.
             if self.views.occlusion:
-                student_view = self.cover_a_keypoint(student_view, found, to_student)
-            predicted, target_features = self.read(self.student, student_view, target_text)
-            predicted = self.to_whole_image(predicted, to_student)              # (B, K, h, w)
+                student_view = self.cover_a_keypoint(student_view, teacher_heatmaps, to_student)
+            student_heatmaps, target_features = self.read(self.student, student_view, target_text)
+            student_heatmaps = self.to_whole_image(student_heatmaps, to_student)
 
-            losses |= self.alignment_losses(found, predicted, source_features, target_features)
+            losses.update(self.alignment_losses(
+                teacher_heatmaps, student_heatmaps, source_features, target_features))
         self.losses = losses
-        return sum(losses.values()), heatmaps
+        return sum(losses.values()), source_heatmaps
 
-    def alignment_losses(self, found, predicted, source_features, target_features):
+    def alignment_losses(self, teacher_heatmaps, student_heatmaps, source_features,
+                         target_features):
         """The losses beside L_sup: {name: loss, times its weight}.
 
-        found, predicted (B, K, h, w): the teacher's and the student's heatmaps of target images.
+        teacher_heatmaps, student_heatmaps (B, K, h, w): of the target images.
         source_features, target_features (B, C, h, w): what the student makes its heatmaps of.
         """
         weights = self.weights
@@ -596,9 +599,9 @@ class MultiLevelAlignment(nn.Module):
 
         # 5. Consistency: the student must find in its view what the teacher found in the other one.
         if weights.consistency:
-            pseudo_labels = rectify(found, self.config.sigma)                   # (B, K, h, w)
-            mask = confidence_mask(found)                                       # (B, K)
-            L_con = consistency_loss(predicted, pseudo_labels, mask)
+            pseudo_labels = rectify(teacher_heatmaps, self.config.sigma)        # (B, K, h, w)
+            mask = confidence_mask(teacher_heatmaps)                            # (B, K)
+            L_con = consistency_loss(student_heatmaps, pseudo_labels, mask)
             losses["consistency"] = weights.consistency * L_con
 
         # 6. Feature level: the discriminator learns to tell the domains apart, the student to make
@@ -611,7 +614,7 @@ class MultiLevelAlignment(nn.Module):
 
         # 7. Pose level: the target's heatmaps are sure of a place, and not all of the same one.
         if weights.pose_level:
-            L_im = information_maximization_loss(predicted)
+            L_im = information_maximization_loss(student_heatmaps)
             losses["pose_level"] = weights.pose_level * L_im
         return losses
 
@@ -624,13 +627,16 @@ class MultiLevelAlignment(nn.Module):
         maps = random_affine(len(images), self.config.image_size, self.views)
         return maps.to(images.device)
 
-    def cover_a_keypoint(self, student_view, found, to_student):
+    def cover_a_keypoint(self, student_view, teacher_heatmaps, to_student):
+        """The student's view (B, 3, H, W) behind patches of the size that `views` wants."""
         height, width = self.config.image_size
         largest = (min(height, width) + 1) // 3  # that `occlude` has room for
         size = min(round(self.views.patch * height), largest)
-        return occlude(student_view, found, to_student, self.views.occlusion, size=size)
+        probability = self.views.occlusion
+        return occlude(student_view, teacher_heatmaps, to_student, probability, size=size)
 
     def discriminate(self, features):
+        """Logits (B, 1, h, w) of features (B, C, h, w), whose gradient comes back reversed."""
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.compute.bf16):
             return self.discriminator(reverse_gradient(features)).float()
 
@@ -659,6 +665,23 @@ def heatmaps_and_features(model, images, compute, *text):
     return in_parts(run, compute.parts, images, *text)
 
 
+# === Appendix: the style encoder's weights; skip on a first reading ===============================
+
+def load_style_encoder(encoder, path_or_name):
+    """Fills a style encoder with the first layers of the public one.
+
+    Raises WeightsError if the file is another network, or a tensor is missing or of another shape.
+    """
+    state = load_weights(path_or_name)
+    with expecting(path_or_name, "the public AdaIN encoder", WeightsError):
+        first_layers = {}
+        for name, tensor in state.items():
+            layer = int(name.split(".")[0])  # "29.weight" is of layer 29
+            if layer < len(encoder):
+                first_layers[name] = tensor
+        load_strictly(encoder, first_layers, path_or_name)
+
+
 # === Appendix: a batch in parts; skip on a first reading ==========================================
 
 from torch.utils.checkpoint import checkpoint
@@ -680,28 +703,13 @@ def in_parts(run, parts, *inputs):
         return run(*inputs)
 
     def split(x):
-        return [None] * parts if x is None else x.tensor_split(parts)
+        if x is None:
+            return [None] * parts
+        return x.tensor_split(parts)
 
     inputs_of_parts = zip(*[split(x) for x in inputs])
     outputs = [checkpoint(run, *part, use_reentrant=False) for part in inputs_of_parts]
     return tuple(torch.cat(pieces) for pieces in zip(*outputs))
-
-
-# === Appendix: the style encoder's weights; skip on a first reading ===============================
-
-def load_style_encoder(encoder, path_or_name):
-    """Fills a style encoder with the first layers of the public one.
-
-    Raises WeightsError if the file is another network, or a tensor is missing or of another shape.
-    """
-    state = load_weights(path_or_name)
-    with expecting(path_or_name, "the public AdaIN encoder", WeightsError):
-        first_layers = {}
-        for name, tensor in state.items():
-            layer = int(name.split(".")[0])  # "29.weight" is of layer 29
-            if layer < len(encoder):
-                first_layers[name] = tensor
-        load_strictly(encoder, first_layers, path_or_name)
 
 
 # === Appendix: views of labelled images; skip on a first reading ==================================

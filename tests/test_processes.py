@@ -1,7 +1,7 @@
 """What must hold when torchrun starts several processes, or a batch is computed in parts.
 
-Without random numbers, the results are the same. Random numbers are each process's own: they have the
-same distribution.
+Without random numbers, the results are the same. Random numbers are each process's own: they have
+the same distribution.
 """
 import argparse
 import json
@@ -21,8 +21,9 @@ from torch import nn
 import train
 import uda
 from conftest import ROOT
-from data import (COCO17, SyncBatchNorm, all_items, average_gradients, draw_figures, encode_heatmaps,
-                  first_process_first, load_dataset, mean_of_all, my_share, seed_step)
+from data import (COCO17, SyncBatchNorm, all_items, average_gradients, draw_figures,
+                  encode_heatmaps, first_process_first, load_dataset, mean_of_all, my_share,
+                  seed_step)
 from eval import predict
 from train import grid_pck, heatmap_loss, parts_of, prepare
 from uda import (GENTLE_VIEWS, Compute, LossWeights, MultiLevelAlignment, StyleTransfer, Views,
@@ -31,7 +32,8 @@ from uda import (GENTLE_VIEWS, Compute, LossWeights, MultiLevelAlignment, StyleT
 from vlpose import PoseModel, ViTConfig, VLPose
 
 N = 2  # processes
-VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), decoder_dim=16, sigma=1.0, conv_stem=True)
+VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), decoder_dim=16, sigma=1.0,
+                conv_stem=True)
 SIZE, SMALL = (64, 64), (16, 16)
 
 
@@ -53,18 +55,20 @@ def run_process(rank, function, folder, arguments):
 
 def in_processes(function, folder, *arguments):
     """What a function returns in each of two processes."""
-    torch.multiprocessing.start_processes(run_process, (function, folder, arguments), N, start_method="fork")
+    torch.multiprocessing.start_processes(run_process, (function, folder, arguments), N,
+                                          start_method="fork")
     return [torch.load(folder / f"{rank}.pth", weights_only=False) for rank in range(N)]
 
 
-# ----------------------------------------------------------------------------------------------- parts of one step
+# -------------------------------------------------------------------------------- parts of one step
 
 def example():
     """Source images with labels, and target images."""
     generator = torch.Generator().manual_seed(0)
     visible = torch.ones(8, 17)
     visible[:3, :9] = 0  # one process has fewer labels than the other
-    labels = encode_heatmaps(64 * torch.rand(8, 17, 2, generator=generator), visible, SIZE, SMALL, VIT.sigma)
+    points = 64 * torch.rand(8, 17, 2, generator=generator)
+    labels = encode_heatmaps(points, visible, SIZE, SMALL, VIT.sigma)
     source, target = torch.rand(2, 8, 3, *SIZE, generator=generator)
     return source, *labels, target
 
@@ -222,8 +226,9 @@ def test_random_numbers_differ_from_process_to_process_and_repeat_with_the_same_
     for name, numbers in first["drawn"].items():
         assert not torch.equal(numbers, second["drawn"][name]), name
         for found in both:
-            assert torch.equal(found["drawn"][name], found["drawn again"][name]), name
-            assert not torch.equal(found["drawn"][name], found["drawn with another seed"][name]), name
+            once = found["drawn"][name]
+            assert torch.equal(once, found["drawn again"][name]), name
+            assert not torch.equal(once, found["drawn with another seed"][name]), name
     for found in both:
         close(found["random step"], found["random step again"], rtol=0, atol=0)
 
@@ -264,17 +269,19 @@ def test_batchnorm_gathers_the_statistics_of_all_processes(both):
 
 def test_poses_and_pck_are_exactly_those_of_one_process_without_a_doubled_tail(both, cache):
     figures = load_dataset("figures#photo", "val", cache)
-    poses, pck = predict(new_model(), figures, batch_size=16), grid_pck(new_model(), figures, COCO17.groups)
+    poses = predict(new_model(), figures, batch_size=16)
+    pck = grid_pck(new_model(), figures, COCO17.groups)
     for rank, found in enumerate(both):
         assert len(found["poses"]) == 67 and found["poses"] == poses and found["pck"] == pck
         assert found["everyone"] == [0, 0, 1, 1]
     assert both[0]["rows"] + both[1]["rows"] == list(range(67)) and len(both[0]["rows"]) % 16 == 0
 
 
-# ------------------------------------------------------------------------------------------------- parts of a batch
+# --------------------------------------------------------------------------------- parts of a batch
 
 def test_a_step_of_alignment_in_parts_is_that_of_the_whole_batch_but_for_batchnorm():
-    whole, parts = (alignment_step(Compute(parts=parts), without_batchnorm=True) for parts in (1, 4))
+    whole = alignment_step(Compute(parts=1), without_batchnorm=True)
+    parts = alignment_step(Compute(parts=4), without_batchnorm=True)
     close(parts["loss"], whole["loss"])
     close(parts["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
 
@@ -287,7 +294,12 @@ def test_there_are_never_more_parts_than_images():
 def test_parts_need_the_memory_of_one():
     def kept(compute):
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+
+        def pack(x):
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             alignment_step(compute)
         return sum(sizes)
     assert kept(Compute(parts=4)) < 0.5 * kept(Compute())
@@ -303,7 +315,8 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole_batch(strategy):
     for parts in (1, 4):
         model, texts = new_model(), None
         if strategy == "vlpose":
-            model, texts = VLPose(model, 8, num_prompts=2), {"a": torch.ones(1, 8), "b": torch.zeros(1, 8)}
+            model = VLPose(model, 8, num_prompts=2)
+            texts = {"a": torch.ones(1, 8), "b": torch.zeros(1, 8)}
         model.eval()  # neither BatchNorm's statistics nor dropout: they depend on the part
         pieces = list(parts_of([batch], parts))
         assert [name for piece, in pieces for name in piece["sentence"]] == batch["sentence"]
@@ -314,7 +327,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole_batch(strategy):
     close(*gradients, rtol=1e-3)
 
 
-# --------------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 def start(command):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300,
@@ -354,7 +367,8 @@ sys.exit(train.main())
 
 @pytest.mark.parametrize("mode, more", [
     ("vlpose", "--strategy full --base-steps 6 --validate-every 1"),
-    ("uda", "--style-steps 4 --supervised-steps 6 --target figures#cartoon --oracle --occlusion 0")])
+    ("uda", "--style-steps 4 --supervised-steps 6 --target figures#cartoon --oracle "
+            "--occlusion 0")])
 def test_a_run_of_two_processes_is_that_of_one(mode, more, cache, tmp_path, capsys):
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
@@ -369,7 +383,7 @@ def test_a_run_of_two_processes_is_that_of_one(mode, more, cache, tmp_path, caps
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("run folder:") == 1
     assert json.loads((tmp_path / "two/config.json").read_text())["processes"] == 2
-    # Heatmaps of an untrained model are nearly flat: where they are highest, a rounding error decides.
+    # An untrained model's heatmaps are nearly flat: a rounding error decides where they are highest.
     tolerance = 1e-2 if mode == "uda" else 1e-3
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=tolerance)
     files = [{file.name.replace(".older", "") for file in (tmp_path / name).iterdir()}
@@ -378,7 +392,8 @@ def test_a_run_of_two_processes_is_that_of_one(mode, more, cache, tmp_path, caps
     trained = [len(list(folder.glob("*.pth"))) for folder in caches]
     assert trained[0] == trained[1] > 0
 
-    assert train.main(["--resume", str(tmp_path / "two")]) == 0  # faults.py kills runs of two processes
+    # faults.py kills runs of two processes
+    assert train.main(["--resume", str(tmp_path / "two")]) == 0
     assert "goes on with another number of processes, 1" in capsys.readouterr().out
 
 
@@ -391,13 +406,19 @@ def test_an_error_in_all_processes_is_one_line(cache, tmp_path):
 
 def test_an_error_in_one_process_ends_all_with_its_message(cache, tmp_path, rank=1):
     driver = tmp_path / "driver.py"
-    driver.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-                      "import train\nfrom data import DataError, processes\nloss = train.heatmap_loss\n"
-                      "def failing(*arguments):\n"
-                      f"    if processes()[0] == {rank}: raise DataError('this picture is broken')\n"
-                      "    return loss(*arguments)\n"
-                      "train.heatmap_loss = failing\n"
-                      "sys.exit(train.main())\n")
+    driver.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+from data import DataError, processes
+loss = train.heatmap_loss
+def failing(*arguments):
+    if processes()[0] == {rank}:
+        raise DataError('this picture is broken')
+    return loss(*arguments)
+train.heatmap_loss = failing
+sys.exit(train.main())
+""")
     failed = torchrun(command(cache, tmp_path / "out", "--base-steps", "3"), driver)
     assert failed.returncode != 0
     assert re.findall("^error: .*", failed.stderr, re.M) == ["error: this picture is broken"]
@@ -405,7 +426,8 @@ def test_an_error_in_one_process_ends_all_with_its_message(cache, tmp_path, rank
 
 
 @pytest.mark.parametrize("mode, more", [
-    ("vlpose", "--base-steps 4 --accumulate 2"), ("uda", "--style-steps 2 --supervised-steps 2 --accumulate 3")])
+    ("vlpose", "--base-steps 4 --accumulate 2"),
+    ("uda", "--style-steps 2 --supervised-steps 2 --accumulate 3")])
 def test_a_run_may_be_computed_in_parts(mode, more, cache, tmp_path):
     assert train.main(command(cache, tmp_path / "parts", "--mode", mode, *more.split())) == 0
 
