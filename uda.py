@@ -4,9 +4,9 @@ There are labels for a source domain (drawn people, say) and only images for the
 (photographs). A student learns from the labels. Three levels of alignment bring the two domains
 together:
 
-    image     source images are redrawn with the statistics of target images     StyleTransfer
-    feature   a discriminator must not be able to tell the domains apart         L_adv
-    pose      each target heatmap is sure of a place, and all cover many places  L_im
+    image    source images are redrawn with the statistics of target images     adain
+    feature  a discriminator must not be able to tell the domains apart         L_adv
+    pose     each target heatmap is sure of a place, and all cover many places  L_im
 
 A teacher, the running average of the student, labels the target images. Teacher and student each
 see a random view of each image, and the student must say what the teacher says (L_con). The README

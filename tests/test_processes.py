@@ -383,7 +383,7 @@ def test_a_run_of_two_processes_is_that_of_one(mode, more, cache, tmp_path, caps
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("run folder:") == 1
     assert json.loads((tmp_path / "two/config.json").read_text())["processes"] == 2
-    # An untrained model's heatmaps are nearly flat: a rounding error decides where they are highest.
+    # An untrained model's heatmaps are nearly flat: a rounding error decides where their peak is.
     tolerance = 1e-2 if mode == "uda" else 1e-3
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=tolerance)
     files = [{file.name.replace(".older", "") for file in (tmp_path / name).iterdir()}

@@ -1,4 +1,4 @@
-"""The parts of uda.py against their equations in loops, or against SciPy, torchvision or data.py."""
+"""The parts of uda.py against their equations in loops, or against SciPy, torchvision, data.py."""
 import math
 from dataclasses import dataclass, replace
 
