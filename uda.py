@@ -63,24 +63,11 @@ def adain(content, style):
     return ratio * (content - mean_c) + mean_s
 
 
-def convolution(c_in, c_out):
-    """A 3×3 convolution with reflection padding, and ReLU: a list of three layers."""
-    layer = nn.Conv2d(c_in, c_out, 3)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # features must not fade with depth
-    nn.init.zeros_(layer.bias)
-    return [nn.ReflectionPad2d(1), layer, nn.ReLU()]
-
-
-ENCODER_ENDS = (4, 11, 18, 31)  # the number of layers up to relu1_1, relu2_1, relu3_1 and relu4_1
-DECODER_STARTS = (27, 20, 13, 0)  # the decoder's first layer for an encoder of depth 1, 2, 3 or 4
-
-
 class StyleTransfer(nn.Module):
     """Redraws one image in the style of another; images (B, 3, H, W) are RGB in [0, 1].
 
-    `encoder` is VGG-19 up to relu4_1 behind a 1×1 convolution that normalises its input; it is
-    never trained. `decoder` is its mirror image: it makes a picture of features whose statistics
-    AdaIN has replaced.
+    `encoder` is VGG-19 up to relu4_1; it is never trained. `decoder` is its mirror image: it makes
+    a picture of features whose statistics AdaIN has replaced.
 
     encoder, decoder: files or names; "adain-encoder" and "adain-decoder" are the public pair.
         Raises WeightsError if a tensor is missing, left over or of another shape.
@@ -92,49 +79,8 @@ class StyleTransfer(nn.Module):
     def __init__(self, encoder=None, decoder=None, width=64, depth=4):
         super().__init__()
         self.depth = depth
-        w = width
-        encoder_layers = nn.Sequential(
-            nn.Conv2d(3, 3, 1),
-            *convolution(3, w),          # relu1_1
-            *convolution(w, w),
-            nn.MaxPool2d(2, ceil_mode=True),
-            *convolution(w, 2 * w),      # relu2_1
-            *convolution(2 * w, 2 * w),
-            nn.MaxPool2d(2, ceil_mode=True),
-            *convolution(2 * w, 4 * w),  # relu3_1
-            *convolution(4 * w, 4 * w),
-            *convolution(4 * w, 4 * w),
-            *convolution(4 * w, 4 * w),
-            nn.MaxPool2d(2, ceil_mode=True),
-            *convolution(4 * w, 8 * w),  # relu4_1
-        )
-        decoder_layers = nn.Sequential(
-            *convolution(8 * w, 4 * w),
-            nn.Upsample(scale_factor=2),
-            *convolution(4 * w, 4 * w),
-            *convolution(4 * w, 4 * w),
-            *convolution(4 * w, 4 * w),
-            *convolution(4 * w, 2 * w),
-            nn.Upsample(scale_factor=2),
-            *convolution(2 * w, 2 * w),
-            *convolution(2 * w, w),
-            nn.Upsample(scale_factor=2),
-            *convolution(w, w),
-            *convolution(w, 3)[:-1],     # colours: no ReLU behind the last convolution
-        )
-        # A slice of layers keeps their numbers, which are those of the public files.
-        self.encoder = encoder_layers[:ENCODER_ENDS[depth - 1]]
-        self.decoder = decoder_layers[DECODER_STARTS[depth - 1]:]
-        self.encoder.requires_grad_(False)
-
-        # The encoder's first layer is (x - mean) / std, as models of ImageNet want their input. The
-        # public encoder brings a layer of its own. The decoder starts from grey.
-        mean = torch.tensor(MEAN)
-        std = torch.tensor(STD)
-        self.encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])
-        self.encoder[0].bias.copy_(-mean / std)
-        nn.init.normal_(self.decoder[-1].weight, std=0.01)
-        nn.init.constant_(self.decoder[-1].bias, 0.5)
+        self.encoder = style_encoder(width, depth)
+        self.decoder = style_decoder(width, depth)
         if encoder:
             load_style_encoder(self.encoder, encoder)
         if decoder:
@@ -665,7 +611,75 @@ def heatmaps_and_features(model, images, compute, *text):
     return in_parts(run, compute.parts, images, *text)
 
 
-# === Appendix: the style encoder's weights; skip on a first reading ===============================
+# === Appendix: the networks of style transfer; skip on a first reading ============================
+
+ENCODER_ENDS = (4, 11, 18, 31)  # the number of layers up to relu1_1, relu2_1, relu3_1 and relu4_1
+DECODER_STARTS = (27, 20, 13, 0)  # the decoder's first layer for an encoder of depth 1, 2, 3 or 4
+
+
+def style_encoder(width, depth):
+    """VGG-19 up to relu1_1, relu2_1, relu3_1 or relu4_1 (depth 1 to 4), with random weights.
+
+    A 1×1 convolution before it is (x - mean) / std, as models of ImageNet want their input. The
+    public encoder brings a first layer of its own. The layers have the public file's numbers.
+    """
+    w = width
+    layers = nn.Sequential(
+        nn.Conv2d(3, 3, 1),
+        *convolution(3, w),          # relu1_1
+        *convolution(w, w),
+        nn.MaxPool2d(2, ceil_mode=True),
+        *convolution(w, 2 * w),      # relu2_1
+        *convolution(2 * w, 2 * w),
+        nn.MaxPool2d(2, ceil_mode=True),
+        *convolution(2 * w, 4 * w),  # relu3_1
+        *convolution(4 * w, 4 * w),
+        *convolution(4 * w, 4 * w),
+        *convolution(4 * w, 4 * w),
+        nn.MaxPool2d(2, ceil_mode=True),
+        *convolution(4 * w, 8 * w),  # relu4_1
+    )
+    encoder = layers[:ENCODER_ENDS[depth - 1]].requires_grad_(False)
+    mean = torch.tensor(MEAN)
+    std = torch.tensor(STD)
+    encoder[0].weight.copy_(torch.diag(1 / std)[:, :, None, None])
+    encoder[0].bias.copy_(-mean / std)
+    return encoder
+
+
+def style_decoder(width, depth):
+    """The mirror image of `style_encoder`; its first pictures are grey, a good place to start from.
+
+    A slice of layers keeps their numbers, which are the public file's.
+    """
+    w = width
+    layers = nn.Sequential(
+        *convolution(8 * w, 4 * w),
+        nn.Upsample(scale_factor=2),
+        *convolution(4 * w, 4 * w),
+        *convolution(4 * w, 4 * w),
+        *convolution(4 * w, 4 * w),
+        *convolution(4 * w, 2 * w),
+        nn.Upsample(scale_factor=2),
+        *convolution(2 * w, 2 * w),
+        *convolution(2 * w, w),
+        nn.Upsample(scale_factor=2),
+        *convolution(w, w),
+        *convolution(w, 3)[:-1],     # colours: no ReLU behind the last convolution
+    )
+    decoder = layers[DECODER_STARTS[depth - 1]:]
+    nn.init.normal_(decoder[-1].weight, std=0.01)
+    nn.init.constant_(decoder[-1].bias, 0.5)
+    return decoder
+
+
+def convolution(c_in, c_out):
+    """A 3×3 convolution with reflection padding, and ReLU: a list of three layers."""
+    layer = nn.Conv2d(c_in, c_out, 3)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # features must not fade with depth
+    nn.init.zeros_(layer.bias)
+    return [nn.ReflectionPad2d(1), layer, nn.ReLU()]
+
 
 def load_style_encoder(encoder, path_or_name):
     """Fills a style encoder with the first layers of the public one.
