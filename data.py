@@ -44,7 +44,7 @@ class Skeleton:
     groups: dict  # group name -> keypoints that a PCK table averages
 
     @cached_property
-    def flip(self):
+    def mirrored(self):
         """(K,) each keypoint's counterpart in a mirrored image: left_eye for right_eye, nose for nose."""
         swap, names = {"left": "right", "right": "left"}, [plain_name(name) for name in self.names]
         mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
@@ -217,7 +217,7 @@ def decode_heatmaps(heatmaps, input_size, sigma=2.0):
 @dataclass(frozen=True)
 class Augmentation:
     """What a training crop may undergo. The default does nothing: for testing."""
-    flip: float = 0.0  # probability of a mirror image
+    flip_probability: float = 0.0  # of a mirror image
     half_body: float = 0.0  # probability of a crop around only the upper or the lower half
     scale: float = 0.0  # factor from 1 - scale to 1 + scale
     shift: float = 0.0  # how far the crop moves, as a fraction of its own size, with probability 0.3
@@ -228,8 +228,8 @@ class Augmentation:
     outside: bool = False  # whether keypoints outside the crop count, as far as their Gaussians reach into it
 
 
-GENTLE = Augmentation(flip=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)  # for minutes, not days, of training
-VITPOSE = Augmentation(flip=0.5, half_body=0.3, scale=0.5, box_shift=0.16, rotation=80, outside=True)  # as in mmpose
+GENTLE = Augmentation(flip_probability=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)  # for minutes, not days, of training
+VITPOSE = Augmentation(flip_probability=0.5, half_body=0.3, scale=0.5, box_shift=0.16, rotation=80, outside=True)  # as in mmpose
 REGDA = Augmentation(resized_crop=0.6)  # multi-level alignment's; the affine map follows in uda.py
 
 
@@ -245,12 +245,12 @@ class Crops(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         row, seed = key
-        data, rng, flip = self.dataset, np.random.default_rng(seed), self.dataset.skeleton.flip
+        data, rng, flip = self.dataset, np.random.default_rng(seed), self.dataset.skeleton.mirrored
         keypoints = data.keypoints[row].astype(np.float64)  # (K, 3) x, y, v
 
-        # Where from? A random map from the image to the crop or, with probability `flip`, to the crop's mirror image.
+        # Where from? A random map from the image to the crop or, with `flip_probability`, to the crop's mirror image.
         matrix = self.random_matrix(keypoints, data.boxes[row], rng)
-        if rng.random() < self.augmentation.flip:
+        if rng.random() < self.augmentation.flip_probability:
             matrix[0] = [0, 0, self.size[1] - 1] - matrix[0]  # x becomes W - 1 - x
             keypoints = keypoints[flip]  # a left eye in a mirror looks like a right one
 

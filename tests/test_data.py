@@ -543,23 +543,23 @@ def test_small_images_are_decoded_once_and_a_large_one_once_for_people_in_a_row(
 
 def test_a_mirrored_crop_is_the_mirrored_picture_with_left_and_right_swapped(figures):
     dataset = load_dataset(f"figures:{figures}", "train")
-    plain, mirrored = Crops(dataset, SIZE)[0, 0], Crops(dataset, SIZE, Augmentation(flip=1.0))[0, 0]
+    plain, mirrored = Crops(dataset, SIZE)[0, 0], Crops(dataset, SIZE, Augmentation(flip_probability=1.0))[0, 0]
     difference = plain["image"].flip(2).int() - mirrored["image"].int()
     assert difference.abs().max() <= 1  # rounding
-    swapped = plain["keypoints"][COCO17.flip] * torch.tensor([-1.0, 1]) + torch.tensor([95.0, 0])
+    swapped = plain["keypoints"][COCO17.mirrored] * torch.tensor([-1.0, 1]) + torch.tensor([95.0, 0])
     assert torch.allclose(mirrored["keypoints"], swapped, atol=1e-3)
-    assert torch.equal(mirrored["visible"], plain["visible"][COCO17.flip])
+    assert torch.equal(mirrored["visible"], plain["visible"][COCO17.mirrored])
 
 
 def test_flip_pairs_are_left_and_right_of_the_same_joint():
-    assert [COCO17.names[k] for k in COCO17.flip[:3]] == ["nose", "right_eye", "left_eye"]
-    assert (COCO17.flip[COCO17.flip] == np.arange(17)).all()
+    assert [COCO17.names[k] for k in COCO17.mirrored[:3]] == ["nose", "right_eye", "left_eye"]
+    assert (COCO17.mirrored[COCO17.mirrored] == np.arange(17)).all()
 
 
-EVERYTHING = Augmentation(flip=0.5, half_body=0.5, scale=0.3, shift=0.16, box_shift=0.16, rotation=80)
+EVERYTHING = Augmentation(flip_probability=0.5, half_body=0.5, scale=0.3, shift=0.16, box_shift=0.16, rotation=80)
 
 
-@pytest.mark.parametrize("augmentation", [EVERYTHING, Augmentation(flip=0.5, resized_crop=0.4, rotation=80)],
+@pytest.mark.parametrize("augmentation", [EVERYTHING, Augmentation(flip_probability=0.5, resized_crop=0.4, rotation=80)],
                          ids=["moved", "resized crop"])
 def test_keypoints_follow_the_picture_through_every_augmentation(tmp_path, augmentation):
     """A white dot at each keypoint is still there after rotation, scaling, shift, flip, half-body and resized crops."""

@@ -39,16 +39,16 @@ def write_json(path, content):
 def test_a_skeleton_is_consistent(skeleton):
     K = len(skeleton.names)
     assert len(set(skeleton.names)) == K == len(skeleton.sigmas) and (skeleton.sigmas > 0).all()
-    assert (skeleton.flip[skeleton.flip] == np.arange(K)).all()
-    assert (skeleton.sigmas[skeleton.flip] == skeleton.sigmas).all()
-    for k, other in enumerate(skeleton.flip):
+    assert (skeleton.mirrored[skeleton.mirrored] == np.arange(K)).all()
+    assert (skeleton.sigmas[skeleton.mirrored] == skeleton.sigmas).all()
+    for k, other in enumerate(skeleton.mirrored):
         assert (other == k) == ("left" not in skeleton.names[k] and "right" not in skeleton.names[k])
     used = {k for edge in skeleton.edges for k in edge} | {k for group in skeleton.groups.values() for k in group}
     assert used | set(skeleton.upper) <= set(range(K))
     for a, b in skeleton.edges:  # a mirrored drawing has the same lines
-        assert {tuple(sorted(edge)) for edge in skeleton.edges} >= {tuple(sorted((skeleton.flip[a], skeleton.flip[b])))}
+        assert {tuple(sorted(edge)) for edge in skeleton.edges} >= {tuple(sorted((skeleton.mirrored[a], skeleton.mirrored[b])))}
     for group in skeleton.groups.values():
-        assert set(skeleton.flip[list(group)]) == set(group)
+        assert set(skeleton.mirrored[list(group)]) == set(group)
 
 
 def test_pck_groups_hold_the_joints_that_they_are_named_after():
@@ -68,7 +68,7 @@ def test_the_names_of_keypoints_are_compared_in_one_spelling(name, plain):
 
 def test_a_new_skeleton_takes_sides_halves_sigmas_and_groups_from_its_names():
     skeleton = make_skeleton(("Nose", "L_Knee", "R_Knee", "thumb1", "R_F_Paw", "tail"), [(0, 1)])
-    assert skeleton.flip.tolist() == [0, 2, 1, 3, 4, 5]  # nobody has labelled a left front paw
+    assert skeleton.mirrored.tolist() == [0, 2, 1, 3, 4, 5]  # nobody has labelled a left front paw
     assert skeleton.upper == (0, 3, 4)
     assert skeleton.sigmas.tolist() == pytest.approx([0.026, 0.087, 0.087, 0.05, 0.089, 0.05])
     assert skeleton.groups == {"nose": (0,), "knee": (1, 2), "thumb_1": (3,), "front_hoof": (4,), "tail": (5,)}
@@ -78,7 +78,7 @@ def test_a_new_skeleton_takes_sides_halves_sigmas_and_groups_from_its_names():
 def test_the_names_of_a_known_skeleton_give_that_skeleton(known):
     assert make_skeleton(list(known.names), []) is known
     reversed_names = make_skeleton(known.names[::-1], [])  # as many keypoints, but another skeleton
-    assert reversed_names is not known and (reversed_names.flip[::-1] == len(known.names) - 1 - known.flip).all()
+    assert reversed_names is not known and (reversed_names.mirrored[::-1] == len(known.names) - 1 - known.mirrored).all()
 
 
 def write_coco(folder, names, keypoints=None, skeleton=(), **changes):
@@ -98,7 +98,7 @@ def test_a_coco_file_brings_its_own_skeleton(tmp_path, count):
     assert dataset.skeleton.names == tuple(names) and dataset.skeleton.edges == ((0, count - 1),)
     assert dataset.keypoints.shape == (1, count, 3)
     pairs = count // 2 * 2
-    assert dataset.skeleton.flip[:pairs].tolist() == [joint ^ 1 for joint in range(pairs)]
+    assert dataset.skeleton.mirrored[:pairs].tolist() == [joint ^ 1 for joint in range(pairs)]
 
 
 def test_a_file_with_images_and_nobody_labelled_can_be_read(tmp_path):
@@ -142,7 +142,7 @@ def test_animals_of_ap10k_are_not_people(real):
     animals = load_dataset(f"coco:{real / 'animals' / 'ap10k'}", "all")
     assert animals.skeleton is SKELETONS["AP10K"] and len(animals.skeleton.names) == 17
     names = animals.skeleton.names
-    assert names[animals.skeleton.flip[names.index("left_back_paw")]] == "right_back_paw"
+    assert names[animals.skeleton.mirrored[names.index("left_back_paw")]] == "right_back_paw"
     hoofed = with_skeleton(animals, ANIMAL14)  # AP-10K says paw where others say hoof
     assert (hoofed.keypoints[:, ANIMAL14.names.index("left_back_hoof")]
             == animals.keypoints[:, names.index("left_back_paw")]).all()
