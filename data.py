@@ -996,16 +996,21 @@ def with_skeleton(dataset, skeleton):
     return replace(dataset, skeleton=skeleton, keypoints=keypoints)
 
 
-# === Appendix C: the built-in figures; skip on a first reading ========================================================
+# === Appendix C: the built-in figures; skip on a first reading ====================================
 
-from assets.figures import FIGURE_COUNTS, draw_figure, write_figures  # noqa: F401 (draw_figure is for users)
+# `draw_figure` is for users: from data import draw_figure.
+from assets.figures import FIGURE_COUNTS, draw_figure, write_figures  # noqa: F401
 
-FIGURES = "figures-1"  # a new number whenever the drawing changes, so that an old cache is not taken for a new one
+# A new name whenever the drawing changes, so that nobody takes an old cache for a new one.
+FIGURES = "figures-1"
 
 
 def draw_figures(cache, counts=FIGURE_COUNTS):
-    """Draws the built-in figures into `cache`, in Human-Art's format, unless they are there, and returns their folder.
-    DataError where they cannot be written."""
+    """Draws the built-in figures into `cache`, unless they are there, and returns their folder.
+
+    The folder has Human-Art's format. `counts` is {split: (photos, figures of each other style)}.
+    Raises DataError if the folder cannot be written.
+    """
     folder = Path(cache) / FIGURES
     if folder.exists():
         return folder
@@ -1014,6 +1019,6 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
         with written_whole(folder) as draft:
             write_figures(draft, counts, progress)
     except DataError:
-        if not folder.exists():  # else another program was faster
+        if not folder.exists():  # otherwise another program was faster
             raise
     return folder
