@@ -685,4 +685,5 @@ def test_several_programs_that_start_at_once_share_one_set_of_figures(tmp_path):
         runs = list(pool.map(lambda _: subprocess.run(arguments, capture_output=True, text=True), range(3)))
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [data.FIGURES]
-    assert len(load_dataset(f"figures:{tmp_path / 'cache' / data.FIGURES}", "val").ids) == len(STYLES)
+    drawn = load_dataset(f"figures:{tmp_path / 'cache' / data.FIGURES}", "val")
+    assert len(drawn.ids) == len(STYLES)
