@@ -80,7 +80,7 @@ class Style:
 # The limits of the angles in each pose, in degrees: {"stand": {"lean": [-5, 8], ...}, ...}.
 # lean: the trunk, forwards       stride: one leg forwards, the other one back
 # tilt: the pelvis, to a side     hip: a leg, forwards      apart: a leg, sideways
-# knee, elbow: the lower limb     arm: an arm, forwards     lift: an arm, sideways
+# knee, elbow: how much they bend  arm: an arm, forwards     lift: an arm, sideways
 POSES = json.loads((HERE / "poses.json").read_text(encoding="utf-8"))
 
 # Where the keypoints of the face are, from the middle of the head, in units.
