@@ -1752,15 +1752,18 @@ def ignore_group_signals(worker):
 
 # === Appendix: the built-in figures; skip on a first reading ======================================
 
-from assets.figures import FIGURE_COUNTS, draw_figure, write_figures  # noqa: F401 (for users)
+# `draw_figure` is for users: from data import draw_figure.
+from assets.figures import FIGURE_COUNTS, draw_figure, write_figures  # noqa: F401
 
-FIGURES = "figures-1"  # change the number with the drawing, so that old figures are not used
+# A new name whenever the drawing changes, so that nobody takes an old cache for a new one.
+FIGURES = "figures-1"
 
 
 def draw_figures(cache, counts=FIGURE_COUNTS):
-    """Draws the built-in figures into the folder `cache`, unless they are there.
+    """Draws the built-in figures into `cache`, unless they are there, and returns their folder.
 
-    Returns their folder. Raises DataError if it cannot be written.
+    The folder has Human-Art's format. `counts` is {split: (photos, figures of each other style)}.
+    Raises DataError if the folder cannot be written.
     """
     folder = Path(cache) / FIGURES
     if folder.exists():

@@ -1,25 +1,26 @@
 """The built-in figures: drawn people in eight styles, with exact labels, so that everything can be
-tried without a download. This program stands alone; `data.py` calls it once and then reads the
+tried without a download. This program stands alone. `data.py` calls it once, and then reads the
 files like those of any other data set.
 
 How a figure comes about, in the order of this file:
 
-1. The person is a skeleton in three dimensions. Chance chooses a pose, such as "walk", and an angle
-   for each joint within the limits of the pose (`poses.json`); the bones follow from the angles.
-2. The skeleton is clothed in *capsules*: rods with round ends, which may taper. A thigh is a
-   capsule, a nose is a very short one, a skirt is six of them.
+1. A person is a skeleton in three dimensions. Chance chooses a pose, such as "walk", and an angle
+   for each joint within the limits of the pose (`poses.json`). The joints follow from the angles.
+2. The skeleton is clothed in *capsules*: rods with round ends, which may taper. A thigh is one
+   capsule, an eye is a capsule without length, and a skirt is three capsules.
 3. The capsules are drawn into two buffers. For each pixel, `part` says which part of the person is
-   seen there, and `depth` how near it is; a capsule overwrites only what is farther away than
-   itself. This is a *z-buffer*. From it we know which joints are covered, where the outlines run,
-   and how light falls on the surface.
-4. A *style* is a set of proportions and a function that paints the buffers: as a photograph, a
-   cartoon, a sketch, and so on.
-5. `write_figures` draws a whole data set, in the format of Human-Art.
+   seen there, and `depth` says how near it is. A capsule overwrites only what is farther away. Such
+   a pair is called a *z-buffer*.
+4. The buffers tell where the outlines run and how light falls on the surface.
+5. A *style* is a set of proportions and a function that paints: a photograph, a cartoon, and so on.
+6. `draw_figure` puts all of this together, and `write_figures` draws a whole data set.
 
-Axes: x points to the right, y down, and z towards the camera; a person is about 1 unit high.
-Shapes: a picture has 160 x 160 pixels. The buffers have 320 x 320 *fine pixels*, which are halved
-at the end for smooth edges. "(pixels,)" are only those fine pixels where something is seen.
-Every random number comes from `rng`, in a fixed order: the same seed draws the same figure.
+Axes: x points to the right, y down, and z towards the camera. A person is about 1 unit high.
+Shapes: a picture has 160 x 160 pixels. The buffers have 320 x 320 *fine pixels*; halving them at
+the end makes edges smooth. `(pixels,)` counts only the fine pixels where something is seen.
+Colors: red, green and blue from 0 to 255, written like "#ff8000".
+Chance: all random numbers come from `rng`, in a fixed order, so that the same seed always draws the
+same figure. Whoever changes the drawing gives it a new name in `data.py` (`FIGURES`).
 """
 import json
 import os
@@ -29,14 +30,14 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader
 
 HERE = Path(__file__).parent
 SIZE = 160  # height and width of a picture
 FINE = 320  # height and width of the buffers
 
-# What is seen at a fine pixel. Limbs have two numbers: the left one's, and the right one's after it.
+# What is seen at a fine pixel. A limb's number is that of the left one; the right one's is 1 more.
 NONE, HEAD, NECK, HAIR, EYE, PUPIL, LIPS, TORSO, SKIRT = range(9)
 ARM, FOREARM, HAND, THIGH, SHIN, FOOT, OBJECT, CLUTTER = range(10, 26, 2)
 PARTS = 32  # more than the largest number
@@ -45,16 +46,16 @@ PARTS = 32  # more than the largest number
 SKIN, LOCKS, WHITE, BLACK, RED, TOP, BOTTOM, SHOE, THING, BAR = range(1, 11)
 MATERIALS = 11
 
-LEFT, RIGHT = 0, 1  # the side of the person, who faces the camera at first
-LEFTWARDS = (1, -1)  # the direction of x that points away from the middle, for each side
+LEFT, RIGHT = 0, 1  # the sides of a person
+OUTWARDS = (1, -1)  # the sign of x on each side of a person who faces the camera
 
 
 @dataclass
 class Figure:
     """A picture of one person, with its labels in pixels of the picture."""
     image: np.ndarray  # (160, 160, 3) uint8
-    keypoints: np.ndarray  # (17, 3): x, y, v in COCO's order
-    # v is 2 where the joint is visible, 1 where it is covered, and 0 outside, where x = y = 0.
+    keypoints: np.ndarray  # (17, 3) x, y, v in COCO's order
+    # v is 2 if the joint is visible, 1 if it is covered, and 0 outside of the picture (x = y = 0).
     box: tuple  # left, top, width and height of the visible silhouette
     area: int  # number of pixels of the silhouette
 
@@ -63,35 +64,41 @@ class Figure:
 class Style:
     """How people of a style look, and how they are painted."""
     paint: Callable  # (scene, rng) -> picture (160, 160, 3)
-    poses: str = "stand stand walk walk run sit cheer cheer dance"  # twice as often if named twice
-    yaw: tuple = (0, 180)  # from and to: degrees that a person turns away, to either side
+    poses: str = "stand stand walk walk run sit cheer cheer dance"  # each word is equally likely
+    yaw: tuple = (0, 180)  # limits, in degrees, of how far a person turns away from the camera
     head: float = 1.0  # size
     eyes: float = 1.0  # size
     thick: float = 1.0  # thickness of trunk and limbs
     legs: float = 1.0  # length
     arms: float = 1.0  # length
     robe: float = 0.0  # probability of a robe instead of trousers, shorts or a skirt
-    clutter: int = 0  # most rods in the background
+    clutter: int = 0  # largest number of rods in the background
 
 
-# ---- 1. The skeleton ----------------------------------------------------------------------------
+# ---- 1. The skeleton -----------------------------------------------------------------------------
 
-# For each pose the limits of its angles in degrees, such as {"lean": [-5, 8], "hip": [-4, 6], ...}.
-# The trunk leans forwards. Arms and hips swing forwards, arms are lifted sideways, legs are apart.
-# Strides swing one leg forwards and the other one back. The pelvis tilts to a side.
+# The limits of the angles in each pose, in degrees: {"stand": {"lean": [-5, 8], ...}, ...}.
+# lean: the trunk, forwards       stride: one leg forwards, the other one back
+# tilt: the pelvis, to a side     hip: a leg, forwards      apart: a leg, sideways
+# knee, elbow: how much they bend  arm: an arm, forwards     lift: an arm, sideways
 POSES = json.loads((HERE / "poses.json").read_text(encoding="utf-8"))
 
-# Nose, left and right eye, left and right ear, seen from the middle of the head.
-FACE = np.array([(0, 18, 68), (26, -4, 50), (-26, -4, 50), (64, 4, -4), (-64, 4, -4)]) / 1000
+# Where the keypoints of the face are, from the middle of the head, in units.
+NOSE = np.array([0, 18, 68]) / 1000
+LEFT_EYE = np.array([26, -4, 50]) / 1000
+RIGHT_EYE = np.array([-26, -4, 50]) / 1000
+LEFT_EAR = np.array([64, 4, -4]) / 1000
+RIGHT_EAR = np.array([-64, 4, -4]) / 1000
+FACE = np.array([NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR])
 
 
 @dataclass
 class Body:
-    """What chance decides about a person. Pairs are of the left and the right side."""
-    angles: dict  # name of an angle -> (2,) degrees
-    pelvis: np.ndarray  # (3, 3) rotation, as the next two
-    trunk: np.ndarray
-    skull: np.ndarray
+    """What chance decides about a person."""
+    angles: dict  # name -> (2,) degrees of the left and of the right side
+    pelvis: np.ndarray  # (3, 3) rotation
+    trunk: np.ndarray  # (3, 3) rotation
+    skull: np.ndarray  # (3, 3) rotation
     head: float  # size
     thick: float  # thickness of trunk and limbs
     arms: float  # length
@@ -102,13 +109,15 @@ class Body:
 
     @property
     def chest(self):
-        """Where the shoulders meet; the pelvis is at the origin."""
+        """The point (3,) between the shoulders; the pelvis is at the origin."""
         return self.trunk @ [0, -0.27, 0]
 
 
 def rotation(axis, degrees):
     """The matrix (3, 3) that turns points about an axis."""
-    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+    number = "xyz".index(axis)
+    i = (number + 1) % 3  # the other two axes: i turns towards j
+    j = (number + 2) % 3
     cosine = np.cos(np.radians(degrees))
     sine = np.sin(np.radians(degrees))
     matrix = np.eye(3)
@@ -125,7 +134,7 @@ def swing(forwards, sideways):
 
 
 def bend(limb, towards, degrees):
-    """The direction (3,) of a lower limb: that of the upper limb, turned towards another one."""
+    """The direction (3,) of a lower limb: the upper limb's, turned towards another direction."""
     angle = np.radians(degrees)
     across = towards - (towards @ limb) * limb
     return np.cos(angle) * limb + np.sin(angle) * across / np.linalg.norm(across)
@@ -137,36 +146,45 @@ def draw_body(style, rng):
     angles = {}
     for name, limits in pose.items():
         angles[name] = rng.uniform(*limits, 2)
-    foremost = rng.choice([-1, 1])  # 1 if the left leg goes in front
-    angles["stride"] = angles["stride"][0] * foremost * np.array([1, -1])
+    sign = rng.choice([-1, 1])  # which leg swings forwards
+    angles["stride"] = angles["stride"][0] * sign * np.array([1, -1])
 
     yaw = rng.choice([-1, 1]) * rng.uniform(*style.yaw)
     pelvis = rotation("x", rng.uniform(-12, 8))
-    pelvis = pelvis @ rotation("z", angles["tilt"][0]) @ rotation("y", yaw)
+    pelvis = pelvis @ rotation("z", angles["tilt"][0])
+    pelvis = pelvis @ rotation("y", yaw)
     trunk = pelvis @ rotation("x", -angles["lean"][0])
-    trunk = trunk @ rotation("y", rng.uniform(-20, 20)) @ rotation("z", rng.uniform(-8, 8))
-    skull = trunk @ rotation("y", rng.uniform(-40, 40)) @ rotation("x", rng.uniform(-20, 12))
+    trunk = trunk @ rotation("y", rng.uniform(-20, 20))
+    trunk = trunk @ rotation("z", rng.uniform(-8, 8))
+    skull = trunk @ rotation("y", rng.uniform(-40, 40))
+    skull = skull @ rotation("x", rng.uniform(-20, 12))
 
     head, thick, arms, legs = rng.uniform(0.92, 1.1, 4)
     robe, skirt, long_hair = rng.random(3) < (style.robe, 0.2, 0.4)
     return Body(
-        angles, pelvis, trunk, skull,
+        angles=angles,
+        pelvis=pelvis,
+        trunk=trunk,
+        skull=skull,
         head=style.head * head,
         thick=style.thick * thick,
         arms=style.arms * arms,
         legs=style.legs * legs,
-        robe=robe, skirt=skirt, long_hair=long_hair)
+        robe=robe,
+        skirt=skirt,
+        long_hair=long_hair)
 
 
 def arm_points(body, side, rng):
     """Where shoulder, elbow, wrist and fingers are: four points (3,)."""
-    left = LEFTWARDS[side]
+    outwards = OUTWARDS[side]
     forwards = body.angles["arm"][side] - 0.8 * body.angles["stride"][side]  # against the legs
-    upper = swing(forwards, left * body.angles["lift"][side])
-    towards = rng.uniform((-0.2, -1, 0.4), (0.7, 0.1, 1)) * (-left, 1, 1)
+    upper = swing(forwards, outwards * body.angles["lift"][side])
+    towards = rng.uniform((-0.2, -1, 0.4), (0.7, 0.1, 1))  # inwards, up and to the front
+    towards[0] *= -outwards
     lower = bend(upper, towards, body.angles["elbow"][side])
 
-    shoulder = body.chest + body.trunk @ [0.1 * left, 0, 0]
+    shoulder = body.chest + body.trunk @ [0.1 * outwards, 0, 0]
     elbow = shoulder + 0.165 * body.arms * body.trunk @ upper
     wrist = elbow + 0.145 * body.arms * body.trunk @ lower
     fingers = wrist + 0.055 * body.trunk @ lower
@@ -175,25 +193,25 @@ def arm_points(body, side, rng):
 
 def leg_points(body, side):
     """Where hip, knee, ankle and toes are: four points (3,)."""
-    left = LEFTWARDS[side]
+    outwards = OUTWARDS[side]
     forwards = body.angles["hip"][side] + body.angles["stride"][side]
-    thigh = swing(forwards, left * body.angles["apart"][side])
+    thigh = swing(forwards, outwards * body.angles["apart"][side])
     backwards = -swing(forwards + 90, 0)
     shin = bend(thigh, backwards, body.angles["knee"][side])
-    foot = bend(shin, np.cross(shin, [-1, 0.25 * left, 0]), 75)
+    foot = bend(shin, np.cross(shin, [-1, 0.25 * outwards, 0]), 75)
 
-    hip = body.pelvis @ [0.058 * left, 0, 0]
+    hip = body.pelvis @ [0.058 * outwards, 0, 0]
     knee = hip + 0.24 * body.legs * body.pelvis @ thigh
     ankle = knee + 0.235 * body.legs * body.pelvis @ shin
     toes = ankle + 0.085 * body.pelvis @ foot
     return hip, knee, ankle, toes
 
 
-# ---- 2. The capsules ----------------------------------------------------------------------------
+# ---- 2. The capsules -----------------------------------------------------------------------------
 
 @dataclass
 class Capsule:
-    """A rod with round ends, in units of the person."""
+    """A rod with round ends, in units."""
     part: int
     start: np.ndarray  # (3,)
     end: np.ndarray  # (3,)
@@ -221,14 +239,16 @@ def build_person(style, rng):
         capsules += arm_capsules(body, side, shoulder, elbow, wrist, fingers)
         capsules += leg_capsules(body, side, hip, knee, ankle, toes)
         if body.robe:  # it has wide sleeves
-            capsules.append(Capsule(FOREARM + side, wrist, wrist + [0, 0.09, 0], 0.03, 0.045))
+            hem = wrist + [0, 0.09, 0]
+            capsules.append(Capsule(FOREARM + side, wrist, hem, 0.03, 0.045))
     capsules += cloth_between_legs(body, joints)
     for capsule in capsules:
         capsule.start_radius *= body.thick
         capsule.end_radius *= body.thick
 
-    neck = body.trunk @ [0, -0.325, 0.015]
-    middle = neck + body.head * body.skull @ [0, -0.075, 0.01]  # of the head
+    neck = body.trunk @ [0, -0.30, 0.005]
+    chin = body.trunk @ [0, -0.325, 0.015]
+    middle = chin + body.head * body.skull @ [0, -0.075, 0.01]  # of the head
     joints[:5] = middle + body.head * FACE @ body.skull.T
     for feature in head_capsules(body, style.eyes):
         feature.start = middle + body.head * body.skull @ feature.start
@@ -236,12 +256,12 @@ def build_person(style, rng):
         feature.start_radius *= body.head
         feature.end_radius *= body.head
         capsules.append(feature)
-    capsules.append(Capsule(NECK, body.trunk @ [0, -0.30, 0.005], middle, 0.03, 0.035))
+    capsules.append(Capsule(NECK, neck, middle, 0.03, 0.035))
     return Person(joints, capsules, body.robe)
 
 
 def trunk_capsules(body, shoulder, hip):
-    """One half of the trunk, and the line of that shoulder."""
+    """One side of the trunk, and the line of its shoulder."""
     below_shoulder = 0.4 * body.chest + 0.6 * shoulder
     return [
         Capsule(TORSO, below_shoulder, hip, 0.062, 0.064),
@@ -271,7 +291,7 @@ def leg_capsules(body, side, hip, knee, ankle, toes):
 
 
 def cloth_between_legs(body, joints):
-    """Three strips of cloth: a skirt's end at the knees, a robe's at the ankles."""
+    """Three strips of cloth. They end at the knees in a skirt, and at the ankles in a robe."""
     if not body.robe and not body.skirt:
         return []
     left_knee, right_knee, left_ankle, right_ankle = joints[13:]
@@ -286,28 +306,28 @@ def cloth_between_legs(body, joints):
 
 
 def head_capsules(body, eye_size):
-    """A head of size 1 that looks at the camera, seen from its middle."""
-    nose, *eyes = FACE[:3]
-    ears = FACE[3:]
-    hair_end = np.array((0, -0.02, -0.022))
+    """A head of size 1 that looks at the camera, with its middle at the origin."""
+    hair_end = (0, -0.02, -0.022)
     if body.long_hair:
-        hair_end = np.array((0, 0.09, -0.045))
+        hair_end = (0, 0.09, -0.045)
+    bridge = NOSE - (0, 0.02, 0.01)  # where the nose begins
     capsules = [
-        Capsule(HEAD, np.array((0, 0.026, 0.01)), np.array((0, -0.02, -0.002)), 0.05, 0.062),
-        Capsule(HEAD, nose - (0, 0.02, 0.01), nose, 0.009, 0.012),
-        Capsule(LIPS, np.array((-0.014, 0.044, 0.052)), np.array((0.014, 0.044, 0.052)), 0.008, 0.008),
-        Capsule(HAIR, np.array((0, -0.035, -0.012)), hair_end, 0.06, 0.05)]
-    for eye in eyes:
-        capsules.append(ball(EYE, eye, 0.016 * eye_size))
-    for ear in ears:
-        capsules.append(ball(HEAD, ear, 0.017))
-    for eye in eyes:
+        Capsule(HEAD, (0, 0.026, 0.01), (0, -0.02, -0.002), 0.05, 0.062),
+        Capsule(HEAD, bridge, NOSE, 0.009, 0.012),
+        Capsule(LIPS, (-0.014, 0.044, 0.052), (0.014, 0.044, 0.052), 0.008, 0.008),
+        Capsule(HAIR, (0, -0.035, -0.012), hair_end, 0.06, 0.05),
+        ball(EYE, LEFT_EYE, 0.016 * eye_size),
+        ball(EYE, RIGHT_EYE, 0.016 * eye_size),
+        ball(HEAD, LEFT_EAR, 0.017),
+        ball(HEAD, RIGHT_EAR, 0.017)]
+    for eye in (LEFT_EYE, RIGHT_EYE):
         pupil = eye + (0, 0.001, 0.006 + 0.005 * eye_size)
         capsules.append(ball(PUPIL, pupil, 0.008 * eye_size))
     return capsules
 
 
 def ball(part, middle, radius):
+    """A capsule without length."""
     return Capsule(part, middle, middle, radius, radius)
 
 
@@ -345,11 +365,11 @@ def dress(robe, rng):
     return outfit
 
 
-# ---- 3. The z-buffer ----------------------------------------------------------------------------
+# ---- 3. The z-buffer -----------------------------------------------------------------------------
 
 @dataclass
 class Scene:
-    """A person in the picture: what the painters see."""
+    """What a style has to paint."""
     part: np.ndarray  # (320, 320) what is seen
     depth: np.ndarray  # (320, 320) how near it is, in fine pixels
     joints: np.ndarray  # (17, 3) in fine pixels
@@ -364,7 +384,7 @@ class Scene:
 
     @cached_property
     def material(self):
-        """What is seen there is made of this: (pixels,)."""
+        """The material that is seen there: (pixels,)."""
         return self.outfit[self.part.flat[self.pixels]]
 
 
@@ -379,11 +399,12 @@ def compose(style, rng):
     nearness = 1
     if rng.random() < 0.12:
         nearness = rng.uniform(1.1, 1.6)  # so near that the border may cut the person
-    scale = nearness * rng.uniform(0.68, 0.96) * FINE / (high - low)[:2].max()
-    margin = FINE - scale * (high - low)
+    size = high - low
+    scale = nearness * rng.uniform(0.68, 0.96) * FINE / size[:2].max()
+    margin = FINE - scale * size
     shift = rng.uniform(0.1, 0.9, 3) * margin - scale * low
     shift[2] = 0
-    joints = joints_in_pixels = person.joints * scale + shift
+    joints = person.joints * scale + shift
     ends = ends * scale + shift
     radii = radii * scale
 
@@ -404,7 +425,7 @@ def compose(style, rng):
 
 
 def draw_capsule(scene, part, start, end, radii):
-    """Adds a capsule (fine pixels) to the buffers, wherever it is nearer than what is there."""
+    """Draws a capsule, in fine pixels, wherever it is nearer than what the buffers hold."""
     ax, ay, az = start.tolist()
     dx, dy, dz = (end - start).tolist()
     ra, rb = radii.tolist()
@@ -413,10 +434,10 @@ def draw_capsule(scene, part, start, end, radii):
     x = np.arange(left, right, dtype=np.float32) - ax
     y = np.arange(top, bottom, dtype=np.float32)[:, None] - ay
 
-    # The nearest point of the axis in the picture: 0 is at the start, 1 at the end.
+    # The point of the rod's axis that is nearest to each pixel: 0 is the start, 1 the end.
     along = (x * dx + y * dy) / (dx * dx + dy * dy + 1e-6)
     along = np.minimum(np.maximum(along, 0), 1)
-    # The surface bulges out of the picture by √(r² - distance²).
+    # A ball of radius r bulges by √(r² - distance²) from its middle towards the camera.
     radius = ra + (rb - ra) * along
     bulge = radius ** 2 - (x - along * dx) ** 2 - (y - along * dy) ** 2
     depth = az + along * dz + np.sqrt(np.maximum(bulge, 0))
@@ -428,7 +449,7 @@ def draw_capsule(scene, part, start, end, radii):
 
 
 def pixel_range(a, b, reach):
-    """The first pixel, and the one after the last, that is at most `reach` away from a to b."""
+    """The first pixel from a to b, `reach` included on both sides, and the one after the last."""
     first = int(min(a, b) - reach)
     last = int(max(a, b) + reach + 1)
     return min(max(first, 0), FINE), min(max(last, 0), FINE)
@@ -446,8 +467,8 @@ def add_clutter(scene, count, rng):
 def hide_a_joint(scene, rng):
     """Puts a pole or a bush in front of the person."""
     pole = rng.random() < 0.5
-    joint = rng.choice(scene.joints[5:])
-    joint[2] = 1e4
+    x, y, _ = rng.choice(scene.joints[5:])
+    joint = np.array([x, y, 1e4])
     count = 9
     spread = (12, 12, 0)
     if pole:
@@ -461,17 +482,19 @@ def hide_a_joint(scene, rng):
 
 
 def find_covered(scene, ends, radii):
-    """Whether what is seen at a joint is clearly nearer than the surface of its own limbs (17,)."""
+    """Whether something is clearly nearer than the joint's own limbs: (17,) bool."""
     distances = np.linalg.norm(scene.joints[:, None, None] - ends, axis=-1)  # (17, capsules, 2)
-    own_radius = np.where(distances < 1e-3, radii, 0).max((1, 2))
-    x, y = np.clip(np.rint(scene.joints[:, :2]), 0, FINE - 1).astype(int).T
-    return scene.depth[y, x] > scene.joints[:, 2] + 1.3 * own_radius + 0.02 * scene.scale
+    own_radius = np.where(distances < 1e-3, radii, 0).max((1, 2))  # of the limbs that end there
+    nearest = np.rint(scene.joints[:, :2]).astype(int)
+    x, y = nearest.clip(0, FINE - 1).T
+    surface = scene.joints[:, 2] + 1.3 * own_radius
+    return scene.depth[y, x] > surface + 0.02 * scene.scale
 
 
-# ---- 4. What the styles share -------------------------------------------------------------------
+# ---- 4. What the styles share --------------------------------------------------------------------
 
 def light(scene, direction, ambient=0.0):
-    """Brightness (pixels,) by Lambert's law: the cosine between the surface's normal and light."""
+    """Brightness (pixels,) by Lambert's law: the cosine between the normal and the light."""
     lx, ly, lz = (np.array(direction) / np.linalg.norm(direction)).tolist()
     x = slope(scene, 1)
     y = slope(scene, FINE)
@@ -480,14 +503,14 @@ def light(scene, direction, ambient=0.0):
 
 
 def slope(scene, step):
-    """Growth (pixels,) of the depth per fine pixel: to the right for step 1, down for FINE."""
+    """How much the depth grows (pixels,): to the right if `step` is 1, downwards if it is FINE."""
     ahead = scene.depth.take(scene.pixels + step, mode="clip")
     behind = scene.depth.take(scene.pixels - step, mode="clip")
     return np.clip((ahead - behind) / 2, -4, 4)
 
 
 def fold(scene, depth):
-    """Lays the clothes in folds, so many fine pixels deep, for the light to fall on."""
+    """Lays the clothes in folds of this depth (fine pixels); the light shows them."""
     cloth = scene.pixels[(scene.material == TOP) | (scene.material == BOTTOM)]
     x = cloth % FINE
     y = cloth // FINE
@@ -495,17 +518,22 @@ def fold(scene, depth):
 
 
 def edges(region, depth, jump, width=1):
-    """Where the region (320, 320) changes or the depth jumps: (320, 320) bool.
+    """Where the region (320, 320) changes or the depth jumps by so many fine pixels.
 
-    An edge is marked on both sides, as many fine pixels wide on each.
+    Gives (320, 320) bool, which is true for `width` fine pixels on both sides of an edge.
     """
     line = np.zeros((FINE, FINE), bool)
-    for line_, region_, depth_ in ((line, region, depth), (line.T, region.T, depth.T)):
-        changes = region_[width:] != region_[:-width]
-        changes |= np.abs(depth_[width:] - depth_[:-width]) > jump
-        line_[width:] |= changes
-        line_[:-width] |= changes
+    mark_steps(line, region, depth, jump, width)
+    mark_steps(line.T, region.T, depth.T, jump, width)
     return line
+
+
+def mark_steps(line, region, depth, jump, width):
+    """Marks in `line` the edges between rows."""
+    step = region[width:] != region[:-width]
+    step |= np.abs(depth[width:] - depth[:-width]) > jump
+    line[width:] |= step
+    line[:-width] |= step
 
 
 def outline(scene, region, jump=0.04, width=1):
@@ -529,53 +557,60 @@ def stamp(scene, backdrop, colors):
 
 
 def picture_of(values):
-    """Values between 0 and 255 as Pillow's image; what is beyond is clipped."""
+    """An image from values that are clipped to 0 ... 255."""
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
 def make_backdrop(grid):
-    """A few colors (rows, columns, 3) blended into a fine image, and a pen to draw on it."""
+    """A fine image of a few blended colors (rows, columns, 3), and a pen to draw on the image."""
     image = picture_of(grid).resize((FINE, FINE), Image.Resampling.BICUBIC)
     return image, ImageDraw.Draw(image)
 
 
 def noise(rng, cells):
-    """Smooth random values (160, 160, 1) between -1 and 1, with so many bumps across."""
-    grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
-    return np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BILINEAR))[..., None]
+    """Smooth random values (160, 160, 1) between -1 and 1, with so many bumps in a row."""
+    grid = np.float32(rng.uniform(-1, 1, (cells, cells)))
+    smooth = Image.fromarray(grid).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return np.asarray(smooth)[..., None]
 
 
 def pick(rng, colors):
-    """One of the colors: (3,)."""
-    return np.array(colors[rng.integers(len(colors))], np.float32)
+    """A random one of the colors: (3,)."""
+    return np.float32(colors[rng.integers(len(colors))])
 
 
 def ink(color):
-    """A color (3,) as Pillow's pens take it."""
+    """A color (3,) in the form that a pen takes."""
     return tuple(color.astype(int))
 
 
+def rgb(name):
+    """A color such as "#ff8000": (3,) integers from 0 to 255."""
+    return np.array(ImageColor.getrgb(name))
+
+
+def palette(names):
+    """Several colors such as "#ff8000 #0080ff": (colors, 3)."""
+    return np.array([rgb(name) for name in names.split()])
+
+
 def pigments(rng, skin, colors):
-    """A color for each material (11, 3); clothes and things take theirs from `colors`."""
+    """A color for each material (11, 3). Those of clothes and things come from `colors`."""
     table = np.zeros((MATERIALS, 3), np.float32)
     table[SKIN] = skin
-    table[LOCKS] = (35, 25, 20)
-    table[WHITE] = (245, 245, 245)
-    table[BLACK] = (20, 15, 15)
-    table[RED] = (170, 70, 70)
+    table[LOCKS] = rgb("#231914")
+    table[WHITE] = rgb("#f5f5f5")
+    table[BLACK] = rgb("#140f0f")
+    table[RED] = rgb("#aa4646")
     table[TOP:] = rng.permutation(colors)[:5]
     return table
 
 
-# ---- 5. The styles: each turns a scene into a picture (160, 160, 3) -------------------------------
+# ---- 5. The styles: each paints a scene as a picture (160, 160, 3) -------------------------------
 
-PALE_SKIN = np.array([250, 212, 185])
-DARK_SKIN = np.array([92, 58, 40])
-HAIR_COLORS = [
-    (25, 18, 15),  # black
-    (75, 48, 28),  # brown
-    (190, 150, 90),  # fair
-    (130, 125, 120)]  # grey
+PALE_SKIN = rgb("#fad4b9")
+DARK_SKIN = rgb("#5c3a28")
+HAIR_COLORS = palette("#19120f #4b301c #be965a #827d78")  # black, brown, fair, grey
 
 
 def dull_colors(rng, *shape):
@@ -585,7 +620,7 @@ def dull_colors(rng, *shape):
 
 
 def photo(scene, rng):
-    # A blurred room with some things in it.
+    # Behind the person is a room with some things.
     image, pen = make_backdrop(dull_colors(rng, 3, 3))
     places = rng.uniform(0, FINE, (14, 4))
     colors = dull_colors(rng, rng.integers(14))
@@ -596,14 +631,15 @@ def photo(scene, rng):
         else:
             pen.ellipse(corners, fill=ink(color))
 
-    # The person in a plain or a striped shirt.
+    # The person wears a plain or a striped shirt.
     tone = rng.random()
     skin = tone * PALE_SKIN + (1 - tone) * DARK_SKIN
     colors = 1.1 * dull_colors(rng, 9) + rng.normal(0, 25, (9, 3))
     table = pigments(rng, skin, colors)
     table[LOCKS] = pick(rng, HAIR_COLORS)
-    table[BAR] = table[SKIN]  # some of the clutter is as dangerous for an estimator as an arm
-    shade = light(scene, rng.uniform((-1, -1, 0.3), (1, 0.2, 1)), rng.uniform(0.25, 0.6))
+    table[BAR] = table[SKIN]  # some rods in the background look like arms
+    direction = rng.uniform((-1, -1, 0.3), (1, 0.2, 1))
+    shade = light(scene, direction, ambient=rng.uniform(0.25, 0.6))
     if rng.random() < 0.5:
         x = scene.pixels % FINE
         y = scene.pixels // FINE
@@ -612,7 +648,7 @@ def photo(scene, rng):
     picture = stamp(scene, image, table[scene.material] * shade[:, None])
     picture = picture_of(picture * (1 + 0.12 * noise(rng, 40)))
 
-    # The camera: contrast, brightness of each channel, focus and grain.
+    # The camera has a contrast, a brightness of each channel, a focus, and grain.
     curve = 255 * np.linspace(0, 1, 256) ** rng.uniform(0.7, 1.4)
     curves = curve * rng.uniform(0.85, 1.15, (3, 1))
     picture = picture.point(curves.ravel().astype(int).tolist())
@@ -621,28 +657,11 @@ def photo(scene, rng):
     return np.asarray(picture) + grain * rng.standard_normal((SIZE, SIZE, 3), np.float32)
 
 
-CARTOON_COLORS = [
-    (230, 60, 60),  # red
-    (250, 200, 50),  # yellow
-    (60, 160, 230),  # blue
-    (80, 190, 90),  # green
-    (240, 130, 40),  # orange
-    (150, 90, 200)]  # violet
-CARTOON_SKIES = [
-    (150, 215, 250),  # blue
-    (255, 225, 150),  # yellow
-    (250, 190, 200),  # pink
-    (190, 235, 200)]  # green
-CARTOON_SKINS = [
-    (255, 214, 170),  # pale
-    (255, 225, 80),  # yellow
-    (150, 95, 60),  # brown
-    (140, 200, 240)]  # blue
-CARTOON_HAIR = [
-    (40, 30, 40),  # black
-    (120, 60, 30),  # brown
-    (250, 200, 60),  # blond
-    (220, 70, 60)]  # red
+# Red, yellow, blue, green, orange, violet.
+CARTOON_COLORS = palette("#e63c3c #fac832 #3ca0e6 #50be5a #f08228 #965ac8")
+CARTOON_SKIES = palette("#96d7fa #ffe196 #fabec8 #beebc8")  # blue, yellow, pink, green
+CARTOON_SKINS = palette("#ffd6aa #ffe150 #965f3c #8cc8f0")  # pale, yellow, brown, blue
+CARTOON_HAIR = palette("#281e28 #783c1e #fac83c #dc463c")  # black, brown, blond, red
 
 
 def cartoon(scene, rng):
@@ -655,7 +674,7 @@ def cartoon(scene, rng):
         pen.polygon(beam, fill=ink(0.65 * sky + 90))
     for x in rng.integers(0, FINE, 3):  # hills
         hill = (x - 150, 230 + x // 8, x + 150, 600)
-        pen.ellipse(hill, fill=CARTOON_COLORS[rng.integers(6)])
+        pen.ellipse(hill, fill=ink(CARTOON_COLORS[rng.integers(6)]))
 
     table = pigments(rng, pick(rng, CARTOON_SKINS), CARTOON_COLORS)
     table[LOCKS] = pick(rng, CARTOON_HAIR)
@@ -665,17 +684,14 @@ def cartoon(scene, rng):
     return stamp(scene, image, table[scene.material] * shade[:, None])
 
 
-PENCILS = [
-    (50, 50, 60),  # graphite
-    (110, 60, 40),  # red chalk
-    (40, 50, 100)]  # blue
+PENCILS = palette("#32323c #6e3c28 #283264")  # graphite, red chalk, blue
 
 
 def sketch(scene, rng):
     rows, columns = np.ogrid[:SIZE, :SIZE]
     lines = layer(scene, outline(scene, scene.outfit[scene.part]))
     strength = np.zeros((SIZE, SIZE), np.float32)
-    for _ in range(2):  # the hand searches for the contour twice
+    for _ in range(2):  # the hand draws each line twice
         dy = np.rint(3 * noise(rng, 6)[..., 0]).astype(int)
         dx = np.rint(3 * noise(rng, 6)[..., 0]).astype(int)
         shaky = lines[nearest_pixel(rows + dy), nearest_pixel(columns + dx)]
@@ -685,40 +701,34 @@ def sketch(scene, rng):
     hatch = ((columns + rows) % 4 < 1) & (dark > 0.7)
     hatch |= ((columns - rows) % 4 < 1) & (dark > 0.9)
     strength = np.clip(strength + 0.5 * hatch, 0, 1)[..., None]
-    paper = np.float32((246, 240, 226)) + 5 * noise(rng, 80)
+    paper = np.float32(rgb("#f6f0e2")) + 5 * noise(rng, 80)
     image = picture_of(paper + (pick(rng, PENCILS) - paper) * strength)
 
     pen = ImageDraw.Draw(image)
     joints = rng.choice(scene.joints / 2, 5)
-    for (x, y, _), (dx, dy) in zip(joints, rng.normal(0, 40, (5, 2))):  # construction lines
-        pen.line((x - dx, y - dy, x + dx, y + dy), fill=(190, 182, 175))
-        pen.circle((x, y), abs(dx) / 3, outline=(200, 192, 185))
+    strokes = rng.normal(0, 40, (5, 2))
+    for (x, y, _), (dx, dy) in zip(joints, strokes):  # construction lines
+        pen.line((x - dx, y - dy, x + dx, y + dy), fill="#beb6af")
+        pen.circle((x, y), abs(dx) / 3, outline="#c8c0b9")
     return image
 
 
 def nearest_pixel(places):
-    """Rows or columns of a picture: those beyond the border become the border's."""
+    """Moves rows or columns that are outside of the picture to its border."""
     return np.clip(places, 0, SIZE - 1)
 
 
-EARTH_COLORS = [
-    (150, 50, 40),  # red
-    (190, 140, 75),  # ochre
-    (95, 100, 60),  # olive
-    (65, 85, 125),  # blue
-    (130, 85, 55),  # brown
-    (215, 195, 155),  # sand
-    (110, 55, 75)]  # wine
-OIL_SKINS = [
-    (245, 195, 150),
-    (215, 155, 110),
-    (150, 100, 70)]
+# Red, ochre, olive, blue, brown, sand, wine.
+EARTH_COLORS = palette("#963228 #be8c4b #5f643c #41557d #825537 #d7c39b #6e374b")
+OIL_SKINS = palette("#f5c396 #d79b6e #966446")
 
 
 @lru_cache
 def brush_strokes():
-    """For each pixel the offset (2, 160, 160), in y and x, to the middle of the brush stroke that
-    covers the pixel. The strokes are the same for all paintings; each one shifts them."""
+    """The way from each pixel to the middle of the stroke that covers it: (2, 160, 160) in y and x.
+
+    All paintings have the same strokes; each painting shifts them.
+    """
     rng = np.random.default_rng(0)
     middles = rng.uniform(0, SIZE, (9000, 2))
     angles = rng.normal(0.8, 0.6, 9000)
@@ -738,7 +748,8 @@ def oil_painting(scene, rng):
     image, _ = make_backdrop(ground * rng.uniform(0.15, 0.5, (5, 5, 1)))
     table = pigments(rng, pick(rng, OIL_SKINS), EARTH_COLORS)
     fold(scene, 1.5)
-    shade = 0.3 + 1.1 * light(scene, (rng.choice([-1, 1]), -0.7, 0.6)) ** 2
+    from_side = rng.choice([-1, 1])
+    shade = 0.3 + 1.1 * light(scene, (from_side, -0.7, 0.6)) ** 2
     picture = stamp(scene, image, table[scene.material] * shade[:, None])
 
     # Each stroke has the color that the picture has at the middle of the stroke.
@@ -750,12 +761,8 @@ def oil_painting(scene, rng):
     return picture[rows, columns] * (1 + ridges) * np.float32((1.05, 1, 0.85)) + 8
 
 
-STONES = [
-    (240, 236, 226),  # marble
-    (140, 105, 60),  # bronze
-    (200, 125, 90),  # clay
-    (165, 167, 165),  # granite
-    (95, 140, 120)]  # old copper
+# Marble, bronze, clay, granite, old copper.
+STONES = palette("#f0ece2 #8c693c #c87d5a #a5a7a5 #5f8c78")
 
 
 def sculpture(scene, rng):
@@ -765,11 +772,14 @@ def sculpture(scene, rng):
     for x in range(rng.integers(60), FINE, rng.integers(60, 120)):  # a museum's niches
         pen.rounded_rectangle((x, 40, x + 36, 400), 18, fill=ink(0.8 * wall))
     x, y, _ = scene.joints[scene.joints[:, 1].argmax()]  # the lowest joint stands on a plinth
-    pen.rectangle((x - 70, y + 6, x + 70, 2 * FINE), fill=ink(0.7 * stone))
-    pen.rectangle((x - 82, y + 2, x + 82, y + 16), fill=ink(0.85 * stone))
+    plinth = (x - 70, y + 6, x + 70, 2 * FINE)
+    slab = (x - 82, y + 2, x + 82, y + 16)
+    pen.rectangle(plinth, fill=ink(0.7 * stone))
+    pen.rectangle(slab, fill=ink(0.85 * stone))
 
     fold(scene, 1.5)
-    shade = light(scene, (rng.choice([-0.8, 0.8]), -0.8, 0.6), ambient=0.2)
+    from_side = rng.choice([-0.8, 0.8])
+    shade = light(scene, (from_side, -0.8, 0.6), ambient=0.2)
     gloss = rng.uniform(0, 0.6) * shade ** 9
     crevices = 0.25 * outline(scene, scene.part)
     shade += gloss - crevices
@@ -777,109 +787,101 @@ def sculpture(scene, rng):
     return picture * (1 + 0.08 * noise(rng, 30) + 0.08 * noise(rng, 80))
 
 
-DUSK = (185, 90, 20)
-GLOW = (255, 235, 150)
-LEATHERS = [
-    (130, 25, 15),  # red
-    (35, 80, 30),  # green
-    (70, 40, 15),  # brown
-    (150, 90, 10),  # yellow
-    (30, 40, 60),  # blue
-    (90, 20, 60)]  # purple
-PUPPET_SKINS = [
-    (150, 80, 20),
-    (60, 30, 12)]
+DUSK = rgb("#b95a14")
+GLOW = rgb("#ffeb96")
+# Red, green, brown, yellow, blue, purple.
+LEATHERS = palette("#82190f #23501e #46280f #965a0a #1e283c #5a143c")
+PUPPET_SKINS = palette("#965014 #3c1e0c")
 
 
 def shadow_play(scene, rng):
-    image, pen = make_backdrop([[DUSK, DUSK, DUSK], [DUSK, GLOW, DUSK], [DUSK, DUSK, DUSK]])
+    border = [DUSK, DUSK, DUSK]
+    image, pen = make_backdrop([border, [DUSK, GLOW, DUSK], border])
     for x, y, _ in scene.joints[9:11]:  # rods move the wrists
-        pen.line((x, y, x + rng.uniform(-60, 60), FINE), fill=(50, 25, 10), width=3)
+        hand = x + rng.uniform(-60, 60)
+        pen.line((x, y, hand, FINE), fill="#32190a", width=3)
     table = pigments(rng, pick(rng, PUPPET_SKINS), LEATHERS)
     if rng.random() < 0.4:
-        table[:] = (22, 12, 6)  # a plain black puppet
+        table[:] = rgb("#160c06")  # a plain black puppet
 
-    # Light shines through the joints between parts, and through a pattern of holes.
+    # Light shines through the cuts between parts, and through a pattern of holes.
     x = scene.pixels % FINE
     y = scene.pixels // FINE
     size = rng.uniform(0.4, 0.7)
     pattern = np.sin(size * (x + y)) * np.sin(size * (x - y)) > 0.5
     holes = pattern & (scene.material == TOP)
-    cut = 0.8 * np.maximum(outline(scene, scene.part, jump=1e9), holes)[:, None]
-    colors = table[scene.material] * (1 - cut) + np.float32((255, 200, 100)) * cut
+    cut = 0.8 * np.maximum(outline(scene, scene.part, jump=np.inf), holes)[:, None]
+    colors = table[scene.material] * (1 - cut) + np.float32(rgb("#ffc864")) * cut
     image = picture_of(stamp(scene, image, colors) * (1 + 0.05 * noise(rng, 60)))
 
     pen = ImageDraw.Draw(image)
     rivets = scene.joints[5:][~scene.covered[5:]] / 2
     for x, y, _ in rivets:
-        pen.circle((x, y), 1.5, fill=(255, 215, 120), outline=(40, 20, 5))
+        pen.circle((x, y), 1.5, fill="#ffd778", outline="#281405")
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8)))
 
 
-SILKS = [
-    (228, 222, 208),  # white
-    (150, 165, 175),  # blue
-    (205, 130, 110),  # red
-    (125, 150, 125),  # green
-    (110, 110, 115),  # grey
-    (215, 195, 150)]  # yellow
-SEAL = [(2, 3), (9, 3), (3, 8), (9, 8)]  # the stroke on it, in pixels
+# White, blue, red, green, grey, yellow.
+SILKS = palette("#e4ded0 #96a5af #cd826e #7d967d #6e6e73 #d7c396")
+SEAL = [(2, 3), (9, 3), (3, 8), (9, 8)]  # the corners of a stroke on the seal, in pixels
 
 
 def ink_painting(scene, rng):
-    paper = np.float32((238, 228, 205)) * (1 + 0.03 * noise(rng, 5) + 0.03 * noise(rng, 70))
+    fibres = 1 + 0.03 * noise(rng, 5) + 0.03 * noise(rng, 70)
+    paper = np.float32(rgb("#eee4cd")) * fibres
     columns = np.arange(SIZE)
     for height in rng.uniform(20, 110, 3):  # mountains, which fade downwards
-        bumps = np.interp(columns, np.linspace(0, SIZE, 8), rng.uniform(-25, 25, 8))
-        ridge = height + bumps
+        bumps = rng.uniform(-25, 25, 8)
+        ridge = height + np.interp(columns, np.linspace(0, SIZE, 8), bumps)
         below = np.float32(np.arange(SIZE)[:, None] - ridge)[..., None]
         paper -= 60 * np.exp(-np.maximum(below, 0) / 14) * (below > 0)
 
-    # Wet color, thinner here and there.
+    # The color is wet, and thinner here and there.
     shade = 0.7 + 0.35 * light(scene, (0.3, -0.6, 0.7))
     wet = picture_of(paper).resize((FINE, FINE), Image.Resampling.BOX)
-    table = pigments(rng, (240, 220, 195), SILKS)
+    table = pigments(rng, rgb("#f0dcc3"), SILKS)
     wash = stamp(scene, wet, table[scene.material] * shade[:, None])
     picture = paper + (wash - paper) * np.clip(0.8 + 0.5 * noise(rng, 8), 0, 1)
 
-    # Lines, thick and thin.
-    line = picture_of(layer(scene, 255 * outline(scene, scene.outfit[scene.part], width=2)))
-    line = np.asarray(line.filter(ImageFilter.GaussianBlur(0.8)))[..., None] / np.float32(255)
+    # The lines are thick and thin.
+    line = 255 * outline(scene, scene.outfit[scene.part], width=2)
+    line = picture_of(layer(scene, line)).filter(ImageFilter.GaussianBlur(0.8))
+    line = np.asarray(line)[..., None] / np.float32(255)
     strength = np.clip(line * (1.6 + 1.8 * noise(rng, 12)), 0, 1)
     image = picture_of(picture + (20 - picture) * strength)
 
-    # The seal, in one of the corners.
+    # The seal stands in one of the corners.
     pen = ImageDraw.Draw(image)
     x, y = rng.choice([6, 142], 2).tolist()
-    pen.rectangle((x, y, x + 11, y + 11), fill=(190, 40, 30))
-    pen.line([(x + dx, y + dy) for dx, dy in SEAL], fill=(240, 220, 200))
+    pen.rectangle((x, y, x + 11, y + 11), fill="#be281e")
+    pen.line([(x + dx, y + dy) for dx, dy in SEAL], fill="#f0dcc8")
     return image
 
 
-JEWELS = [
-    (210, 30, 45),  # red
-    (35, 80, 200),  # blue
-    (25, 150, 90),  # green
-    (240, 180, 40),  # yellow
-    (125, 50, 160),  # violet
-    (235, 110, 35)]  # orange
+# Red, blue, green, yellow, violet, orange.
+JEWELS = palette("#d21e2d #2350c8 #19965a #f0b428 #7d32a0 #eb6e23")
 PANES = 80
 
 
 @lru_cache
 def panes():
-    """Voronoi cells (320, 320): the number of the nearest of 80 random points. The cells wrap
-    around at the borders. They are the same for all windows; each one shifts them."""
+    """The number of the pane at each fine pixel: (320, 320).
+
+    A pane holds the pixels that are nearest to one of 80 random points, around the borders too.
+    All windows have the same panes; each window shifts them.
+    """
     points = np.random.default_rng(0).uniform(0, FINE, (PANES, 2, 1))
     apart = np.abs(points - np.arange(FINE))
-    y, x = (np.minimum(apart, FINE - apart) ** 2).transpose(1, 0, 2)
-    return (y[:, :, None] + x[:, None, :]).argmin(0).astype(np.uint16)
+    squares = np.minimum(apart, FINE - apart) ** 2  # (80, 2, 320)
+    to_rows = squares[:, 0, :, None]
+    to_columns = squares[:, 1, None, :]
+    return (to_rows + to_columns).argmin(0).astype(np.uint16)
 
 
 def stained_glass(scene, rng):
-    table = pigments(rng, (245, 210, 165), JEWELS)
-    table[LOCKS] = (110, 60, 25)
-    table[THING] = (245, 205, 70)
+    table = pigments(rng, rgb("#f5d2a5"), JEWELS)
+    table[LOCKS] = rgb("#6e3c19")
+    table[THING] = rgb("#f5cd46")
     table[NONE] = 0.6 * pick(rng, JEWELS[:3])
 
     # A saint has a nimbus, and a face of a single pane.
@@ -902,44 +904,29 @@ def stained_glass(scene, rng):
 
 
 STYLES = {
-    "photo": Style(
-        photo,
-        poses="stand stand walk walk run sit cheer cheer dance",
-        yaw=(0, 110),
-        clutter=5),
+    "photo": Style(photo, yaw=(0, 110), clutter=5),
     "cartoon": Style(
         cartoon,
-        yaw=(0, 60),
-        head=2.1, eyes=1.5, thick=1.1, legs=0.65, arms=0.85),
-    "sketch": Style(
-        sketch,
-        thick=0.9, legs=1.1, arms=1.05),
+        yaw=(0, 60), head=2.1, eyes=1.5, thick=1.1, legs=0.65, arms=0.85),
+    "sketch": Style(sketch, thick=0.9, legs=1.1, arms=1.05),
     "oil painting": Style(
-        oil_painting,
-        poses="stand walk sit sit dance bend cheer",
-        yaw=(0, 120),
-        thick=1.1, robe=0.6),
+        oil_painting, "stand walk sit sit dance bend cheer",
+        yaw=(0, 120), thick=1.1, robe=0.6),
     "sculpture": Style(
-        sculpture,
-        poses="stand stand dance sit squat cheer bend run",
-        yaw=(0, 130),
-        thick=1.1, robe=0.4),
+        sculpture, "stand stand dance sit squat cheer bend run",
+        yaw=(0, 130), thick=1.1, robe=0.4),
     "shadow play": Style(
-        shadow_play,
-        poses="stand walk walk run dance dance cheer sit bend",
-        yaw=(60, 105),
-        head=1.5, eyes=1.3, robe=0.4),
+        shadow_play, "stand walk walk run dance dance cheer sit bend",
+        yaw=(60, 105), head=1.5, eyes=1.3, robe=0.4),
     "ink painting": Style(
-        ink_painting,
-        poses="stand stand walk sit dance squat bend cheer",
-        yaw=(10, 110),
-        robe=0.85),
+        ink_painting, "stand stand walk sit dance squat bend cheer",
+        yaw=(10, 110), robe=0.85),
     "stained glass": Style(
-        stained_glass,
-        poses="stand stand stand walk sit cheer dance",
-        yaw=(0, 30),
-        head=1.25, eyes=1.3, robe=0.7)}
+        stained_glass, "stand stand stand walk sit cheer dance",
+        yaw=(0, 30), head=1.25, eyes=1.3, robe=0.7)}
 
+
+# ---- 6. Figures, and a data set of them ----------------------------------------------------------
 
 def draw_figure(style: str, rng: np.random.Generator) -> Figure:
     """Draws one random person in a style of STYLES.
@@ -957,12 +944,11 @@ def draw_figure(style: str, rng: np.random.Generator) -> Figure:
     outside = ((places < 0) | (places > SIZE - 1)).any(1)
     keypoints[outside] = 0
 
-    image = picture_of(STYLES[style].paint(scene, rng))
     box = (left, top, right - left, bottom - top)
-    return Figure(np.asarray(image), keypoints, box, area=int(np.asarray(silhouette).sum()))
+    area = int(np.asarray(silhouette).sum())
+    image = picture_of(STYLES[style].paint(scene, rng))
+    return Figure(np.asarray(image), keypoints, box, area)
 
-
-# ---- 6. The data set ------------------------------------------------------------------------------
 
 FIGURE_COUNTS = {"train": (4000, 600), "val": (300, 100)}  # of photos, and of each other style
 ANNOTATIONS = {"train": "training_figures.json", "val": "validation_figures.json"}
@@ -982,8 +968,8 @@ def write_figures(folder, counts, progress):
     """Draws the data set into a folder, in Human-Art's format: images/STYLE/SPLIT_NUMBER.jpg and a
     file of annotations for each split.
 
-    counts: how many photos, and how many figures of each other style, a split has: {split: (4, 2)}
-    progress: called with the parts of a split, and with words for them; gives the parts one by one
+    counts: {split: (number of photos, number of figures in each other style)}, as FIGURE_COUNTS
+    progress: passes on the parts of a split, given them and a text, and reports how far it is
     """
     for split_number, split in enumerate(counts):
         jobs = list_jobs(folder, split_number, split, *counts[split])
@@ -996,7 +982,8 @@ def write_figures(folder, counts, progress):
             for image, person in part:
                 images.append(image)
                 people.append(person)
-        content = {"images": images, "annotations": people, "categories": [coco_category()]}
+        categories = [coco_category()]
+        content = {"images": images, "annotations": people, "categories": categories}
         path = Path(folder) / "annotations" / ANNOTATIONS[split]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
@@ -1053,8 +1040,8 @@ def coco_person(job, figure):
 
 
 def coco_category():
-    """The category of people; COCO's skeleton counts joints from 1."""
+    """The category of a person. COCO's skeletons count the joints from 1."""
     skeletons = json.loads((HERE / "skeletons.json").read_text(encoding="utf-8"))
     names = skeletons["COCO17"]["names"]
-    edges = [[a + 1, b + 1] for a, b in skeletons["COCO17"]["edges"]]
-    return {"id": 1, "name": "person", "keypoints": names, "skeleton": edges}
+    bones = [[a + 1, b + 1] for a, b in skeletons["COCO17"]["edges"]]
+    return {"id": 1, "name": "person", "keypoints": names, "skeleton": bones}

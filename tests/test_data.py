@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import data
+from assets.figures import STYLES, draw_figure
 from data import (COCO17, GENTLE, REGDA, VITPOSE, Augmentation, Crops, DataError, crop_matrix, decode_heatmaps,
                   draw_figures, encode_heatmaps, half_body_box, invert_matrix, load_dataset, open_image,
                   select_images, to_coco, transform_points, unlabelled, warp_image, with_sentences, written_whole)
@@ -648,17 +649,17 @@ def test_half_a_body_is_a_box_around_the_mean_of_the_half_that_has_enough_keypoi
 def test_figures_are_written_in_human_arts_format(figures):
     content = json.loads((figures / "annotations" / "training_figures.json").read_text())
     assert {"id", "file_name", "width", "height", "category", "description"} <= set(content["images"][0])
-    assert len(content["images"]) == 3 + 2 * (len(data.STYLES) - 1)
+    assert len(content["images"]) == 3 + 2 * (len(STYLES) - 1)
     assert content["categories"][0]["keypoints"] == list(COCO17.names)
     as_human_art = load_dataset(f"humanart:{figures / 'annotations' / 'training_figures.json'}", "all")
     assert len(as_human_art.ids) == len(content["annotations"])
 
 
-@pytest.mark.parametrize("style", list(data.STYLES))
+@pytest.mark.parametrize("style", list(STYLES))
 def test_a_figures_labels_fit_its_picture(style):
     flags = []
     for seed in range(20):
-        figure = data.draw_figure(style, np.random.default_rng(seed))
+        figure = draw_figure(style, np.random.default_rng(seed))
         assert figure.image.shape == (160, 160, 3) and figure.image.dtype == np.uint8
         x, y, w, h = figure.box
         assert 0 <= x and x + w <= 160 and 0 <= y and y + h <= 160 and 0 < figure.area <= w * h
@@ -670,7 +671,7 @@ def test_a_figures_labels_fit_its_picture(style):
 
 
 def test_the_same_seed_draws_the_same_figure():
-    one, two = (data.draw_figure("photo", np.random.default_rng(5)) for _ in range(2))
+    one, two = (draw_figure("photo", np.random.default_rng(5)) for _ in range(2))
     assert np.array_equal(one.image, two.image) and np.array_equal(one.keypoints, two.keypoints)
 
 
@@ -684,4 +685,5 @@ def test_several_programs_that_start_at_once_share_one_set_of_figures(tmp_path):
         runs = list(pool.map(lambda _: subprocess.run(arguments, capture_output=True, text=True), range(3)))
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [data.FIGURES]
-    assert len(load_dataset(f"figures:{tmp_path / 'cache' / data.FIGURES}", "val").ids) == len(data.STYLES)
+    drawn = load_dataset(f"figures:{tmp_path / 'cache' / data.FIGURES}", "val")
+    assert len(drawn.ids) == len(STYLES)
