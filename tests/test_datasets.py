@@ -1,17 +1,21 @@
 """What must hold for the data sets of domain adaptation and for what makes them fit each other."""
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import convert
 import data
-from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, crop_matrix, load_dataset,
-                  make_skeleton, plain_name, to_coco, transform_points, unlabelled, with_skeleton)
+from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, PoseDataset,
+                  crop_matrix, encode_heatmaps, find_pictures, load_dataset, load_matlab, make_skeleton, no_people,
+                  plain_name, to_coco, transform_points, unlabelled, with_boxes, with_skeleton)
+from uda import supervised_loss
 
 COCO_IN_BODY16 = {name: BODY16.names.index(name) for name in COCO17.names if name in BODY16.names}
 
@@ -252,7 +256,7 @@ def test_lsp_as_in_regda_is_all_of_it_in_both_splits_without_hidden_joints(lsp):
         assert part.files == everything.files and len(part.annotated) == 2000
         assert (part.boxes == everything.boxes).all() and (part.keypoints == train.keypoints).all()
     assert set(np.unique(train.keypoints[:, :, 2])) == {0, 2}
-    flags = convert.load_matlab(lsp / "joints.mat", "joints", "")[2, :12]
+    flags = load_matlab(lsp / "joints.mat", "joints", "")[2, :12]
     assert (flags == 0).sum() == 21_976  # limb joints that RegDA takes for visible, of 24,000
     assert (train.keypoints[:, LIMBS, 2] > 0).sum() == 21_974  # two lie below their images, and below RegDA's heatmaps
     visible = everything.keypoints[:, :, 2] == 2
@@ -321,7 +325,7 @@ def test_a_broken_matlab_file_is_an_error_that_names_it(tmp_path):
 
 
 def test_a_matlab_file_that_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "LARGEST", 100)
+    monkeypatch.setattr(data, "LARGEST_MATLAB", 100)
     write_lsp(tmp_path, np.ones((3, 14, 4)))
     with pytest.raises(DataError, match="joints.mat: expected 'joints' .*, found joints of 3×14×4 numbers"):
         load_dataset(f"lsp:{tmp_path}", "all")
@@ -378,7 +382,7 @@ def test_a_fifth_of_surreal_is_not_trained_on(surreal):
     train, both = (load_dataset(f"surreal:{surreal}", split) for split in ("train", "all"))
     assert len(train.ids) == 12 and len(set(train.files)) == 12 and len(both.ids) == 21
     order = list(range(15))
-    convert.random.Random(42).shuffle(order)  # what RegDA does to all of its samples
+    random.Random(42).shuffle(order)  # what RegDA does to all of its samples
     assert train.files == [both.files[row] for row in order[3:]]
 
 
@@ -438,7 +442,7 @@ def test_human36m_is_tested_on_the_frames_that_regda_draws(tmp_path):
         write_json(tmp_path / "annotations" / f"keypoints2d_{subject}.json",
                    [{"name": "a.jpg", "keypoint2d": place} for place in points])
     write_images(tmp_path / "crop_images", ["a.jpg"], (48, 48))
-    drawn = convert.random.Random(42).choices(points + points, k=3200)
+    drawn = random.Random(42).choices(points + points, k=3200)
     val = load_dataset(f"human36m:{tmp_path}", "val")
     assert (val.keypoints[:, :, :2] == np.array(drawn)).all() and len(set(val.ids)) == 3200
 
@@ -693,5 +697,42 @@ def test_a_folder_without_the_data_set_is_an_error(tmp_path, name):
         load_dataset(f"{name}:{tmp_path}", "test")
     with pytest.raises(DataError, match=f"{name}:.*no such file or folder"):
         load_dataset(f"{name}:{tmp_path / 'missing'}", "all")
-    with pytest.raises(DataError, match=f"{name}:: no such file or folder"):
-        load_dataset(f"{name}:", "all")
+    if name != "figures":  # they are drawn where there is no root
+        with pytest.raises(DataError, match=f"{name}:: no such file or folder"):
+            load_dataset(f"{name}:", "all")
+
+
+# ------------------------------------------------------------------------------- a format of one's own
+
+def read_tables(root, split):
+    """A made-up format: a folder of pictures, and a table with a line for each joint of a person."""
+    dataset = no_people(find_pictures([root / split]), make_skeleton(("left_hand", "right_hand"), []))
+    dataset = with_boxes(dataset, np.arange(2), np.array([[4.0, 4, 40, 40], [8, 8, 30, 30]]))
+    joints = np.loadtxt(root / f"{split}.txt").reshape(2, 2, 3)
+    dataset.keypoints[:] = joints
+    return dataset
+
+
+def test_a_reader_that_is_entered_in_readers_opens_a_format_of_ones_own(tmp_path, monkeypatch):
+    write_images(tmp_path, ["train/a.png", "train/b.png"])
+    np.savetxt(tmp_path / "train.txt", [[10, 20, 2], [30, 20, 2], [12, 14, 1], [0, 0, 0]])
+    with pytest.raises(DataError, match="unknown data set 'tables' in 'tables:x': expected one of "
+                                        f"{', '.join(data.READERS)}$"):
+        load_dataset("tables:x", "train")
+
+    monkeypatch.setitem(data.READERS, "tables", read_tables)
+    dataset = load_dataset(f"tables:{tmp_path}", "train")
+    assert isinstance(dataset, PoseDataset) and dataset.name == f"tables:{tmp_path}"
+    assert len(load_dataset(f"tables:{tmp_path}#picture", "train").ids) == 2
+
+    # What the model is trained on: the crop of a person with its two heatmaps.
+    crop = Crops(dataset, (64, 64))[0, 0]
+    assert crop["image"].shape == (3, 64, 64) and crop["visible"].tolist() == [2, 2]
+    heatmaps, weights = encode_heatmaps(
+        crop["keypoints"][None], crop["visible"][None], (64, 64), (16, 16))
+    model = torch.nn.Conv2d(3, 2, 4, stride=4)
+    predicted = model(crop["image"][None] / 255)
+    loss = supervised_loss(predicted, heatmaps, weights)
+    loss.backward()
+    assert loss.isfinite() and model.weight.grad is not None
+    assert Crops(dataset, (64, 64))[1, 0]["visible"].tolist() == [1, 0]  # hidden; not labelled
