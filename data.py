@@ -62,6 +62,11 @@ class Skeleton:
         """Whether left and right are known. They are not in a skeleton of mere numbers."""
         return self.names[0] != "keypoint 1"
 
+    @cached_property
+    def has_sides(self):
+        """Whether left and right are known: not where the keypoints are "keypoint 1", "keypoint 2", ..."""
+        return self.names[0] != "keypoint 1"
+
 
 # ------------------------------------------------------------------------------------ data sets
 
