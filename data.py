@@ -59,7 +59,7 @@ class Skeleton:
 
     @property
     def has_sides(self):
-        """Whether left and right are known. They are not in a skeleton of mere numbers."""
+        """Whether left and right are known: not if the names are "keypoint 1", "keypoint 2", ..."""
         return self.names[0] != "keypoint 1"
 
     @cached_property
