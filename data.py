@@ -62,11 +62,6 @@ class Skeleton:
         """Whether left and right are known: not if the names are "keypoint 1", "keypoint 2", ..."""
         return self.names[0] != "keypoint 1"
 
-    @cached_property
-    def has_sides(self):
-        """Whether left and right are known: not where the keypoints are "keypoint 1", "keypoint 2", ..."""
-        return self.names[0] != "keypoint 1"
-
 
 # ------------------------------------------------------------------------------------ data sets
 
@@ -499,8 +494,9 @@ def with_skeleton(dataset, skeleton):
     missing = []
     nothing = len(dataset.skeleton.names)  # a further keypoint, which nobody has labelled
     for name, plain in zip(skeleton.names, wanted):
-        one, other = MIDPOINTS.get(plain, (plain, plain))
-        if plain in joint_of:
+        if plain in MIDPOINTS and plain not in joint_of:
+            one, other = MIDPOINTS[plain]
+        else:
             one = other = plain
         if one not in joint_of or other not in joint_of:
             missing.append(name)
@@ -771,18 +767,19 @@ def column(records, field, kind, name):
 
     kind: the field's (shape, type), such as BOX.
     name: what the records are called in errors, such as "FILE: annotation".
-    Raises DataError that names the first record which does not hold them.
+    Raises a DataError that names the first record that does not hold them.
     """
     array = to_array(records, field, kind)
-    if array is None:
-        wrong = [to_array([record], field, kind) is None for record in records]
-        place = wrong.index(True)
-        record = records[place]
-        expected = kind_in_words(kind)
-        found = found_in(record, field)
-        raise DataError(
-            f"{name} {place}{ids_of(record)}: expected {expected} in '{field}', found {found}")
-    return array
+    if array is not None:
+        return array
+    # One of the records is wrong. Which one?
+    wrong = [to_array([record], field, kind) is None for record in records]
+    place = wrong.index(True)
+    record = records[place]
+    expected = kind_in_words(kind)
+    found = found_in(record, field)
+    raise DataError(
+        f"{name} {place}{ids_of(record)}: expected {expected} in '{field}', found {found}")
 
 
 def to_array(records, field, kind):
@@ -1182,15 +1179,17 @@ def lsp_images(path, keypoints, rows):
 
 def read_surreal(root, split):
     """SURREAL as RegDA prepares it. A fifth of its training images is left out, as there."""
+    halves = ["train", "val"] if split == "all" else [split]
     parts = []
-    for name in ["train", "val"] if split == "all" else [split]:
+    for half in halves:
         for run in range(3):
-            parts.append((f"{name}/run{run}.json", f"{name}/run{run}"))
+            parts.append((f"{half}/run{run}.json", f"{half}/run{run}"))
     names, keypoints = read_cropped(root, parts, 24, "surreal as RegDA prepares it")
     rows = list(range(len(names)))
     if split == "train":
         random.Random(42).shuffle(rows)
-        rows = rows[min(len(rows) // 5, REGDA_TEST):]
+        held_out = min(len(rows) // 5, REGDA_TEST)
+        rows = rows[held_out:]
     names = [names[row] for row in rows]
     keypoints = keypoints[rows][:, SMPL_JOINTS]
     return one_each(root, BODY16, root, names, ["render"] * len(rows), keypoints)
@@ -1211,7 +1210,10 @@ def read_human36m(root, split):
 
 
 def read_cropped(root, parts, count, what):
-    """File names and visible keypoints (images, count, 3) of RegDA's (JSON file, image folder)."""
+    """File names and keypoints (images, count, 3) of parts: (JSON file, folder of images).
+
+    All keypoints are visible.
+    """
     names = []
     points = []
     for annotations, folder in parts:
