@@ -1507,9 +1507,9 @@ def load_dataset(spec, split, cache=None):
         others.
     Raises DataError for what cannot be read.
 
-    To add a format, write a function f(root, split) -> PoseDataset and enter it under a name:
-        data.READERS["myformat"] = f
-    Then "myformat:FOLDER" works wherever a data set is expected, with f(Path("FOLDER"), split).
+    To add a format, write a function f(root, split) -> PoseDataset and enter it in READERS:
+        READERS["myformat"] = f
+    Then "myformat:FOLDER" works wherever a data set is expected: it is f(Path("FOLDER"), split).
     """
     base, chosen = split_off_domains(spec)
     name, _, root = base.partition(":")
