@@ -298,8 +298,8 @@ def tuning_measures(args, row, folder):
     trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
     found["adapted"]["trained"] = int(trained.replace(",", ""))
     for model, domains in results.items():
-        # the pictures of few labels, and those of LSP
-        held_out = [domain for domain in domains if domain.startswith(("all of coco:", "all of lsp:"))]
+        prefixes = ("all of coco:", "all of lsp:")  # the pictures of few labels, and those of LSP
+        held_out = [domain for domain in domains if domain.startswith(prefixes)]
         if held_out:
             found[model]["held out"] = domains[held_out[0]]["AP"]
     return found
