@@ -234,7 +234,7 @@ def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, w
     of both is more exact than either. augmentation: of the crops; at random, but always the same for the same row.
     """
     device, size = next(model.parameters()).device, model.config.image_size
-    mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)  # (K,) the left elbow for the right one, ...
+    mirrored = torch.as_tensor(dataset.skeleton.mirrored, device=device)  # (K,) the left elbow for the right one, ...
     if getattr(model, "num_keypoints", len(mirrored)) != len(mirrored):
         raise DataError(f"{dataset.name}: {len(mirrored)} keypoints, but the model predicts {model.num_keypoints}")
     if texts is not None and dataset.sentences is None:
