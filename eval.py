@@ -67,9 +67,8 @@ class Scene:
     domain: str  # "photo", "oil painting", ...
     people: People
     detections: Detections
-    # Of a detection: 1 right, 0 wrong, -1 ignored.
-    positive: np.ndarray | None = None  # (areas, thresholds, detections)
-    ignored: np.ndarray | None = None  # (areas, people) bool
+    positive: np.ndarray | None = None  # (areas, thresholds, detections) see `classify_detections`
+    to_find: np.ndarray | None = None  # (areas, people) bool
 
 
 # ---------------------------------------------------------------------- object keypoint similarity
@@ -91,23 +90,38 @@ def keypoint_similarity(offset, area, sigmas):
 
 
 def object_keypoint_similarity(people, detections, sigmas):
-    """OKS (detections, people) of all pairs: the mean over the person's labelled keypoints.
+    """OKS (detections, people) of all pairs in an image: how similar they are, from 0 to 1.
 
-    A detection and a person of different categories have nothing in common: their OKS is 0.
+        OKS = Σ_{k ∈ L} similarity of keypoint k / |L|      L: the person's labelled keypoints
+
+    The OKS of a detection and a person of different categories is 0.
     """
     oks = np.zeros((len(detections.points), len(people.points)))
     for p in range(len(people.points)):
         labelled = np.flatnonzero(people.labelled[p])
         if len(labelled):
-            # `take` keeps the numbers in order, so that sums are rounded as in pycocotools.
+            # `take` keeps the memory's order, so that sums are rounded as in pycocotools.
             offset = detections.points.take(labelled, axis=1) - people.points[p, labelled]
             similarity = keypoint_similarity(offset, people.area[p], sigmas[labelled])
-        else:  # only the person's box is known: how far outside are the keypoints?
+        else:  # only the person's box is known: how far outside of it are the keypoints?
             offset = offset_from_box(detections.points, people.box[p])
             similarity = keypoint_similarity(offset, people.area[p], sigmas)
-        oks[:, p] = similarity.mean(1)  # over the labelled keypoints, or over all
+        oks[:, p] = similarity.mean(1)  # over the labelled keypoints; over all if there are none
     oks[detections.category_id[:, None] != people.category_id] = 0
     return oks
+
+
+def offset_from_box(points, box):
+    """How far points (..., 2) are outside of a box (4,), in x and in y.
+
+    COCO's rule for a person without labelled keypoints is that every point is perfect within the
+    box, grown by its size on all sides.
+    """
+    corner = box[:2]
+    size = box[2:]
+    before = np.maximum(0, corner - size - points)
+    behind = np.maximum(0, points - (corner + size * 2))
+    return before + behind
 
 
 # ---------------------------------------------------------------------------------- greedy matching
@@ -118,7 +132,7 @@ def match_one_image(oks, ignored, crowd, thresholds=THRESHOLDS):
     oks (detections, people): the detection with the best score comes first. A detection can match
     a person if their OKS is at least the threshold. ignored, crowd (people,) bool.
     """
-    thresholds = np.asarray(thresholds)
+    thresholds = np.atleast_1d(thresholds)
     matched = np.full((len(thresholds), len(oks)), -1)
     free = np.ones((len(thresholds), len(ignored)), bool)
     for d in np.flatnonzero((oks >= thresholds.min()).any(1)):  # the others match nobody
@@ -142,30 +156,29 @@ def last_argmax(values):
 # ------------------------------------------------------------------------ true and false positives
 
 def classify_detections(scene, sigmas):
-    """Finds out which detections of a scene are right, and sets its `positive` and `ignored`.
+    """Finds out which detections of a scene are right, and who is to be found.
 
-    A detection is right, a true positive, if it matches a person. It is wrong, a false positive, if
-    it matches nobody. It is ignored if it matches an ignored person, or if it matches nobody and
-    its own area is out of range. For each range of areas, the people whose area is out of range are
-    ignored, too.
+    A detection is right, a true positive (1), if it matches a person. It is wrong, a false positive
+    (0), if it matches nobody. It is ignored (-1) if it matches an ignored person, or if it matches
+    nobody and its own area is out of range. For each range of areas, the people whose area is out
+    of range are ignored, too; all others are to be found.
     """
     people, detections = scene.people, scene.detections
     oks = object_keypoint_similarity(people, detections, sigmas)
     scene.positive = np.empty((len(AREAS), len(THRESHOLDS), len(oks)), np.int8)
-    scene.ignored = np.empty((len(AREAS), len(people.area)), bool)
+    scene.to_find = np.empty((len(AREAS), len(people.area)), bool)
     for a, (low, high) in enumerate(AREAS):
         ignored = people.ignored | (people.area < low) | (people.area > high)
-        matched = match_one_image(oks, ignored, people.crowd)    # (thresholds, detections)
+        scene.to_find[a] = ~ignored
+        matched = match_one_image(oks, ignored, people.crowd)   # (thresholds, detections)
 
-        value = np.where(ignored, -1, 1)       # (people,) what a detection is that matches this one
-        value[people.id_is_zero & ~ignored] = 0   # pycocotools takes id 0 for "matched nobody"
-        value = np.append(value, 0)            # value[-1] is for the detections that match nobody
+        value = np.where(ignored, -1, 1)    # (people,) of the detections that match this person
+        value[people.id_is_zero & ~ignored] = 0     # pycocotools takes id 0 for "matched nobody"
+        value = np.append(value, 0)         # value[-1] is of the detections that match nobody
         positive = value[matched]
-
         outside = (detections.area < low) | (detections.area > high)
         positive[(positive == 0) & outside] = -1
         scene.positive[a] = positive
-        scene.ignored[a] = ignored
 
 
 # ----------------------------------------------------------------------------- precision and recall
@@ -200,7 +213,7 @@ def coco_numbers(scenes):
     detected = np.concatenate([scene.detections.category_id for scene in scenes])
     positive = np.concatenate([scene.positive for scene in scenes], axis=2)
     annotated = np.concatenate([scene.people.category_id for scene in scenes])
-    ignored = np.concatenate([scene.ignored for scene in scenes], axis=1)
+    to_find = np.concatenate([scene.to_find for scene in scenes], axis=1)
 
     categories = np.unique(annotated)
     precision = np.full((len(AREAS), len(THRESHOLDS), len(RECALLS), len(categories)), np.nan)
@@ -208,10 +221,10 @@ def coco_numbers(scenes):
     for c, category in enumerate(categories):
         rows = np.flatnonzero(detected == category)
         rows = rows[np.argsort(-score[rows], kind="stable")]    # best first, equal ones in order
-        to_find = (~ignored[:, annotated == category]).sum(1)   # (areas,) the number of people
+        num_people = to_find[:, annotated == category].sum(1)   # (areas,)
         for a, t in np.ndindex(len(AREAS), len(THRESHOLDS)):
-            if to_find[a]:
-                curve, reached = precision_recall(positive[a, t, rows], to_find[a])
+            if num_people[a]:
+                curve, reached = precision_recall(positive[a, t, rows], num_people[a])
                 precision[a, t, :, c] = curve
                 recall[a, t, c] = reached
 
@@ -223,6 +236,12 @@ def coco_numbers(scenes):
         numbers[f"{name} (M)"] = mean_or_minus_1(values[MEDIUM])
         numbers[f"{name} (L)"] = mean_or_minus_1(values[LARGE])
     return numbers
+
+
+def mean_or_minus_1(values):
+    """The mean of the values that are not NaN, -1 if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else -1.0
 
 
 def evaluate_oks(annotations, results, sigmas=COCO17.sigmas):
@@ -337,7 +356,7 @@ def heatmaps_of(model, dataset, people, texts=None, flip_test=False, batch_size=
                         num_workers=workers, worker_init_fn=ignore_group_signals)
     for batch in loader:
         images = normalize(batch["image"].to(device))                   # (B, 3, H, W)
-        if flip_test and dataset.skeleton.has_sides:
+        if flip_test and dataset.skeleton.has_sides:  # else nobody knows left from right
             yield batch, flip_tested(model, images, batch["sentence"], texts, dataset.skeleton)
         else:
             yield batch, run_model(model, images, batch["sentence"], texts)
@@ -374,7 +393,6 @@ def coco_results(image_ids, points, scores):
 # === Appendix: reading annotations and results; skip on a first reading ===========================
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -532,26 +550,7 @@ def best_detections(detections):
     return rows_of(detections, best)
 
 
-def offset_from_box(points, box):
-    """How far outside of a box (4,) points (..., 2) are, to the right and down.
-
-    It is COCO's rule for a person without labelled keypoints: within the box, grown by its size on
-    all sides, every point is perfect.
-    """
-    corner = box[:2]
-    size = box[2:]
-    before = np.maximum(0, corner - size - points)
-    behind = np.maximum(0, points - (corner + size * 2))
-    return before + behind
-
-
-def mean_or_minus_1(values):
-    """The mean of the values that are not NaN, -1 if there are none."""
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else -1.0
-
-
-# === Appendix: domains, the papers' PCK; skip on a first reading ==================================
+# === Appendix: domains and PCK; skip on a first reading ===========================================
 
 def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
     """The numbers of `evaluate_oks`, and the same ten for each domain: numbers, {domain: numbers}.
@@ -1008,8 +1007,8 @@ def stopped(number=signal.SIGINT, run=None):
 
 # === Appendix: the command; skip on a first reading ===============================================
 
+# The names of COCO's categories; CATEGORIES[1] is "person": the place in the list is COCO's id.
 CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]
-# CATEGORIES[1] is "person": the place in the list is COCO's category id.
 
 
 @dataclass
@@ -1157,39 +1156,37 @@ def poses_of_model(options):
         check_out(options, dataset)
     dataset, texts = with_texts(dataset, model, options)
 
-    # Which people? The labelled ones of a data set, each picture as a whole, or all in the boxes.
-    boxes = detect(dataset, options) if options.detect else options.boxes
-    found, box_scores = dataset, None
-    if boxes:
-        names = image_names(dataset, options)
-        rows, boxes, box_scores = read_boxes(boxes, names, CATEGORIES.index(options.category))
-        found = with_boxes(dataset, rows, boxes)
-    if options.data and box_scores is None:
+    # Which people? All in detected boxes, the labelled ones of a data set, or one in each picture.
+    boxes_file = options.boxes
+    if options.detect:
+        boxes_file = detect(dataset, options)
+    boxed = dataset
+    box_scores = None
+    if boxes_file:
+        boxed, box_scores = with_detected_boxes(dataset, boxes_file, options)
+    if options.data and not boxes_file:
         people = dataset.annotated
     else:
-        people = np.arange(len(found.ids))
+        people = np.arange(len(boxed.ids))
 
-    results = predict_people(model, found, texts, people, box_scores, options.workers)
+    results = predict_people(model, boxed, texts, people, box_scores, options.workers)
     if options.out:
-        write_poses(options, found, results)
+        write_poses(options, boxed, results)
         panels = {"": results}
         if options.compare:
-            original = predict_people(model, found, None, people, box_scores, options.workers)
+            original = predict_people(model, boxed, None, people, box_scores, options.workers)
             panels = {"original": original, "adapted": results}
-        draw_pictures(options, found, people, panels)
+        draw_pictures(options, boxed, people, panels)
     if options.data:
         pck = None  # in detected boxes nobody knows whose pose it is
-        if options.details and box_scores is None:
+        if options.details and not boxes_file:
             pck = pck_of_results(dataset, results, model.config.image_size,
                                  groups=dataset.skeleton.groups)
         print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
 
 
 def print_numbers(annotations, results, sigmas, as_json, domains=True, pck=None):
-    """Prints COCO's ten numbers, with `domains` those of each domain, and PCK where it is given.
-
-    pck: {group: PCK}. as_json: whether programs are to read it.
-    """
+    """Prints COCO's ten numbers, with `domains` also those of each domain, and pck {group: PCK}."""
     tables = {}
     if domains:
         numbers, tables["domains"] = evaluate_domains(annotations, results, sigmas)
@@ -1285,13 +1282,6 @@ def with_texts(dataset, model, options):
     return dataset, encode_sentences(clip_text, different, model.about.get("per_token", False))
 
 
-def image_names(dataset, options):
-    """{the image_id that a file of boxes may have: row of the image}."""
-    if not options.data:
-        return picture_rows(dataset.files)
-    return {number: row for row, number in enumerate(dataset.image_ids.tolist())}
-
-
 def detect(dataset, options):
     """Looks for --category in all images, and writes boxes.json in COCO's results format.
 
@@ -1328,6 +1318,19 @@ def detector_name(options):
         raise DataError(f"{people_only} finds only people; other categories need "
                         f"{' or '.join(others)}")
     return options.detect
+
+
+def with_detected_boxes(dataset, path, options):
+    """The data set with the people in the boxes of a file, and the boxes' scores (people,).
+
+    The file's image_id is an image's id in a data set, and the file's name of an own picture.
+    """
+    if options.data:
+        names = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
+    else:
+        names = picture_rows(dataset.files)
+    rows, boxes, scores = read_boxes(path, names, CATEGORIES.index(options.category))
+    return with_boxes(dataset, rows, boxes), scores
 
 
 def load_detector(name):
@@ -1417,6 +1420,8 @@ def draw_pictures(options, dataset, people, panels):
 
 
 # Until train.py has its dataclasses: from here to the end of this block ---------------------------
+
+import csv
 
 with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding="utf-8") as file:
     OPTIONS = list(csv.DictReader(file))  # of both commands, but for those of train.py's recipes

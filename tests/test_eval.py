@@ -7,15 +7,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data import COCO17, DataError
-from eval import (THRESHOLDS, coco_results, evaluate_domains, evaluate_oks, evaluate_pck,
-                  keypoint_similarity, main, match_one_image, number, object_keypoint_similarity,
-                  oks_nms, read_scenes)
+from eval import (THRESHOLDS, NumbersOptions, PosesOptions, coco_results, defaults_of,
+                  evaluate_domains, evaluate_oks, evaluate_pck, keypoint_similarity, main,
+                  match_one_image, number, object_keypoint_similarity, oks_nms, only_with,
+                  only_without, option, read_options, read_scenes)
 
 SIGMAS = {K: np.random.default_rng(K).uniform(0.02, 0.12, K) for K in (1, 14, 21, 26, 133)} | {17: COCO17.sigmas}
 
@@ -309,6 +311,15 @@ def test_the_numbers_of_a_domain_are_those_of_pycocotools_on_its_images():
             assert list(numbers.values()) == pytest.approx(expected, abs=1e-12, rel=0), seed
 
 
+def test_a_domain_without_anybody_is_listed_too():
+    annotations = scene(person(), images=(1, 2))
+    annotations["images"][1]["category"] = "oil_painting"
+    numbers, domains = evaluate_domains(annotations, [pose()])
+    assert domains["photo"] == numbers == evaluate_oks(annotations, [pose()])
+    assert list(domains) == ["oil painting", "photo"]
+    assert set(domains["oil painting"].values()) == {-1}
+
+
 def test_faster_coco_eval_gives_the_same_numbers(case17):
     faster = pytest.importorskip("faster_coco_eval")
     annotations, results = case17
@@ -550,10 +561,87 @@ def test_a_number_of_an_option_is_within_its_limits_or_the_message_says_them(kin
         assert str(error.value) == f"expected {expected}, found {text}"
 
 
-@pytest.mark.parametrize("option", ["--workers", "--pictures"])
-def test_an_option_that_counts_takes_no_negative_number(option, capsys):
-    assert main([option, "-1"]) == 2
-    assert f"{option}: expected an integer of at least 0, found -1" in capsys.readouterr().err
+@dataclass
+class Options:
+    """A small program's options: each is a field, with all that is to be known of it."""
+    strategy: str = option("vlpose", choices=("vlpose", "full"), help="What is trained.")
+    num_prompts: int = option(4, paper=8, least=0, only=[only_with("strategy", "vlpose")],
+                              help="The number of prompts.")
+    weights: str | None = option(None, help="Start from these.")
+    base_lr: float = option(1e-3, above=0, only=[only_without("weights")], help="A rate.")
+    image_size: list[int] | None = option(None, least=32, step=32, nargs=2, help="In pixels.")
+    steady: bool = option(False, help="Whether it is steady.")
+
+
+def read(line, recipe="minutes"):
+    return read_options(Options, line.split(), defaults_of(Options, recipe), "A small program.")
+
+
+def test_the_fields_of_a_dataclass_are_a_programs_options():
+    assert read("") == Options("vlpose", 4, None, 1e-3, None, False)
+    assert read("", "paper") == Options("vlpose", 8, None, 1e-3, None, False)
+    given = read("--num-prompts 2 --weights W --image-size 64 96 --steady")
+    assert given == Options("vlpose", 2, "W", 1e-3, [64, 96], True)
+    assert read("--strategy full --num-prompts 4").num_prompts == 4  # the default is never in vain
+
+
+@pytest.mark.parametrize("line, message", [
+    ("--strategy full --num-prompts 2",
+     "--num-prompts: has no effect; it counts only with --strategy vlpose"),
+    ("--weights W --base-lr 1", "--base-lr: has no effect; it counts only without --weights"),
+    ("--base-lr 0", "argument --base-lr: expected a number above 0, found 0; --help lists"),
+    ("--image-size 64 65",
+     "argument --image-size: expected a multiple of 32 of at least 32, found 65"),
+    ("--strategy none", "argument --strategy: invalid choice: 'none'"),
+    ("--num 3", "unrecognized arguments: --num 3; --help lists the options"),
+])
+def test_an_option_that_is_wrong_or_given_in_vain_is_refused_by_name(line, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        read(line)
+
+
+def test_the_help_says_when_an_option_counts_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "only with --strategy vlpose: --num-prompts" in text
+    assert "The number of prompts. (default: 4)" in text
+    assert "Start from these. --image-size" in text  # no default: nothing is said
+
+
+@pytest.mark.parametrize("kind", [NumbersOptions, PosesOptions])
+def test_the_conditions_of_options_name_options_that_there_are(kind):
+    names = {entry.name for entry in fields(kind)}
+    for entry in fields(kind):
+        assert {condition.other for condition in entry.metadata["only"]} <= names - {entry.name}
+        assert entry.metadata["help"].endswith(".")
+
+
+def test_the_help_of_the_command_is_of_both_its_ways(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for kind in (NumbersOptions, PosesOptions):
+        assert all(f"--{entry.name.replace('_', '-')}" in text for entry in fields(kind))
+
+
+@pytest.mark.parametrize("line, message", [
+    ("--results r --annotations a --device cpu", "--device: has no effect with --results: "),
+    ("--results=r --annotations=a --checkpoint=M", "--checkpoint: has no effect with --results: "),
+    ("--checkpoint M --data d:x --annotations a", "it counts only with --results"),
+    ("--results r", "expected --results, --annotations; or --checkpoint and --data, or"),
+    ("--checkpoint M", "expected --results, --annotations; or --checkpoint and --data, or"),
+    ("", "expected --results, --annotations; or --checkpoint and --data, or"),
+])
+def test_numbers_of_a_file_and_poses_of_a_model_are_told_apart(line, message, capsys):
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--workers", "--pictures"])
+def test_an_option_that_counts_takes_no_negative_number(flag, capsys):
+    assert main([flag, "-1"]) == 2
+    assert f"{flag}: expected an integer of at least 0, found -1" in capsys.readouterr().err
 
 
 def write(folder, annotations, results):
