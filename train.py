@@ -353,9 +353,8 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   ignore_group_signals, join_processes, load_dataset, mean_of_all, my_share, open_image, processes,
                   read_boxes, to_coco, transform_points, unlabelled, unreadable, wait_for_all, warp_image, with_boxes,
                   with_sentences, with_skeleton, write_json, written_whole)
-from eval import (GPU, HELP, KINDS, Parser, by_domain, classify_detections, coco_numbers, draw_pose, fail,
-                  format_table, highest_cells, parse, pck_of_cells, pck_of_results, predict, predict_people,
-                  read_truth_and_detections)
+from eval import (GPU, HELP, KINDS, Parser, draw_pose, evaluate_domains, evaluate_pck_grid, fail, format_table,
+                  heatmaps_of, highest_cells, parse, pck_of_results, predict, predict_people)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
                     load_strictly, load_weights, read_file, save_checkpoint, save_tensors, with_keypoints)
@@ -863,7 +862,7 @@ def validation(tests, texts, workers, stage, model):
     if stage.name == "style" or not len(people):
         return math.nan
     some = test.dataset.select_people(people[::math.ceil(len(people) / SOME)])
-    results = predict(model, some, read, flip=False, workers=workers)
+    results = predict(model, some, read, flip_test=False, workers=workers)
     return pck_of_results(some, results, model.config.image_size, groups=some.skeleton.groups)["mean"]
 
 
@@ -923,7 +922,7 @@ def compare_pck(models, texts, stylist, test, run, options):
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
     table, results, labelled = {}, {}, len(test.annotated) > 0
-    results_of = partial(predict, dataset=test, flip=False, workers=run.workers)
+    results_of = partial(predict, dataset=test, flip_test=False, workers=run.workers)
     for name, model in models.items():
         read = texts if isinstance(model, VLPose) else None
         save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, options)
@@ -967,9 +966,8 @@ def domain_table(dataset, results, size, detected=False):
     """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and the same of "all of" the data set: COCO's AP and
     PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows whose pose it is, so PCK is -1."""
     domains, whole = dataset.domains[dataset.image_index[dataset.annotated]], f"all of {dataset.name}"
-    truth, detections, sigmas = read_truth_and_detections(to_coco(dataset), results, dataset.skeleton.sigmas)
-    classified = classify_detections(truth, detections, sigmas)
-    numbers = by_domain(truth, detections, *classified) | {whole: coco_numbers(truth, detections, *classified)}
+    of_all, of_domains = evaluate_domains(to_coco(dataset), results, dataset.skeleton.sigmas)
+    numbers = of_domains | {whole: of_all}
     chosen = {domain: domains == domain for domain in numbers} | {whole: np.full(len(domains), True)}
     return {domain: {"AP": row["AP"], "PCK": -1.0 if detected else
                      pck_of_results(dataset, results, size, chosen[domain])["mean"]}
@@ -979,17 +977,13 @@ def domain_table(dataset, results, size, detected=False):
 @torch.inference_mode()
 def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     """`evaluate_pck_grid` of a model on the annotated people of a data set, without the flip test. texts: as above."""
-    cells, size, training = [], model.config.image_size, model.training
+    cells, size = [], model.config.image_size
     grid = (size[0] // 4, size[1] // 4)
-    model.eval()
-    keys = my_share([(int(row), 0) for row in dataset.annotated], 64)
-    for batch in DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers, worker_init_fn=ignore_group_signals):
-        images = normalize(batch["image"].to(next(model.parameters()).device))
-        predicted = run_model(model, images, batch["sentence"], texts).float().cpu()
+    for batch, predicted in heatmaps_of(model, dataset, dataset.annotated, texts, workers=workers):
         target, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, grid, model.config.sigma)
-        cells.append((highest_cells(predicted), highest_cells(target), weights.numpy()))
-    model.train(training)
-    return pck_of_cells(*map(np.concatenate, zip(*all_items(cells))), grid, threshold, groups)
+        cells.append((highest_cells(predicted.float().cpu()), highest_cells(target), weights.numpy()))
+    predicted, target, visible = map(np.concatenate, zip(*all_items(cells)))
+    return evaluate_pck_grid(predicted, target, visible, grid, threshold, groups)
 
 
 def without_labels(model, dataset, results, texts=None, workers=0):
@@ -998,7 +992,7 @@ def without_labels(model, dataset, results, texts=None, workers=0):
     random, always the same. results: what `predict` gave for all people in the plain crop, without the flip test."""
     people, size = np.arange(len(dataset.ids)), model.config.image_size
     view = Augmentation(scale=0.2, shift=0.1, rotation=20)
-    others = predict(model, dataset, texts, people, flip=False, workers=workers, augmentation=view)
+    others = predict(model, dataset, texts, people, flip_test=False, workers=workers, augmentation=view)
     plain, moved = (np.reshape([result["keypoints"] for result in found], (len(people), -1, 3))
                     for found in (results, others))
     apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
