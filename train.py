@@ -1044,15 +1044,15 @@ def draw_curves(rows, width=480, height=180):
     picture = Image.new("RGB", (2 * width, height * max(1, len(stages))), "white")
     for place, stage in enumerate(stages):
         of_stage = [row for row in rows if row["stage"] == stage]
-        top = place * height + 30
-        draw_chart(picture, (50, top), f"{stage}: loss", of_stage, "loss")
-        draw_chart(picture, (width + 50, top),
-                   f"{stage}: PCK@0.05 of training batches, and validation", of_stage, "pck")
+        top = place * height
+        pck_title = f"{stage}: PCK@0.05 of training batches, and validation"
+        draw_chart(picture, (0, top, width, top + height), f"{stage}: loss", of_stage, "loss")
+        draw_chart(picture, (width, top, 2 * width, top + height), pck_title, of_stage, "pck")
     return picture
 
 
-def draw_chart(picture, corner, title, rows, key, width=415, height=125):
-    """Draws a column of the log as a curve, with its upper left corner there; none if it is NaN."""
+def draw_chart(picture, box, title, rows, key):
+    """Draws a column of the log as a curve into a box of the picture; nothing if all of it is NaN."""
     steps = np.array([row["step"] for row in rows])
     values = np.array([row[key] for row in rows])
     if np.isnan(values).all():  # a stage that predicts no keypoints
@@ -1062,19 +1062,17 @@ def draw_chart(picture, corner, title, rows, key, width=415, height=125):
     if key == "pck":
         lines["seagreen"] = np.array([row["validation"] for row in rows])
     highest = np.nanmax(list(lines.values())) or 1
+    left, top, right, bottom = np.add(box, (50, 30, -15, -25)).tolist()  # within the margins
     draw = ImageDraw.Draw(picture)
-    left, top = corner
-    right = left + width
-    bottom = top + height
     draw.text((left, top - 22), title, "black")
     for tick in range(5):
-        y = bottom - tick / 4 * height
+        y = bottom - tick / 4 * (bottom - top)
         draw.line([(left, y), (right, y)], (225, 225, 225))
         draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
     draw.text((right, bottom + 5), f"{rows[-1]['step']} steps", "black", anchor="ra")
     for color, line in lines.items():
-        x = left + steps / steps[-1] * width
-        y = bottom - line / highest * height
+        x = left + steps / steps[-1] * (right - left)
+        y = bottom - line / highest * (bottom - top)
         known = np.isfinite(y)
         draw.line(list(zip(x[known], y[known])), color, 2)
 
@@ -1189,8 +1187,8 @@ class Signals:
 
 # === Appendix: the cache of trained models; skip on a first reading ===============================
 #
-# A cached model is found by its stage's options, its data and its starting weights. Its file has the
-# hashes of the code that trained it: if a module has been edited since, the model is trained anew.
+# A cached model is found by its stage's options, its data and its starting weights. Its file has
+# hashes of the code that trained it: if a module was edited since then, it is trained anew.
 
 MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
 
