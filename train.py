@@ -498,11 +498,12 @@ def adapt(stage, student, restyle, texts, text_dim, crops, run):
     if texts:
         adapter = LORA if options.strategy == "lora" else {}
         student = VLPose(student, text_dim, **adapter)
-    weights = LossWeights(consistency=options.consistency, adversarial=options.feature_level,
-                          information=options.pose_level)
+    weights = LossWeights(consistency=options.consistency, feature_level=options.feature_level,
+                          pose_level=options.pose_level)
     alignment = MultiLevelAlignment(
         student, restyle, weights, views=crops.target_views, decay=options.ema_decay,
-        source_keypoints=crops.source_keypoints, compute=run.compute).to(options.device)
+        source_keypoints=crops.source_keypoints, compute=run.compute)
+    alignment.to(options.device)
 
     def loss_of(source, target):
         return alignment_loss(alignment, crops.source_views, texts, source, target)

@@ -676,10 +676,11 @@ def test_every_fifth_of_a_stage_is_validated_and_each_loss_of_the_alignment_is_l
     header, *rows = (line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines())
     table = [dict(zip(header, row)) for row in rows]
     assert header == ["stage", "step", "loss", "pck", "validation", "content", "style", "supervised", "consistency",
-                      "adversarial", "information"]
+                      "feature_level", "pose_level"]
     assert [row["step"] for row in table if row["validation"] != "nan"] == ["100"]
     for row in table:
-        parts = {"style": ("content", "style"), "adapt": ("supervised", "consistency", "adversarial", "information")}
+        parts = {"style": ("content", "style"),
+                 "adapt": ("supervised", "consistency", "feature_level", "pose_level")}
         if row["stage"] in parts:
             assert float(row["loss"]) == pytest.approx(sum(float(row[part]) for part in parts[row["stage"]]), rel=1e-5)
     printed = capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""The parts of uda.py: each against its equation written out with loops, or against SciPy, torchvision or data.py."""
+"""The parts of uda.py against their equations in loops, or against SciPy, torchvision, data.py."""
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,14 +13,16 @@ from torchvision.transforms.functional import InterpolationMode, affine
 
 import data
 import uda
-from data import COCO17, PoseDataset, draw_figure, encode_heatmaps, invert_matrix, transform_points, warp_image
+from data import (COCO17, PoseDataset, draw_figure, encode_heatmaps, invert_matrix,
+                  transform_points, warp_image)
 from eval import predict
-from uda import (GENTLE_VIEWS, Compute, DomainDiscriminator, LossWeights, MultiLevelAlignment, StyleTransfer, Views,
-                 adain, adversarial_loss, confidence_mask, consistency_loss, ema_update, heatmaps_and_features,
-                 information_maximization_loss, jitter_color, make_teacher, occlude, peaks, random_affine, rectify,
-                 resize_affine, reverse_gradient, supervised_loss, warp)
-from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, VLPose, WeightsError, cache_folder, load_backbone,
-                    load_pose_model, save_checkpoint)
+from uda import (GENTLE_VIEWS, Compute, DomainDiscriminator, LossWeights, MultiLevelAlignment,
+                 StyleTransfer, Views, adain, adversarial_loss, confidence_mask, consistency_loss,
+                 ema_update, heatmaps_and_features, information_maximization_loss, jitter_color,
+                 make_teacher, occlude, peaks, random_affine, rectify, resize_affine,
+                 reverse_gradient, supervised_loss, warp)
+from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, VLPose, WeightsError, cache_folder,
+                    load_backbone, load_pose_model, save_checkpoint)
 
 VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), decoder_dim=16, sigma=1.0)
 SIMPLE = ViTConfig(32, 2, 4, 0.5, 0, 1.0, image_size=(64, 64), decoder_dim=0)
@@ -44,7 +46,8 @@ def to_tensor(picture):
 @pytest.fixture
 def figures():
     """Two drawn people (2, 3, 96, 96), RGB in [0, 1]."""
-    pictures = [Image.fromarray(draw_figure(style, np.random.default_rng(0)).image) for style in ("photo", "cartoon")]
+    pictures = [Image.fromarray(draw_figure(style, np.random.default_rng(0)).image)
+                for style in ("photo", "cartoon")]
     return torch.stack([to_tensor(picture.resize((96, 96))) for picture in pictures])
 
 
@@ -53,19 +56,21 @@ def resnet():
     return PoseModel(replace(MODEL_CONFIGS["resnet18"], image_size=(64, 64)))
 
 
-# ------------------------------------------------------------------------------------------------------- the student
+# -------------------------------------------------------------------------------------- the student
 
 @torch.no_grad()
 def test_a_resnet_becomes_three_deconvolutions_of_256_channels_and_a_quiet_predictor(resnet):
     images = torch.randn(2, 3, 64, 64)
-    assert resnet(images).shape == (2, 17, 16, 16) and resnet.features(images).shape == (2, 256, 16, 16)
+    assert resnet(images).shape == (2, 17, 16, 16)
+    assert resnet.features(images).shape == (2, 256, 16, 16)
     deconvolutions = [layer for layer in resnet.modules() if isinstance(layer, nn.ConvTranspose2d)]
     assert [layer.out_channels for layer in deconvolutions] == [256, 256, 256]
     assert resnet.head.predictor.weight.std() == pytest.approx(0.001, rel=0.1)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [VIT, SIMPLE, None], ids=["ViT", "ViT with the simple decoder", "ResNet"])
+@pytest.mark.parametrize("config", [VIT, SIMPLE, None],
+                         ids=["ViT", "ViT with the simple decoder", "ResNet"])
 def test_the_features_of_every_student_are_what_its_heatmaps_are_made_of(config, resnet):
     student = (PoseModel(config, 5) if config else resnet).eval()
     images = torch.rand(2, 3, 64, 64)
@@ -86,7 +91,8 @@ def test_a_resnet_starts_from_torchvisions_weights_without_their_classifier(tmp_
     public.avgpool = public.fc = nn.Identity()
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(body(images).flatten(1), public(images))
-    with pytest.raises(WeightsError, match="resnet18.pth: another architecture: tensor layer1.0.bn3.bias is nothing"):
+    message = "resnet18.pth: another architecture: tensor layer1.0.bn3.bias is nothing"
+    with pytest.raises(WeightsError, match=message):
         load_backbone(PoseModel(MODEL_CONFIGS["resnet50"], 3), tmp_path / "resnet18.pth")
 
 
@@ -94,7 +100,8 @@ def test_a_student_predicts_and_is_saved_like_any_other_pose_model(tmp_path, res
     figure = draw_figure("photo", np.random.default_rng(0))
     Image.fromarray(figure.image).save(tmp_path / "a.png")
     dataset = PoseDataset("one", COCO17, [str(tmp_path / "a.png")], np.array([1]),
-                          np.array(["photo"]), np.array([7]), np.array([0]), figure.keypoints[None].astype(np.float32),
+                          np.array(["photo"]), np.array([7]), np.array([0]),
+                          figure.keypoints[None].astype(np.float32),
                           np.array([figure.box], float), np.array([figure.area]), np.array([False]))
     save_checkpoint(tmp_path / "model.pth", resnet)
     before = predict(resnet, dataset)
@@ -103,11 +110,12 @@ def test_a_student_predicts_and_is_saved_like_any_other_pose_model(tmp_path, res
 
 def test_the_supervised_loss_is_the_mean_of_half_the_weighted_squares(heatmaps):
     target, weights = torch.rand_like(heatmaps), torch.tensor([[0.0, 1, 1, 0.5]] * B)
-    total = sum(0.5 * weights[b, k] * (heatmaps[b, k] - target[b, k]).pow(2).sum() for b in range(B) for k in range(K))
+    total = sum(0.5 * weights[b, k] * (heatmaps[b, k] - target[b, k]).pow(2).sum()
+                for b in range(B) for k in range(K))
     torch.testing.assert_close(supervised_loss(heatmaps, target, weights), total / heatmaps.numel())
 
 
-# ------------------------------------------------------------------------------------------------ image level: style
+# ------------------------------------------------------------------------------- image level: style
 
 def test_adain_gives_each_channel_the_styles_mean_and_deviation():
     content, style = 3 * torch.randn(2, 5, 8, 6) + 1, 2 * torch.rand(2, 5, 4, 9) - 7
@@ -119,22 +127,33 @@ def test_adain_gives_each_channel_the_styles_mean_and_deviation():
             torch.testing.assert_close(restyled[b, c], expected, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(restyled[b, c].std(), s.std(), rtol=1e-4, atol=0)
     flat = adain(torch.ones(1, 1, 4, 4), style[:1, :1])
-    torch.testing.assert_close(flat, style[:1, :1].mean().expand(1, 1, 4, 4))  # no division by a deviation of 0
+    # no division by a deviation of 0
+    torch.testing.assert_close(flat, style[:1, :1].mean().expand(1, 1, 4, 4))
 
 
 def test_the_layers_are_numbered_as_in_the_public_adain_pair():
+    def names(convolutions):
+        return [f"{n}.{kind}" for n in convolutions for kind in ("weight", "bias")]
+
     net = StyleTransfer()
     convolutions = [0, 2, 5, 9, 12, 16, 19, 22, 25, 29]
-    assert list(net.encoder.state_dict()) == [f"{n}.{kind}" for n in convolutions for kind in ("weight", "bias")]
+    assert list(net.encoder.state_dict()) == names(convolutions)
     assert net.encoder[29].weight.shape == (512, 256, 3, 3) and len(net.encoder) == 31
     convolutions = [1, 5, 8, 11, 14, 18, 21, 25, 28]
-    assert list(net.decoder.state_dict()) == [f"{n}.{kind}" for n in convolutions for kind in ("weight", "bias")]
-    assert net.decoder[1].weight.shape == (256, 512, 3, 3) and net.decoder[28].weight.shape == (3, 64, 3, 3)
+    assert list(net.decoder.state_dict()) == names(convolutions)
+    assert net.decoder[1].weight.shape == (256, 512, 3, 3)
+    assert net.decoder[28].weight.shape == (3, 64, 3, 3)
+    # A shallower decoder keeps its layers' numbers.
+    for depth, first in [(1, 28), (2, 21), (3, 14), (4, 1)]:
+        shallow = list(StyleTransfer(width=4, depth=depth).decoder.state_dict())
+        assert shallow == names([n for n in convolutions if n >= first])
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_the_losses_are_those_of_the_paper_at_every_level(depth, figures):
-    net, content, style = StyleTransfer(width=4, depth=depth), figures[:, :, ::2, ::2], figures.flip(0)[:, :, ::2, ::2]
+    net = StyleTransfer(width=4, depth=depth)
+    content = figures[:, :, ::2, ::2]
+    style = figures.flip(0)[:, :, ::2, ::2]
 
     def after_each_relu(x):
         outputs = []
@@ -150,9 +169,11 @@ def test_the_losses_are_those_of_the_paper_at_every_level(depth, figures):
         gram_x, gram_s = (torch.einsum("bihw,bjhw->bij", y, y) / y[0].numel() for y in (x, s))
         style_loss += ((gram_x - gram_s) ** 2).mean()
     found = net.loss(content, style)
-    torch.testing.assert_close(found, (((painted[-1] - target) ** 2).mean(), style_loss), rtol=1e-4, atol=1e-6)
+    content_loss = ((painted[-1] - target) ** 2).mean()
+    torch.testing.assert_close(found, (content_loss, style_loss), rtol=1e-4, atol=1e-6)
     sum(found).backward()
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in net.encoder.parameters())
+    assert all(parameter.grad is None for parameter in net.encoder.parameters())
+    assert not any(parameter.requires_grad for parameter in net.encoder.parameters())
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.decoder.parameters())
 
 
@@ -177,7 +198,8 @@ def test_alpha_goes_from_the_content_itself_to_the_full_style_for_each_image(fig
     torch.testing.assert_close(mixed[:1], net.decoder(net.encoder(figures[:1])).clamp(0, 1))
     torch.testing.assert_close(mixed[1:], net(figures[1:], style[1:], 0.3))
     features = net.encoder(figures)
-    torch.testing.assert_close(net(figures, style), net.decoder(adain(features, net.encoder(style))).clamp(0, 1))
+    full = net.decoder(adain(features, net.encoder(style))).clamp(0, 1)
+    torch.testing.assert_close(net(figures, style), full)
     assert not torch.allclose(net(figures, style), net(figures, style, 0.3))
 
 
@@ -185,7 +207,8 @@ def test_restyled_images_keep_their_size_and_range_and_carry_no_gradient():
     net = StyleTransfer(width=4)
     nn.init.kaiming_normal_(net.decoder[-1].weight, a=0.01)
     images = net(torch.rand(1, 3, 45, 61), torch.rand(1, 3, 32, 50))
-    assert images.shape == (1, 3, 45, 61) and images.min() == 0 and images.max() == 1 and not images.requires_grad
+    assert images.shape == (1, 3, 45, 61) and not images.requires_grad
+    assert images.min() == 0 and images.max() == 1
 
 
 def test_public_files_load_by_layer_and_deeper_layers_are_left_out(tmp_path):
@@ -201,9 +224,12 @@ def test_public_files_load_by_layer_and_deeper_layers_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     (lambda state: state.pop("12.bias"), r"tensor 12.bias is nothing, expected float \[8\]"),
-    (lambda state: state.update({"3.weight": torch.rand(2)}), r"tensor 3.weight is float \[2\], expected nothing"),
-    (lambda state: state.update({"2.weight": torch.rand(4, 3, 5, 5)}), r"tensor 2.weight is float \[4, 3, 5, 5\]"),
-    (lambda state: state.update({"conv1.weight": torch.rand(2)}), "expected the public AdaIN encoder.*'conv1'"),
+    (lambda state: state.update({"3.weight": torch.rand(2)}),
+     r"tensor 3.weight is float \[2\], expected nothing"),
+    (lambda state: state.update({"2.weight": torch.rand(4, 3, 5, 5)}),
+     r"tensor 2.weight is float \[4, 3, 5, 5\]"),
+    (lambda state: state.update({"conv1.weight": torch.rand(2)}),
+     "expected the public AdaIN encoder.*'conv1'"),
 ], ids=["missing", "left over", "another shape", "another network"])
 def test_an_encoder_that_does_not_fit_is_refused_in_one_line(tmp_path, change, message):
     state = StyleTransfer(width=4).encoder.state_dict()
@@ -216,17 +242,21 @@ def test_an_encoder_that_does_not_fit_is_refused_in_one_line(tmp_path, change, m
 
 def test_a_decoder_that_does_not_fit_is_refused(tmp_path):
     torch.save(StyleTransfer(width=8).decoder.state_dict(), tmp_path / "decoder.pth")
-    with pytest.raises(WeightsError, match=r"decoder.pth: another architecture: tensor 1.bias is float \[32\]"):
+    message = r"decoder.pth: another architecture: tensor 1.bias is float \[32\]"
+    with pytest.raises(WeightsError, match=message):
         StyleTransfer(decoder=tmp_path / "decoder.pth", width=4)
 
 
 def test_the_public_adain_pair_restyles_photographs(figures, real):
-    if not all((cache_folder() / "weights" / f"adain-{part}.pth").exists() for part in ("encoder", "decoder")):
+    files = [cache_folder() / "weights" / f"adain-{part}.pth" for part in ("encoder", "decoder")]
+    if not all(file.exists() for file in files):
         pytest.skip("the public AdaIN pair is not in the cache folder")
     net = StyleTransfer("adain-encoder", "adain-decoder")
-    photo = to_tensor(Image.open(real / "lsp" / "images" / "im0020.jpg").convert("RGB").resize((128, 128)))[None]
+    photo = Image.open(real / "lsp" / "images" / "im0020.jpg").convert("RGB").resize((128, 128))
+    photo = to_tensor(photo)[None]
     cartoon = figures[1:]
-    # It was scaled so that each layer's mean activation on photographs is 1, which wrong inputs would not give.
+    # It was scaled so that each layer's mean activation on photographs is 1. Wrong inputs would not
+    # give that.
     assert all(0.7 < level.mean() < 1.4 for level in net.levels(photo))
     undone = net(photo, cartoon, 0.0)
     assert torch.corrcoef(torch.stack([undone.flatten(), photo.flatten()]))[0, 1] > 0.7
@@ -235,10 +265,11 @@ def test_the_public_adain_pair_restyles_photographs(figures, real):
         return torch.cat([images.mean((0, 2, 3)), images.std((0, 2, 3))])
 
     restyled = net(photo, cartoon)
-    assert (palette(restyled) - palette(cartoon)).norm() < 0.5 * (palette(photo) - palette(cartoon)).norm()
+    before = (palette(photo) - palette(cartoon)).norm()
+    assert (palette(restyled) - palette(cartoon)).norm() < 0.5 * before
 
 
-# ------------------------------------------------------------------------------------- feature level: discriminator
+# --------------------------------------------------------------------- feature level: discriminator
 
 def test_gradients_are_reversed_and_scaled_on_the_way_back_alone():
     x = torch.randn(4, requires_grad=True)
@@ -284,10 +315,11 @@ def test_a_step_makes_the_discriminator_better_and_the_features_harder_to_tell_a
         assert loss(features) < start
 
 
-# --------------------------------------------------------------------------------- pose level: information maximization
+# ------------------------------------------------------------- pose level: information maximization
 
 def test_information_maximization_is_the_entropies_of_scipy():
-    stats, softmax = pytest.importorskip("scipy.stats"), pytest.importorskip("scipy.special").softmax
+    stats = pytest.importorskip("scipy.stats")
+    softmax = pytest.importorskip("scipy.special").softmax
     heatmaps = 5 * np.random.default_rng(0).standard_normal((B, K, H, W))
     rows = [stats.entropy(softmax(heatmaps[b, k].mean(1))) for b in range(B) for k in range(K)]
     columns = [stats.entropy(softmax(heatmaps[b, k].mean(0))) for b in range(B) for k in range(K)]
@@ -308,7 +340,7 @@ def test_information_maximization_wants_sure_heatmaps_that_differ_from_image_to_
     assert losses[0] == min(losses) and len(set(losses)) == 3
 
 
-# ------------------------------------------------------------------------------------------------------------- views
+# -------------------------------------------------------------------------------------------- views
 
 def test_a_pixel_goes_where_the_matrix_sends_it():
     x = torch.zeros(2, 1, 9, 9)
@@ -327,9 +359,11 @@ def test_warping_is_that_of_data_py(figures):
         picture = Image.fromarray((255 * image).byte().permute(1, 2, 0).numpy())
         expected = warp_image(picture, matrix.double().numpy(), (96, 96)).astype(float)
         difference = np.abs(found - expected)
-        covered = warp_image(Image.new("RGB", (96, 96), "white"), matrix.double().numpy(), (96, 96)).min(2) == 255
+        white = Image.new("RGB", (96, 96), "white")
+        covered = warp_image(white, matrix.double().numpy(), (96, 96)).min(2) == 255
         covered = torch.from_numpy(covered)[None].float()
-        core = (F.avg_pool2d(covered, 5, 1, 2) == 1)[0].numpy()  # not the border, where Pillow repeats pixels
+        # not the border, where Pillow repeats pixels
+        core = (F.avg_pool2d(covered, 5, 1, 2) == 1)[0].numpy()
         assert core.mean() > 0.2 and difference[core].max() < 3
 
 
@@ -340,7 +374,8 @@ def test_warping_there_and_back_changes_nothing_that_stayed_inside():
     back = warp(warp(smooth, matrices), invert_matrix(matrices))
     assert (back - smooth)[:, :, 10:-10, 10:-10].abs().max() < 0.01
     product = torch.cat([matrices, torch.tensor([[[0.0, 0, 1]]]).expand(5, 1, 3)], dim=1)
-    torch.testing.assert_close(invert_matrix(matrices), product.inverse()[:, :2], rtol=1e-4, atol=1e-3)
+    inverse = product.inverse()[:, :2]
+    torch.testing.assert_close(invert_matrix(matrices), inverse, rtol=1e-4, atol=1e-3)
 
 
 def test_random_maps_stay_within_the_limits_and_are_those_of_torchvision(figures):
@@ -350,12 +385,14 @@ def test_random_maps_stay_within_the_limits_and_are_those_of_torchvision(figures
     angle = torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])
     slant = ((angle.cos() * matrices[:, 0, 1] + angle.sin() * matrices[:, 1, 1]) / scale).atan()
     shift = transform_points(torch.full((1, 2), 47.5), matrices)[:, 0] - 47.5
-    for values, low, high in [(scale, 0.6, 1.3), (angle.rad2deg(), -60, 60), (slant.rad2deg(), -30, 30),
-                              (shift, -4.8, 4.8)]:
+    for values, low, high in [(scale, 0.6, 1.3), (angle.rad2deg(), -60, 60),
+                              (slant.rad2deg(), -30, 30), (shift, -4.8, 4.8)]:
         margin = 0.05 * (high - low)
-        assert low - 1e-3 <= values.min() < low + margin and high - margin < values.max() <= high + 1e-3
+        assert low - 1e-3 <= values.min() < low + margin
+        assert high - margin < values.max() <= high + 1e-3
     for matrix, s, a, t, d in zip(matrices[:4], scale, angle.rad2deg(), slant.rad2deg(), shift):
-        expected = affine(figures, a.item(), d.tolist(), s.item(), [-t.item(), 0.0], InterpolationMode.BILINEAR)
+        expected = affine(figures, a.item(), d.tolist(), s.item(), [-t.item(), 0.0],
+                          InterpolationMode.BILINEAR)
         difference = (warp(figures, matrix.expand(2, 2, 3)) - expected).abs()
         assert difference.mean() < 5e-3 and difference[:, :, 40:56, 40:56].max() < 0.02
 
@@ -366,16 +403,17 @@ def test_heatmaps_return_from_a_view_by_the_same_map_in_their_own_pixels():
     views = random_affine(4, size, Views(scale=(0.8, 1.0)))
     matrices = resize_affine(views, size, small)
     factor = torch.tensor([23 / 47, 31 / 63])
-    torch.testing.assert_close(transform_points(points * factor, matrices), transform_points(points, views) * factor)
-    seen = encode_heatmaps(transform_points(points, views), torch.ones(4, 2), size, small, sigma=1.5)[0]
+    in_views = transform_points(points, views)
+    torch.testing.assert_close(transform_points(points * factor, matrices), in_views * factor)
+    seen = encode_heatmaps(in_views, torch.ones(4, 2), size, small, sigma=1.5)[0]
     found, height = peaks(warp(seen, invert_matrix(matrices)))
     assert (found - points * factor).abs().max() < 1 and height.min() > 0.8
 
 
-def test_color_jitter_is_that_of_data_py(figures, monkeypatch):
+def test_color_jitter_is_that_of_data_py(figures):
+    torch.manual_seed(5)
     factors = torch.rand(3, 2)
-    draws = iter(factors)
-    monkeypatch.setattr(uda, "draw", lambda shape: next(draws).view(shape))
+    torch.manual_seed(5)
     found = jitter_color(figures, 0.25)
 
     class Fixed:
@@ -391,7 +429,7 @@ def test_color_jitter_is_that_of_data_py(figures, monkeypatch):
         assert np.abs(255 * found[n].permute(1, 2, 0).numpy() - expected).max() < 1.5
 
 
-# ------------------------------------------------------------------------------------------------------- the teacher
+# -------------------------------------------------------------------------------------- the teacher
 
 def test_pseudo_labels_are_gaussians_at_the_peaks(heatmaps):
     labels = rectify(heatmaps, sigma=1.5)
@@ -403,7 +441,8 @@ def test_pseudo_labels_are_gaussians_at_the_peaks(heatmaps):
             for row in range(H):
                 for column in range(W):
                     near = max(abs(row - y), abs(column - x)) <= 4.5
-                    expected = near * math.exp(-((row - y) ** 2 + (column - x) ** 2) / (2 * 1.5 ** 2))
+                    distance = (row - y) ** 2 + (column - x) ** 2
+                    expected = near * math.exp(-distance / (2 * 1.5 ** 2))
                     assert labels[b, k, row, column].item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -417,7 +456,8 @@ def test_the_mask_keeps_what_is_strictly_above_the_batchs_median(heatmaps):
 
 def test_the_consistency_loss_ignores_masked_keypoints(heatmaps):
     teacher, mask = torch.rand_like(heatmaps), torch.rand(B, K) < 0.5
-    total = sum(((mask[b, k] * (heatmaps[b, k] - teacher[b, k])) ** 2).mean() / K for b in range(B) for k in range(K))
+    total = sum(((mask[b, k] * (heatmaps[b, k] - teacher[b, k])) ** 2).mean() / K
+                for b in range(B) for k in range(K))
     torch.testing.assert_close(consistency_loss(heatmaps, teacher, mask), total / B)
     assert consistency_loss(heatmaps, teacher, torch.zeros(B, K, dtype=torch.bool)) == 0
 
@@ -435,22 +475,27 @@ def spikes(points, heights, size):
 def test_occlusion_covers_one_confident_keypoint_with_a_patch_from_elsewhere_in_the_image():
     count, size = 40, (96, 72)
     images = torch.rand(count, 3, *size)  # no two pixels are alike
-    points = torch.stack([torch.randint(0, 18, (count, 4)), torch.randint(0, 24, (count, 4))], dim=2)
+    x = torch.randint(0, 18, (count, 4))
+    y = torch.randint(0, 24, (count, 4))
+    points = torch.stack([x, y], dim=2)
     heights = torch.tensor([[0.95, 0.3, 0.9, 0.89]]).expand(count, -1)
     matrix = random_affine(count, size, Views(rotation=20))
     covered = occlude(images, spikes(points, heights, (24, 18)), matrix, probability=1.0)
     in_view = transform_points(points * torch.tensor([71 / 17, 95 / 23]), matrix).round()
     chosen, steps = set(), set()
     for image, before, places in zip(covered, images, in_view):
-        places = {k: (int(x), int(y)) for k, (x, y) in enumerate(places.tolist()) if 0 <= x < 72 and 0 <= y < 96}
+        places = {k: (int(x), int(y)) for k, (x, y) in enumerate(places.tolist())
+                  if 0 <= x < 72 and 0 <= y < 96}
         changed = (image != before).any(0)
         if not places.keys() & {0, 2}:
             assert not changed.any()
             continue
         rows, columns = changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
         top, left = rows[0].item(), columns[0].item()
-        assert changed.sum() == 400 and changed[top:top + 20, left:left + 20].all()  # one patch and nothing else
-        hidden = {k for k, (x, y) in places.items() if left <= x < left + 20 and top <= y < top + 20}
+        assert changed[top:top + 20, left:left + 20].all()
+        assert changed.sum() == 400  # one patch and nothing else
+        hidden = {k for k, (x, y) in places.items()
+                  if left <= x < left + 20 and top <= y < top + 20}
         assert hidden & {0, 2}
         chosen |= hidden
         source = (before == image[:, top, left, None, None]).all(0).nonzero()[0].tolist()
@@ -458,7 +503,8 @@ def test_occlusion_covers_one_confident_keypoint_with_a_patch_from_elsewhere_in_
         assert torch.equal(image[:, top:top + 20, left:left + 20], patch)
         steps |= {source[0] - top, source[1] - left}
     assert {0, 2} <= chosen
-    assert min(map(abs, steps)) >= 20 and len(steps) > 25  # the two do not overlap, and it is another place each time
+    assert min(map(abs, steps)) >= 20  # the two do not overlap
+    assert len(steps) > 25  # it is another place each time
 
 
 def test_the_hidden_keypoint_is_in_the_middle_of_its_patch_unless_the_border_is_near():
@@ -472,13 +518,15 @@ def test_the_hidden_keypoint_is_in_the_middle_of_its_patch_unless_the_border_is_
 def test_occlusion_happens_with_its_probability_to_any_confident_keypoint():
     count = 400
     images, identity = torch.rand(count, 3, 16, 16), torch.eye(2, 3).expand(count, 2, 3)
-    heatmaps = spikes([[(2, 2), (12, 12), (2, 12)]] * count, torch.tensor([[1.0, 1.0, 0.5]] * count), (16, 16))
+    heights = torch.tensor([[1.0, 1.0, 0.5]] * count)
+    heatmaps = spikes([[(2, 2), (12, 12), (2, 12)]] * count, heights, (16, 16))
     changed = (occlude(images, heatmaps, identity, size=4) != images).any(1)
     assert changed.any(2).any(1).float().mean().item() == pytest.approx(0.5, abs=0.1)
     hits = [changed[:, y, x].sum().item() for x, y in [(2, 2), (12, 12), (2, 12)]]
     assert min(hits[:2]) > 70 and hits[2] == 0
     assert torch.equal(occlude(images, heatmaps, identity, threshold=1.1, size=4), images)
-    with pytest.raises(ValueError, match="at least 59 pixels each way to take a patch of 20×20 .*, found 16×16"):
+    message = "at least 59 pixels each way to take a patch of 20×20 .*, found 16×16"
+    with pytest.raises(ValueError, match=message):
         occlude(images, heatmaps, identity)
 
 
@@ -490,7 +538,8 @@ def test_the_teachers_parameters_are_the_students_running_average():
         tensor.add_(1)
     ema_update(teacher, student, 0.9)
     for name, parameter in teacher.named_parameters():
-        torch.testing.assert_close(parameter, 0.9 * before[name] + 0.1 * student.get_parameter(name))
+        expected = 0.9 * before[name] + 0.1 * student.get_parameter(name)
+        torch.testing.assert_close(parameter, expected)
     for name, buffer in teacher.named_buffers():
         assert torch.equal(buffer, before[name]), name
     with pytest.raises(RuntimeError, match="same number"):
@@ -504,7 +553,8 @@ def test_the_teacher_gathers_the_statistics_of_what_it_sees_itself():
     student(torch.randn(2, 1, 8, 8) + 100)  # source images
     target = 3 * torch.randn(64, 1, 8, 8) + 5
     out = teacher(target)
-    torch.testing.assert_close(torch.stack([out.mean(), out.std()]), torch.tensor([0.0, 1.0]), atol=1e-3, rtol=0)
+    found = torch.stack([out.mean(), out.std()])
+    torch.testing.assert_close(found, torch.tensor([0.0, 1.0]), atol=1e-3, rtol=0)
     torch.testing.assert_close(teacher[0].running_mean, target.mean()[None])
     torch.testing.assert_close(teacher[0].running_var, target.var()[None])
 
@@ -520,11 +570,17 @@ def test_the_teachers_labels_are_not_noisy_though_the_students_drop_path_is():
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-# ------------------------------------------------------------------------------------------------ all of it together
+# ------------------------------------------------------------------------------- all of it together
+
+def shrink(x):
+    """Each image becomes smaller, by its own mean."""
+    matrix = x.mean((1, 2, 3)).view(-1, 1, 1) * torch.eye(2, 3)
+    return warp(x, resize_affine(matrix, (24, 20), (H, W)))
+
 
 @pytest.mark.parametrize("function", [
-    lambda x: rectify(x, 1.5), confidence_mask, lambda x: adain(x, x.flip(2) ** 2), lambda x: peaks(x)[0],
-    lambda x: warp(x, resize_affine(x.mean((1, 2, 3)).view(-1, 1, 1) * torch.eye(2, 3), (24, 20), (H, W)))])
+    lambda x: rectify(x, 1.5), confidence_mask, lambda x: adain(x, x.flip(2) ** 2),
+    lambda x: peaks(x)[0], shrink])
 def test_what_becomes_of_an_image_does_not_depend_on_its_place_in_the_batch(function, heatmaps):
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(function(heatmaps[order]), function(heatmaps)[order])
@@ -547,11 +603,12 @@ def aligned(occlusion=0.0, restyle=None, source_keypoints=None, **weights):
     student = PoseModel(VIT, K)
     nn.init.normal_(student.head.predictor.weight, std=0.1)
     views = replace(GENTLE_VIEWS, occlusion=occlusion, patch=0.15)
-    return MultiLevelAlignment(student, restyle, replace(NONE, **weights), views, 0.9, source_keypoints).train()
+    weights = replace(NONE, **weights)
+    return MultiLevelAlignment(student, restyle, weights, views, 0.9, source_keypoints).train()
 
 
-NONE = LossWeights(consistency=0.0, adversarial=0.0, information=0.0)
-PARTS = {"consistency": 1.0, "adversarial": 0.1, "information": 0.3}
+NONE = LossWeights(consistency=0.0, feature_level=0.0, pose_level=0.0)
+PARTS = {"consistency": 1.0, "feature_level": 0.1, "pose_level": 0.3}
 
 
 def loss_of(model, step):
@@ -563,13 +620,49 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(step):
     supervised = loss_of(aligned(), step)
     expected = supervised_loss(aligned().student(data.normalize(step[0])), *step[1:3])
     torch.testing.assert_close(supervised, expected)
-    redrawn = supervised_loss(aligned().student(data.normalize((step[0] + step[3]) / 2)), *step[1:3])
-    torch.testing.assert_close(loss_of(aligned(restyle=lambda source, target: (source + target) / 2), step), redrawn)
-    parts = {name: loss_of(aligned(**{name: weight}), step) - supervised for name, weight in PARTS.items()}
+    restyled = aligned(restyle=lambda source, target: (source + target) / 2)  # any function will do
+    mixed = (step[0] + step[3]) / 2
+    redrawn = supervised_loss(aligned().student(data.normalize(mixed)), *step[1:3])
+    torch.testing.assert_close(loss_of(restyled, step), redrawn)
+    parts = {name: loss_of(aligned(**{name: weight}), step) - supervised
+             for name, weight in PARTS.items()}
     assert all(abs(part) > 1e-6 for part in parts.values()), parts
     torch.testing.assert_close(loss_of(aligned(**PARTS), step), supervised + sum(parts.values()))
-    twice = loss_of(aligned(adversarial=0.2), step) - supervised
-    torch.testing.assert_close(twice, 2 * parts["adversarial"])
+    twice = loss_of(aligned(feature_level=0.2), step) - supervised
+    torch.testing.assert_close(twice, 2 * parts["feature_level"])
+
+
+def test_the_losses_of_a_step_are_kept_for_the_log_each_with_its_weight(step):
+    model = aligned(**PARTS)
+    loss = loss_of(model, step)
+    assert list(model.losses) == ["supervised", "consistency", "feature_level", "pose_level"]
+    assert torch.equal(sum(model.losses.values()), loss)
+    model = aligned(pose_level=0.3)
+    loss_of(model, step)
+    assert list(model.losses) == ["supervised", "pose_level"]
+
+
+def test_another_loss_is_added_in_one_place(step):
+    class Smoother(MultiLevelAlignment):
+        def alignment_losses(self, teacher_heatmaps, student_heatmaps, *features):
+            losses = super().alignment_losses(teacher_heatmaps, student_heatmaps, *features)
+            losses["smooth"] = self.weights.smooth * (student_heatmaps.diff(dim=3) ** 2).mean()
+            return losses
+
+    @dataclass(frozen=True)
+    class Weights(LossWeights):
+        smooth: float = 0.2
+
+    model = aligned(**PARTS)
+    plain = loss_of(model, step)
+    smoother = Smoother(aligned().student, None, Weights(**PARTS), model.views, 0.9).train()
+    smoother.discriminator.load_state_dict(model.discriminator.state_dict())
+    loss = loss_of(smoother, step)
+    assert list(smoother.losses) == [*model.losses, "smooth"] and smoother.losses["smooth"] > 0
+    torch.testing.assert_close(loss, plain + smoother.losses["smooth"])
+    alone = Smoother(aligned().student, None, Weights(0.0, 0.0, 0.0, smooth=0.2), model.views)
+    loss_of(alone, step)
+    assert list(alone.losses) == ["supervised", "smooth"]
 
 
 @pytest.mark.parametrize("part", [{}, *({name: weight} for name, weight in PARTS.items())], ids=str)
@@ -579,13 +672,19 @@ def test_every_level_teaches_the_student_and_none_the_teacher(step, part):
     gradient = model.student.backbone.patch_embed.weight.grad
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
-    discriminates = any(parameter.grad is not None for parameter in model.discriminator.parameters())
-    assert discriminates == ("adversarial" in part)
+    discriminates = any(parameter.grad is not None
+                        for parameter in model.discriminator.parameters())
+    assert discriminates == ("feature_level" in part)
 
 
 def test_the_student_sees_a_covered_view_and_the_teacher_does_not(step, monkeypatch):
     sizes = []
-    monkeypatch.setattr(uda, "occlude", lambda views, *rest, size: sizes.append(size) or torch.zeros_like(views))
+
+    def all_black(views, *rest, size):
+        sizes.append(size)
+        return torch.zeros_like(views)
+
+    monkeypatch.setattr(uda, "occlude", all_black)
     model = aligned(consistency=1.0, occlusion=0.5)
     inputs = {"student": [], "teacher": []}
     for name in inputs:
@@ -608,9 +707,10 @@ def test_the_teacher_follows_the_student_from_step_to_step(step):
     torch.testing.assert_close(model.teacher.backbone.pos_embed, start + 0.1)
 
 
-def test_the_teachers_batchnorm_learns_from_the_target_even_when_the_step_begins_in_evaluation_mode(step):
+def test_the_teachers_batchnorm_learns_even_when_the_step_begins_in_evaluation_mode(step):
     model = aligned(consistency=1.0).eval()
-    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("running_mean")}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()
+              if name.endswith("running_mean")}
     loss_of(model, step)
     moved = {name.split(".")[0] for name, buffer in model.named_buffers()
              if name in before and not torch.equal(buffer, before[name])}
@@ -619,7 +719,8 @@ def test_the_teachers_batchnorm_learns_from_the_target_even_when_the_step_begins
 
 def test_steps_bring_the_loss_down(step):
     model = aligned(**PARTS)
-    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 1e-3)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, 1e-3)
     losses = []
     for _ in range(15):
         losses.append(loss_of(model, step))
@@ -636,10 +737,13 @@ def adapter_aligned():
     nn.init.normal_(base.head.predictor.weight, std=0.1)
     student = VLPose(base, 6, num_prompts=2)
     nn.init.ones_(student.matcher.norm.weight)
-    return MultiLevelAlignment(student, None, LossWeights(), replace(GENTLE_VIEWS, occlusion=0.0), 0.9).train()
+    views = replace(GENTLE_VIEWS, occlusion=0.0)
+    return MultiLevelAlignment(student, None, LossWeights(), views, 0.9).train()
 
 
-TEXTS = (torch.randn(4, 1, 6), None), (torch.randn(4, 3, 6), torch.tensor([[True, True, False]] * 4))  # source, target
+TEXTS = (  # of the source, of the target
+    (torch.randn(4, 1, 6), None),
+    (torch.randn(4, 3, 6), torch.tensor([[True, True, False]] * 4)))
 
 
 def test_of_a_vlpose_only_the_students_adapter_learns(step):
@@ -661,7 +765,8 @@ def test_the_frozen_base_of_both_stays_in_evaluation_mode_and_the_teachers_adapt
     for name, tensor in model.state_dict().items():
         if ".base." in name:
             assert torch.equal(tensor, before[name]), name
-    assert not torch.equal(model.teacher.auxiliary1[1].running_mean, before["teacher.auxiliary1.1.running_mean"])
+    moved = "teacher.auxiliary1.1.running_mean"
+    assert not torch.equal(model.get_buffer(moved), before[moved])
 
 
 def test_each_domain_is_read_with_its_own_text(step):
@@ -698,7 +803,7 @@ def test_source_images_are_redrawn_with_the_given_probability(figures):
 
 def test_keypoints_that_the_source_does_not_label_get_no_pseudo_labels(step):
     images, labels, weights, target = step
-    model = aligned(consistency=1.0, information=1.0, source_keypoints=[0, 2, 3])
+    model = aligned(consistency=1.0, pose_level=1.0, source_keypoints=[0, 2, 3])
     loss_of(model, (images, labels, torch.zeros_like(weights), target)).backward()
     gradient = model.student.head.predictor.weight.grad.abs().amax((1, 2, 3))  # (K,)
     assert gradient[1] == 0 and (gradient[[0, 2, 3]] > 0).all()
@@ -708,5 +813,6 @@ def test_keypoints_that_the_source_does_not_label_get_no_pseudo_labels(step):
 def test_small_and_narrow_images_are_enough(size):
     student = PoseModel(replace(VIT, image_size=size), K)
     labels, weights = torch.rand(2, K, size[0] // 4, size[1] // 4), torch.ones(2, K)
-    loss, _ = MultiLevelAlignment(student)(torch.rand(2, 3, *size), labels, weights, torch.rand(2, 3, *size))
+    source, target = torch.rand(2, 2, 3, *size)
+    loss, _ = MultiLevelAlignment(student)(source, labels, weights, target)
     assert torch.isfinite(loss)
