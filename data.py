@@ -50,6 +50,11 @@ class Skeleton:
         mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
         return np.array([names.index(name) if name in names else joint for joint, name in enumerate(mirrored)])
 
+    @cached_property
+    def has_sides(self):
+        """Whether left and right are known: not where the keypoints are "keypoint 1", "keypoint 2", ..."""
+        return self.names[0] != "keypoint 1"
+
 
 # -------------------------------------------------------------------------------------------------------- data sets
 

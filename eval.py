@@ -1,21 +1,22 @@
-"""Evaluation: how good are a model's poses? COCO's numbers (OKS and AP), PCK, and the prediction of the poses.
+"""Evaluation: how good are a model's poses? COCO's numbers (OKS and AP), PCK, and the prediction.
 
-    python eval.py --results results.json --annotations person_keypoints_val2017.json [--details] [--json]
+    python eval.py --results results.json --annotations person_keypoints_val2017.json --details
+    python eval.py --checkpoint runs/vlpose-1 --data figures#artificial
 
-The *ground truth* is the people that annotators marked in the images. A *detection* is a pose that a model predicts,
-with a score: how sure the model is of it. COCO's numbers ask for three things at once: every person is found, nobody is
-found where there is nobody, and right detections have higher scores than wrong ones. In the order of reading:
+The *ground truth* is the people that annotators marked in the images. A *detection* is a pose that
+a model predicts, with a score that says how sure the model is. COCO's numbers ask for three things
+at once: every person is found, nobody is found where there is nobody, and right detections have
+higher scores than wrong ones. In the order of reading:
 
-    keypoint similarity        how close is one keypoint to its true place, from 0 to 1?
-    OKS                        how similar are a detection and a person? The mean over the person's keypoints.
-    greedy matching            which detection belongs to which person?
-    true and false positives   which detections are right, which are wrong, which are ignored?
-    precision, recall, AP      which share of the detections is right, which share of the people is found?
-    PCK                        the simpler number of the papers on domain adaptation: the share of correct keypoints
-    prediction                 from a model and a data set to detections
+    keypoint similarity        How close is one keypoint to its true place, from 0 to 1?
+    OKS                        How similar are a detection and a person?
+    greedy matching            Which detection belongs to which person?
+    true and false positives   Which detections are right, which are wrong, which are ignored?
+    precision, recall, AP      Which share of detections is right, which share of people is found?
+    PCK                        The simpler number of the papers on domain adaptation.
+    prediction                 From a model and a data set to detections.
 
-`evaluate_oks` and `evaluate_pck` are the functions to call. OKS and matching are shown for one pair and for one image;
-what runs does the same for all at once, and tests hold the two together: `oks_of_pairs`, `match_all_images`.
+`evaluate_oks` and `evaluate_pck` are the functions to call.
 """
 from dataclasses import dataclass
 
@@ -23,250 +24,382 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps, ignore_group_signals,
-                  invert_matrix, my_share, normalize, transform_points)
+from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps,
+                  ignore_group_signals, invert_matrix, my_share, normalize, progress,
+                  transform_points)
 from vlpose import run_model
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this; AP is the mean over all
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
-AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # all, medium, large: pixels, both ends included
-MAX_DETECTIONS = 20  # of a group (see below): those with the best scores, the others are left out
+AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # pixels, both ends included
+ALL, MEDIUM, LARGE = range(3)  # the rows of AREAS
+MAX_DETECTIONS = 20  # of a category in an image: those with the best scores count
 
-# ----------------------------------------------------------------------------------------- ground truth and detections
+# --------------------------------------------------------------------- ground truth and detections
 
 @dataclass
-class GroundTruth:
-    """All annotated people, with K keypoints each.
-
-    A detection can match a person only if both belong to the same image and have the same category. All people and
-    detections of one image and one category are a *group*. Its number is category row * number of images + image row.
-    """
-    images: list  # COCO's image records, sorted by their ids
-    image_ids: np.ndarray  # (images,) sorted
-    category_ids: np.ndarray  # (categories,) sorted
-    group: np.ndarray  # (people,)
+class People:
+    """The annotated people of an image, with K keypoints each."""
+    image_id: np.ndarray  # (people,)
+    category_id: np.ndarray  # (people,)
     points: np.ndarray  # (people, K, 2)
     labelled: np.ndarray  # (people, K) bool
     area: np.ndarray  # (people,) in pixels
     box: np.ndarray  # (people, 4) left, top, width, height
-    crowd: np.ndarray  # (people,) bool: a box around many people, which any number of detections may match
-    ignored: np.ndarray  # (people,) bool: crowds and people without keypoints, who need not be found
+    crowd: np.ndarray  # (people,) bool: a box around many people, whom many detections may match
+    ignored: np.ndarray  # (people,) bool: crowds and people without keypoints need not be found
     id_is_zero: np.ndarray  # (people,) bool: a quirk, see `classify_detections`
 
 
 @dataclass
 class Detections:
-    """The best detections of each group, sorted by group, then from the best score to the lowest."""
-    group: np.ndarray  # (detections,), -1 for a category that the annotations do not list
-    rank: np.ndarray  # (detections,) place in the group, 0 for the best
+    """The detections of an image, from the best score to the lowest."""
+    image_id: np.ndarray  # (detections,)
+    category_id: np.ndarray  # (detections,)
     score: np.ndarray  # (detections,)
     points: np.ndarray  # (detections, K, 2)
     area: np.ndarray  # (detections,) in pixels
 
 
-# ------------------------------------------------------------------------------------------ object keypoint similarity
+@dataclass
+class Scene:
+    """An image with its people and detections; `classify_detections` says which ones are right."""
+    domain: str  # "photo", "oil painting", ...
+    people: People
+    detections: Detections
+    positive: np.ndarray | None = None  # (areas, thresholds, detections) see `classify_detections`
+    to_find: np.ndarray | None = None  # (areas, people) bool
+
+
+# ---------------------------------------------------------------------- object keypoint similarity
 
 def keypoint_similarity(offset, area, sigmas):
     """How close a keypoint is to its true place: 1 at the place itself, towards 0 far away.
 
-    offset (..., 2): from the true place to the detected one. area (...): the person's, in pixels. sigmas (...): the
-    spread of human annotators at this kind of keypoint, relative to the person's size; small for eyes, large for hips.
+    offset (..., 2): from the true place to the detected one. area (...): the person's, in pixels.
+    sigmas (...): the spread of human annotators at this kind of keypoint, relative to the person's
+    size; it is small for eyes and large for hips.
     """
     squared_distance = offset[..., 0] ** 2 + offset[..., 1] ** 2
-    # similarity = exp(-d² / (2 s² (2σ)²))   d: the distance in pixels, s² = area, so s is the person's size, σ: sigma.
-    # Annotators are off by about d = σ s, which is worth exp(-1/8) = 0.88; twice as far is worth exp(-1/2) = 0.61.
-    return np.exp(-(squared_distance / (sigmas * 2) ** 2 / (area + np.spacing(1)) / 2))  # spacing: never divides by 0
+    # similarity = exp(-d² / (2 s² (2σ)²))
+    # d is the distance in pixels and s² the area, so s is the person's size; σ is the sigma.
+    # Annotators are off by about d = σ s, which is worth exp(-1/8) = 0.88; twice as far is worth
+    # exp(-1/2) = 0.61.
+    s_squared = area + np.spacing(1)  # never 0
+    return np.exp(-(squared_distance / (sigmas * 2) ** 2 / s_squared / 2))
 
 
-def object_keypoint_similarity(person, labelled, area, detection, sigmas):
-    """OKS of a person and a detection, points (K, 2) each: the mean similarity of the labelled keypoints.
+def object_keypoint_similarity(people, detections, sigmas):
+    """OKS (detections, people) of all pairs in an image: how similar they are, from 0 to 1.
 
-    labelled (K,) bool, at least one; area: the person's, in pixels. `oks_of_pairs` does many at once, and knows people
-    without any labelled keypoint.
+        OKS = Σ_{k ∈ L} similarity of keypoint k / |L|      L: the person's labelled keypoints
+
+    The OKS of a detection and a person of different categories is 0.
     """
-    return keypoint_similarity(detection - person, area, sigmas)[labelled].mean()
+    oks = np.zeros((len(detections.points), len(people.points)))
+    for p in range(len(people.points)):
+        labelled = np.flatnonzero(people.labelled[p])
+        if len(labelled):
+            # `take` keeps the memory's order, so that sums are rounded as in pycocotools.
+            offset = detections.points.take(labelled, axis=1) - people.points[p, labelled]
+            similarity = keypoint_similarity(offset, people.area[p], sigmas[labelled])
+        else:  # only the person's box is known: how far outside of it are the keypoints?
+            offset = offset_from_box(detections.points, people.box[p])
+            similarity = keypoint_similarity(offset, people.area[p], sigmas)
+        oks[:, p] = similarity.mean(1)  # over the labelled keypoints; over all if there are none
+    oks[detections.category_id[:, None] != people.category_id] = 0
+    return oks
 
 
-# ------------------------------------------------------------------------------------------------------ greedy matching
+def offset_from_box(points, box):
+    """How far points (..., 2) are outside of a box (4,), in x and in y.
 
-def match_one_image(oks, ignored, crowd, threshold):
-    """COCO's greedy matching in one image: the row of the person that each detection matches, or -1.
-
-    oks (detections, people), the detection with the best score first; ignored, crowd (people,) bool. The evaluation
-    uses `match_all_images`; this loop says what it computes, and a test compares the two.
+    COCO's rule for a person without labelled keypoints is that every point is perfect within the
+    box, grown by its size on all sides.
     """
-    matched, free = [], np.ones(len(ignored), bool)
-    for row in oks:  # the detection with the best score chooses first
-        possible = [person for person in np.flatnonzero(free) if row[person] >= threshold]
-        # Someone who is not ignored comes first, then the most similar person, then whoever stands last in the file.
-        best = max(possible, key=lambda person: (not ignored[person], row[person], person), default=-1)
-        if best >= 0:
-            free[best] = crowd[best]  # nobody else can match this person, unless it is a crowd
-        matched.append(int(best))
+    corner = box[:2]
+    size = box[2:]
+    before = np.maximum(0, corner - size - points)
+    behind = np.maximum(0, points - (corner + size * 2))
+    return before + behind
+
+
+# ---------------------------------------------------------------------------------- greedy matching
+
+def match_one_image(oks, ignored, crowd, thresholds=THRESHOLDS):
+    """COCO's greedy matching in one image -> (thresholds, detections) the row of the person, or -1.
+
+    oks (detections, people): the detection with the best score comes first. A detection can match
+    a person if their OKS is at least the threshold. ignored, crowd (people,) bool.
+    """
+    thresholds = np.atleast_1d(thresholds)
+    matched = np.full((len(thresholds), len(oks)), -1)
+    free = np.ones((len(thresholds), len(ignored)), bool)
+    for d in np.flatnonzero((oks >= thresholds.min()).any(1)):  # the others match nobody
+        possible = free & (oks[d] >= thresholds[:, None])       # (thresholds, people)
+        # Somebody who counts comes before all who are ignored.
+        counting = possible & ~ignored
+        possible = np.where(counting.any(1, keepdims=True), counting, possible)
+        # Then the most similar person comes first; of equally similar people the last one does.
+        person = last_argmax(np.where(possible, oks[d], -1))    # (thresholds,)
+        found = np.flatnonzero(possible.any(1))                 # at which thresholds
+        matched[found, d] = person[found]
+        free[found, person[found]] = crowd[person[found]]       # only a crowd stays free
     return matched
 
 
-# --------------------------------------------------------------------------------------------- true and false positives
+def last_argmax(values):
+    """The place of the greatest value in each row of values (rows, n); the last one of equals."""
+    return values.shape[1] - 1 - values[:, ::-1].argmax(1)
 
-def classify_detections(truth, detections, sigmas):
-    """Which detections are right? -> positive (areas, thresholds, detections), ignored (areas, people) bool.
 
-    positive is 1 for a true positive: the detection matches a person. It is 0 for a false positive: it matches nobody.
-    It is -1 for an ignored detection: it matches an ignored person, or it matches nobody and its own area is out of
-    range. For each range of areas, people whose area is out of range are ignored, too.
+# ------------------------------------------------------------------------ true and false positives
+
+def classify_detections(scene, sigmas):
+    """Finds out which detections of a scene are right, and who is to be found.
+
+    A detection is right, a true positive (1), if it matches a person. It is wrong, a false positive
+    (0), if it matches nobody. It is ignored (-1) if it matches an ignored person, or if it matches
+    nobody and its own area is out of range. For each range of areas, the people whose area is out
+    of range are ignored, too; all others are to be found.
     """
-    person, detection = candidate_pairs(truth.group, detections.group)
-    oks = oks_of_pairs(truth, detections, person, detection, sigmas)
-    close = oks >= THRESHOLDS[0]  # the others match at no threshold
-    person, detection, oks = person[close], detection[close], oks[close]
-    positive = np.empty((len(AREAS), len(THRESHOLDS), len(detections.group)), np.int8)
-    ignored = np.empty((len(AREAS), len(truth.group)), bool)
+    people, detections = scene.people, scene.detections
+    oks = object_keypoint_similarity(people, detections, sigmas)
+    scene.positive = np.empty((len(AREAS), len(THRESHOLDS), len(oks)), np.int8)
+    scene.to_find = np.empty((len(AREAS), len(people.area)), bool)
     for a, (low, high) in enumerate(AREAS):
-        ignored[a] = truth.ignored | (truth.area < low) | (truth.area > high)
-        matched = match_all_images(person, detection, oks, ignored[a], truth.crowd, detections.rank, THRESHOLDS)
-        # pycocotools stores the matched person's id and takes 0 for "nobody": a person with id 0 can never be found.
-        if_matched = np.where(ignored[a], -1, np.where(truth.id_is_zero, 0, 1))  # (people,)
-        positive[a] = np.append(if_matched, 0)[matched]  # the row of nobody is -1: the 0 at the end
+        ignored = people.ignored | (people.area < low) | (people.area > high)
+        scene.to_find[a] = ~ignored
+        matched = match_one_image(oks, ignored, people.crowd)   # (thresholds, detections)
+
+        value = np.where(ignored, -1, 1)    # (people,) of the detections that match this person
+        value[people.id_is_zero & ~ignored] = 0     # pycocotools takes id 0 for "matched nobody"
+        value = np.append(value, 0)         # value[-1] is of the detections that match nobody
+        positive = value[matched]
         outside = (detections.area < low) | (detections.area > high)
-        positive[a][(positive[a] == 0) & outside] = -1
-    return positive, ignored
+        positive[(positive == 0) & outside] = -1
+        scene.positive[a] = positive
 
 
-# ------------------------------------------------------------------------------------------------ precision and recall
+# ----------------------------------------------------------------------------- precision and recall
 
 def precision_recall(positive, num_people):
-    """positive (detections,), the best score first -> precision (101,) at each of RECALLS, and the recall at the end.
+    """Precision (101,) at each of RECALLS, and the recall that all detections reach together.
 
+    positive (detections,): 1, 0 or -1 as above, the best score first. num_people: all to be found.
     Go through the detections and count the true positives TP and the false positives FP so far:
-        precision = TP / (TP + FP)      recall = TP / number of people who are not ignored
-    Recall rises on the way, precision goes up and down and mostly falls. The average precision smooths and averages it:
-        AP = 1/101 Σ_r max_{r' >= r} precision at recall r'     r = 0, 0.01, ..., 1; 0 where recall r is never reached
+        precision = TP / (TP + FP)      recall = TP / num_people
+    Recall rises on the way; precision goes up and down and mostly falls. The average precision is
+        AP = 1/101 Σ_r max_{r' >= r} precision at recall r'     r = 0, 0.01, ..., 1
+    where a recall that is never reached has precision 0.
     """
-    places = np.flatnonzero(positive[positive >= 0])  # of the true positives, in the list without the ignored
-    true_positives = np.arange(1, len(places) + 1)  # TP at these places; between them precision only falls
-    precision = true_positives / (places + 1 + np.spacing(1))  # TP + FP = place + 1
-    precision = np.maximum.accumulate(precision[::-1])[::-1]  # the best at this recall or a higher one
+    counted = positive[positive >= 0]                 # without the ignored ones
+    places = np.flatnonzero(counted)                  # of the true positives
+    true_positives = np.arange(1, len(places) + 1)    # TP at these places
+    precision = true_positives / (places + 1 + np.spacing(1))     # TP + FP = place + 1
+    precision = np.maximum.accumulate(precision[::-1])[::-1]      # the best from here on
     recall = true_positives / num_people
-    return np.append(precision, 0)[np.searchsorted(recall, RECALLS)], len(places) / num_people
+    first = np.searchsorted(recall, RECALLS)          # the first place that reaches each recall
+    return np.append(precision, 0)[first], len(places) / num_people
 
 
-def coco_numbers(truth, detections, positive, ignored, images=None):
-    """COCO's ten numbers from `classify_detections`; -1 where there is nobody to find.
+def coco_numbers(scenes):
+    """COCO's ten numbers of classified scenes; -1 where there is nobody to find.
 
-    AP is the mean precision over thresholds, recalls and categories, AP .5 and AP .75 that for one threshold, AP (M)
-    and AP (L) for medium and large people. AR is the mean of the last recall. images (images,) bool: only these count.
+    AP is the mean precision over thresholds, recalls and categories. AP .5 and AP .75 are for one
+    threshold, AP (M) and AP (L) for medium and large people. AR is the mean of the reached recall.
     """
-    images = np.ones(len(truth.image_ids), bool) if images is None else images
-    categories = len(truth.category_ids)
-    precision = np.full((len(AREAS), len(THRESHOLDS), len(RECALLS), categories), np.nan)
-    recall = np.full((len(AREAS), len(THRESHOLDS), categories), np.nan)
-    for category in range(categories):
-        groups = category * len(images) + np.flatnonzero(images)
-        rows = np.flatnonzero(np.isin(detections.group, groups))
-        rows = rows[np.argsort(-detections.score[rows], kind="stable")]  # best first; equal scores keep their order
-        people = (~ignored[:, np.isin(truth.group, groups)]).sum(1)  # (areas,) the number of those to be found
+    score = np.concatenate([scene.detections.score for scene in scenes])
+    detected = np.concatenate([scene.detections.category_id for scene in scenes])
+    positive = np.concatenate([scene.positive for scene in scenes], axis=2)
+    annotated = np.concatenate([scene.people.category_id for scene in scenes])
+    to_find = np.concatenate([scene.to_find for scene in scenes], axis=1)
+
+    categories = np.unique(annotated)
+    precision = np.full((len(AREAS), len(THRESHOLDS), len(RECALLS), len(categories)), np.nan)
+    recall = np.full((len(AREAS), len(THRESHOLDS), len(categories)), np.nan)
+    for c, category in enumerate(categories):
+        rows = np.flatnonzero(detected == category)
+        rows = rows[np.argsort(-score[rows], kind="stable")]    # best first, equal ones in order
+        num_people = to_find[:, annotated == category].sum(1)   # (areas,)
         for a, t in np.ndindex(len(AREAS), len(THRESHOLDS)):
-            if people[a]:
-                precision[a, t, :, category], recall[a, t, category] = precision_recall(positive[a, t, rows], people[a])
-    mean, numbers = mean_or_minus_1, {}
+            if num_people[a]:
+                curve, reached = precision_recall(positive[a, t, rows], num_people[a])
+                precision[a, t, :, c] = curve
+                recall[a, t, c] = reached
+
+    numbers = {}
     for name, values in (("AP", precision), ("AR", recall)):
-        numbers |= {name: mean(values[0]), f"{name} .5": mean(values[0, 0]), f"{name} .75": mean(values[0, 5]),
-                    f"{name} (M)": mean(values[1]), f"{name} (L)": mean(values[2])}
+        numbers[name] = mean_or_minus_1(values[ALL])
+        numbers[f"{name} .5"] = mean_or_minus_1(values[ALL, 0])     # THRESHOLDS[0] is 0.5
+        numbers[f"{name} .75"] = mean_or_minus_1(values[ALL, 5])
+        numbers[f"{name} (M)"] = mean_or_minus_1(values[MEDIUM])
+        numbers[f"{name} (L)"] = mean_or_minus_1(values[LARGE])
     return numbers
 
 
+def mean_or_minus_1(values):
+    """The mean of the values that are not NaN, -1 if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else -1.0
+
+
 def evaluate_oks(annotations, results, sigmas=COCO17.sigmas):
-    """COCO's ten keypoint numbers, as pycocotools gives them: {"AP": ..., "AP .5": ..., ...}; -1: nobody to be found.
+    """COCO's ten keypoint numbers as pycocotools gives them: {"AP": ..., "AP .5": ..., ...}.
 
-    annotations, results: paths of COCO's JSON files, or the objects that they hold. sigmas (K,): the spread of the
-    annotators at each keypoint, relative to the person's size. Raises DataError, which names the record, for bad input.
+    A number is -1 where nobody is to be found. annotations, results: paths of COCO's JSON files, or
+    what they hold. sigmas (K,): the spread of the annotators at each keypoint, relative to the
+    person's size; None takes the sigmas of the annotations' own skeleton. Raises DataError, which
+    names the record, for bad input.
     """
-    truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
-    return coco_numbers(truth, detections, *classify_detections(truth, detections, sigmas))
+    return coco_numbers(classified_scenes(annotations, results, sigmas))
 
 
-# ----------------------------------------------------------------------------------------------------------------- PCK
+def classified_scenes(annotations, results, sigmas):
+    scenes, sigmas = read_scenes(annotations, results, sigmas)
+    for scene in scenes:
+        classify_detections(scene, sigmas)
+    return scenes
+
+
+# ---------------------------------------------------------------------------------------------- PCK
 
 def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
     """The share of correct keypoints, measured in pixels: {group: PCK, "mean": PCK}.
 
-    A joint's PCK is over all people whose joint is labelled. The PCK of a group of joints is the mean over its joints,
-    "mean" that over the joints of all groups, or without groups over all joints. A joint that is labelled for nobody is
-    left out of means, and a mean of none is -1.
-    predicted, target (people, K, 2); visible (people, K), labelled where above 0; size: a number or (people,), in the
-    pixels of the points; groups {name: joints}. Raises DataError for other shapes. The papers on domain adaptation
-    measure on heatmaps instead: `evaluate_pck_grid`, which gives other numbers for the same predictions.
+    A keypoint is correct if it is closer to its true place than threshold * size. A joint's PCK is
+    over all people whose joint is labelled. The PCK of a group is the mean over its joints. "mean"
+    is the mean over the joints of all groups, or over all joints if there are no groups. A joint
+    that is labelled for nobody is left out of means, and a mean of none is -1.
+
+    predicted, target (people, K, 2); visible (people, K), labelled where above 0; size: a number or
+    (people,), in the pixels of the points; groups {name: joints}. Raises DataError for other
+    shapes. The papers on domain adaptation measure on heatmaps instead, which gives other numbers
+    for the same predictions: `evaluate_pck_grid`.
     """
-    predicted, target, visible, size = (np.asarray(value) for value in (predicted, target, visible, size))
-    if not (predicted.shape == target.shape == (*visible.shape, 2) and size.shape in ((), visible.shape[:1])):
-        raise DataError("PCK: expected predicted and target (people, K, 2), visible (people, K), size a number or "
-                        f"(people,), found {predicted.shape}, {target.shape}, {visible.shape}, {size.shape}")
-    labelled, distance = visible > 0, np.linalg.norm(predicted - target, axis=2)  # (people, K)
+    predicted, target, visible, size = map(np.asarray, (predicted, target, visible, size))
+    fit = predicted.shape == target.shape == (*visible.shape, 2)
+    if not fit or size.shape not in ((), visible.shape[:1]):
+        raise DataError(
+            "PCK: expected predicted and target (people, K, 2), visible (people, K), size a number "
+            f"or (people,), found {predicted.shape}, {target.shape}, {visible.shape}, {size.shape}")
+    distance = np.linalg.norm(predicted - target, axis=2)                # (people, K)
+    labelled = visible > 0
     correct = labelled & (distance < threshold * size.reshape(-1, 1))
-    count = labelled.sum(0)  # (K,)
-    # PCK_j = #{i: |predicted_ij - target_ij| < threshold size_i} / #{i},   i: the people whose joint j is labelled
-    pck = np.where(count, correct.sum(0) / np.maximum(count, 1), np.nan)  # (K,)
-    joints = sorted(set().union(*groups.values())) if groups else range(len(count))
-    return {name: mean_or_minus_1(pck[list(group)]) for name, group in ((groups or {}) | {"mean": joints}).items()}
+    count = labelled.sum(0)                                              # (K,)
+    pck = np.where(count > 0, correct.sum(0) / np.maximum(count, 1), np.nan)    # (K,)
+
+    means = {}
+    counted = range(len(pck))  # the joints of "mean", each of them once
+    if groups:
+        means = {name: mean_or_minus_1(pck[list(joints)]) for name, joints in groups.items()}
+        counted = sorted(set().union(*groups.values()))
+    means["mean"] = mean_or_minus_1(pck[list(counted)])
+    return means
 
 
-def evaluate_pck_grid(predicted, target, visible, threshold=0.05, groups=None):
-    """PCK as RegDA, UniFrame and multi-level alignment report it: measured on the grid of the heatmaps.
+def evaluate_pck_grid(predicted, target, visible, size, threshold=0.05, groups=None):
+    """PCK on the heatmap grid, as the papers on domain adaptation measure it (RegDA's code).
 
-    predicted, target: heatmaps (people, K, h, w); visible (people, K). A keypoint is where its heatmap is highest, at a
-    whole cell (x, y), and is correct if closer than threshold times the heatmap's size to the target's cell: 3.2 of 64.
-    The result has the form of `evaluate_pck`'s. As in RegDA, targets in the first two rows and columns do not count.
+    predicted, target (people, K, 2): the highest cells of the heatmaps, see `highest_cells`.
+    size: the heatmaps' (height, width). The threshold is a share of the height. A keypoint whose
+    true cell is in the first two rows or columns does not count. Otherwise as in `evaluate_pck`.
     """
-    return pck_of_cells(*map(highest_cells, (predicted, target)), visible, np.shape(predicted)[2:], threshold, groups)
+    height, width = size
+    counts = (np.asarray(visible) > 0) & (target > 1).all(2)
+    square = [height / width, 1]  # distances are measured as if the heatmap were a square
+    return evaluate_pck(predicted * square, target * square, counts, height, threshold, groups)
 
 
-# ---------------------------------------------------------------------------------------------------------- prediction
-
-
+# --------------------------------------------------------------------------------------- prediction
 
 @torch.inference_mode()
-def predict(model, dataset, texts=None, people=None, flip=True, batch_size=64, workers=0, augmentation=Augmentation()):
-    """One detection in COCO's results format for each person in rows `people`; without them, for all annotated ones, or
-    for everyone where nobody is annotated. DataError if the model predicts other keypoints than the data set has.
+def predict(model, dataset, texts=None, people=None, flip_test=True, batch_size=64, workers=0,
+            augmentation=Augmentation()):
+    """One detection in COCO's results format for each person.
 
-    model: normalised images -> heatmaps, with a `config`. texts: {sentence: T (L, D_text)}, None for no text.
-    flip: the flip test. The mirrored image should give the mirrored heatmaps, with left and right exchanged; the mean
-    of both is more exact than either. augmentation: of the crops; at random, but always the same for the same row.
+    model: normalised images -> heatmaps, with a `config`. texts: {sentence: T (L, D_text)}, or None
+    for no text. people: rows of the data set; None takes all annotated people, or everybody where
+    nobody is annotated. flip_test: see `flip_tested`. augmentation: of the crops, at random but
+    always the same for the same row. Raises DataError if the model predicts other keypoints than
+    the data set has.
     """
-    device, size = next(model.parameters()).device, model.config.image_size
-    mirrored = torch.as_tensor(dataset.skeleton.flip, device=device)  # (K,) the left elbow for the right one, ...
-    if getattr(model, "num_keypoints", len(mirrored)) != len(mirrored):
-        raise DataError(f"{dataset.name}: {len(mirrored)} keypoints, but the model predicts {model.num_keypoints}")
-    if texts is not None and dataset.sentences is None:
-        raise DataError(f"{dataset.name}: expected a sentence for each image (`with_sentences` gives them), found none")
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
-    keys = progress(my_share([(int(row), int(row)) for row in people], batch_size), "predicting poses")  # (row, seed)
-    crops, training, results = Crops(dataset, size, augmentation), model.training, []
-    model.eval()
-    for batch in DataLoader(crops, batch_size, sampler=keys, num_workers=workers, worker_init_fn=ignore_group_signals):
-        images = normalize(batch["image"].to(device))  # (B, 3, H, W)
-        heatmaps = run_model(model, images, batch["sentence"], texts)  # (B, K, h, w)
-        if flip and dataset.skeleton.names[0] != "keypoint 1":  # else nobody knows which are left and right
-            flipped = run_model(model, images.flip(3), batch["sentence"], texts)
-            heatmaps = (heatmaps + flipped.flip(3)[:, mirrored]) / 2
-        points, scores = (part.cpu().double().numpy() for part in decode_heatmaps(heatmaps, size, model.config.sigma))
-        points = transform_points(points, invert_matrix(batch["matrix"].numpy()))  # (B, K, 2) from crop to image
-        results += coco_results(dataset.image_ids[dataset.image_index[batch["row"].numpy()]], points, scores)
-    model.train(training)
+    results = []
+    batches = heatmaps_of(model, dataset, people, texts, flip_test, batch_size, workers,
+                          augmentation)
+    for batch, heatmaps in batches:
+        points, scores = decode_heatmaps(heatmaps, model.config.image_size, model.config.sigma)
+        points = points.cpu().double().numpy()                          # (B, K, 2) in the crop
+        scores = scores.cpu().double().numpy()                          # (B, K)
+        points = transform_points(points, invert_matrix(batch["matrix"].numpy()))   # in the image
+        image_ids = dataset.image_ids[dataset.image_index[batch["row"].numpy()]]
+        results += coco_results(image_ids, points, scores)
     return all_items(results)
 
 
-# === Appendix: the same for all images at once; skip on a first reading ===============================================
+@torch.inference_mode()
+def heatmaps_of(model, dataset, people, texts=None, flip_test=False, batch_size=64, workers=0,
+                augmentation=Augmentation()):
+    """Yields batches of `Crops` and their heatmaps (B, K, h, w), for the people of this process.
+
+    The arguments are those of `predict`.
+    """
+    check_prediction(model, dataset, texts)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    crops = Crops(dataset, model.config.image_size, augmentation)
+    keys = [(int(row), int(row)) for row in my_share(people, batch_size)]  # (row, seed of the crop)
+    loader = DataLoader(crops, batch_size, sampler=progress(keys, "predicting poses"),
+                        num_workers=workers, worker_init_fn=ignore_group_signals)
+    for batch in loader:
+        images = normalize(batch["image"].to(device))                   # (B, 3, H, W)
+        if flip_test and dataset.skeleton.has_sides:  # else nobody knows left from right
+            yield batch, flip_tested(model, images, batch["sentence"], texts, dataset.skeleton)
+        else:
+            yield batch, run_model(model, images, batch["sentence"], texts)
+    model.train(training)
+
+
+def flip_tested(model, images, sentences, texts, skeleton):
+    """The mean of the heatmaps of the images and of those of the mirrored images, mirrored back.
+
+    A mirrored image should give the mirrored heatmaps, with left and right exchanged. The mean of
+    both is more exact than either.
+    """
+    mirrored = torch.as_tensor(skeleton.flip, device=images.device)     # (K,) left for right
+    heatmaps = run_model(model, images, sentences, texts)               # (B, K, h, w)
+    flipped = run_model(model, images.flip(3), sentences, texts)
+    return (heatmaps + flipped.flip(3)[:, mirrored]) / 2
+
+
+def coco_results(image_ids, points, scores):
+    """COCO's results of poses: points (people, K, 2) in their images, scores (people, K).
+
+    As in mmpose's CocoMetric, the score of a pose is the mean of its keypoints' scores above 0.2,
+    or 0 if there are none.
+    """
+    results = []
+    for image_id, pose, score in zip(image_ids, points, scores):
+        sure = score > 0.2
+        results.append({"image_id": int(image_id), "category_id": 1,
+                        "keypoints": np.column_stack([pose, score]).ravel().tolist(),
+                        "score": float((score * sure).sum() / max(sure.sum(), 1))})
+    return results
+
+
+# === Appendix: reading annotations and results; skip on a first reading ===========================
 
 import argparse
-import csv
 import json
 import math
 import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from dataclasses import field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -277,234 +410,242 @@ from PIL import Image, ImageDraw
 
 from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column,
                   crop_width, domain_of, find_pictures, image_rows, load_dataset, no_people,
-                  open_image, picture_rows, picture_size, plain_name, progress, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
-                  write_json)
-from vlpose import DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model, load_weights
-
-BATCH = 512  # pairs handled at once: few enough to stay in the processor's cache
-CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]  # the place is COCO's id
+                  open_image, picture_rows, picture_size, plain_name, read_boxes, read_columns,
+                  read_json, read_pictures, read_skeleton, to_coco, with_boxes, with_sentences,
+                  with_skeleton, write_json)
+from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
+                    load_weights)
 
 
-def oks_of_pairs(truth, detections, person, detection, sigmas):
-    """`object_keypoint_similarity` (pairs,) of candidate pairs: the rows of a person and a detection of one group. Of a
-    person without a labelled keypoint only the box is known: a keypoint is as far off as it is outside of the box."""
-    oks = np.empty(len(person))
-    num_labelled = truth.labelled.sum(1)[person]  # (pairs,) |L|
-    labelled_first = np.argsort(~truth.labelled, axis=1, kind="stable")  # (people, K) all joints, the labelled first
-    for count in np.unique(num_labelled):  # pairs with equally many labelled keypoints fill an array without gaps
-        same = np.flatnonzero(num_labelled == count)
-        for batch in np.split(same, range(BATCH, len(same), BATCH)):
-            p, d = person[batch], detection[batch]
-            if count:
-                joints = labelled_first[p, :count]  # (pairs, count) L
-                offset = detections.points[d[:, None], joints] - truth.points[p[:, None], joints]
-            else:  # nothing is known but the person's box
-                joints, offset = np.arange(len(sigmas)), offset_from_box(detections.points[d], truth.box[p, None])
-            similarity = keypoint_similarity(offset, truth.area[p, None], sigmas[joints])  # (pairs, count or K)
-            oks[batch] = similarity.sum(1) / similarity.shape[1]
-    return oks
+def read_scenes(annotations, results, sigmas=COCO17.sigmas):
+    """Reads annotations and results -> a Scene for each image, sorted by image ids; sigmas (K,).
 
-
-def match_all_images(person, detection, oks, ignored, crowd, rank, thresholds):
-    """`match_one_image` for all groups and thresholds at once: (thresholds, detections) the matched people, or -1.
-
-    In the first round the best detection of every group chooses, in the second round the second best, and so on: it
-    takes the first person on the list of its candidates, sorted by preference, who is still free and similar enough.
-    person, detection, oks (pairs,): the candidate pairs; ignored, crowd (people,) bool; rank (detections,).
+    The arguments are those of `evaluate_oks`. As in pycocotools, people and detections whose
+    category is not listed do not exist, nor do people whose image is not listed.
     """
-    matched = np.full((len(thresholds), len(rank)), -1)  # (thresholds, detections)
-    free = np.ones((len(thresholds), len(ignored)), bool)  # (thresholds, people)
-    order = np.lexsort((-person, -oks, ignored[person], detection, rank[detection]))  # the last key is the main one
-    person, detection, oks = person[order], detection[order], oks[order]
-    rounds = np.unique(np.searchsorted(rank[detection], np.arange(MAX_DETECTIONS + 1)))  # where each round begins
-    for start, stop in zip(rounds[:-1], rounds[1:]):
-        p, d = person[start:stop], detection[start:stop]
-        possible = free[:, p] & (oks[start:stop] >= thresholds[:, None])  # (thresholds, pairs of this round)
-        place = np.where(possible, np.arange(len(p)), len(p))
-        lists = np.flatnonzero(np.diff(d, prepend=-1))  # where the list of each detection begins
-        first = np.minimum.reduceat(place, lists, axis=1)  # (thresholds, detections of this round), len(p) for nobody
-        t, row = np.nonzero(first < len(p))
-        taken = p[first[t, row]]
-        matched[t, d[lists[row]]] = taken
-        free[t, taken] = crowd[taken]
-    return matched
+    name, content = opened(annotations, "annotations", dict, "COCO's annotations")
+    if sigmas is None:
+        sigmas = read_skeleton(name, content).sigmas
+    sigmas = np.asarray(sigmas, float)
+    if sigmas.ndim != 1 or not (sigmas > 0).all():
+        raise DataError("sigmas: expected a positive number for each keypoint, "
+                        f"found {sigmas.tolist()}")
+
+    images, category_ids, people = read_annotations(name, content, len(sigmas))
+    image_ids = np.array(list(images), int)
+    detections = read_detections(results, image_ids, len(sigmas))
+    listed = np.isin(detections.category_id, category_ids)
+    if not listed.any():
+        print(f"no result has a category_id of the annotations: {category_ids.tolist()}",
+              file=sys.stderr)
+
+    people = cut_by_image(people, image_ids)
+    detections = cut_by_image(rows_of(detections, listed), image_ids)
+    scenes = []
+    for image, here, found in zip(images.values(), people, detections):
+        domain = domain_of({"file_name": "", **image})
+        scenes.append(Scene(domain, here, best_detections(found)))
+    return scenes, sigmas
 
 
-# === Appendix: reading annotations and results; skip on a first reading ===============================================
+def opened(source, name, kind, what):
+    """The path and the content of a JSON file; `name` and the source itself if it is no path.
 
-PATH = (str, os.PathLike)
-
-
-def group_numbers(table, image_ids, category_ids):
-    """The group of each record; -1 where its image or its category is not among the sorted ids."""
-    image, category = (np.where(np.isin(ids, known), np.searchsorted(known, ids), -1)
-                       for ids, known in ((table["image_id"], image_ids), (table["category_id"], category_ids)))
-    return np.where((image < 0) | (category < 0), -1, category * len(image_ids) + image)
+    kind, what: the type that the file is expected to hold, and what it holds, in words.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return str(source), read_json(source, kind, what)
+    return name, source
 
 
-def read_ground_truth(name, content, num_keypoints):
-    """COCO annotations -> GroundTruth. As in pycocotools, people whose image or category is not listed do not exist."""
-    sections = {key: content.get(key, []) if isinstance(content, dict) else None
-                for key in ("images", "categories", "annotations")}
-    if not all(isinstance(section, list) for section in sections.values()):
-        raise DataError(f"{name}: expected a path or what COCO's files hold: lists of images, categories, annotations")
-    kinds = {"id": ID, "image_id": ID, "category_id": ID, "keypoints": ((3 * num_keypoints,), float),
-             "num_keypoints": ID, "area": NUMBER, "bbox": BOX, "iscrowd": ID}
-    table = read_columns(sections["annotations"], kinds, f"{name}: annotation")
+def read_annotations(name, content, num_keypoints):
+    """COCO's annotations -> {image id: record}, category ids, the People of all images.
+
+    Both the images and the category ids are sorted by id.
+    """
+    sections = []
+    for key in ("images", "categories", "annotations"):
+        section = content.get(key, []) if isinstance(content, dict) else None
+        if not isinstance(section, list):
+            raise DataError(f"{name}: expected a path or what COCO's files hold: lists of images, "
+                            "categories, annotations")
+        sections.append(section)
+    images, categories, annotations = sections
+
+    kinds = {"id": ID, "image_id": ID, "category_id": ID, "num_keypoints": ID, "iscrowd": ID,
+             "keypoints": ((3 * num_keypoints,), float), "area": NUMBER, "bbox": BOX}
+    table = read_columns(annotations, kinds, f"{name}: annotation")
     ids, times = np.unique(table["id"], return_counts=True)
     if (times > 1).any():
         raise DataError(f"{name}: annotation id {ids[times > 1][0]} appears more than once")
-    if not sections["categories"]:
+    if not categories:
         raise DataError(f"{name}: not COCO keypoint annotations: no 'categories'")
-    image_ids, rows = np.unique(column(sections["images"], "id", ID, f"{name}: image"), return_index=True)
-    category_ids = np.unique(column(sections["categories"], "id", ID, f"{name}: category"))
-    group = group_numbers(table, image_ids, category_ids)
-    table = {field: values[group >= 0] for field, values in table.items()}
-    keypoints, crowd = table["keypoints"].reshape(-1, num_keypoints, 3), table["iscrowd"] != 0
-    return GroundTruth(
-        images=[sections["images"][row] for row in rows], image_ids=image_ids, category_ids=category_ids,
-        group=group[group >= 0], points=keypoints[:, :, :2], labelled=keypoints[:, :, 2] > 0, area=table["area"],
-        box=table["bbox"], crowd=crowd, ignored=crowd | (table["num_keypoints"] == 0), id_is_zero=table["id"] == 0)
+    category_ids = np.unique(column(categories, "id", ID, f"{name}: category"))
+    image_ids = column(images, "id", ID, f"{name}: image")
+    image_ids, first = np.unique(image_ids, return_index=True)
+
+    keypoints = table["keypoints"].reshape(-1, num_keypoints, 3)
+    crowd = table["iscrowd"] != 0
+    people = People(
+        image_id=table["image_id"], category_id=table["category_id"], points=keypoints[:, :, :2],
+        labelled=keypoints[:, :, 2] > 0, area=table["area"], box=table["bbox"], crowd=crowd,
+        ignored=crowd | (table["num_keypoints"] == 0), id_is_zero=table["id"] == 0)
+    listed = np.isin(people.image_id, image_ids) & np.isin(people.category_id, category_ids)
+    records = {number: images[row] for number, row in zip(image_ids.tolist(), first)}
+    return records, category_ids, rows_of(people, listed)
 
 
-def read_detections(results, truth):
-    """COCO results -> Detections."""
-    num_keypoints = truth.points.shape[1]
-    name, records = "results", results
-    if isinstance(results, PATH):
-        name, records = str(results), read_json(results, list, "COCO's results")
+def read_detections(results, image_ids, num_keypoints):
+    """COCO's results -> the Detections of all images, in the order of the file."""
+    name, records = opened(results, "results", list, "COCO's results")
     if not records:
         raise DataError(f"{name}: expected a list of results, found an empty one")
-    first = records[0]
-    kinds = {"image_id": ID, "category_id": ID, "score": NUMBER, "keypoints": ((3 * num_keypoints,), float)}
-    if isinstance(first, dict) and first.get("bbox"):  # then pycocotools takes all areas from the boxes
-        kinds["bbox"] = BOX
-    elif isinstance(first, dict) and "segmentation" in first:  # from the masks
-        raise DataError(f"{name}: result 0: expected keypoints, with a 'bbox' or without, found a 'segmentation'")
+    kinds = {"image_id": ID, "category_id": ID, "score": NUMBER,
+             "keypoints": ((3 * num_keypoints,), float)}
+    if isinstance(records[0], dict):
+        if records[0].get("bbox"):  # then pycocotools takes all areas from the boxes
+            kinds["bbox"] = BOX
+        elif "segmentation" in records[0]:  # then from the masks
+            raise DataError(f"{name}: result 0: expected keypoints, with a 'bbox' or without, "
+                            "found a 'segmentation'")
     table = read_columns(records, kinds, f"{name}: result")
-    for row in np.flatnonzero(~np.isin(table["image_id"], truth.image_ids)):
-        raise DataError(f"{name}: result {row}: image_id {table['image_id'][row]} is no image of the annotations")
+    unknown = ~np.isin(table["image_id"], image_ids)
+    if unknown.any():
+        row = unknown.argmax()
+        raise DataError(f"{name}: result {row}: image_id {table['image_id'][row]} is no image of "
+                        "the annotations")
     points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
-    extent = [np.ptp(table["keypoints"][:, axis::3], axis=1) for axis in (0, 1)]
-    width, height = table["bbox"][:, 2:].T if "bbox" in table else extent
-    group = group_numbers(table, truth.image_ids, truth.category_ids)
-    order = np.lexsort((-table["score"], group))  # stable: equal scores stay in the order of the file
-    rank = np.arange(len(order)) - np.searchsorted(group[order], group[order])
-    order, rank = order[rank < MAX_DETECTIONS], rank[rank < MAX_DETECTIONS]
-    return Detections(group[order], rank, table["score"][order], points[order], (width * height)[order])
+    if "bbox" in table:
+        size = table["bbox"][:, 2:]
+    else:
+        size = np.ptp(points, axis=1)
+    return Detections(table["image_id"], table["category_id"], table["score"], points,
+                      area=size[:, 0] * size[:, 1])
 
 
-def read_truth_and_detections(annotations, results, sigmas=COCO17.sigmas):
-    """Paths of COCO's keypoint JSON and results JSON, or what they hold -> GroundTruth, Detections, sigmas (K,), which
-    are those of the annotations' own skeleton if they are None."""
-    name, content = "annotations", annotations
-    if isinstance(annotations, PATH):
-        name, content = str(annotations), read_json(annotations, dict, "COCO's annotations")
-    sigmas = np.asarray(read_skeleton(name, content).sigmas if sigmas is None else sigmas, float)
-    if sigmas.ndim != 1 or not (sigmas > 0).all():
-        raise DataError(f"sigmas: expected a positive number for each keypoint, found {sigmas.tolist()}")
-    truth = read_ground_truth(name, content, len(sigmas))
-    return truth, read_detections(results, truth), sigmas
+def rows_of(table, rows):
+    """The People or Detections in these rows."""
+    return replace(table, **{name: values[rows] for name, values in vars(table).items()})
 
 
-def candidate_pairs(group, sorted_group):
-    """All pairs of rows with group[first] == sorted_group[second]: arrays (pairs,), sorted by first, then second."""
-    start, stop = np.searchsorted(sorted_group, group, "left"), np.searchsorted(sorted_group, group, "right")
-    count = stop - start
-    first = np.repeat(np.arange(len(group)), count)
-    return first, np.arange(len(first)) + np.repeat(start - (np.cumsum(count) - count), count)
+def cut_by_image(table, image_ids):
+    """People or Detections of all images -> a list of those of each image, whose order stays."""
+    table = rows_of(table, np.argsort(table.image_id, kind="stable"))
+    starts = np.searchsorted(table.image_id, image_ids, "left")
+    stops = np.searchsorted(table.image_id, image_ids, "right")
+    return [rows_of(table, slice(start, stop)) for start, stop in zip(starts, stops)]
 
 
-def offset_from_box(points, box):
-    """How far outside of a box points are, (pairs, K, 2). COCO's rule for a person without labelled keypoints: within
-    the box, grown by its size on all sides, every point is perfect. points (pairs, K, 2), box (pairs, 1, 4)."""
-    corner, size = box[..., :2], box[..., 2:]
-    return np.maximum(0, corner - size - points) + np.maximum(0, points - (corner + size * 2))
+def best_detections(detections):
+    """The Detections of one image, the best first, at most MAX_DETECTIONS of each category.
+
+    Equal scores stay in the order of the file.
+    """
+    best, count = [], Counter()
+    for row in np.argsort(-detections.score, kind="stable"):
+        category = detections.category_id[row]
+        count[category] += 1
+        if count[category] <= MAX_DETECTIONS:
+            best.append(row)
+    return rows_of(detections, best)
 
 
-def mean_or_minus_1(values):
-    """The mean of the values that are not NaN, -1 if there are none."""
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else -1.0
+# === Appendix: domains and PCK; skip on a first reading ===========================================
 
+def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
+    """The numbers of `evaluate_oks`, and the same ten for each domain: numbers, {domain: numbers}.
 
-def coco_results(image_ids, points, scores):
-    """COCO's results of poses (people, K, 2) with scores of their keypoints (people, K). As in mmpose's CocoMetric, the
-    score of a pose is the mean of its keypoints' scores above 0.2, 0 if there are none."""
-    poses, sure = np.concatenate([points, scores[:, :, None]], axis=2), scores > 0.2  # (people, K, 3), (people, K)
-    pose_scores = (scores * sure).sum(1) / np.maximum(sure.sum(1), 1)
-    return [{"image_id": int(image_id), "category_id": 1, "keypoints": pose.ravel().tolist(), "score": float(score)}
-            for image_id, pose, score in zip(image_ids, poses, pose_scores)]
-
-
-# === Appendix: domains, the papers' PCK, no labels; skip on a first reading ===========================================
-
-def by_domain(truth, detections, positive, ignored):
-    """COCO's ten numbers of each domain: an image's `category`, else the last folder of its `file_name`."""
-    domains = np.array([domain_of({"file_name": "", **image}) for image in truth.images])
-    return {str(domain): coco_numbers(truth, detections, positive, ignored, domains == domain)
-            for domain in np.unique(domains)}
+    A domain is an image's `category`, or else the last folder of its `file_name`.
+    """
+    scenes = classified_scenes(annotations, results, sigmas)
+    domains = {}
+    for domain in sorted({scene.domain for scene in scenes}):
+        domains[domain] = coco_numbers([scene for scene in scenes if scene.domain == domain])
+    return coco_numbers(scenes), domains
 
 
 def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
-    """`evaluate_pck` of what `predict` gave for dataset.annotated[chosen]; threshold: a share of the crop's height."""
+    """`evaluate_pck` of what `predict` gave for the annotated people of a data set.
+
+    chosen: an index into them; the others do not count. threshold: a share of the crop's height,
+    for crops of `size` (height, width).
+    """
     people = dataset.annotated[chosen]
     poses = np.array([result["keypoints"] for result in results])[chosen]
-    predicted, truth = poses.reshape(len(people), len(dataset.skeleton.names), 3), dataset.keypoints[people]
+    predicted = poses.reshape(len(people), len(dataset.skeleton.names), 3)
+    truth = dataset.keypoints[people]
     crop_heights = crop_width(dataset.boxes[people], size) * size[0] / size[1]
-    return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights, threshold, groups)
-
+    return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights,
+                        threshold, groups)
 
 
 def highest_cells(heatmaps):
-    """The cells (people, K, 2), x before y, where heatmaps (people, K, h, w) are highest; (0, 0) if none is above 0."""
-    flat = np.asarray(heatmaps).reshape(*np.shape(heatmaps)[:2], -1)
-    y, x = np.divmod(flat.argmax(2), np.shape(heatmaps)[3])
+    """The highest cells (people, K, 2), x before y, of heatmaps (people, K, h, w).
+
+    As in RegDA's code, the cell is (0, 0) where no cell is above 0.
+    """
+    people, joints, _, width = heatmaps.shape
+    flat = np.asarray(heatmaps).reshape(people, joints, -1)
+    y, x = np.divmod(flat.argmax(2), width)
     return np.stack([x, y], axis=2) * (flat.max(2) > 0)[:, :, None]
 
 
-def pck_of_cells(predicted, target, visible, size, threshold, groups):
-    """`evaluate_pck_grid` of the cells (people, K, 2) of heatmaps of `size` (height, width)."""
-    counts, square = (np.asarray(visible) > 0) & (target > 1).all(2), [size[0] / size[1], 1]
-    return evaluate_pck(predicted * square, target * square, counts, size[0], threshold, groups)
+# === Appendix: detected boxes and own pictures; skip on a first reading ===========================
 
-
-
-# === Appendix: detected boxes and own pictures; skip on a first reading ===============================================
-
-
-
-def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
-    """The rows of poses that stay where one person has several, as mmpose's oks_nms. From the best score down, a pose
-    removes those after it whose OKS with it (all keypoints, the mean of the areas) is above the threshold. keypoints
-    (poses, K, 2), scores, areas, images (poses,): ids."""
-    order, kept = np.lexsort((-scores, images)), []
-    for left in np.split(order, np.flatnonzero(np.diff(images[order])) + 1):  # the poses of one image
-        while len(left):
-            best, left = left[0], left[1:]
-            kept.append(best)
-            area = (areas[left] + areas[best]) / 2
-            oks = keypoint_similarity(keypoints[left] - keypoints[best], area[:, None], sigmas).mean(1)
-            left = left[oks <= threshold]
-    return np.sort(kept).astype(int)
+def check_prediction(model, dataset, texts):
+    """Raises DataError if the model cannot predict the poses of this data set."""
+    count = len(dataset.skeleton.names)
+    if getattr(model, "num_keypoints", count) != count:
+        raise DataError(f"{dataset.name}: {count} keypoints, but the model predicts "
+                        f"{model.num_keypoints}")
+    if texts is not None and dataset.sentences is None:
+        raise DataError(f"{dataset.name}: expected a sentence for each image (`with_sentences` "
+                        "gives them), found none")
 
 
 def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
-    """`predict`; in a detector's boxes as mmpose does it: a pose's score times its box's, repeated poses removed."""
+    """`predict`, with the box and the file of each person.
+
+    box_scores (people,): of a detector's boxes, in which mmpose's rules hold: a pose's score is
+    multiplied by its box's, and repeated poses are removed.
+    """
     results = predict(model, dataset, texts, people, workers=workers)
-    for result, row in zip(results, people):  # not "bbox": COCO's tools would take the areas from it
-        result |= {"box": dataset.boxes[row].tolist(), "file_name": dataset.files[dataset.image_index[row]]}
+    for result, row in zip(results, people):
+        result["box"] = dataset.boxes[row].tolist()  # COCO's tools take areas from a "bbox"
+        result["file_name"] = dataset.files[dataset.image_index[row]]
     if box_scores is None:
         return results
     for result, score in zip(results, box_scores):
         result["score"] *= float(score)
     poses = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
     scores = np.array([result["score"] for result in results])
-    height, width = size = model.config.image_size
-    areas = crop_width(dataset.boxes[people], size) ** 2 * height / width
-    image_rows, sigmas = dataset.image_index[people], dataset.skeleton.sigmas
-    return [results[row] for row in oks_nms(poses[:, :, :2], scores, areas, image_rows, sigmas=sigmas)]
+    size = model.config.image_size
+    areas = crop_width(dataset.boxes[people], size) ** 2 * size[0] / size[1]
+    kept = oks_nms(poses[:, :, :2], scores, areas, dataset.image_index[people],
+                   sigmas=dataset.skeleton.sigmas)
+    return [results[row] for row in kept]
+
+
+def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigmas):
+    """The rows of the poses that stay where one person has several, as in mmpose's oks_nms.
+
+    In each image, from the best score down, a pose removes those after it whose OKS with it is
+    above the threshold. This OKS is of all keypoints, with the mean of both areas.
+    keypoints (poses, K, 2); scores, areas, images (poses,): equal numbers stand for one image.
+    """
+    kept = []
+    order = np.lexsort((-scores, images))  # image by image, the best score first
+    next_image = np.flatnonzero(np.diff(images[order])) + 1
+    for left in np.split(order, next_image):  # the poses of one image
+        while len(left):
+            best = left[0]
+            kept.append(best)
+            left = left[1:]
+            area = (areas[left] + areas[best]) / 2
+            offset = keypoints[left] - keypoints[best]                     # (poses, K, 2)
+            oks = keypoint_similarity(offset, area[:, None], sigmas).mean(1)
+            left = left[oks <= threshold]
+    return np.sort(kept).astype(int)
 
 
 @dataclass
@@ -518,81 +659,156 @@ class Poses:
 def estimate_poses(model, image, boxes=None, sentence=None):
     """The poses of the people in one picture -> Poses.
 
-    model: from `load_model`. image: a Pillow image, or RGB bytes (H, W, 3). boxes: the people's, (people, 4) left, top,
-    width, height in pixels; without them, the picture is taken as one person as a whole. sentence: what VLPose reads,
-    such as "a photo of a cartoon character"; without one its adapter is off.
+    model: from `load_model`. image: a Pillow image, or RGB bytes (H, W, 3). boxes: the people's,
+    (people, 4) left, top, width, height in pixels; without boxes the picture is taken as one person
+    as a whole. sentence: what VLPose reads, such as "a photo of a cartoon character"; without a
+    sentence its adapter is off. Raises DataError for a box without a size and for a sentence that
+    the model cannot read.
     """
-    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-    boxes = np.array([(0, 0, *image.size)] if boxes is None else boxes, float).reshape(-1, 4)
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    if boxes is None:
+        boxes = [(0, 0, *image.size)]
+    boxes = np.array(boxes, float).reshape(-1, 4)
     if not ((boxes[:, 2:] > 0).all() and (np.abs(boxes) <= FARTHEST).all()):
-        raise DataError(f"boxes: expected a width and a height above 0, at most a million, found {boxes.tolist()}")
-    picture, texts = with_boxes(no_people([image], model.skeleton), np.zeros(len(boxes), int), boxes), None
-    picture = replace(picture, upright=False)  # an EXIF orientation is ignored: the poses are in the image's pixels
+        raise DataError("boxes: expected a width and a height above 0, at most a million, found "
+                        f"{boxes.tolist()}")
+    picture = with_boxes(no_people([image], model.skeleton), np.zeros(len(boxes), int), boxes)
+    # An EXIF orientation is ignored: the poses are in the pixels of the image as it is.
+    picture = replace(picture, upright=False)
+    texts = None
     if sentence is not None:
         if not isinstance(model, VLPose):
-            raise DataError(f"sentence: expected a VLPose, which reads text, found a {type(model).__name__}")
+            raise DataError("sentence: expected a VLPose, which reads text, found a "
+                            f"{type(model).__name__}")
         picture = replace(picture, sentences=np.array([sentence]))
         T = read_sentence(sentence, **getattr(model, "about", {}))
         texts = {sentence: T.to(next(model.parameters()).device)}
     results = predict(model, picture, texts, np.arange(len(boxes)))
-    keypoints = np.array([result["keypoints"] for result in results]).reshape(len(boxes), model.num_keypoints, 3)
+    keypoints = np.array([result["keypoints"] for result in results])
+    keypoints = keypoints.reshape(len(boxes), model.num_keypoints, 3)
     return Poses(keypoints, boxes, picture.skeleton)
 
 
 @lru_cache(maxsize=64)
 def read_sentence(sentence, text_weights="random", per_token=False, sentences=None):
-    """T (L, D_text) of a sentence, by the text tower that a model was trained with."""
+    """T (L, D_text) of a sentence, by the text tower that a model was trained with.
+
+    The other arguments are what a model's file says `about` its text; `sentences` do not matter.
+    """
     return encode_sentences(load_clip_text(text_weights), [sentence], per_token)[sentence]
 
 
-# === Appendix: drawing; skip on a first reading =======================================================================
+# === Appendix: drawing; skip on a first reading ===================================================
+
+ORANGE, BLUE, GREEN = (255, 140, 0), (0, 150, 255), (120, 220, 90)
+
 
 def limb_color(skeleton, *keypoints):
-    """Orange for the person's left, blue for the right, green for the middle and what joins the sides."""
-    sides = {word for keypoint in keypoints for word in plain_name(skeleton.names[keypoint]).split("_")}
-    sides &= {"left", "right"}
-    return (255, 140, 0) if sides == {"left"} else (0, 150, 255) if sides == {"right"} else (120, 220, 90)
+    """Orange for the left side, blue for the right, green for the middle and what joins both."""
+    words = set()
+    for keypoint in keypoints:
+        words.update(plain_name(skeleton.names[keypoint]).split("_"))
+    if "left" in words and "right" not in words:
+        return ORANGE
+    if "right" in words and "left" not in words:
+        return BLUE
+    return GREEN
 
 
 def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
-    """A copy of an image, Pillow's or an array, with a skeleton drawn over it: left orange, right blue; the surer the
-    more opaque, with a dark rim. keypoints: (K, 3) x, y, score; those of at most `threshold` are left out."""
-    image = (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
-    if not (drawn := keypoints[:, 2] > threshold).any():
+    """A copy of an image, Pillow's or an array, with a skeleton drawn over it.
+
+    The left side is orange, the right side blue, with a dark rim. Surer keypoints are more opaque.
+    keypoints: (K, 3) x, y, score; those with a score of at most `threshold` are left out.
+    """
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    image = image.convert("RGB")
+    drawn = keypoints[:, 2] > threshold                                 # (K,)
+    if not drawn.any():
         return image
-    low, high = keypoints[drawn, :2].min(0), keypoints[drawn, :2].max(0)
-    width = max(1.0, (high - low).max() / 50, max(image.size) / 800)
+
+    # A transparent layer, just large enough for the skeleton. It is drawn larger and reduced again,
+    # for smooth lines; the thick lines on a huge picture do without.
+    low = keypoints[drawn, :2].min(0)
+    high = keypoints[drawn, :2].max(0)
+    width = max(1.0, (high - low).max() / 50, max(image.size) / 800)    # of a line, in pixels
     corner = np.floor(low - 2 * width)
     size = np.ceil(high + 2 * width - corner).astype(int) + 1
-    # Drawn larger and reduced again, for smooth lines; thick lines on a huge picture do without.
-    fine = 4 if size.max() < 1000 else 2 if size.max() < 3000 else 1
+    fine = 1
+    if size.max() < 3000:
+        fine = 2
+    if size.max() < 1000:
+        fine = 4
     layer = Image.new("RGBA", tuple(fine * size))
     draw = ImageDraw.Draw(layer)
+
     xy = [tuple(point) for point in (keypoints[:, :2] - corner + 0.5) * fine]
-    alpha = (255 * np.clip(keypoints[:, 2], 0.5, 1)).astype(int)
+    alpha = (255 * np.clip(keypoints[:, 2], 0.5, 1)).astype(int)        # (K,)
     for a, b in skeleton.edges:
         if drawn[a] and drawn[b]:
-            for color, part in (((0, 0, 0), 1.5), (limb_color(skeleton, a, b), 1)):  # dark below, to be seen as a rim
-                draw.line([xy[a], xy[b]], (*color, min(alpha[a], alpha[b])), round(part * width * fine))
+            opacity = min(alpha[a], alpha[b])
+            color = limb_color(skeleton, a, b)
+            draw.line([xy[a], xy[b]], (0, 0, 0, opacity), round(1.5 * width * fine))  # the rim
+            draw.line([xy[a], xy[b]], (*color, opacity), round(width * fine))
     for j in np.flatnonzero(drawn):
-        draw.circle(xy[j], 1.25 * width * fine, (*limb_color(skeleton, j), alpha[j]), (0, 0, 0, alpha[j]), fine)
+        color = limb_color(skeleton, j)
+        draw.circle(xy[j], 1.25 * width * fine, (*color, alpha[j]), (0, 0, 0, alpha[j]), fine)
     layer = layer.reduce(fine)
     image.paste(layer, tuple(corner.astype(int)), layer)
     return image
 
 
+def draw_panels(dataset, row, panels, threshold):
+    """An image of a data set, given its row, side by side for each of the panels {label: results}.
+
+    The poses of a panel's results are drawn over it, without keypoints of at most `threshold`.
+    """
+    image, _ = open_image(dataset.files[row], upright=dataset.upright)
+    scale = min(1, 4096 / max(image.size))  # a huge drawing needs gigabytes
+    if scale < 1:
+        image = image.resize([math.ceil(scale * side) for side in image.size])
+    sheet = Image.new("RGB", (len(panels) * image.width, image.height))
+    font_size = max(10, image.width / 30)
+    for place, (label, results) in enumerate(panels.items()):
+        panel = image
+        for result in results:
+            if result["image_id"] == dataset.image_ids[row]:
+                pose = np.reshape(result["keypoints"], (-1, 3)) * (scale, scale, 1)
+                panel = draw_pose(panel, pose, dataset.skeleton, threshold)
+        left = place * image.width
+        sheet.paste(panel, (left, 0))
+        ImageDraw.Draw(sheet).text((left + 4, 2), label, "white", stroke_width=1,
+                                   stroke_fill="black", font_size=font_size)
+    return sheet
+
 
 # === Appendix: the command line of both programs; skip on a first reading =========================
 #
-# The options of a program are the fields of a dataclass: `base_lr` is `--base-lr`. A field has the option's type and
-# default, its value in the paper, its limits, when it counts, and its help, all in one place.
+# The options of a program are the fields of a dataclass: `base_lr` is `--base-lr`. A field has the
+# option's type and default, its value in the paper, its limits, when it counts, and its help, all
+# in one place.
 
+GPU = torch.cuda.is_available()
 SAME = object()  # the paper's value is the default
+
+
+def option(default, *, help, paper=SAME, only=(), **how):
+    """A field of a dataclass of options.
+
+    paper: its value in the paper, where that differs. only: the Conditions under which it counts.
+    how: `least`, `above`, `most` and `step` are the limits of a number; `type`, `choices`, `nargs`,
+    `const` and `metavar` are argparse's. Without a `type` the field's annotation is the type: int,
+    float, str, bool, or a list of one of them, or None besides.
+    """
+    return field(default=default, metadata={"help": help, "paper": paper, "only": only, "how": how})
 
 
 @dataclass(frozen=True)
 class Condition:
-    """When an option counts: with or without another one or, if values are given, some of its values."""
+    """When an option counts: with or without another one, or some of its values if these are given.
+    """
     word: str  # "with" or "without"
     other: str  # the other option's field
     values: tuple
@@ -614,16 +830,6 @@ def only_without(other, *values):
     return Condition("without", other, values)
 
 
-def option(default, *, help, paper=SAME, only=(), **how):
-    """A field of a dataclass of options.
-
-    paper: its value in the paper, where that differs. only: the Conditions under which it counts. how: `least`,
-    `above`, `most` and `step` are the limits of a number; `type`, `choices`, `nargs`, `const` and `metavar` are
-    argparse's. Without a `type` the field's annotation is the type: int, float, str, bool, or a list of one of them.
-    """
-    return field(default=default, metadata={"help": help, "paper": paper, "only": only, "how": how})
-
-
 def flag_of(name):
     return "--" + name.replace("_", "-")
 
@@ -632,8 +838,9 @@ def defaults_of(kind, recipe="minutes"):
     """{field: default} of a dataclass of options, for the recipe "minutes" or "paper"."""
     defaults = {}
     for entry in fields(kind):
-        paper = entry.metadata["paper"]
-        defaults[entry.name] = entry.default if recipe == "minutes" or paper is SAME else paper
+        defaults[entry.name] = entry.default
+        if recipe == "paper" and entry.metadata["paper"] is not SAME:
+            defaults[entry.name] = entry.metadata["paper"]
     return defaults
 
 
@@ -642,28 +849,45 @@ def read_options(kind, argv, defaults, description):
 
     Raises DataError for an option that is unknown, wrong, or given in vain.
     """
-    parser = Parser(description=description, allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options = kind(**vars(parser_of(kind, defaults, description).parse_args(argv)))
+    refuse_in_vain(options, defaults)
+    return options
+
+
+class Parser(argparse.ArgumentParser):
+    """An error in an option is one line like any other error, not a list of all options."""
+
+    def error(self, message):
+        raise DataError(f"{message}; --help lists the options")
+
+
+def parser_of(kind, defaults, description):
+    """The Parser of a dataclass of options. Its help groups the options by when they count."""
+    parser = Parser(description=description, allow_abbrev=False)
     groups = {}
     for entry in fields(kind):
         when = "; ".join(map(str, entry.metadata["only"]))
         if when not in groups:
             groups[when] = parser.add_argument_group(f"only {when}" if when else "always")
-        groups[when].add_argument(flag_of(entry.name), default=defaults[entry.name], **argument_of(entry))
-    options = kind(**vars(parser.parse_args(argv)))
-    refuse_in_vain(options, defaults)
-    return options
+        default = defaults[entry.name]
+        groups[when].add_argument(flag_of(entry.name), default=default,
+                                  **argument_of(entry, default))
+    return parser
 
 
-def argument_of(entry):
+def argument_of(entry, default):
     """What argparse's `add_argument` wants to know of a field."""
     argument = {"help": entry.metadata["help"], **entry.metadata["how"]}
-    if entry.type is bool:
+    if default is not None and default is not False:
+        argument["help"] += " (default: %(default)s)"
+    kind = entry.type
+    while get_args(kind):  # list[int] of list[int] | None, and then int
+        kind = get_args(kind)[0]
+    if kind is bool:
         argument["action"] = argparse.BooleanOptionalAction
-        return argument
-    limits = {name: argument.pop(name) for name in ("least", "above", "most", "step") if name in argument}
-    kind = (*get_args(entry.type), entry.type)[0]  # int of list[int] and of int | None
-    if kind in (int, float) and "type" not in argument:
+    elif kind in (int, float) and "type" not in argument:
+        names = ("least", "above", "most", "step")
+        limits = {name: argument.pop(name) for name in names if name in argument}
         argument["type"] = number(kind, **limits)
     return argument
 
@@ -679,7 +903,7 @@ def refuse_in_vain(options, defaults):
 
 
 def number(kind, least=-math.inf, above=-math.inf, most=math.inf, step=None):
-    """The type of an option: a finite int or float (`kind`) within limits, and a multiple of `step`."""
+    """The type of an option: a finite int or float (`kind`) in limits, and a multiple of `step`."""
     expected = "an integer" if kind is int else "a number"
     if step:
         expected = f"a multiple of {step}"
@@ -702,231 +926,502 @@ def number(kind, least=-math.inf, above=-math.inf, most=math.inf, step=None):
     return parse
 
 
-# === Appendix: the command; skip on a first reading ===================================================================
-
-def format_table(title, table):
-    """{row: {column: number}} as text, after an empty line; `title` is the heading of the rows' names."""
-    first = max(map(len, [title, *table]))
-    widths = {column: max(10, len(column)) for column in next(iter(table.values()))}
-    lines = [f"\n{title:<{first}}" + "".join(f" {column:>{width}}" for column, width in widths.items())]
-    for name, row in table.items():
-        lines.append(f"{name:<{first}}" + "".join(f" {row[column]:{width}.3f}" for column, width in widths.items()))
-    return "\n".join(lines)
-
-
-def print_numbers(args, annotations, results, sigmas, domains=True, pck=None):
-    """COCO's ten numbers, with `domains` those of each domain, and PCK where it is given."""
-    truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
-    if len(detections.group) and detections.group.max() < 0:
-        print(f"no result has a category_id of the annotations: {truth.category_ids.tolist()}", file=sys.stderr)
-    classified = classify_detections(truth, detections, sigmas)
-    numbers = coco_numbers(truth, detections, *classified)
-    tables = {"domains": by_domain(truth, detections, *classified)} if domains else {}
-    tables |= {"PCK@0.05": {"all": pck}} if pck else {}
-    if args.json:
-        print(json.dumps(numbers | tables))
-    else:
-        print("\n".join(format_table(title, table) for title, table in ({"COCO": {"all": numbers}} | tables).items()))
-
-
-def with_texts(dataset, model, args):
-    """The data set with its sentences, by --prompt or the model's own, and {sentence: T}; None without an adapter."""
-    for name in ("prompt", "text_weights", "compare"):
-        if getattr(args, name) and not isinstance(model, VLPose):
-            raise DataError(f"--{name.replace('_', '-')}: has no effect; {args.checkpoint} reads no text")
-    if not isinstance(model, VLPose) or args.prompt == "none":
-        return dataset, None
-    about, weights = model.about, args.text_weights or model.about.get("text_weights")
-    sentences = args.prompt or about.get("sentences")
-    if not weights or not sentences:
-        raise DataError(f"{args.checkpoint}: does not say how it reads text; --text-weights and --prompt do")
-    clip_text = load_clip_text(weights).to(args.device)
-    if clip_text.config.embed_dim != model.options["text_dim"]:
-        raise DataError(f"{weights}: expected text features of width {model.options['text_dim']}, which the adapter "
-                        f"was trained with, found {clip_text.config.embed_dim}")
-    dataset = with_sentences(dataset, sentences)
-    return dataset, encode_sentences(clip_text, np.unique(dataset.sentences).tolist(), about.get("per_token", False))
-
-
-def use_model(args):
-    """Poses by a model: of a data set, with their numbers, or of own pictures."""
-    model = load_model(args.checkpoint, base=args.base).to(args.device)
-    if isinstance(model, VLPose) and not args.data and "{domain}" in (args.prompt or model.about.get("sentences", "")):
-        raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon character', or 'none'")
-    if args.data:
-        dataset = load_dataset(args.data, args.split, args.cache)
-        if "keypoint 1" not in model.skeleton.names:  # the model knows what its keypoints are
-            dataset = with_skeleton(dataset, model.skeleton)
-        if not len(dataset.annotated):
-            raise DataError(f"{args.data}: expected labelled people in split {args.split!r}, found none")
-        rows = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
-    else:
-        dataset = read_pictures(find_pictures(args.images), skeleton=model.skeleton, strict=args.strict)
-        rows = picture_rows(dataset.files)
-        if not args.detect and not args.boxes:
-            print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
-    if args.sigmas is not None:
-        if len(args.sigmas) != len(dataset.skeleton.names):
-            raise DataError(f"--sigmas: expected {len(dataset.skeleton.names)} numbers, found {len(args.sigmas)}")
-        dataset = replace(dataset, skeleton=replace(dataset.skeleton, sigmas=np.array(args.sigmas)))
-    if args.out:
-        check_out(args, dataset)
-    dataset, texts = with_texts(dataset, model, args)
-    boxed, people, box_scores = dataset, dataset.annotated if args.data else np.arange(len(dataset.ids)), None
-    if args.detect:
-        args.boxes = detect(dataset, args)
-    if args.boxes:
-        rows, boxes, box_scores = read_boxes(args.boxes, rows, CATEGORIES.index(args.category))
-        boxed, people = with_boxes(dataset, rows, boxes), np.arange(len(rows))
-    results = predict_people(model, boxed, texts, people, box_scores, args.workers)
-    if args.out:
-        write_poses(args, boxed, results)
-        draw_pictures(args, model, boxed, texts, people, box_scores, results)
-    if args.data:
-        pck = args.details and not args.boxes and pck_of_results(  # in detected boxes nobody knows whose pose it is
-            dataset, results, model.config.image_size, groups=dataset.skeleton.groups)
-        print_numbers(args, to_coco(dataset), results, dataset.skeleton.sigmas, pck=pck)
-
-
-def check_out(args, dataset):
-    """Nothing is overwritten, least of all annotations that somebody has corrected; and no drawing becomes input."""
-    out = Path(args.out).resolve()
-    folders = [Path(folder).resolve() for folder in filter(os.path.isdir, args.images or ())]
-    for name in ("results.json", "annotations.json", "config.json", "images"):
-        if (out / name).exists():
-            raise DataError(f"--out {args.out}: holds {name} already; name another folder")
-    if any(map(out.is_relative_to, folders)) or any(Path(file).resolve().is_relative_to(out) for file in dataset.files):
-        raise DataError(f"--out {args.out}: there are pictures that are input; name another folder")
-
-
-def write_poses(args, dataset, results):
-    """results.json; and annotations.json, which `load_dataset` and annotation programs read, with the images: there a
-    keypoint is visible (2) with a score of at least 0.5, hidden (1) if it is drawn at all, or else not labelled."""
-    image_ids, boxes = (np.array([result[key] for result in results]) for key in ("image_id", "box"))
-    people = with_boxes(dataset, image_rows("results", dataset.image_ids, np.arange(len(results)), image_ids), boxes)
-    poses = np.reshape([result["keypoints"] for result in results], people.keypoints.shape)
-    scores = poses[:, :, 2:]
-    poses = np.concatenate([poses[:, :, :2], 1 + (scores >= 0.5)], axis=2) * (scores > args.threshold)
-    content = to_coco(replace(people, keypoints=poses), args.category)
-    write_json(Path(args.out) / "results.json", results)
-    for record, file in zip(content["images"], dataset.files):
-        (record["width"], record["height"]), turned = picture_size(file, dataset.upright)
-        place = Path(args.out) / "images" / record["file_name"]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if turned:  # not all programs turn it, `load_dataset` does not; without the compression that Pillow keeps
-            Image.fromarray(np.asarray(open_image(file, upright=True)[0])).save(place, turned, quality=95)
-        else:
-            try:
-                place.symlink_to(os.path.abspath(file))
-            except OSError:  # where links are not possible
-                shutil.copyfile(file, place)
-    write_json(Path(args.out) / "annotations.json", content)
-
-
-def draw_pictures(args, model, dataset, texts, people, box_scores, results):
-    """A picture for each image with people, at most --pictures of them; with --compare two panels."""
-    found, in_image = {"": results}, dataset.image_index[people]
-    if args.compare:
-        found = {"original": predict_people(model, dataset, None, people, box_scores, args.workers), "adapted": results}
-    rows, digits = np.unique(in_image), max(3, len(str(dataset.image_ids.max())))
-    for row in progress(rows[:args.pictures], "drawing pictures"):
-        image, number = open_image(dataset.files[row], upright=dataset.upright)[0], dataset.image_ids[row]
-        scale = min(1, 4096 / max(image.size))  # a huge drawing needs gigabytes
-        image = image.resize([math.ceil(scale * side) for side in image.size]) if scale < 1 else image
-        panels = dict.fromkeys(found, image)
-        for label, poses in found.items():
-            for pose in (pose["keypoints"] for pose in poses if pose["image_id"] == number):
-                panels[label] = draw_pose(panels[label], np.reshape(pose, (-1, 3)) * (scale, scale, 1),
-                                          dataset.skeleton, args.threshold)
-        sheet = Image.fromarray(np.hstack([np.asarray(panel) for panel in panels.values()]))
-        for place, label in enumerate(panels):
-            ImageDraw.Draw(sheet).text((place * image.width + 4, 2), label, "white", stroke_width=1,
-                                       stroke_fill="black", font_size=max(10, image.width / 30))
-        sheet.save(Path(args.out) / f"{number:0{digits}d}-{Path(dataset.files[row]).stem[:60]}.jpg", quality=92)
-    print(f"{args.out}: {len(results)} poses ({len(people) - len(results)} repeated ones left out) in {len(rows)} of "
-          f"{len(dataset.files)} images; {len(rows[:args.pictures])} drawn", file=sys.stderr)
-
-
-def load_detector(name):
-    """A detector of torchvision: a list of RGB images (3, H, W) from 0 to 1 -> dicts of boxes, labels, scores."""
-    detector = torchvision.models.get_model(name, weights=None, weights_backbone=None)
-    detector.load_state_dict(load_weights(name))
-    detector.roi_heads.keypoint_roi_pool = None  # only boxes, in half the time
-    for layer in detector.modules():
-        if name == DETECTORS[0] and isinstance(layer, torch.nn.BatchNorm2d):
-            layer.eps = 0.0  # as it was trained
-    return detector.eval()
-
-
-def detect(dataset, args):
-    """Looks for --category in all images; returns the path of boxes.json, COCO's results, which --boxes reads, too."""
-    what, category, records = args.category, CATEGORIES.index(args.category), []
-    name = DETECTORS[what != "person"] if args.detect == "best" else args.detect
-    if what != "person" and name == DETECTORS[0]:
-        raise DataError(f"{name} finds only people; other categories need {' or '.join(DETECTORS[1:])}")
-    detector, path = load_detector(name).to(args.device), Path(args.out) / "boxes.json"
-    image_ids = dataset.image_ids.tolist() if args.data else below_common_folder(dataset.files)[1]
-    for image_id, file in progress(list(zip(image_ids, dataset.files)), "detecting"):
-        pixels = torch.tensor(np.asarray(open_image(file, upright=dataset.upright)[0])).permute(2, 0, 1)  # (3, H, W)
-        with torch.inference_mode():
-            found, = detector([pixels.to(args.device) / 255])
-        good = (found["labels"] == category) & (found["scores"] >= args.detect_score)
-        boxes, scores = found["boxes"][good].tolist(), found["scores"][good].tolist()
-        if not boxes:
-            print(f"no {what} found in {file}: taken as one {what} as a whole", file=sys.stderr)
-            boxes, scores = [(0, 0, pixels.shape[2], pixels.shape[1])], [args.detect_score]
-        records += [{"image_id": image_id, "category_id": category, "score": score,
-                     "bbox": [x, y, right - x, bottom - y]} for (x, y, right, bottom), score in zip(boxes, scores)]
-    write_json(path, records)
-    return path
-
-
-def usable_device(text):
-    """Type of the option --device: one that works here."""
-    try:
-        torch.zeros(1, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} does not work here: {str(error).splitlines()[0]}") from None
-    return text
-
-
-REMEDIES = {"out of memory": "in train.py a smaller --batch-size, --accumulate and --checkpointing save memory",
-            "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: fewer --workers"}
-
-
-class Parser(argparse.ArgumentParser):
-    """An error in an option is one line like any other, not a list of all that there are."""
-
-    def error(self, message):
-        raise DataError(f"{message}; --help lists the options")
-
-
-def fail(error):
-    """Says in one line what is wrong, which a worker process writes in a later one; unexpected errors go on."""
-    if isinstance(error, KeyboardInterrupt):  # with the signal, and the run that it has stopped, if there is one
-        number, *folder = error.args or [signal.SIGINT]
-        print(f"stopped by {signal.Signals(number).name}" + "".join(
-            f"; go on with: python train.py --resume {place}" for place in folder), file=sys.stderr)
-        return 128 + number
-    remedy = "".join(f"; {text}" for words, text in REMEDIES.items() if words in str(error))
-    if not remedy and not isinstance(error, (ValueError, OSError, NotImplementedError, MemoryError)):
-        raise error
-    lines = str(error).strip().splitlines() or [repr(error)]
-    message = next((line[16:] for line in lines if line.startswith("data.DataError: ")), lines[0])
-    print(f"error: {message if len(message) < 500 else message[:500] + '...'}{remedy}", file=sys.stderr)
-    return 2
-
-
 def data_spec(text):
-    """Type of an option: a data set, name:root, as it is called from everywhere."""
+    """The type of an option that names a data set, name:root. From then on the root is absolute."""
     name, _, root = text.partition(":")
     return f"{name}:{os.path.abspath(root)}" if root else text
 
 
 def path_or_name(text):
-    """Type of an option: a file or folder, as it is called from everywhere; or another name."""
-    return os.path.abspath(text) if os.path.exists(text) and text not in (*PUBLIC_FILES, "random") else text
+    """The type of an option for a file or folder, from then on absolute, or for another name."""
+    if text in PUBLIC_FILES or text == "random" or not os.path.exists(text):
+        return text
+    return os.path.abspath(text)
 
+
+def usable_device(text):
+    """The type of the option --device: a device that works here."""
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} does not work here: {reason}") from None
+    return text
+
+
+def default_device():
+    if GPU:
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def format_table(title, table):
+    """{row: {column: number}} as text, after an empty line; `title` stands over the rows' names."""
+    first = max(map(len, [title, *table]))
+    columns, *_ = table.values()
+    widths = {column: max(10, len(column)) for column in columns}
+    heading = "".join(f" {column:>{width}}" for column, width in widths.items())
+    lines = ["", f"{title:<{first}}{heading}"]
+    for name, row in table.items():
+        numbers = "".join(f" {row[column]:{width}.3f}" for column, width in widths.items())
+        lines.append(f"{name:<{first}}{numbers}")
+    return "\n".join(lines)
+
+
+REMEDIES = {  # words of an error -> what helps
+    "out of memory": "in train.py a smaller --batch-size, --accumulate and --checkpointing save "
+                     "memory",
+    "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: "
+                              "fewer --workers"}
+EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # also a DataError
+
+
+def fail(error):
+    """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
+    if isinstance(error, KeyboardInterrupt):
+        return stopped(*error.args)
+    remedies = [f"; {text}" for words, text in REMEDIES.items() if words in str(error)]
+    if not remedies and not isinstance(error, EXPECTED_ERRORS):
+        raise error
+    lines = str(error).strip().splitlines() or [repr(error)]
+    message = lines[0]
+    causes = [line for line in lines if line.startswith("data.DataError: ")]
+    if causes:  # in the traceback of a process that cuts crops
+        message = causes[0].removeprefix("data.DataError: ")
+    if len(message) >= 500:
+        message = message[:500] + "..."
+    print(f"error: {message}{''.join(remedies)}", file=sys.stderr)
+    return 2
+
+
+def stopped(number=signal.SIGINT, run=None):
+    """Says which signal has stopped the program and, if it was training, how the run goes on."""
+    message = f"stopped by {signal.Signals(number).name}"
+    if run:
+        message += f"; go on with: python train.py --resume {run}"
+    print(message, file=sys.stderr)
+    return 128 + number
+
+
+# === Appendix: the command; skip on a first reading ===============================================
+
+# The names of COCO's categories; CATEGORIES[1] is "person": the place in the list is COCO's id.
+CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]
+
+
+@dataclass
+class NumbersOptions:
+    """The options for the numbers of a results file."""
+    results: str | None = option(
+        None, type=path_or_name,
+        help="Evaluate these keypoint results: a JSON file in COCO's format.")
+    annotations: str | None = option(
+        None, type=path_or_name,
+        help="The people that the results are compared with: a JSON file in COCO's format.")
+    sigmas: list[float] | None = option(
+        None, nargs="+", above=0,
+        help="The OKS sigmas of the keypoints: S1 S2 ... By default they are the skeleton's.")
+    details: bool = option(False, help="Print the numbers of each domain, too.")
+    json: bool = option(False, help="Print the numbers as JSON.")
+
+
+@dataclass
+class PosesOptions:
+    """The options for the poses of a model, and for their numbers."""
+    checkpoint: str | None = option(
+        None, type=path_or_name,
+        help="Use this model: a run's folder, a model's file, or the name of public weights.")
+    base: str | None = option(
+        None, type=path_or_name,
+        help="The model that --checkpoint goes around, if --checkpoint is an adapter.")
+    data: str | None = option(
+        None, type=data_spec,
+        help="Predict the people of this data set: name:root or name:root#domain.")
+    split: str = option(
+        "val", choices=("train", "val", "all"), only=[only_with("data")],
+        help="Take this part of --data.")
+    images: list[str] | None = option(
+        None, nargs="+", only=[only_without("data")],
+        help="Predict people in these pictures: files, folders, or patterns such as '*.png'.")
+    boxes: str | None = option(
+        None, type=path_or_name, only=[only_without("detect")],
+        help="Look for people in these boxes: a file in COCO's results format, in which the "
+             "image_id of an own picture is its name.")
+    detect: str | None = option(
+        None, nargs="?", const="best", choices=("best", *DETECTORS), only=[only_with("out")],
+        help="Let a detector find people first, and write its boxes to boxes.json.")
+    detect_score: float = option(
+        0.3, least=0, most=1, only=[only_with("detect")],
+        help="Take boxes with at least this score; a low one is right for people in art.")
+    category: str = option(
+        "person", choices=CATEGORIES, metavar="NAME",
+        help="Take the boxes of this category.")
+    strict: bool = option(
+        False, only=[only_with("images")],
+        help="End with an error if a picture cannot be read, instead of skipping the picture.")
+    large: bool = option(
+        False, only=[only_with("images")],
+        help="Read pictures of more than 100 million pixels, too.")
+    prompt: str | None = option(
+        None,
+        help="Let VLPose read this in place of its own sentence; 'none' switches its adapter off.")
+    text_weights: str | None = option(
+        None, type=path_or_name,
+        help="CLIP's text tower. By default it is the one that the model was trained with.")
+    out: str | None = option(
+        None, type=os.path.abspath,
+        help="Write results.json, annotations.json with its images, and drawings to this folder.")
+    pictures: int = option(
+        100, least=0, only=[only_with("out")], help="Draw at most this many pictures.")
+    threshold: float = option(
+        0.1, least=0, most=1, only=[only_with("out")],
+        help="Draw the keypoints whose score is above this.")
+    compare: bool = option(
+        False, only=[only_with("out")],
+        help="Draw the original model's poses and the adapted model's side by side.")
+    details: bool = option(False, only=[only_without("images")], help="Print PCK, too.")
+    json: bool = option(
+        False, only=[only_without("images")], help="Print the numbers as JSON.")
+    sigmas: list[float] | None = option(
+        None, nargs="+", above=0,
+        help="The OKS sigmas of the keypoints: S1 S2 ... By default they are the skeleton's.")
+    cache: str = option(
+        str(cache_folder().absolute()), type=os.path.abspath,
+        help="The folder in which the built-in figures are kept.")
+    device: str = option(
+        default_device(), type=usable_device, help="Compute on this device.")
+    workers: int = option(
+        4 if GPU else 0, least=0, help="The number of processes that cut out crops.")
+
+
+NUMBERS = "The numbers of a results file, with --results."
+POSES = "The poses of a model: of a data set, with their numbers, or of own pictures."
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    flags = {argument.split("=")[0] for argument in argv}
+    if flags & {"-h", "--help"}:
+        print(parser_of(NumbersOptions, defaults_of(NumbersOptions), NUMBERS).format_help())
+        print(parser_of(PosesOptions, defaults_of(PosesOptions), POSES).format_help())
+        sys.exit()
+    try:
+        refuse_mixed(flags)
+        if "--results" in flags:
+            defaults = defaults_of(NumbersOptions)
+            numbers_of_results(read_options(NumbersOptions, argv, defaults, NUMBERS))
+        else:
+            defaults = defaults_of(PosesOptions)
+            poses_of_model(read_options(PosesOptions, argv, defaults, POSES))
+    except (Exception, KeyboardInterrupt) as error:
+        return fail(error)
+    return 0
+
+
+def refuse_mixed(flags):
+    """Raises DataError for options of a model's poses with --results, and --annotations without."""
+    for_numbers = {flag_of(entry.name) for entry in fields(NumbersOptions)}
+    for_poses = {flag_of(entry.name) for entry in fields(PosesOptions)}
+    if "--results" in flags:
+        mixed = sorted(flags & for_poses - for_numbers)
+        if mixed:
+            raise DataError(f"{mixed[0]}: has no effect with --results: it is for a model's poses")
+    elif "--annotations" in flags:
+        raise DataError("--annotations: has no effect; it counts only with --results")
+
+
+EXPECTED = "expected --results, --annotations; or --checkpoint and --data, or --images and --out"
+
+
+def numbers_of_results(options):
+    """The command with --results: the numbers of a file."""
+    if not options.annotations:
+        raise DataError(EXPECTED)
+    print_numbers(options.annotations, options.results, options.sigmas, options.json,
+                  domains=options.details)
+
+
+def poses_of_model(options):
+    """The command without --results: poses by a model, of a data set or of own pictures."""
+    if not options.checkpoint or not (options.data or options.images and options.out):
+        raise DataError(EXPECTED)
+    if options.large:
+        Image.MAX_IMAGE_PIXELS = None
+    model = load_model(options.checkpoint, base=options.base).to(options.device)
+    check_prompt(model, options)
+    dataset = read_data(model, options)
+    if options.out:
+        check_out(options, dataset)
+    dataset, texts = with_texts(dataset, model, options)
+
+    # Which people? All in detected boxes, the labelled ones of a data set, or one in each picture.
+    boxes_file = options.boxes
+    if options.detect:
+        boxes_file = detect(dataset, options)
+    boxed = dataset
+    box_scores = None
+    if boxes_file:
+        boxed, box_scores = with_detected_boxes(dataset, boxes_file, options)
+    if options.data and not boxes_file:
+        people = dataset.annotated
+    else:
+        people = np.arange(len(boxed.ids))
+
+    results = predict_people(model, boxed, texts, people, box_scores, options.workers)
+    if options.out:
+        write_poses(options, boxed, results)
+        panels = {"": results}
+        if options.compare:
+            original = predict_people(model, boxed, None, people, box_scores, options.workers)
+            panels = {"original": original, "adapted": results}
+        draw_pictures(options, boxed, people, panels)
+    if options.data:
+        pck = None  # in detected boxes nobody knows whose pose it is
+        if options.details and not boxes_file:
+            pck = pck_of_results(dataset, results, model.config.image_size,
+                                 groups=dataset.skeleton.groups)
+        print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
+
+
+def print_numbers(annotations, results, sigmas, as_json, domains=True, pck=None):
+    """Prints COCO's ten numbers, with `domains` also those of each domain, and pck {group: PCK}."""
+    tables = {}
+    if domains:
+        numbers, tables["domains"] = evaluate_domains(annotations, results, sigmas)
+    else:
+        numbers = evaluate_oks(annotations, results, sigmas)
+    if pck:
+        tables["PCK@0.05"] = {"all": pck}
+    if as_json:
+        print(json.dumps({**numbers, **tables}))
+        return
+    print(format_table("COCO", {"all": numbers}))
+    for title, table in tables.items():
+        print(format_table(title, table))
+
+
+def check_prompt(model, options):
+    """Raises DataError if the model cannot read the text of the options, or needs more of it.
+
+    The domain of own pictures is not known, so a model's own sentence with {domain} will not do.
+    """
+    if not isinstance(model, VLPose):
+        for name in ("prompt", "text_weights", "compare"):
+            if getattr(options, name):
+                raise DataError(f"{flag_of(name)}: has no effect; {options.checkpoint} reads no "
+                                "text")
+        return
+    sentence = options.prompt or model.about.get("sentences", "")
+    if not options.data and "{domain}" in sentence:
+        raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon "
+                        "character', or 'none'")
+
+
+def read_data(model, options):
+    """The data set of --data, or that of --images, with the sigmas of --sigmas."""
+    if options.data:
+        dataset = load_dataset(options.data, options.split, options.cache)
+        if model.skeleton.has_sides:  # the model knows what its keypoints are
+            dataset = with_skeleton(dataset, model.skeleton)
+        if not len(dataset.annotated):
+            raise DataError(f"{options.data}: expected labelled people in split {options.split!r}, "
+                            "found none")
+    else:
+        files = find_pictures(options.images)
+        dataset = read_pictures(files, skeleton=model.skeleton, strict=options.strict)
+        if not options.detect and not options.boxes:
+            print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
+    if options.sigmas is None:
+        return dataset
+    count = len(dataset.skeleton.names)
+    if len(options.sigmas) != count:
+        raise DataError(f"--sigmas: expected {count} numbers, found {len(options.sigmas)}")
+    skeleton = replace(dataset.skeleton, sigmas=np.array(options.sigmas))
+    return replace(dataset, skeleton=skeleton)
+
+
+def check_out(options, dataset):
+    """Raises DataError if --out holds results already, or if pictures that are input lie there.
+
+    Nothing is overwritten, least of all annotations that somebody has corrected; and no drawing
+    becomes input the next time.
+    """
+    out = Path(options.out).resolve()
+    for name in ("results.json", "annotations.json", "config.json", "images"):
+        if (out / name).exists():
+            raise DataError(f"--out {options.out}: holds {name} already; name another folder")
+    folders = [Path(path).resolve() for path in options.images or () if os.path.isdir(path)]
+    files = [Path(file).resolve() for file in dataset.files]
+    out_is_inside = any(out.is_relative_to(folder) for folder in folders)
+    if out_is_inside or any(file.is_relative_to(out) for file in files):
+        raise DataError(f"--out {options.out}: there are pictures that are input; name another "
+                        "folder")
+
+
+def with_texts(dataset, model, options):
+    """The data set with its sentences, by --prompt or the model's own, and {sentence: T}.
+
+    Without an adapter, or with its adapter off, the model needs no text: None in place of {...}.
+    """
+    if not isinstance(model, VLPose) or options.prompt == "none":
+        return dataset, None
+    weights = options.text_weights or model.about.get("text_weights")
+    sentences = options.prompt or model.about.get("sentences")
+    if not weights or not sentences:
+        raise DataError(f"{options.checkpoint}: does not say how it reads text; --text-weights and "
+                        "--prompt do")
+    clip_text = load_clip_text(weights).to(options.device)
+    expected = model.options["text_dim"]
+    if clip_text.config.embed_dim != expected:
+        raise DataError(f"{weights}: expected text features of width {expected}, which the adapter "
+                        f"was trained with, found {clip_text.config.embed_dim}")
+    dataset = with_sentences(dataset, sentences)
+    different = np.unique(dataset.sentences).tolist()
+    return dataset, encode_sentences(clip_text, different, model.about.get("per_token", False))
+
+
+def detect(dataset, options):
+    """Looks for --category in all images, and writes boxes.json in COCO's results format.
+
+    Returns the path of boxes.json, which --boxes reads, too.
+    """
+    category = CATEGORIES.index(options.category)
+    detector = load_detector(detector_name(options)).to(options.device)
+    image_ids = dataset.image_ids.tolist()
+    if not options.data:
+        _, image_ids = below_common_folder(dataset.files)
+    records = []
+    for image_id, file in progress(list(zip(image_ids, dataset.files)), "detecting"):
+        image, _ = open_image(file, upright=dataset.upright)
+        boxes, scores = detected_boxes(detector, image, category, options)
+        if not boxes:
+            what = options.category
+            print(f"no {what} found in {file}: taken as one {what} as a whole", file=sys.stderr)
+            boxes = [(0, 0, *image.size)]
+            scores = [options.detect_score]
+        for (left, top, right, bottom), score in zip(boxes, scores):
+            records.append({"image_id": image_id, "category_id": category, "score": score,
+                            "bbox": [left, top, right - left, bottom - top]})
+    path = Path(options.out) / "boxes.json"
+    write_json(path, records)
+    return path
+
+
+def detector_name(options):
+    """The detector of --detect; the best one is another for people than for other categories."""
+    people_only, others = DETECTORS[0], DETECTORS[1:]
+    if options.detect == "best":
+        return people_only if options.category == "person" else others[0]
+    if options.detect == people_only and options.category != "person":
+        raise DataError(f"{people_only} finds only people; other categories need "
+                        f"{' or '.join(others)}")
+    return options.detect
+
+
+def with_detected_boxes(dataset, path, options):
+    """The data set with the people in the boxes of a file, and the boxes' scores (people,).
+
+    The file's image_id is an image's id in a data set, and the file's name of an own picture.
+    """
+    if options.data:
+        names = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
+    else:
+        names = picture_rows(dataset.files)
+    rows, boxes, scores = read_boxes(path, names, CATEGORIES.index(options.category))
+    return with_boxes(dataset, rows, boxes), scores
+
+
+def load_detector(name):
+    """A detector of torchvision: a list of images -> a list of {"boxes", "labels", "scores"}.
+
+    The images are RGB (3, H, W) from 0 to 1.
+    """
+    detector = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    detector.load_state_dict(load_weights(name))
+    detector.roi_heads.keypoint_roi_pool = None  # only boxes, in half the time
+    if name == DETECTORS[0]:
+        for layer in detector.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.eps = 0.0  # as it was trained
+    return detector.eval()
+
+
+@torch.inference_mode()
+def detected_boxes(detector, image, category, options):
+    """Boxes [[left, top, right, bottom], ...] of a category in a Pillow image, and their scores."""
+    pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)           # (3, H, W)
+    found, = detector([pixels.to(options.device) / 255])
+    good = (found["labels"] == category) & (found["scores"] >= options.detect_score)
+    return found["boxes"][good].tolist(), found["scores"][good].tolist()
+
+
+def write_poses(options, dataset, results):
+    """Writes results.json, and annotations.json with its images, for annotation programs."""
+    out = Path(options.out)
+    people = labelled_by(results, dataset, options.threshold)
+    content = to_coco(people, options.category)
+    write_json(out / "results.json", results)
+    for record, file in zip(content["images"], dataset.files):
+        size, turned = picture_size(file, dataset.upright)
+        record["width"], record["height"] = size
+        place = out / "images" / record["file_name"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if turned:  # not all programs turn such a picture as EXIF says, nor does `load_dataset`
+            image, _ = open_image(file, upright=True)
+            image = Image.fromarray(np.asarray(image))  # forgets the compression that Pillow keeps
+            image.save(place, turned, quality=95)
+        else:
+            link_or_copy(file, place)
+    write_json(out / "annotations.json", content)
+
+
+def labelled_by(results, dataset, threshold):
+    """The data set with the poses of `results` as its labels.
+
+    A keypoint is visible (2) with a score of at least 0.5, hidden (1) with a score above the
+    threshold, and otherwise not labelled (0).
+    """
+    image_ids = np.array([result["image_id"] for result in results])
+    boxes = np.array([result["box"] for result in results])
+    rows = image_rows("results", dataset.image_ids, np.arange(len(results)), image_ids)
+    people = with_boxes(dataset, rows, boxes)
+    poses = np.reshape([result["keypoints"] for result in results], people.keypoints.shape)
+    scores = poses[:, :, 2:]                                            # (people, K, 1)
+    visible = 1 + (scores >= 0.5)
+    keypoints = np.concatenate([poses[:, :, :2], visible], axis=2) * (scores > threshold)
+    return replace(people, keypoints=keypoints)
+
+
+def link_or_copy(file, place):
+    try:
+        place.symlink_to(os.path.abspath(file))
+    except OSError:  # where links are not possible
+        shutil.copyfile(file, place)
+
+
+def draw_pictures(options, dataset, people, panels):
+    """Draws the images that people (rows of the data set) are in, at most --pictures of them.
+
+    panels: {label: results}, side by side; those of the last one are counted.
+    """
+    *_, results = panels.values()
+    rows = np.unique(dataset.image_index[people])
+    digits = max(3, len(str(dataset.image_ids.max())))
+    drawn = rows[:options.pictures]
+    for row in progress(drawn, "drawing pictures"):
+        name = f"{dataset.image_ids[row]:0{digits}d}-{Path(dataset.files[row]).stem[:60]}.jpg"
+        sheet = draw_panels(dataset, row, panels, options.threshold)
+        sheet.save(Path(options.out) / name, quality=92)
+    repeated = len(people) - len(results)
+    print(f"{options.out}: {len(results)} poses ({repeated} repeated ones left out) in {len(rows)} "
+          f"of {len(dataset.files)} images; {len(drawn)} drawn", file=sys.stderr)
+
+
+# Until train.py has its dataclasses: from here to the end of this block ---------------------------
+
+import csv
 
 with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding="utf-8") as file:
     OPTIONS = list(csv.DictReader(file))  # of both commands, but for those of train.py's recipes
@@ -939,8 +1434,7 @@ KINDS = {  # of options -> what `add_argument` wants
     "texts": {"nargs": "+"}, "category": {"choices": CATEGORIES, "metavar": "NAME"},
     "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}
 HELP = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-GPU, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
-HERE = {"device": {"default": "cuda" if GPU else "mps" if MPS else "cpu"}, "bf16": {"default": None},
+HERE = {"device": {"default": default_device()}, "bf16": {"default": None},
         "workers": {"default": 4 * GPU}, "cache": {"default": str(cache_folder().absolute())}}
 
 
@@ -964,21 +1458,7 @@ def parse(parser, argv, commands, recipe=()):
                 raise DataError(f"--{name.replace('_', '-')}: has no effect; it counts only {condition}")
     return options
 
-
-def main(argv=None):
-    try:
-        parser = Parser(description="Numbers of a results file or of a model, and poses for pictures.", **HELP)
-        args = parse(parser, argv, ("eval",))
-        Image.MAX_IMAGE_PIXELS = None if args.large else Image.MAX_IMAGE_PIXELS
-        if args.results and args.annotations:
-            print_numbers(args, args.annotations, args.results, args.sigmas, domains=args.details)
-        elif args.checkpoint and (args.data or args.images and args.out):
-            use_model(args)
-        else:
-            raise DataError("expected --results, --annotations; or --checkpoint and --data, or --images and --out")
-    except (Exception, KeyboardInterrupt) as error:
-        return fail(error)
-    return 0
+# Here ends the block that goes once train.py has its dataclasses ----------------------------------
 
 
 if __name__ == "__main__":

@@ -570,10 +570,9 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   load_dataset, mean_of_all, my_share, normalize, open_image, processes, read_boxes,
                   to_coco, transform_points, unlabelled, unreadable, wait_for_all, warp_image,
                   with_boxes, with_sentences, with_skeleton, write_json, written_whole)
-from eval import (HERE, Parser, argument_of, by_domain, classify_detections, coco_numbers,
-                  defaults_of, draw_pose, fail, flag_of, format_table, highest_cells, pck_of_cells,
-                  pck_of_results, predict, predict_people, read_options, read_truth_and_detections,
-                  usable_device)
+from eval import (Parser, argument_of, default_device, defaults_of, draw_pose, evaluate_domains,
+                  evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of, highest_cells,
+                  pck_of_results, predict, predict_people, read_options, usable_device)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, ViT, encode_sentences, load_backbone, load_clip_text,
                     load_pose_model, load_strictly, load_weights, read_file, run_model,
@@ -675,7 +674,7 @@ class AlignmentCrops:
     labelled_targets: tuple | None  # of --oracle
     source_views: Views | None      # how far random views go; None: the crops as they are
     target_views: Views
-    source_keypoints: list | None   # the keypoints that the source labels; None: it has no labels
+    source_keypoints: list | None   # those that the source labels; None: it labels none
 
 
 def alignment_crops(data, size, options):
@@ -1537,7 +1536,7 @@ def validation(stage, model, tests, texts, workers):
     if stage.name == "style" or not len(people):
         return math.nan
     some = test.dataset.select_people(people[::math.ceil(len(people) / SOME)])
-    results = predict(model, some, texts, flip=False, workers=workers)
+    results = predict(model, some, texts, flip_test=False, workers=workers)
     pck = pck_of_results(some, results, model.config.image_size, groups=some.skeleton.groups)
     return pck["mean"]
 
@@ -1586,16 +1585,11 @@ def domain_table(dataset, results, size, detected=False):
     AP is COCO's, PCK is PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows
     whose pose it is, so that PCK is -1.
     """
-    truth, detections, sigmas = read_truth_and_detections(
-        to_coco(dataset), results, dataset.skeleton.sigmas)
-    classified = classify_detections(truth, detections, sigmas)
+    of_all, numbers = evaluate_domains(to_coco(dataset), results, dataset.skeleton.sigmas)
     domains = dataset.domains[dataset.image_index[dataset.annotated]]  # (people,)
-    chosen = {}  # {domain: which people}
-    numbers = by_domain(truth, detections, *classified)
-    for domain in numbers:
-        chosen[domain] = domains == domain
+    chosen = {domain: domains == domain for domain in numbers}         # {domain: which people}
     whole = f"all of {dataset.name}"
-    numbers[whole] = coco_numbers(truth, detections, *classified)
+    numbers[whole] = of_all
     chosen[whole] = np.full(len(domains), True)
     table = {}
     for domain, people in chosen.items():
@@ -1667,7 +1661,7 @@ def compare_pck(models, texts, stylist, test, run):
     for name, model in models.items():
         save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, run.options)
         read = texts if isinstance(model, VLPose) else None
-        results[name] = predict(model, test, read, flip=False, workers=run.options.workers)
+        results[name] = predict(model, test, read, flip_test=False, workers=run.options.workers)
         measure = pck_numbers if labelled else without_labels
         table[name] = measure(model, test, results[name], read, run.options.workers)
     print_columns("PCK@0.05" if labelled else "no labels", table)
@@ -1679,7 +1673,7 @@ def compare_pck(models, texts, stylist, test, run):
     if texts:
         teacher = models["teacher"]
         save_model(run.folder / "adapter.pth", teacher, run.options, adapter_only=True)
-        off = predict(teacher, test, flip=False, workers=run.options.workers)
+        off = predict(teacher, test, flip_test=False, workers=run.options.workers)
         report_adapter_off(off == results["source only"])
 
 
@@ -1717,23 +1711,15 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
 
     texts: {sentence: T}, which a VLPose reads.
     """
-    size = model.config.image_size
-    grid = (size[0] // 4, size[1] // 4)
-    training = model.training
-    model.eval()
-    keys = my_share([(int(row), 0) for row in dataset.annotated], 64)
-    batches = DataLoader(Crops(dataset, size), 64, sampler=keys, num_workers=workers,
-                         worker_init_fn=ignore_group_signals)
+    height, width = model.config.image_size
     found = []  # of each batch
-    for batch in batches:
-        images = normalize(batch["image"].to(next(model.parameters()).device))
-        heatmaps = run_model(model, images, batch["sentence"], texts).float().cpu()
-        target, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, grid,
-                                          model.config.sigma)
-        found.append((highest_cells(heatmaps), highest_cells(target), weights.numpy()))
-    model.train(training)
+    for batch, heatmaps in heatmaps_of(model, dataset, dataset.annotated, texts, workers=workers):
+        predicted = highest_cells(heatmaps.float().cpu())                       # (B, K, 2)
+        target, visible = label_heatmaps(batch, model.config, "cpu")
+        found.append((predicted, highest_cells(target), visible.numpy()))
     predicted, target, visible = map(np.concatenate, zip(*all_items(found)))
-    return pck_of_cells(predicted, target, visible, grid, threshold, groups)
+    size = (height // 4, width // 4)
+    return evaluate_pck_grid(predicted, target, visible, size, threshold, groups)
 
 
 def without_labels(model, dataset, results, texts=None, workers=0):
@@ -1747,7 +1733,7 @@ def without_labels(model, dataset, results, texts=None, workers=0):
     people = np.arange(len(dataset.ids))
     size = model.config.image_size
     view = Augmentation(scale=0.2, shift=0.1, rotation=20)
-    others = predict(model, dataset, texts, people, flip=False, workers=workers, augmentation=view)
+    others = predict(model, dataset, texts, people, flip_test=False, workers=workers, augmentation=view)
     plain = poses_of(results)                                                   # (people, K, 3)
     apart = np.linalg.norm((plain - poses_of(others))[:, :, :2], axis=2)        # (people, K)
     apart *= size[1] / crop_width(dataset.boxes, size)[:, None]                 # in pixels of crops
@@ -1825,9 +1811,6 @@ def true_pose(dataset, row):
 
 # === Appendix: the command; skip on a first reading ===============================================
 
-DEVICE = HERE["device"]["default"]
-
-
 @dataclass
 class CommonOptions:
     """The options that both modes have."""
@@ -1865,7 +1848,7 @@ class CommonOptions:
         False, help="The blocks of a transformer are computed anew in the backward pass, which "
                     "saves more memory.")
     seed: int = option(0, least=0, help="The seed for all random numbers.")
-    device: str = option(DEVICE, type=usable_device, help="The device that computes.")
+    device: str = option(default_device(), type=usable_device, help="The device that computes.")
     workers: int = option(
         4 if torch.cuda.is_available() else 0, least=0,
         help="The number of processes that cut out crops.")
@@ -1935,7 +1918,7 @@ def read_first(argv):
     parser = Parser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
     for entry in fields(CommonOptions):
         if entry.name in ("mode", "recipe", "resume", "device"):
-            parser.add_argument(flag_of(entry.name), **argument_of(entry))
+            parser.add_argument(flag_of(entry.name), **argument_of(entry, None))
     given, rest = parser.parse_known_args(argv)
     return vars(given), rest
 

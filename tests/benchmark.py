@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader
 from clip_tokenizer import CLIPTokenizer
 from data import (COCO17, Crops, crop_matrix, invert_matrix, load_dataset, no_people, open_image, transform_points,
                   warp_image, with_boxes)
-from eval import classify_detections, coco_numbers, read_truth_and_detections
+from eval import classify_detections, coco_numbers, read_scenes
 from train import Stage, model_to_tune, parameter_groups, parse_options, set_training_mode
 from uda import (MultiLevelAlignment, StyleTransfer, confidence_mask, consistency_loss, ema_update,
                  information_maximization_loss, jitter_color, occlude, random_affine, rectify, resize_affine, warp)
@@ -349,9 +349,11 @@ def made_up_files(folder, num_images, num_results):
 
 def our_evaluation(annotations, results):
     yield
-    truth, detections, sigmas = read_truth_and_detections(annotations, results)
+    scenes, sigmas = read_scenes(annotations, results)
     yield
-    yield coco_numbers(truth, detections, *classify_detections(truth, detections, sigmas))["AP"]
+    for scene in scenes:
+        classify_detections(scene, sigmas)
+    yield coco_numbers(scenes)["AP"]
 
 
 def pycocotools(annotations, results):

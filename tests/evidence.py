@@ -229,7 +229,7 @@ def pseudo_labels_of(folder):
         model, config = load_model(folder / "source-only.pth"), json.loads((folder / "config.json").read_text())
         target = with_skeleton(load_dataset(config["target"], "train"), model.skeleton)
         people, (height, width) = target.annotated, model.config.image_size
-        poses = np.reshape([result["keypoints"] for result in predict(model, target, flip=False)], (len(people), -1, 3))
+        poses = np.reshape([result["keypoints"] for result in predict(model, target, flip_test=False)], (len(people), -1, 3))
         truth, side = target.keypoints[people], crop_width(target.boxes[people], (height, width)) * height / width
         labelled, sure = truth[:, :, 2] > 0, poses[:, :, 2] > np.median(poses[:, :, 2])  # (people, K)
         pck, pck_of_sure = (evaluate_pck(poses[:, :, :2], truth[:, :, :2], counted, side, groups=target.skeleton.groups)

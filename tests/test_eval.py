@@ -7,16 +7,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data import COCO17, DataError
-import eval
-from eval import (MAX_DETECTIONS, THRESHOLDS, by_domain, candidate_pairs, classify_detections,
-                  coco_results, evaluate_oks, evaluate_pck, main, match_all_images, match_one_image,
-                  number, oks_nms, oks_of_pairs, read_truth_and_detections)
+from eval import (THRESHOLDS, NumbersOptions, PosesOptions, coco_results, defaults_of,
+                  evaluate_domains, evaluate_oks, evaluate_pck, keypoint_similarity, main,
+                  match_one_image, number, object_keypoint_similarity, oks_nms, only_with,
+                  only_without, option, read_options, read_scenes)
 
 SIGMAS = {K: np.random.default_rng(K).uniform(0.02, 0.12, K) for K in (1, 14, 21, 26, 133)} | {17: COCO17.sigmas}
 
@@ -45,11 +46,6 @@ def evaluate(annotations, results, sigmas=COCO17.sigmas):
     numbers = evaluate_oks(annotations, results, sigmas)
     assert list(numbers.values()) == pytest.approx(pycocotools(annotations, results, sigmas)[0].stats, abs=1e-12, rel=0)
     return {name: round(value, 12) for name, value in numbers.items()}
-
-
-def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
-    truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
-    return by_domain(truth, detections, *classify_detections(truth, detections, sigmas))
 
 
 # ------------------------------------------------------------------------------------------------------- one rule each
@@ -253,57 +249,75 @@ def test_on_random_data_all_ten_numbers_are_those_of_pycocotools(block):
 def test_on_random_data_every_oks_is_that_of_pycocotools_to_the_last_bit():
     for seed in range(30):
         annotations, results, sigmas = random_case(seed)
-        truth, detections, sigmas = read_truth_and_detections(annotations, results, sigmas)
-        person_row, detection = candidate_pairs(truth.group, detections.group)
-        oks = oks_of_pairs(truth, detections, person_row, detection, sigmas)
+        scenes, sigmas = read_scenes(annotations, results, sigmas)
         peer = pycocotools(annotations, results, sigmas)[0].ious
-        for group in np.unique(truth.group[person_row]):
-            category, image = divmod(group, len(truth.image_ids))
-            expected = peer[truth.image_ids[image], truth.category_ids[category]]
-            assert np.array_equal(oks[truth.group[person_row] == group], expected.T.ravel()), seed
+        for image, scene in zip(sorted(record["id"] for record in annotations["images"]), scenes):
+            oks = object_keypoint_similarity(scene.people, scene.detections, sigmas)
+            detected, annotated = scene.detections.category_id, scene.people.category_id
+            assert not oks[detected[:, None] != annotated].any()
+            for category in {*detected.tolist()} & {*annotated.tolist()}:
+                found = oks[detected == category][:, annotated == category]
+                assert np.array_equal(found, peer[image, category]), seed
 
 
-def test_matching_all_images_at_once_gives_what_the_plain_loop_gives_in_each():
+def plain_match(oks, ignored, crowd, threshold):
+    """COCO's greedy matching as a plain loop: the row of the person for each detection, or -1."""
+    matched, free = [], [True] * len(ignored)
+    for row in oks:
+        possible = [p for p in range(len(row)) if free[p] and row[p] >= threshold]
+        best = max(possible, key=lambda p: (not ignored[p], row[p], p), default=-1)
+        if best >= 0:
+            free[best] = crowd[best]
+        matched.append(best)
+    return matched
+
+
+def test_matching_gives_what_a_plain_loop_gives_at_each_threshold():
     rng = np.random.default_rng(0)
     several = contested = 0
-    for _ in range(300):
-        group, detection_group = rng.integers(5, size=rng.integers(30)), np.sort(rng.integers(6, size=rng.integers(50)))
-        rank = np.arange(len(detection_group)) - np.searchsorted(detection_group, detection_group)
-        detection_group, rank = detection_group[rank < MAX_DETECTIONS], rank[rank < MAX_DETECTIONS]
-        crowd, ignored = rng.random(len(group)) < 0.2, rng.random(len(group)) < 0.3
-        people, found = candidate_pairs(group, detection_group)
-        oks = rng.choice([0, 0.2, *THRESHOLDS, 0.97, 1] if rng.random() < 0.5 else [0.4, 0.8], len(people))  # many ties
-        matched = match_all_images(people, found, oks, ignored, crowd, rank, THRESHOLDS)
-        assert matched.shape == (len(THRESHOLDS), len(rank))
-        for here in range(6):
-            rows, columns = np.flatnonzero(detection_group == here), np.flatnonzero(group == here)
-            table = oks[group[people] == here].reshape(len(columns), len(rows)).T  # (detections, people)
-            for threshold, all_at_once in zip(THRESHOLDS, matched):
-                plain = match_one_image(table, ignored[columns], crowd[columns], threshold)
-                assert all_at_once[rows].tolist() == [-1 if person < 0 else columns[person] for person in plain]
-                several += len(set(plain) - {-1}) > 1
-                contested += -1 in plain and len(columns) > 0
+    for _ in range(1500):
+        count = rng.integers(8)
+        crowd, ignored = rng.random(count) < 0.2, rng.random(count) < 0.3
+        levels = [0, 0.2, *THRESHOLDS, 0.97, 1] if rng.random() < 0.5 else [0.4, 0.8]  # many ties
+        oks = rng.choice(levels, (rng.integers(12), count))
+        matched = match_one_image(oks, ignored, crowd, THRESHOLDS)
+        assert matched.shape == (len(THRESHOLDS), len(oks))
+        for threshold, row in zip(THRESHOLDS, matched):
+            plain = plain_match(oks, ignored, crowd, threshold)
+            assert row.tolist() == plain
+            several += len(set(plain) - {-1}) > 1
+            contested += -1 in plain and count > 0
     assert min(several, contested) > 1000  # there was something to decide
 
 
-def test_the_plain_loop_prefers_people_who_are_not_ignored_then_the_more_similar_then_the_last():
+def test_matching_prefers_people_who_are_not_ignored_then_the_more_similar_then_the_last():
     oks, nobody = np.array([[0.6, 0.9, 0.6]]), np.zeros(3, bool)
-    assert match_one_image(oks, nobody, nobody, 0.5) == [1]
-    assert match_one_image(oks, np.array([False, True, False]), nobody, 0.5) == [2]
-    assert match_one_image(oks, nobody, nobody, 0.95) == [-1]
+    second = np.array([False, True, False])
+    assert match_one_image(oks, nobody, nobody, [0.5]).tolist() == [[1]]
+    assert match_one_image(oks, second, nobody, [0.5]).tolist() == [[2]]
+    assert match_one_image(oks, nobody, nobody, [0.95]).tolist() == [[-1]]
     twice = oks.repeat(2, axis=0)
-    assert match_one_image(twice, nobody, nobody, 0.7) == [1, -1]
-    assert match_one_image(twice, nobody, np.array([False, True, False]), 0.7) == [1, 1]  # a crowd
+    assert match_one_image(twice, nobody, nobody, [0.7]).tolist() == [[1, -1]]
+    assert match_one_image(twice, nobody, second, [0.7]).tolist() == [[1, 1]]  # a crowd
 
 
 def test_the_numbers_of_a_domain_are_those_of_pycocotools_on_its_images():
     for seed in range(30):
         annotations, results, sigmas = random_case(seed)
-        domains = evaluate_domains(annotations, results, sigmas)
+        _, domains = evaluate_domains(annotations, results, sigmas)
         for domain, numbers in domains.items():
             ids = [image["id"] for image in annotations["images"] if domain.replace(" ", "_") in image["file_name"]]
             expected = pycocotools(annotations, results, sigmas, ids)[0].stats
             assert list(numbers.values()) == pytest.approx(expected, abs=1e-12, rel=0), seed
+
+
+def test_a_domain_without_anybody_is_listed_too():
+    annotations = scene(person(), images=(1, 2))
+    annotations["images"][1]["category"] = "oil_painting"
+    numbers, domains = evaluate_domains(annotations, [pose()])
+    assert domains["photo"] == numbers == evaluate_oks(annotations, [pose()])
+    assert list(domains) == ["oil painting", "photo"]
+    assert set(domains["oil painting"].values()) == {-1}
 
 
 def test_faster_coco_eval_gives_the_same_numbers(case17):
@@ -357,7 +371,7 @@ def test_real_annotations_give_the_numbers_of_pycocotools(real, file, K, tmp_pat
 
 def test_human_art_domains_are_read_from_its_own_field_names(real):
     annotations = json.loads((real / "humanart/test_humanart.json").read_text())
-    assert set(evaluate_domains(annotations, perturbed(annotations))) >= {"digital art"}
+    assert set(evaluate_domains(annotations, perturbed(annotations))[1]) >= {"digital art"}
 
 
 # --------------------------------------------------------------------------------------------- poses in detected boxes
@@ -547,10 +561,87 @@ def test_a_number_of_an_option_is_within_its_limits_or_the_message_says_them(kin
         assert str(error.value) == f"expected {expected}, found {text}"
 
 
-@pytest.mark.parametrize("option", ["--workers", "--pictures"])
-def test_an_option_that_counts_takes_no_negative_number(option, capsys):
-    assert main([option, "-1"]) == 2
-    assert f"{option}: expected an integer of at least 0, found -1" in capsys.readouterr().err
+@dataclass
+class Options:
+    """A small program's options: each is a field, with all that is to be known of it."""
+    strategy: str = option("vlpose", choices=("vlpose", "full"), help="What is trained.")
+    num_prompts: int = option(4, paper=8, least=0, only=[only_with("strategy", "vlpose")],
+                              help="The number of prompts.")
+    weights: str | None = option(None, help="Start from these.")
+    base_lr: float = option(1e-3, above=0, only=[only_without("weights")], help="A rate.")
+    image_size: list[int] | None = option(None, least=32, step=32, nargs=2, help="In pixels.")
+    steady: bool = option(False, help="Whether it is steady.")
+
+
+def read(line, recipe="minutes"):
+    return read_options(Options, line.split(), defaults_of(Options, recipe), "A small program.")
+
+
+def test_the_fields_of_a_dataclass_are_a_programs_options():
+    assert read("") == Options("vlpose", 4, None, 1e-3, None, False)
+    assert read("", "paper") == Options("vlpose", 8, None, 1e-3, None, False)
+    given = read("--num-prompts 2 --weights W --image-size 64 96 --steady")
+    assert given == Options("vlpose", 2, "W", 1e-3, [64, 96], True)
+    assert read("--strategy full --num-prompts 4").num_prompts == 4  # the default is never in vain
+
+
+@pytest.mark.parametrize("line, message", [
+    ("--strategy full --num-prompts 2",
+     "--num-prompts: has no effect; it counts only with --strategy vlpose"),
+    ("--weights W --base-lr 1", "--base-lr: has no effect; it counts only without --weights"),
+    ("--base-lr 0", "argument --base-lr: expected a number above 0, found 0; --help lists"),
+    ("--image-size 64 65",
+     "argument --image-size: expected a multiple of 32 of at least 32, found 65"),
+    ("--strategy none", "argument --strategy: invalid choice: 'none'"),
+    ("--num 3", "unrecognized arguments: --num 3; --help lists the options"),
+])
+def test_an_option_that_is_wrong_or_given_in_vain_is_refused_by_name(line, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        read(line)
+
+
+def test_the_help_says_when_an_option_counts_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "only with --strategy vlpose: --num-prompts" in text
+    assert "The number of prompts. (default: 4)" in text
+    assert "Start from these. --image-size" in text  # no default: nothing is said
+
+
+@pytest.mark.parametrize("kind", [NumbersOptions, PosesOptions])
+def test_the_conditions_of_options_name_options_that_there_are(kind):
+    names = {entry.name for entry in fields(kind)}
+    for entry in fields(kind):
+        assert {condition.other for condition in entry.metadata["only"]} <= names - {entry.name}
+        assert entry.metadata["help"].endswith(".")
+
+
+def test_the_help_of_the_command_is_of_both_its_ways(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for kind in (NumbersOptions, PosesOptions):
+        assert all(f"--{entry.name.replace('_', '-')}" in text for entry in fields(kind))
+
+
+@pytest.mark.parametrize("line, message", [
+    ("--results r --annotations a --device cpu", "--device: has no effect with --results: "),
+    ("--results=r --annotations=a --checkpoint=M", "--checkpoint: has no effect with --results: "),
+    ("--checkpoint M --data d:x --annotations a", "it counts only with --results"),
+    ("--results r", "expected --results, --annotations; or --checkpoint and --data, or"),
+    ("--checkpoint M", "expected --results, --annotations; or --checkpoint and --data, or"),
+    ("", "expected --results, --annotations; or --checkpoint and --data, or"),
+])
+def test_numbers_of_a_file_and_poses_of_a_model_are_told_apart(line, message, capsys):
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--workers", "--pictures"])
+def test_an_option_that_counts_takes_no_negative_number(flag, capsys):
+    assert main([flag, "-1"]) == 2
+    assert f"{flag}: expected an integer of at least 0, found -1" in capsys.readouterr().err
 
 
 def write(folder, annotations, results):
@@ -577,7 +668,7 @@ def test_the_command_prints_json_for_programs(case17, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == evaluate_oks(*case17)
     assert main([*files, "--json", "--details"]) == 0
     details = json.loads(capsys.readouterr().out)
-    assert details["domains"] == evaluate_domains(*case17)
+    assert details["domains"] == evaluate_domains(*case17)[1]
 
 
 def test_details_are_tables_under_the_ten_numbers(case17, tmp_path, capsys):
@@ -609,20 +700,21 @@ def test_a_missing_file_ends_the_command_with_status_2_and_no_traceback(tmp_path
     assert done.stderr.startswith("error: ") and "none.json" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_similarity_of_one_pair_is_that_of_many_at_once():
+def test_the_similarity_of_each_pair_is_the_mean_over_the_persons_labelled_keypoints():
     rng = np.random.default_rng(0)
     people, detections = rng.uniform(0, 90, (2, 6, 17, 2))
     labelled = rng.random((6, 17)) < 0.5
     keypoints = np.concatenate([people, 2 * labelled[:, :, None]], axis=2)
     annotations = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": [
-        {"id": n + 1, "image_id": 1, "category_id": 1, "keypoints": points.ravel().tolist(), "bbox": [0, 0, 90, 90],
-         "area": 5000.0 + n, "iscrowd": 0, "num_keypoints": int(labelled[n].sum())}
+        {"id": n + 1, "image_id": 1, "category_id": 1, "keypoints": points.ravel().tolist(),
+         "bbox": [0, 0, 90, 90], "area": 5000.0 + n, "iscrowd": 0,
+         "num_keypoints": int(labelled[n].sum())}
         for n, points in enumerate(keypoints)]}
     results = [{"image_id": 1, "category_id": 1, "score": 1.0 - n / 9,
-                "keypoints": np.pad(points, ((0, 0), (0, 1))).ravel().tolist()} for n, points in enumerate(detections)]
-    truth, found, sigmas = eval.read_truth_and_detections(annotations, results, COCO17.sigmas)
-    person, detection = np.repeat(np.arange(6), 6), np.tile(np.arange(6), 6)
-    many = eval.oks_of_pairs(truth, found, person, detection, sigmas)
-    one = [eval.object_keypoint_similarity(people[p], labelled[p], 5000.0 + p, detections[d], sigmas)
-           for p, d in zip(person, detection)]
-    np.testing.assert_allclose(many, one, rtol=1e-12)
+                "keypoints": np.pad(points, ((0, 0), (0, 1))).ravel().tolist()}
+               for n, points in enumerate(detections)]
+    (scene,), sigmas = read_scenes(annotations, results, COCO17.sigmas)
+    oks = object_keypoint_similarity(scene.people, scene.detections, sigmas)
+    for d, p in np.ndindex(6, 6):
+        similarity = keypoint_similarity(detections[d] - people[p], 5000.0 + p, sigmas)
+        np.testing.assert_allclose(oks[d, p], similarity[labelled[p]].mean(), rtol=1e-12)

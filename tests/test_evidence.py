@@ -164,7 +164,7 @@ def test_pseudo_labels_are_sure_above_the_median_and_right_near_the_truth(tmp_pa
     model = argparse.Namespace(skeleton=COCO17, config=argparse.Namespace(image_size=(128, 96)))
     monkeypatch.setattr(evidence, "load_model", lambda _: model)
 
-    def only_wrists(_, figures, flip):
+    def only_wrists(_, figures, flip_test):
         poses = figures.keypoints[figures.annotated] + [500, 0, 0]  # far from the truth
         poses[:, :, 2] = 0.1
         poses[:, COCO17.groups["wrist"]] -= [500, 0, -0.8]

@@ -489,7 +489,7 @@ def test_without_labels_two_views_agree_where_a_model_sees_the_same_thing_in_bot
     pictures = data.no_people([Image.fromarray(spot.astype(np.uint8)).convert("RGB") for spot in spots], COCO17)
     pictures = with_boxes(pictures, np.arange(4), np.tile([0.0, 0, 160, 200], (4, 1)))
     def known(model):
-        return without_labels(model, pictures, predict(model, pictures, flip=False))
+        return without_labels(model, pictures, predict(model, pictures, flip_test=False))
 
     exact = known(Painter())
     assert exact == known(Painter())  # the other view is always the same one

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from data import COCO17, VITPOSE, Crops, encode_heatmaps, load_dataset
-from eval import evaluate_pck_grid
+from eval import evaluate_pck_grid, highest_cells
 from train import learning_rate, parse_options, plan_uda, plan_vlpose
 from vlpose import MODEL_CONFIGS
 
@@ -73,43 +73,53 @@ def random_heatmaps(seed, people=40, joints=6, side=32):
     return predicted, target, visible
 
 
+def pck_of_heatmaps(predicted, target, visible, **more):
+    cells = highest_cells(predicted), highest_cells(target)
+    return evaluate_pck_grid(*cells, visible, target.shape[2:], **more)
+
+
 @pytest.mark.parametrize("threshold", [0.05, 0.1, 0.2])
 @pytest.mark.parametrize("seed", range(3))
 def test_pck_on_the_grid_is_regdas(seed, threshold):
     predicted, target, visible = random_heatmaps(seed)
     expected = regda_pck(predicted, target, visible, threshold)
     assert 0 < max(expected) and expected[-1] == -1  # some are right, and the last joint is nobody's
-    single = evaluate_pck_grid(predicted, target, visible, threshold=threshold,
-                      groups={str(joint): (joint,) for joint in range(len(expected))})
+    groups = {str(joint): (joint,) for joint in range(len(expected))}
+    single = pck_of_heatmaps(predicted, target, visible, threshold=threshold, groups=groups)
     assert [single[str(joint)] for joint in range(len(expected))] == pytest.approx(expected)
     mean = np.mean([pck for pck in expected if pck >= 0])
-    assert evaluate_pck_grid(predicted, target, visible, threshold=threshold)["mean"] == pytest.approx(mean)
+    found = pck_of_heatmaps(predicted, target, visible, threshold=threshold)
+    assert found["mean"] == pytest.approx(mean)
 
 
 def test_groups_on_the_grid_are_means_over_joints_and_the_mean_is_over_the_joints_of_all_groups():
     predicted, target, visible = random_heatmaps(7)
     pck = regda_pck(predicted, target, visible, 0.05)
-    found = evaluate_pck_grid(predicted, target, visible, groups={"arm": (1, 3), "leg": (0,)})  # 0.05 is the default
+    groups = {"arm": (1, 3), "leg": (0,)}
+    found = pck_of_heatmaps(predicted, target, visible, groups=groups)  # 0.05 is the default
     assert found == pytest.approx({"arm": (pck[1] + pck[3]) / 2, "leg": pck[0], "mean": (pck[0] + pck[1] + pck[3]) / 3})
 
 
 def test_on_a_grid_of_64_three_cells_off_is_right_and_four_is_not():
     target, visible = np.stack([bump(64, 30, 40)] * 3)[None], np.ones((1, 3))
     predicted = np.stack([bump(64, 33, 40), bump(64, 34, 40), bump(64, 32, 42)])[None]
-    found = evaluate_pck_grid(predicted, target, visible, groups={"3": (0,), "4": (1,), "2 and 2": (2,)})
+    groups = {"3": (0,), "4": (1,), "2 and 2": (2,)}
+    found = pck_of_heatmaps(predicted, target, visible, groups=groups)
     assert (found["3"], found["4"], found["2 and 2"]) == (1, 0, 1)
 
 
 def test_at_the_threshold_itself_a_keypoint_is_not_right():
     target, visible = bump(20, 8, 8)[None, None], np.ones((1, 1))
-    assert evaluate_pck_grid(bump(20, 9, 8)[None, None], target, visible)["mean"] == 0  # one cell is 0.05 of 20
-    assert evaluate_pck_grid(target, target, visible)["mean"] == 1
+    beside = bump(20, 9, 8)[None, None]  # by one cell, which is 0.05 of 20
+    assert pck_of_heatmaps(beside, target, visible)["mean"] == 0
+    assert pck_of_heatmaps(target, target, visible)["mean"] == 1
 
 
 def test_the_first_two_rows_and_columns_do_not_count_on_the_grid():
     corner = [(1, 9), (9, 1), (0, 0), (2, 2)]
     target = np.stack([bump(32, *place) for place in corner])[None]
-    found = evaluate_pck_grid(target, target, np.ones((1, 4)), groups={str(joint): (joint,) for joint in range(4)})
+    groups = {str(joint): (joint,) for joint in range(4)}
+    found = pck_of_heatmaps(target, target, np.ones((1, 4)), groups=groups)
     assert [found[str(joint)] for joint in range(4)] == [-1, -1, -1, 1]
 
 
