@@ -1,11 +1,14 @@
-"""CLIP's tokenizer: text in, out come the 77 ids that CLIP's text tower reads. The same ids as OpenAI's, for any text.
+"""CLIP's tokenizer: text in, out come the 77 ids that CLIP's text tower reads.
 
-    CLIPTokenizer()("a photo of a cat")  ->  tensor([[49406, 320, 1125, 539, 320, 2368, 49407, 0, 0, ...]])
+The ids are the same as OpenAI's, for any text:
 
-Byte-pair encoding in one paragraph: a word starts as its UTF-8 bytes, one token each, the last one marked as a word's
-end. Training looked for the most frequent pair of neighbouring tokens, merged it into a new token, and did so 48,894
-times. Encoding replays those merges in the same order: "cat" is c·a·t_, then c·at_, then cat_. A frequent word ends up
-as one token, a rare one as several, and no text is out of reach, because every byte is a token.
+    CLIPTokenizer()("a photo of a cat")  ->  tensor([[49406, 320, 1125, 539, 320, 2368, 49407, ...]])
+
+Byte-pair encoding in one paragraph: a word starts as its UTF-8 bytes, one token each, the last one
+marked as a word's end. Training looked for the most frequent pair of neighbouring tokens, merged it
+into a new token, and did so 48,894 times. Encoding replays those merges in the same order: "cat" is
+c·a·t_, then c·at_, then cat_. A frequent word ends up as one token, a rare one as several, and no
+text is out of reach, because every byte is a token.
 
     token id   0 … 255   256 … 511              512 … 49405             49406   49407
     meaning    a byte    a byte ending a word   merge 0 … merge 48893   start   end
@@ -13,8 +16,7 @@ as one token, a rare one as several, and no text is out of reach, because every 
 import gzip
 import html
 import zlib
-from heapq import heapify, heappop, heappush
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 
 import ftfy
@@ -23,29 +25,36 @@ import torch
 
 MERGES_PATH = Path(__file__).parent / "assets" / "clip_merges.txt.gz"
 NUM_MERGES = 48_894
-START, END = 512 + NUM_MERGES, 512 + NUM_MERGES + 1
+START = 512 + NUM_MERGES
+END = START + 1
 
-# CLIP numbers the bytes in this order: those that Latin-1 can print, then the rest. Its merges file spells a printable
-# byte as that character and the rest as the characters from 256 on, so that no token in it contains a blank.
+# CLIP numbers the bytes in this order: first the bytes that Latin-1 can print, then the others.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-BYTES = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]  # token id -> byte
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTES = PRINTABLE + OTHERS  # token id -> byte
 BYTE_IDS = {byte: i for i, byte in enumerate(BYTES)}
-SPELLING = [chr(byte) for byte in PRINTABLE] + [chr(256 + n) for n in range(256 - len(PRINTABLE))]
 
-# A word: a special token, an English ending such as 's, a run of letters, one digit, or a run of anything else but
-# blanks. The text is in lower case already; ignoring case only lets "'ſ" count as 's, as it does in CLIP.
+# A word: a special token, an English ending such as 's, a run of letters, one digit, or a run of
+# anything else but blanks. The text is in lower case already; ignoring case only lets "'ſ" count as
+# 's, as it does in CLIP.
 WORD = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
                      r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 
 
 class CLIPTokenizer:
-    """Text to ids and back. merges_path: another copy of CLIP's merges, gzipped text with one merge a line."""
+    """Text to ids and back.
+
+    merges_path: another copy of CLIP's merges, gzipped text with one merge a line.
+    """
 
     def __init__(self, merges_path=None):
         pairs = read_merges(merges_path or MERGES_PATH)
-        self.merges = {pair: 512 + n for n, pair in enumerate(pairs)}  # a lower id is an earlier merge
-        self.vocabulary = [bytes([b]) for b in BYTES] + [bytes([b]) + b" " for b in BYTES]  # token id -> its bytes
+        self.merges = {}  # pair of ids -> id of what they make; a lower id is an earlier merge
+        self.vocabulary = []  # token id -> its bytes
+        self.vocabulary += [bytes([byte]) for byte in BYTES]
+        self.vocabulary += [bytes([byte]) + b" " for byte in BYTES]  # ending a word
         for left, right in pairs:
+            self.merges[left, right] = len(self.vocabulary)
             self.vocabulary.append(self.vocabulary[left] + self.vocabulary[right])
         self.vocabulary += [b"", b""]  # start, end
 
@@ -53,87 +62,91 @@ class CLIPTokenizer:
         # As in CLIP, a text that spells out a special token gets that token.
         self.words = {"<|startoftext|>": [START], "<|endoftext|>": [END]}
 
-    def __call__(self, texts, context_length=77, truncate=False):
-        """A str or a list of N -> LongTensor (N, context_length): start, the text's ids, end, then zeros.
+    def __call__(self, texts, context_length=77):
+        """A str or a list of N -> LongTensor (N, context_length): start, ids, end, then zeros.
 
-        ValueError if a text does not fit, unless `truncate`: then it is cut and its last id is the end token.
+        Raises ValueError if a text does not fit.
         """
-        texts = [texts] if isinstance(texts, str) else texts
+        if isinstance(texts, str):
+            texts = [texts]
         result = torch.zeros(len(texts), context_length, dtype=torch.long)
         for row, text in zip(result, texts):
             ids = [START, *self.encode(text), END]
             if len(ids) > context_length:
-                if not truncate or context_length < 2:
-                    raise ValueError(f"text is {len(ids)} tokens long, {context_length} fit; it begins {text[:60]!r}")
-                ids[context_length - 1:] = [END]
+                raise ValueError(f"text is {len(ids)} tokens long, {context_length} fit; "
+                                 f"it begins {text[:60]!r}")
             row[:len(ids)] = torch.tensor(ids)
         return result
 
     def encode(self, text):
-        """The ids of a text, without start and end. Repairs broken Unicode and HTML entities; upper case is lost."""
+        """The ids of a text, without start and end.
+
+        Broken Unicode and HTML entities are repaired; upper case is lost.
+        """
         if not isinstance(text, str):
             raise TypeError(f"expected a str, got {text!r:.60}")
-        text = html.unescape(html.unescape(ftfy.fix_text(text))).lower()  # twice, for "&amp;lt;"
+        text = ftfy.fix_text(text)
+        text = html.unescape(html.unescape(text))  # twice, for "&amp;lt;"
         # CLIP collapses blanks here, which changes nothing: WORD skips them.
         ids = []
-        for word in WORD.findall(text):
+        for word in WORD.findall(text.lower()):
             if word not in self.words:
                 self.words[word] = self.merge(word.encode("utf-8"))
             ids += self.words[word]
         return ids
 
     def merge(self, word):
-        """Byte-pair encode one word (bytes) into ids: the earliest merge first; of equal ones, the leftmost.
+        """Byte-pair encode one word (bytes) into ids.
 
-        In plain words, with a scan of the whole word for every merge, n² steps for n bytes:
+        The earliest merge is made first; where it fits in several places, the leftmost.
 
-            while True:
-                known = [pair for pair in pairwise(ids) if pair in self.merges]
-                if not known:
-                    return ids
-                first = min(known, key=self.merges.get)    # the earliest merge; of equal ones, the leftmost
-                i = list(pairwise(ids)).index(first)
-                ids[i:i + 2] = [self.merges[first]]
-
-        The code below does the same in n log n steps, with a heap of possible merges and a linked list of neighbours.
-        What a merge makes can only be merged later than itself, so that the heap gives merges in order.
+        Every merge scans the whole word, so that a word of n bytes takes n² steps. That is fine: a
+        word has some ten bytes, and even 600 take a few hundredths of a second. A text of a hundred
+        thousand letters without a blank, which is refused for its length, takes minutes.
         """
         ids = [BYTE_IDS[byte] for byte in word]
-        ids[-1] += 256  # this byte ends the word
-        ids.append(None)  # a sentinel that merges with nothing, for both ends: before[0] is -1, and ids[-1] is this one
-        before, after = list(range(-1, len(word))), list(range(1, len(ids)))
-        heap = [(self.merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in self.merges]
-        heapify(heap)
-        while heap:
-            merged, i = heappop(heap)
-            j = after[i]
-            if self.merges.get((ids[i], ids[j])) != merged:
-                continue  # an earlier merge has taken one of the two
-            ids[i], ids[j] = merged, None
-            after[i] = after[j]
-            before[after[i]] = i
-            for left, right in ((before[i], i), (i, after[i])):
-                if (ids[left], ids[right]) in self.merges:
-                    heappush(heap, (self.merges[ids[left], ids[right]], left))
-        return [i for i in ids if i is not None]
+        ids[-1] += 256                                 # this byte ends the word
+        while True:
+            known = [pair for pair in pairwise(ids) if pair in self.merges]
+            if not known:
+                return ids
+            first = min(known, key=self.merges.get)    # the earliest merge
+            i = list(pairwise(ids)).index(first)       # its leftmost place
+            ids[i:i + 2] = [self.merges[first]]
 
     def decode(self, ids):
-        """The text of a list of ids (or of one row of a call's result), its words and marks apart: "don 't".
+        """The text of a list of ids, or of one row of a call's result; words and marks apart: "don 't".
 
-        Start tokens are left out and the first end token ends the text, so the padding behind it never shows.
-        Bytes that are not UTF-8 become U+FFFD. ValueError for an id outside the vocabulary.
+        Start tokens are left out, and the first end token ends the text, so that the padding behind
+        it never shows. Bytes that are not UTF-8 become U+FFFD. Raises ValueError for an id outside
+        the vocabulary.
         """
         for i in ids:
             if not 0 <= i <= END:
                 raise ValueError(f"token id {i} is outside the vocabulary, 0 to {END}")
-        text = b"".join(self.vocabulary[i] for i in takewhile(lambda i: i != END, ids))
+        text = b""
+        for i in ids:
+            if i == END:
+                break
+            text += self.vocabulary[i]
         return text.decode("utf-8", errors="replace").removesuffix(" ")
 
 
-# === Appendix: reading the merges file; skip on a first reading =======================================================
+# === Appendix: reading the merges file; skip on a first reading ===================================
+
+# The file spells a byte that Latin-1 can print as that character, and the others as the characters
+# from 256 on. So no token in it contains a blank, which is what stands between two tokens.
+SPELLING = [chr(byte) for byte in PRINTABLE]
+SPELLING += [chr(256 + n) for n in range(len(OTHERS))]
+
 
 def read_merges(path):
-    """The pairs of token ids to merge, in order: pair n becomes token 512 + n. ValueError for a damaged file."""
+    """The pairs of token ids to merge, in order: pair n becomes token 512 + n.
+
+    The file has a line for each merge, its two tokens as they are spelled; "</w>" ends a word. So
+    reading starts with the spelling of the first 512 tokens, and every line spells one token more.
+    Raises ValueError for a damaged file.
+    """
     try:
         lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").splitlines()
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -141,12 +154,14 @@ def read_merges(path):
     if len(lines) != NUM_MERGES:
         raise ValueError(f"{path}: expected {NUM_MERGES} lines, one merge each, found {len(lines)}")
 
-    ids = {token: i for i, token in enumerate(SPELLING + [char + "</w>" for char in SPELLING])}
+    tokens = SPELLING + [char + "</w>" for char in SPELLING]
+    ids = {token: i for i, token in enumerate(tokens)}
     pairs = []
     for number, line in enumerate(lines, start=1):
         left, _, right = line.partition(" ")
         if left not in ids or right not in ids or left + right in ids:
-            raise ValueError(f"{path}, line {number}: expected two known tokens that make a new one, found {line!r}")
+            raise ValueError(f"{path}, line {number}: expected two known tokens that make "
+                             f"a new one, found {line!r}")
         pairs.append((ids[left], ids[right]))
         ids[left + right] = len(ids)
     return pairs

@@ -1,22 +1,31 @@
-"""VLPose: bridging the domain gap in pose estimation with language-vision tuning (arXiv 2402.14456).
+"""VLPose: bridging the domain gap in pose estimation with language-vision tuning.
 
-A pose estimator that was trained on photographs fails on paintings. Fine-tuned on paintings, it gets worse on
-photographs. VLPose leaves it unchanged and trains a small adapter around it. The adapter reads the domain's name:
+The paper is arXiv 2402.14456.
+
+A pose estimator that was trained on photographs fails on paintings. Fine-tuned on paintings, it
+gets worse on photographs. VLPose leaves it unchanged and trains a small adapter around it. The
+adapter reads the domain's name:
 
     image ─► frozen ViT with trained prompts P ─► E ─┐
-    "a photo of a cartoon" ─► frozen CLIP text ─► T ─┴─► relation matcher ─► R ─► dual decoder ─► heatmaps
+    "a photo of a cartoon" ─► frozen CLIP text ─► T ─┴─► relation matcher ─► R ─► dual decoder
+                                                                                  ─► heatmaps
 
 Without a sentence the adapter is off, and the output is the original model's, bit for bit.
 
 The lesson, from top to bottom:
-    1  the transformer block                     4  CLIP's text tower: a sentence becomes T
-    2  ViT with visual prompts: an image         5  the relation matcher: E asks E and T, the answer is R
-       becomes E                                 6  beyond the paper: updates of the frozen weights
-    3  the pose model: E becomes heatmaps        7  VLPose: R enters the decoder; all shapes in one place
-The appendix loads weights that others have published. The lesson does not need it.
+    1  the transformer block
+    2  ViT with visual prompts: an image becomes E
+    3  the pose model: E becomes heatmaps
+    4  CLIP's text tower: a sentence becomes T
+    5  the relation matcher: E asks E and T, the answer is R
+    6  beyond the paper: updates of the frozen weights
+    7  VLPose: R enters the decoder; all shapes in one place
+The appendices have other backbones, and load weights that others have published. The lesson does
+not need them.
 
-Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of a sentence,
-n prompts, D width of an image token, D_text width of a text feature, C channels; q, k, v queries, keys, values.
+Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of
+a sentence, n prompts, D width of an image token, D_text width of a text feature, C channels;
+q, k, v queries, keys, values.
 """
 import copy
 from dataclasses import dataclass
@@ -24,31 +33,35 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from clip_tokenizer import CLIPTokenizer
 from data import known_skeleton
 
-# ------------------------------------------------------------------------------------------ 1. the transformer block
+# ------------------------------------------------------------------------- 1. the transformer block
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens (B, N, D): softmax(q kᵀ / √d) v in each head, where d = D / heads.
+    """Multi-head self-attention over tokens (B, N, D): softmax(q kᵀ / √d) v, where d = D / heads.
 
-    causal: a token sees only itself and those before it. n: the first n tokens are seen but get no answer: they leave.
+    causal: a token sees only itself and the tokens before it.
     """
 
     def __init__(self, dim, heads, causal=False):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x, n=0):
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))  # (B, heads, N, d)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)                  # softmax(q kᵀ / √d) v
-        return self.proj(merge_heads(x)[:, n:].contiguous())                                # (B, N - n, D)
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, D) each
+        q = split_heads(q, self.heads)          # (B, heads, N, d)
+        k = split_heads(k, self.heads)          # (B, heads, N, d)
+        v = split_heads(v, self.heads)          # (B, heads, N, d)
+        # softmax(q kᵀ / √d) v
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, N, d)
+        return self.proj(merge_heads(x))        # (B, N, D)
 
 
 def split_heads(x, heads):
@@ -60,9 +73,11 @@ def merge_heads(x):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention lets tokens exchange information, the MLP works on each by itself.
+    """A pre-norm transformer block: x (B, N, D) -> (B, N, D).
 
-    drop_path: the probability that a training image skips a branch (stochastic depth, arXiv 1603.09382).
+    Attention lets the tokens exchange information; the MLP works on each token by itself.
+    drop_path: the probability that a training image skips a branch (stochastic depth, arXiv
+        1603.09382).
     """
 
     def __init__(self, dim, heads, eps=1e-6, drop_path=0.0, activation=nn.GELU, causal=False):
@@ -73,35 +88,38 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), activation(), nn.Linear(4 * dim, dim))
         self.drop_path = StochasticDepth(drop_path, "row")
 
-    def forward(self, x, n=0):
-        x = x[:, n:] + self.drop_path(self.attn(self.norm1(x), n))  # (B, N - n, D)
-        return x + self.drop_path(self.mlp(self.norm2(x)))          # (B, N - n, D)
+    def forward(self, x):
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-# ----------------------------------------------------------------------------------------- 2. ViT with visual prompts
+# ----------------------------------------------------------------------- 2. ViT with visual prompts
 
 PATCH = 16  # pixels along the side of one image token
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The size of a pose model. The defaults are those of the public ViTPose models."""
-    dim: int              # D
-    depth: int            # transformer blocks
+    """The size of a pose model. The defaults are the values of the public ViTPose models."""
+    dim: int                  # D
+    depth: int                # transformer blocks
     heads: int
-    drop_path: float      # of the last block; it grows linearly from 0 at the first
-    prompts: int          # n, the visual prompts of VLPose for this size: the paper's, but for tiny
-    layer_decay: float    # the learning rate's factor from one block to the one below, when the backbone is trained
-    image_size: tuple[int, int] = (256, 192)  # height, width
-    decoder_dim: int = 256  # C of the classic decoder; 0 is the simple decoder, which has no channels of its own
-    sigma: float = 2.0    # of the Gaussians in its heatmaps, in heatmap pixels
-    conv_stem: bool = False  # small convolutions in place of the patch embedding
-    trunk: str = ""       # a network of torchvision, such as "resnet101", in place of the transformer
+    drop_path: float          # of the last block; it grows linearly from 0 at the first
+    prompts: int              # n, VLPose's visual prompts: the paper's number, but for tiny
+    layer_decay: float        # when the backbone is trained: the learning rate's factor from one
+                              # block to the block below
+    image_size: tuple[int, int] = (256, 192)  # height, width in pixels
+    decoder_dim: int = 256    # C of the classic decoder; 0 is the simple decoder, without channels
+    sigma: float = 2.0        # of the Gaussians in its heatmaps, in heatmap pixels
+    conv_stem: bool = False   # small convolutions in place of the patch embedding
+    trunk: str = ""           # a network of torchvision, such as "resnet101", in place of the ViT
 
 
 VIT_CONFIGS = {
-    # `tiny` is ours: with its convolutional stem it learns in minutes from nothing, which a patch embedding does not.
-    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0, image_size=(128, 96), decoder_dim=64, sigma=1.25, conv_stem=True),
+    # `tiny` is ours. Its convolutional stem learns in minutes from nothing; a patch embedding
+    # does not.
+    "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0,
+                      image_size=(128, 96), decoder_dim=64, sigma=1.25, conv_stem=True),
     "small": ViTConfig(384, 12, 12, 0.1, 50, 0.8),
     "base": ViTConfig(768, 12, 12, 0.3, 20, 0.75),
     "large": ViTConfig(1024, 24, 16, 0.5, 10, 0.8),
@@ -110,7 +128,10 @@ VIT_CONFIGS = {
 
 
 class ViT(nn.Module):
-    """Plain vision transformer, the backbone of ViTPose (arXiv 2204.12484): images -> E. It has no class token."""
+    """A plain vision transformer, ViTPose's backbone (arXiv 2204.12484): images -> E.
+
+    It has no class token.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -118,36 +139,55 @@ class ViT(nn.Module):
         self.grid = (height // PATCH, width // PATCH)
         if config.conv_stem:
             self.patch_embed = conv_stem(config.dim)
-        else:  # padding 2, as in the released ViTPose: each token begins two pixels further left and up
+        else:
+            # Padding 2, as in the released ViTPose: a token begins two pixels further left and up.
             self.patch_embed = nn.Conv2d(3, config.dim, PATCH, stride=PATCH, padding=2)
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.dim))  # (1, N, D)
-        drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config.dim, config.heads, drop_path=rate) for rate in drop_path)
+        num_tokens = self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, config.dim))  # (1, N, D)
+        self.blocks = nn.ModuleList()
+        for i in range(config.depth):
+            drop_path = config.drop_path * i / max(config.depth - 1, 1)
+            self.blocks.append(Block(config.dim, config.heads, drop_path=drop_path))
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
-        self.checkpointing = False  # whether the backward pass computes a block anew instead of remembering its inside
+        # Whether the backward pass computes a block anew instead of remembering what was inside.
+        self.checkpointing = False
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images, prompts=None):
         """Images (B, 3, H, W) -> features (B, D, H/16, W/16).
 
-        prompts (depth, n, D): learnable tokens that stand before the image's at each block (visual prompt tuning, arXiv
-            2203.12119). They leave it where they are of no more use: in its attention.
+        prompts (depth, n, D): learnable tokens that stand before the image's tokens in each block
+            (visual prompt tuning, arXiv 2203.12119).
         """
-        x = self.patch_embed(images)                           # (B, D, H/16, W/16)
-        x = x.flatten(2).mT.contiguous() + self.pos_embed      # (B, N, D), each token in a row of memory
+        x = self.patch_embed(images)                          # (B, D, H/16, W/16)
+        x = x.flatten(2).mT.contiguous() + self.pos_embed     # (B, N, D), a row of memory each
         n = 0 if prompts is None else prompts.shape[1]
         for i, block in enumerate(self.blocks):
             if n:
-                x = torch.cat([prompts[i].expand(x.shape[0], -1, -1), x], dim=1)  # (B, n + N, D)
-            if self.checkpointing:  # with the weights of now, which need not be the block's own: `VLPose.tuned`
-                x = checkpoint(functional_call, block, dict(block.named_parameters()), (x, n), use_reentrant=False)
+                P = prompts[i].expand(len(x), -1, -1)         # (B, n, D)
+                x = torch.cat([P, x], dim=1)                  # (B, n + N, D)
+            if self.checkpointing:
+                x = checkpoint(block, x, use_reentrant=False)
             else:
-                x = block(x, n)                                # (B, N, D)
-        x = self.norm(x)                                       # (B, N, D)
-        return x.transpose(1, 2).unflatten(2, self.grid)       # (B, D, H/16, W/16)
+                x = block(x)                                  # (B, n + N, D)
+            x = x[:, n:]  # (B, N, D); prompts help for one block: the next block has its own
+        x = self.norm(x)                                      # (B, N, D)
+        return x.transpose(1, 2).unflatten(2, self.grid)      # (B, D, H/16, W/16)
 
 
-# -------------------------------------------------------------------------------------------------- 3. the pose model
+def conv_stem(dim):
+    """Four 3×3 convolutions of stride 2: images (B, 3, H, W) -> (B, D, H/16, W/16).
+
+    A patch embedding does the same in one step of 16×16 pixels.
+    """
+    layers = []
+    for c_in, c_out in [(3, 16), (16, 32), (32, 64)]:
+        convolution = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
+        layers += [convolution, nn.GroupNorm(8, c_out), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(64, dim, 3, stride=2, padding=1))
+
+
+# -------------------------------------------------------------------------------- 3. the pose model
 
 def deconv_block(c_in, c_out):
     """Doubles the resolution; one of the two blocks of ViTPose's classic decoder (figure 3a)."""
@@ -156,18 +196,22 @@ def deconv_block(c_in, c_out):
 
 
 class HeatmapHead(nn.Module):
-    """The decoder: features (B, D, H/16, W/16) -> heatmaps (B, K, H/4, W/4), by two blocks B₁, B₂ and a predictor.
+    """The decoder: features (B, D, H/16, W/16) -> heatmaps (B, K, H/4, W/4).
 
-    Classic: two deconvolution blocks and a 1×1 convolution. Simple (0 channels): ReLU, bilinear ×4, a 3×3 convolution.
+    It consists of two blocks B₁, B₂ and a predictor.
+    Classic: two deconvolution blocks and a 1×1 convolution.
+    Simple (0 channels): ReLU, bilinear ×4, and a 3×3 convolution.
     """
 
     def __init__(self, dim, channels, num_keypoints):
         super().__init__()
         if channels:
-            self.block1, self.block2 = deconv_block(dim, channels), deconv_block(channels, channels)
+            self.block1 = deconv_block(dim, channels)
+            self.block2 = deconv_block(channels, channels)
             self.predictor = nn.Conv2d(channels, num_keypoints, 1)
         else:
-            self.block1, self.block2 = nn.ReLU(), nn.Upsample(scale_factor=4, mode="bilinear")
+            self.block1 = nn.ReLU()
+            self.block2 = nn.Upsample(scale_factor=4, mode="bilinear")
             self.predictor = nn.Conv2d(dim, num_keypoints, 3, padding=1)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
@@ -177,32 +221,36 @@ class HeatmapHead(nn.Module):
 
 
 class PoseModel(nn.Module):
-    """Top-down pose estimator: normalised images (B, 3, H, W), one person each -> heatmaps (B, K, H/4, W/4).
+    """Top-down pose estimator: images (B, 3, H, W) -> heatmaps (B, K, H/4, W/4).
 
-    With a transformer it is ViTPose (arXiv 2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
+    Images are normalised and show one person each. With a transformer this model is ViTPose (arXiv
+    2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
     skeleton: the keypoints' names and more, see data.py; it is kept with the weights.
     """
 
     def __init__(self, config, num_keypoints=17, skeleton=None):
         super().__init__()
-        self.config, self.num_keypoints = config, num_keypoints
+        self.config = config
+        self.num_keypoints = num_keypoints
         self.skeleton = skeleton or known_skeleton(num_keypoints)
         self.backbone = TorchvisionBackbone(config) if config.trunk else ViT(config)
         self.head = HeatmapHead(config.dim, config.decoder_dim, num_keypoints)
 
     def forward(self, images):
-        return self.head(self.backbone(images))  # (B, D, H/16, W/16) -> (B, K, H/4, W/4)
+        E = self.backbone(images)  # (B, D, H/16, W/16)
+        return self.head(E)        # (B, K, H/4, W/4)
 
     def features(self, images):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
-        return self.head.block2(self.head.block1(self.backbone(images)))
+        E = self.backbone(images)
+        return self.head.block2(self.head.block1(E))
 
     @property
     def predictor(self):
         return self.head.predictor
 
 
-# ----------------------------------------------------------------------------------------------- 4. CLIP's text tower
+# ----------------------------------------------------------------------------- 4. CLIP's text tower
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
@@ -222,46 +270,77 @@ class QuickGELU(nn.Module):
 
 
 class CLIPText(nn.Module):
-    """CLIP's text encoder (arXiv 2103.00020): token ids (B, 77) -> T (B, D_text), projected, not normalised."""
+    """CLIP's text encoder (arXiv 2103.00020): token ids (B, 77) -> T (B, D_text).
+
+    T is projected into the space that CLIP shares with images, and not normalised.
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.token_embed = nn.Embedding(config.vocab_size, config.width)
-        self.pos_embed = nn.Parameter(torch.empty(config.context_length, config.width))
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, 1e-5, activation=QuickGELU, causal=True) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
-        self.projection = nn.Parameter(torch.empty(config.width, config.embed_dim))
+        width = config.width
+        self.token_embed = nn.Embedding(config.vocab_size, width)
+        self.pos_embed = nn.Parameter(torch.empty(config.context_length, width))
+        self.blocks = nn.ModuleList()
+        for _ in range(config.layers):
+            block = Block(width, config.heads, eps=1e-5, activation=QuickGELU, causal=True)
+            self.blocks.append(block)
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
         nn.init.normal_(self.token_embed.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.01)
-        nn.init.normal_(self.projection, std=config.width ** -0.5)
+        nn.init.normal_(self.projection, std=width ** -0.5)
 
     def forward(self, tokens, per_token=False):
-        """With `per_token`: T (B, 77, D_text) of every token, and a mask (B, 77), True up to the end of the text."""
-        x = self.token_embed(tokens) + self.pos_embed[:tokens.shape[1]]  # (B, 77, width)
+        """With `per_token`: T (B, 77, D_text) of every token, and a mask (B, 77).
+
+        The mask is True from a text's start to its end.
+        """
+        length = tokens.shape[1]
+        x = self.token_embed(tokens) + self.pos_embed[:length]  # (B, 77, width)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x) @ self.projection                               # (B, 77, D_text)
-        end = tokens.argmax(dim=1)  # (B,) where the text ends: the end token has the highest id of all
+        T = self.norm(x) @ self.projection                      # (B, 77, D_text)
+        end = tokens.argmax(dim=1)  # (B,) where the text ends: no id is higher than the end token's
         if per_token:
-            return x, torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]
-        return x[torch.arange(len(x)), end]  # attention is causal: only the end token has seen the whole text
+            places = torch.arange(length, device=tokens.device)
+            return T, places <= end[:, None]
+        return T[torch.arange(len(T)), end]  # attention is causal: only the end token has seen all
 
 
 @torch.no_grad()
 def encode_sentences(clip_text, sentences, per_token=False):
-    """Sentences -> {sentence: T (L, D_text)}. The tower is frozen, so that each sentence is encoded once and kept.
-    L is 1: the feature of the end token, which stands for the whole sentence. per_token: L is the number of its tokens.
+    """Sentences -> {sentence: T (L, D_text)}. The tower is frozen: each sentence is encoded once.
+
+    L is 1: the feature of the end token, which stands for the whole sentence. With `per_token`, L
+    is the number of the sentence's tokens, start and end included.
     """
-    parts = CLIPTokenizer()(sentences).to(clip_text.projection.device).split(256)  # (256, 77) each, for memory's sake
-    if per_token:
-        found = [T[mask] for part in parts for T, mask in zip(*clip_text(part, per_token=True))]
-        return dict(zip(sentences, found))
-    return dict(zip(sentences, torch.cat([clip_text(part) for part in parts])[:, None]))
+    tokens = CLIPTokenizer()(sentences).to(clip_text.projection.device)  # (sentences, 77)
+    features = []
+    for part in tokens.split(256):  # not all at once, for memory's sake
+        if per_token:
+            T, mask = clip_text(part, per_token=True)  # (256, 77, D_text), (256, 77)
+            features += [one[real] for one, real in zip(T, mask)]
+        else:
+            features += clip_text(part)[:, None]       # (256, 1, D_text)
+    return dict(zip(sentences, features))
 
 
-# --------------------------------------------------------------------------------------------- 5. the relation matcher
+def padded(features):
+    """Text features [(L, D_text), ...] of B sentences as one batch, and what in it is padding.
+
+    Returns T (B, L, D_text), where L is the longest sentence's, and a mask (B, L), True for tokens
+    and False for padding. The mask is None if nothing is padding.
+    """
+    T = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    lengths = torch.tensor([len(feature) for feature in features])
+    if lengths.min() == lengths.max():
+        return T, None
+    mask = torch.arange(T.shape[1]) < lengths[:, None]  # (B, L)
+    return T, mask.to(T.device)
+
+
+# -------------------------------------------------------------------------- 5. the relation matcher
 
 MATCHERS = ("concat", "image")
 
@@ -269,22 +348,26 @@ MATCHERS = ("concat", "image")
 class RelationMatcher(nn.Module):
     """How the image relates to the text (§3.2): E (B, N, D), T (B, L, D_text) -> R (B, N, D).
 
-        T' = Linear(T)                                 text features as wide as image tokens
-        q = W_q E,   [k, v] = W_kv [E ; T']            every image token asks image and text tokens together
-        M = dropout(softmax(q kᵀ / √d)),  d = D / heads    the weight of each token for each image token
-        R = LayerNorm(E + W_o (M v))                   the weighted mean, added to the image token
+        T' = Linear(T)                           text features as wide as image tokens
+        q = W_q E,   [k, v] = W_kv [E ; T']      every image token asks image and text tokens
+        M = dropout(softmax(q kᵀ / √d))          the weight of each token for each image token;
+                                                 d = D / heads
+        R = LayerNorm(E + W_o (M v))             the weighted mean, added to the image token
 
-    [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active only in training.
+    [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active only in
+    training.
     variant: `concat` is the paper's. `image` takes keys and values only from E, without text.
-    mask (B, L), True for text tokens: in a batch of sentences of different lengths the others are padding.
+    mask (B, L): True for text tokens, False for padding, see `padded`.
     """
 
     def __init__(self, dim, text_dim, heads=8, variant="concat"):
         super().__init__()
         if variant not in MATCHERS:
             raise ValueError(f"matcher: expected one of {', '.join(MATCHERS)}, not {variant!r}")
-        self.heads, self.variant, self.p = heads, variant, 0.1  # p: of dropout
-        if variant != "image":
+        self.heads = heads
+        self.variant = variant
+        self.p = 0.1  # of dropout
+        if variant == "concat":
             self.text = nn.Linear(text_dim, dim)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
@@ -292,63 +375,84 @@ class RelationMatcher(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image, text, mask=None):
-        E = context = image                                         # (B, N, D)
+        E = image                                             # (B, N, D)
         if self.variant == "concat":
-            context = torch.cat([E, self.text(text)], dim=1)        # [E ; T'] (B, N + L, D)
+            context = torch.cat([E, self.text(text)], dim=1)  # [E ; T'] (B, N + L, D)
         else:
+            context = E
             mask = None
-        if mask is not None:  # image tokens are never padding
-            mask = F.pad(mask, (context.shape[1] - mask.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
-        q = split_heads(self.query(E), self.heads)                  # (B, heads, N, d)
-        k, v = (split_heads(part, self.heads)                       # (B, heads, N + L, d)
-                for part in self.key_value(context).chunk(2, dim=-1))
+        if mask is not None:
+            mask = F.pad(mask, (E.shape[1], 0), value=True)   # (B, N + L): no padding in the image
+            mask = mask[:, None, None]                        # (B, 1, 1, N + L)
+
+        q = split_heads(self.query(E), self.heads)            # (B, heads, N, d)
+        k, v = self.key_value(context).chunk(2, dim=-1)       # (B, N + L, D) each
+        k = split_heads(k, self.heads)                        # (B, heads, N + L, d)
+        v = split_heads(v, self.heads)                        # (B, heads, N + L, d)
+        # M v, where M (B, heads, N, N + L) is dropout(softmax(q kᵀ / √d))
         dropout = self.p if self.training else 0.0
-        Mv = F.scaled_dot_product_attention(q, k, v, mask, dropout)  # M (B, heads, N, N + L) times v
-        return self.norm(E + self.out(merge_heads(Mv)))             # R (B, N, D)
+        Mv = F.scaled_dot_product_attention(q, k, v, mask, dropout)  # (B, heads, N, d)
+        return self.norm(E + self.out(merge_heads(Mv)))       # R (B, N, D)
 
 
-# ------------------------------------------------------------------- 6. beyond the paper: updates of the frozen weights
+# ----------------------------------------------- 6. beyond the paper: updates of the frozen weights
 
 class LowRank(nn.Module):
-    """W -> W + ΔW: an update of a frozen weight, 0 at first. It reaches where no adapter behind the backbone does.
+    """W -> W + ΔW: an update of a frozen weight, 0 at first. It also reaches into the backbone.
 
-    For the matrix W (out, in) of a linear layer ΔW = B A has a low rank (LoRA, arXiv 2106.09685): B (out, rank) and
-    A (rank, in) are far smaller than W. For all else (convolutions, biases, norms) ΔW has W's shape.
+    For the matrix W (out, in) of a linear layer, ΔW = B A has a low rank (LoRA, arXiv 2106.09685):
+    B (out, rank) and A (rank, in) are far smaller than W. For all other weights (convolutions,
+    biases, norms) ΔW has W's shape.
     """
 
     def __init__(self, W, rank):
         super().__init__()
-        self.A = nn.Parameter(torch.randn(rank, W.shape[1]) / W.shape[1] ** 0.5) if W.ndim == 2 else None
-        self.B = nn.Parameter(torch.zeros((len(W), rank) if W.ndim == 2 else W.shape))  # without an A: ΔW itself
+        if W.ndim == 2:
+            self.A = nn.Parameter(torch.randn(rank, W.shape[1]) / W.shape[1] ** 0.5)
+            self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
+        else:
+            self.A = None
+            self.B = nn.Parameter(torch.zeros(W.shape))  # ΔW itself
 
     def forward(self, W):
-        return W + (self.B if self.A is None else self.B @ self.A)
+        if self.A is None:
+            return W + self.B
+        return W + self.B @ self.A
 
 
-# ---------------------------------------------------------------------------------------------------------- 7. VLPose
+# ---------------------------------------------------------------------------------------- 7. VLPose
 
 DECODERS = ("baseline", "injector", "extractor-injector", "dual", "dual-released")
 
 
 class VLPose(nn.Module):
-    """A frozen pose model and the adapter around it: images (B, 3, H, W), text T -> heatmaps (B, K, H/4, W/4).
+    """A frozen pose model and the adapter around it.
 
-    Frozen:  the base's parameters (`requires_grad_(False)` below); its BatchNorm statistics and its drop path, which is
-             off (`train` keeps the base in evaluation mode); and, outside, CLIP's text tower (`encode_sentences`).
-    Trained: the prompts P; the matcher; A₁ and A₂, two blocks beside the base's B₁ and B₂; the predictor, which starts
-             as a copy of the base's last convolution. The base keeps its own.
+    Images (B, 3, H, W), text T (B, L, D_text) -> heatmaps (B, K, H/4, W/4).
+
+    Frozen:  the base's parameters (`requires_grad_(False)` below); its BatchNorm statistics and its
+             drop path, which is off (`train` keeps the base in evaluation mode); and, outside,
+             CLIP's text tower (`encode_sentences`).
+    Trained: the prompts P; the matcher; A₁ and A₂, two blocks beside the base's B₁ and B₂; the
+             predictor, which starts as a copy of the base's last convolution. The base keeps its
+             own.
 
     The shapes for ViTPose-B, 17 keypoints, one sentence:
-      images B×3×256×192 -> patches B×768×16×12 -> tokens B×(20+192)×768 (20 prompts) -> E B×768×16×12
+      images B×3×256×192 -> patches B×768×16×12 -> tokens B×(20+192)×768 (20 prompts)
+        -> E B×768×16×12
       sentence -> T B×1×512 -> T' B×1×768;  attention B×8×192×193 -> R B×768×16×12
       E, R -> m₁ B×256×32×24 -> m₂ B×256×64×48 -> heatmaps B×17×64×48
 
-    base: a PoseModel, which becomes part of this one; with the simple decoder for `baseline`, with a ResNet without
-        prompts. text_dim: D_text.
-    decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual` is the paper's.
+    base: a PoseModel, which becomes part of this one. With the simple decoder it serves the decoder
+        `baseline` only; with a ResNet it takes no prompts.
+    text_dim: D_text.
+    decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual`
+        is the paper's.
     num_prompts: n, by default the paper's for a model of this size.
     matcher: the variant of the RelationMatcher.
-    rank: of `LowRank` updates of all the base's weights, which are trained, too; 0: none, as in the paper.
+    rank: of `LowRank` updates of all the base's weights, which are then trained, too. 0 makes no
+        updates, as in the paper.
+    Raises ValueError if this base cannot have this decoder, matcher or number of prompts.
     """
 
     def __init__(self, base, text_dim, decoder="dual", num_prompts=None, matcher="concat", rank=0):
@@ -356,151 +460,156 @@ class VLPose(nn.Module):
         config = base.config
         check_adapter(config, decoder, num_prompts)
         n = config.prompts if num_prompts is None else num_prompts
-        self.config, self.decoder = config, decoder
-        self.num_keypoints, self.skeleton = base.num_keypoints, base.skeleton
-        self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, matcher=matcher, rank=rank)
+        self.config = config
+        self.decoder = decoder
+        self.num_keypoints = base.num_keypoints
+        self.skeleton = base.skeleton
+        self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, matcher=matcher,
+                            rank=rank)
         self.base = base.requires_grad_(False)
         self.prompts = nn.Parameter(torch.empty(config.depth, n, config.dim))
         nn.init.trunc_normal_(self.prompts, std=0.02)
         if decoder != "baseline":
             self.matcher = RelationMatcher(config.dim, text_dim, variant=matcher)
         if decoder not in ("baseline", "injector"):
-            self.auxiliary1 = deconv_block(config.dim, config.decoder_dim)       # A₁
+            self.auxiliary1 = deconv_block(config.dim, config.decoder_dim)          # A₁
             self.auxiliary2 = deconv_block(config.decoder_dim, config.decoder_dim)  # A₂
         self.predictor = copy.deepcopy(base.head.predictor).requires_grad_(True)
-        self.updates = nn.ModuleDict({name.replace(".", "-"): LowRank(W, rank) for name, W in base.named_parameters()
-                                      if rank and not name.startswith("head.predictor")})
+        self.updates = nn.ModuleDict()
+        if rank:
+            for name, W in base.named_parameters():
+                if not name.startswith("head.predictor"):  # it has a trained copy of its own
+                    self.updates[name.replace(".", "-")] = LowRank(W, rank)  # no dots in such names
         self.initialize()
         self.train()
 
     def initialize(self):
-        """Training starts near the original model, not from noise: that is ours, the paper does not say how it starts.
-        `dual-released` starts as the released code: BatchNorm rescales its small weights, so A₁ and A₂ act at once."""
+        """Training starts near the original model, not from noise.
+
+        This start is ours, since the paper does not say how training starts. `dual-released`
+        starts as the released code: BatchNorm rescales its small weights, so that A₁ and A₂ act at
+        once.
+        """
         if self.decoder == "dual-released":
             for block in (self.auxiliary1, self.auxiliary2):
                 nn.init.normal_(block[0].weight, std=0.001)
             return
         if self.decoder in ("injector", "dual"):
-            nn.init.zeros_(self.matcher.norm.weight)          # R = 0 at first: it enters a frozen block
+            nn.init.zeros_(self.matcher.norm.weight)           # R = 0 at first, in a frozen block
         if self.decoder in ("extractor-injector", "dual"):
-            nn.init.constant_(self.auxiliary2[1].weight, 0.1)     # A₂ adds little at first
+            nn.init.constant_(self.auxiliary2[1].weight, 0.1)  # A₂ adds little at first
 
     def train(self, mode=True):
-        """The base stays in evaluation mode: its BatchNorm statistics must not move while the adapter trains."""
+        """The base stays in evaluation mode: its BatchNorm statistics must not move in training."""
         super().train(mode)
         self.base.eval()
         return self
 
     def forward(self, images, text=None, mask=None):
-        """text: T (B, L, D_text), each image's sentence; None switches the adapter off: the original model. The decoder
-        `baseline` does not read text, but needs some to be on. mask: see `RelationMatcher`."""
+        """Images (B, 3, H, W), text (B, L, D_text) -> heatmaps (B, K, H/4, W/4).
+
+        text: T of each image's sentence; None switches the adapter off, which leaves the original
+            model. The decoder `baseline` does not read text, but needs some to be on.
+        mask: see `RelationMatcher`.
+        """
         if text is None:
             return self.base(images)
         return self.predictor(self.features(images, text, mask))
 
     def features(self, images, text, mask=None):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
-        E = self.tuned("backbone")(images, self.prompts)                # (B, D, H/16, W/16)
-        if self.decoder == "baseline":                                  # only prompts, no R
+        backbone = self.tuned("backbone")
+        E = backbone(images, self.prompts)           # (B, D, H/16, W/16)
+        if self.decoder == "baseline":               # only prompts, no R
             return self.decode(E, None)
-        tokens = E.flatten(2).transpose(1, 2)                           # (B, N, D)
-        R = self.matcher(tokens, text, mask)                            # (B, N, D)
-        return self.decode(E, R.transpose(1, 2).unflatten(2, E.shape[2:]))
+        tokens = E.flatten(2).transpose(1, 2)        # (B, N, D)
+        R = self.matcher(tokens, text, mask)         # (B, N, D)
+        R = R.transpose(1, 2).unflatten(2, E.shape[2:])  # (B, D, H/16, W/16)
+        return self.decode(E, R)
 
     def decode(self, E, R):
         """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4).
 
-        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary blocks beside them.
-        Each doubles the resolution.
+        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary
+        blocks beside them. Each doubles the resolution.
         """
-        B1, B2 = self.tuned("head.block1"), self.tuned("head.block2")
-        if self.decoder == "baseline":                # figure 3a:  m₂ = B₂(B₁(E))
+        B1 = self.tuned("head.block1")
+        B2 = self.tuned("head.block2")
+        if self.decoder == "baseline":            # figure 3a:  m₂ = B₂(B₁(E))
             return B2(B1(E))
-        if self.decoder == "injector":                # figure 3b:  m₂ = B₂(B₁(E + R))
+        if self.decoder == "injector":            # figure 3b:  m₂ = B₂(B₁(E + R))
             return B2(B1(E + R))
 
-        A1, A2 = self.auxiliary1, self.auxiliary2
-        if self.decoder == "dual-released":           # `first_amiddle_last_add` of the released code, not figure 3d:
-            m1 = B1(E + R) + A1(E)                    #   m₁ = B₁(E + R) + A₁(E)
-            return B2(m1) + A2(m1)                    #   m₂ = B₂(m₁) + A₂(m₁)
-        # figure 3d, `dual`, the paper's full model: R enters on both sides; figure 3c, `extractor-injector`: m₁ = B₁(E)
-        m1 = B1(E + R if self.decoder == "dual" else E)  # m₁ = B₁(E + R)          -> (B, C, H/8, W/8)
-        a1 = A1(R)                                    #   a₁ = A₁(R)             -> (B, C, H/8, W/8)
-        return B2(m1) + A2(a1 + m1)                   #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
+        A1 = self.auxiliary1
+        A2 = self.auxiliary2
+        if self.decoder == "dual-released":       # the released code's `first_amiddle_last_add`,
+            m1 = B1(E + R) + A1(E)                #   m₁ = B₁(E + R) + A₁(E)    not figure 3d
+            return B2(m1) + A2(m1)                #   m₂ = B₂(m₁) + A₂(m₁)
+        if self.decoder == "dual":                # figure 3d, the paper's full model
+            m1 = B1(E + R)                        #   m₁ = B₁(E + R)            (B, C, H/8, W/8)
+        else:                                     # figure 3c, `extractor-injector`
+            m1 = B1(E)                            #   m₁ = B₁(E)                (B, C, H/8, W/8)
+        a1 = A1(R)                                # both: a₁ = A₁(R)            (B, C, H/8, W/8)
+        return B2(m1) + A2(a1 + m1)               #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
 
     def tuned(self, part):
-        """A part of the base as a function: with W + ΔW in place of each weight W that has an update."""
+        """A part of the base: as it is, or with W + ΔW in place of each weight W.
+
+        part: `backbone`, `head.block1` or `head.block2`.
+        """
         module = self.base.get_submodule(part)
-        weights = {name: self.updates[f"{part}.{name}".replace(".", "-")](W)
-                   for name, W in module.named_parameters() if self.updates}
-        return lambda *inputs: functional_call(module, weights, inputs)
+        if not self.updates:  # the paper's model
+            return module
+        replaced = {}         # id of W -> W + ΔW
+        for name, W in module.named_parameters():
+            update = self.updates[f"{part}.{name}".replace(".", "-")]
+            replaced[id(W)] = update(W)
+        return copy.deepcopy(module, replaced)  # deepcopy takes from the table what is in it
 
 
 def run_model(model, images, sentences, texts):
-    """Heatmaps (B, K, h, w) of normalised images (B, 3, H, W) and their sentences.
+    """Heatmaps (B, K, H/4, W/4) of normalised images (B, 3, H, W), each with its own sentence.
 
-    texts: {sentence: text features T (L, D_text)}; None without text.
+    sentences: B strings.
+    texts: {sentence: T (L, D_text)} from `encode_sentences`; None runs the model without text.
     """
-    return model(images) if texts is None else model(images, *padded([texts[sentence] for sentence in sentences]))
+    if texts is None:
+        return model(images)
+    T, mask = padded([texts[sentence] for sentence in sentences])  # (B, L, D_text), (B, L)
+    return model(images, T, mask)
 
 
-def padded(features):
-    """Text features [(L, D_text), ...] as a batch (B, L, D_text); a mask (B, L) of what is not padding, or None."""
-    lengths, mask = [len(T) for T in features], None
-    if min(lengths) < max(lengths):
-        mask = torch.tensor([[place < length for place in range(max(lengths))] for length in lengths])
-        mask = mask.to(features[0].device)
-    return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
+# === Appendix: other backbones; skip on a first reading ===========================================
 
-
-# === Appendix: public weights; skip on a first reading ================================================================
-
-import csv
-import hashlib
-import http.client
-import io
-import json
-import math
-import mmap
-import os
-import pickle
-import re
-import sys
-import warnings
-import zipfile
 from collections import OrderedDict
-from contextlib import suppress
-from dataclasses import asdict, replace
-from itertools import takewhile
-from pathlib import Path
 
 import torchvision
 
-from data import DataError, cache_folder, expecting, plain_name, processes, skeleton_from, written_whole
-
-# ----------------------------------------------------------------------------------------------- other backbones
-def conv_stem(dim):
-    """Four 3×3 convolutions of stride 2 make one token of 16×16 pixels, as the patch embedding does in one step."""
-    layers = []
-    for c_in, c_out in [(3, 16), (16, 32), (32, 64)]:
-        layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(64, dim, 3, stride=2, padding=1))
-
-
-TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t", "swin_s", "swin_b")
-MODEL_CONFIGS = VIT_CONFIGS | {name: ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name) for name in TRUNKS}
+TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+          "swin_t", "swin_s", "swin_b")
+MODEL_CONFIGS = dict(VIT_CONFIGS)  # name -> configuration of every model that can be made
+for name in TRUNKS:
+    MODEL_CONFIGS[name] = ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name)
 
 
 class TorchvisionBackbone(nn.Module):
-    """A ResNet or Swin of torchvision in place of `ViT`: images (B, 3, H, W) -> (B, 256, H/16, W/16), without tokens
-    for prompts. As its body ends at H/32, there are three deconvolutions, as in Simple Baselines (arXiv 1804.06208)."""
+    """A ResNet or Swin of torchvision in place of `ViT`.
+
+    Images (B, 3, H, W) -> features (B, 256, H/16, W/16). It has no tokens that prompts could join.
+    Its body ends at H/32, so that there are three deconvolutions, as in Simple Baselines (arXiv
+    1804.06208).
+    """
 
     def __init__(self, config):
         super().__init__()
         classifier = torchvision.models.get_model(config.trunk)
-        layers = takewhile(lambda child: child[0] != "avgpool", classifier.named_children())
-        self.body = nn.Sequential(OrderedDict(layers))  # (B, C, H/32, W/32)
-        *_, last = classifier.modules()  # the linear layer that reads the body's channels
+        layers = OrderedDict()
+        for name, layer in classifier.named_children():
+            if name == "avgpool":  # here begins the classification
+                break
+            layers[name] = layer
+        self.body = nn.Sequential(layers)  # (B, C, H/32, W/32)
+        last = list(classifier.modules())[-1]  # the linear layer that reads the body's C channels
         self.up = deconv_block(last.in_features, config.dim)
 
     def forward(self, images, prompts=None):
@@ -508,61 +617,150 @@ class TorchvisionBackbone(nn.Module):
 
 
 def check_adapter(config, decoder, num_prompts):
-    """ValueError for a VLPose that cannot be."""
+    """Raises ValueError if a base of this configuration cannot have this decoder and these prompts.
+
+    num_prompts: None is the default, which every base can have.
+    """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
     if decoder != "baseline" and not config.decoder_dim:
-        raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple one: 'baseline'")
+        raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple "
+                         f"one: 'baseline'")
     if num_prompts and config.trunk:
-        raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts could join")
+        raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts "
+                         f"could join")
 
 
-# ---------------------------------------------------------------------------------------------- files and addresses
+# === Appendix: finding and fetching files of weights; skip on a first reading =====================
+
+import csv
+import hashlib
+import http.client
+from pathlib import Path
+
+from data import DataError, cache_folder, expecting
+
+
 class WeightsError(DataError):
-    """Weights that cannot be had, read or used. The message is one line: file, what was expected, what was found."""
+    """Weights that cannot be had, read or used.
+
+    The message is one line: the file, what was expected, what was found.
+    """
 
 
+# name -> (address, the first digits of the file's SHA-256, or "" where none is published)
+PUBLIC_FILES = {}
 with open(Path(__file__).parent / "assets" / "weights.csv", newline="", encoding="utf-8") as table:
-    # name -> (address, the first digits of its SHA-256, or "" where none is published)
-    PUBLIC_FILES = {row["name"]: (row["address"], row["sha256"]) for row in csv.DictReader(table)}
-with open(Path(__file__).parent / "assets" / "layouts.csv", newline="", encoding="utf-8") as table:
-    NAMES = list(csv.reader(table))[1:]  # regular expressions of others' names for our tensors, in this order
-DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn")
+    for row in csv.DictReader(table):
+        PUBLIC_FILES[row["name"]] = (row["address"], row["sha256"])
+DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2",
+             "fasterrcnn_mobilenet_v3_large_fpn")
+
+
+def load_weights(path_or_name):
+    """{name: tensor} from a safetensors file, a PyTorch checkpoint or a TorchScript archive.
+
+    Nothing in the file is executed. A state dict that is nested in a checkpoint is unwrapped.
+    Raises WeightsError if the file holds no state dict.
+    """
+    path = find_file(path_or_name)
+    return tensors_of(read_file(path), path)
 
 
 def find_file(path_or_name):
-    """The path of a file, given itself, a run's folder, or the name of a public one, which is fetched when it is needed
-    first and checked every time: then one that was put there by hand is as safe."""
-    if path_or_name not in PUBLIC_FILES:
-        if Path(path_or_name).is_dir():  # of a run
-            models = (Path(path_or_name) / name for name in ("model.pth", "teacher.pth"))
-            path_or_name = next(filter(Path.is_file, models), path_or_name)
-        if not Path(path_or_name).is_file():
-            raise WeightsError(f"{path_or_name}: no such file, nor the name of public weights such as vitpose-b")
-        return Path(path_or_name)
-    url, expected = PUBLIC_FILES[path_or_name]
-    path = cache_folder() / "weights" / (path_or_name.replace("/", "-") + Path(url).suffix)
+    """The path of a file, given its path, a run's folder, or the name of a public file.
+
+    Raises WeightsError if there is no such file.
+    """
+    if path_or_name in PUBLIC_FILES:
+        return fetch(path_or_name)
+    path = Path(path_or_name)
+    if path.is_dir():  # a run's
+        for model in (path / "model.pth", path / "teacher.pth"):
+            if model.is_file():
+                return model
+    if not path.is_file():
+        raise WeightsError(f"{path_or_name}: no such file, nor the name of public weights such as "
+                           f"vitpose-b")
+    return path
+
+
+def fetch(name):
+    """The path of a public file in the cache folder, where it is fetched to when first needed.
+
+    Its checksum is tested every time, so that a file which was put there by hand is as safe.
+    Raises WeightsError if the file cannot be fetched or is another one.
+    """
+    url, expected = PUBLIC_FILES[name]
+    path = cache_folder() / "weights" / (name.replace("/", "-") + Path(url).suffix)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), expected)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise WeightsError(f"{path_or_name}: cannot fetch {url} ({error}); by hand, put it at {path}") from None
+            raise WeightsError(f"{name}: cannot fetch {url} ({error}); "
+                               f"by hand, put it at {path}") from None
     with open(path, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(expected):
-        raise WeightsError(f"{path}: expected {url}, whose SHA-256 begins {expected}, found {found}; remove it")
+        raise WeightsError(f"{path}: expected {url}, whose SHA-256 begins {expected}, "
+                           f"found {found}; remove it")
     return path
 
 
-def load_weights(path_or_name):
-    """{name: tensor} from a safetensors file, a PyTorch checkpoint or a TorchScript archive; nothing in it is executed.
-    A state dict that is nested in a checkpoint is unwrapped. WeightsError for whatever does not hold one."""
-    path = find_file(path_or_name)
-    return tensors_of(read_file(path), path)
+def tensors_of(contents, path):
+    """{name: tensor} of the state dict in what a file holds.
+
+    Raises WeightsError if there is none, or if a tensor claims more data than the file has.
+    """
+    with expecting(path, "a state dict", WeightsError):
+        return checked_tensors(unwrap(contents), path)
+
+
+def unwrap(contents):
+    """The state dict in a checkpoint; the contents themselves if they are not nested."""
+    ours = "base" if "base" in contents else "adapter"  # a file of ours may hold an adapter alone
+    for key in ("state_dict", "model", ours):  # ViTPose's files, MAE's, our own
+        if isinstance(contents.get(key), dict):
+            return contents[key]
+    return contents
+
+
+def checked_tensors(state, path):
+    """A state dict's tensors, once it is known that there are only tensors, with all their data."""
+    if not state:
+        raise WeightsError(f"{path}: expected a state dict, found no tensors")
+    tensors = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor but a "
+                               f"{type(tensor).__name__}")
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{path}: tensor {name} of shape {list(tensor.shape)} is larger "
+                               f"than its data")
+        tensors[name] = tensor.detach()
+    return tensors
+
+
+# === Appendix: reading files without executing them; skip on a first reading ======================
+
+import io
+import json
+import math
+import mmap
+import os
+import pickle
+import warnings
+import zipfile
+from contextlib import suppress
 
 
 def read_file(path):
+    """What a file of weights holds: {name: tensor}, or a checkpoint with a state dict in it.
+
+    Nothing in it is executed, and nothing that it says about its size is believed. Raises
+    WeightsError if it is damaged or of another kind.
+    """
     with expecting(path, "an undamaged safetensors or PyTorch file", WeightsError):
         with open(path, "rb") as file:
             start = file.read(9)
@@ -571,65 +769,90 @@ def read_file(path):
         zipped = start.startswith(b"PK\x03\x04")
         if zipped:
             check_zip(path)
-        with suppress(Exception), warnings.catch_warnings(action="ignore"):  # only plain containers and tensors
+        # Torch itself reads plain containers and tensors. It refuses files with anything else.
+        with suppress(Exception), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-        return read_zip(path) if zipped else read_legacy(path)
+        if zipped:
+            return read_zip(path)
+        return read_legacy(path)
 
 
-def unwrap(contents):
-    keys = "state_dict", "model", "base" if "base" in contents else "adapter"
-    return next((contents[key] for key in keys if isinstance(contents.get(key), dict)), contents)
+# -------------------------------------------------------------------------------------- safetensors
 
-
-def tensors_of(contents, path):
-    """{name: tensor} in what a file holds. WeightsError for anything else than a state dict."""
-    with expecting(path, "a state dict", WeightsError):
-        state = unwrap(contents)
-        if not state:
-            raise WeightsError(f"{path}: expected a state dict, found no tensors")
-        for name, tensor in state.items():
-            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-                found = type(tensor).__name__
-                raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor but a {found}")
-            if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-                raise WeightsError(f"{path}: tensor {name} of shape {list(tensor.shape)} is larger than its data")
-        return {name: tensor.detach() for name, tensor in state.items()}
-
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+DTYPES = {  # as safetensors calls them -> torch's
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def read_safetensors(path):
-    """A file's tensors. It holds the header's length (8 bytes), the header (JSON), and the tensors side by side."""
+    """The tensors of a safetensors file.
+
+    It holds the length of a header (8 bytes), the header (JSON), and the tensors side by side.
+    """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        if start > min(size, 100_000_000):
-            raise WeightsError(f"{path}: expected a header of {start - 8} bytes, found a file of {size}")
-        header = json.loads(file.read(start - 8).decode("utf-8"))
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > min(size, 100_000_000):
+            raise WeightsError(f"{path}: expected a header of {length} bytes, "
+                               f"found a file of {size}")
+        header = json.loads(file.read(length).decode("utf-8"))
     header.pop("__metadata__", None)
-    data = torch.from_file(str(path), size=size, dtype=torch.uint8)[start:]  # mapped into memory, not read
-    tensors, end = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        (first, last), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
+    data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # mapped into memory, not read
+    data = data[8 + length:]
+
+    tensors = {}
+    end = 0  # of the tensor before
+    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        first, last = header[name]["data_offsets"]
+        shape = header[name]["shape"]
+        dtype = DTYPES[header[name]["dtype"]]
         nbytes = math.prod(shape) * dtype.itemsize
-        if first != end or last > len(data) or last - first != nbytes or min(shape, default=0) < 0:
-            raise WeightsError(f"{path}: expected tensor {name} ({nbytes} bytes) after byte {end} of {len(data)}, "
-                               f"found it at {first} to {last}")
+        side_by_side = first == end and last <= len(data)
+        if not side_by_side or last - first != nbytes or min(shape, default=0) < 0:
+            raise WeightsError(f"{path}: expected tensor {name} ({nbytes} bytes) after byte {end} "
+                               f"of {len(data)}, found it at {first} to {last}")
         tensors[name] = data[first:last].clone().view(dtype).reshape(shape)
         end = last
     if end != len(data):
-        raise WeightsError(f"{path}: expected tensors up to byte {len(data)}, found them up to {end}")
+        raise WeightsError(f"{path}: expected tensors up to byte {len(data)}, "
+                           f"found them up to {end}")
     return tensors
 
 
-class Inert(dict):
-    """Stands for any object that a pickle describes. It remembers what to make of it, and nothing is ever made.
+# --------------------------------------------------------------- pickles, which are PyTorch's files
 
-    A pickle is a program: look up a global, call it, set attributes. Here each global is a new class of this kind with
-    its name: calls end in `args`, attributes in `state`. It is a dict, for the program may fill it like one."""
-    args, state = (), None
+STORAGES = {  # as PyTorch's files call the data types -> torch's
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+
+
+class Inert(dict):
+    """Stands for any object that a pickle describes; the object itself is never made.
+
+    A pickle is a program: look up a global, call it, set attributes. Here each global is a new
+    class of this kind with the global's name: the arguments of a call end in `args`, attributes in
+    `state`. It is a dict, because the program may fill the object like one.
+    """
+    args = ()
+    state = None
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -645,11 +868,19 @@ class Inert(dict):
     def append(self, *items):
         pass
 
-    extend = add = append
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    extend = append
+    add = append
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
-class InertUnpickler(pickle._Unpickler):  # the one written in C allocates as much memory as a pickle asks for
+class InertUnpickler(pickle._Unpickler):
+    """Reads a pickle into plain containers and `Inert` objects.
+
+    It builds on Python's unpickler in Python, since the one in C allocates as much memory as a
+    pickle asks for.
+    """
+
     def __init__(self, file):
         super().__init__(file, encoding="latin1")
         self.storages = {}  # key -> data type
@@ -663,51 +894,80 @@ class InertUnpickler(pickle._Unpickler):  # the one written in C allocates as mu
         return Inert(*pid)
 
 
-STORAGES = {f"torch.{name}Storage": dtype for name, dtype in zip(
-    ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"), DTYPES.values())}
-
-
 def check_zip(path):
-    """Torch compresses only code: no archive may unpack to much more than its size. All checksums must be right."""
+    """Raises WeightsError if an archive unpacks to much more than its size, or is damaged.
+
+    Torch compresses only code, and all checksums must be right.
+    """
+    code = 0   # bytes of code, unpacked
+    total = 0  # bytes of all else
+    compressed = False
     with zipfile.ZipFile(path) as archive:
-        code = sum(entry.file_size for entry in archive.infolist() if "/code/" in entry.filename)
-        data = [entry for entry in archive.infolist() if "/code/" not in entry.filename]
-        total = sum(entry.file_size for entry in data)
-        if any(entry.compress_type for entry in data) or total > os.path.getsize(path) or code > 10 ** 7:
+        for entry in archive.infolist():
+            if "/code/" in entry.filename:
+                code += entry.file_size
+            else:
+                total += entry.file_size
+                compressed = compressed or entry.compress_type != zipfile.ZIP_STORED
+        if compressed or total > os.path.getsize(path) or code > 10_000_000:
             raise WeightsError(f"{path}: expected records that are neither compressed nor overlap")
-        if damaged := archive.testzip():
+        damaged = archive.testzip()
+        if damaged:
             raise WeightsError(f"{path}: damaged: another checksum of its record {damaged}")
 
 
 def read_zip(path):
-    """The state dict that torch.save wrote beside foreign objects, or torch.jit.save: a pickle, a record a storage."""
+    """The state dict in a file of torch.save with foreign objects, or in one of torch.jit.save.
+
+    The archive holds a pickle, and a record for each storage of tensors.
+    """
     with zipfile.ZipFile(path) as archive:
-        root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
+        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        root = pickles[0].removesuffix("data.pkl")
         unpickler = InertUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")))
-        return inert_tensors(unpickler.load(), unpickler.storages, lambda key: archive.read(f"{root}data/{key}"))
+        tree = unpickler.load()
+
+        def read(key):
+            return archive.read(f"{root}data/{key}")
+        return inert_tensors(tree, unpickler.storages, read)
 
 
 def read_legacy(path):
-    """The same from before torch 1.6, as mmpose publishes it still: five pickles, then the storages in a row."""
+    """The state dict in a file from before torch 1.6; mmpose still publishes such files.
+
+    The file holds five pickles (a magic number, a version, the system, the contents, the storages'
+    keys), then the storages in a row.
+    """
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if InertUnpickler(file).load() != torch.serialization.MAGIC_NUMBER:
             raise ValueError("it begins like neither")
-        unpicklers = [InertUnpickler(file) for _ in range(4)]
-        _, _, tree, keys = (unpickler.load() for unpickler in unpicklers)  # version, system
-        storages = unpicklers[2].storages
-        places = {}
+        InertUnpickler(file).load()
+        InertUnpickler(file).load()
+        unpickler = InertUnpickler(file)
+        tree = unpickler.load()
+        keys = InertUnpickler(file).load()
+
+        places = {}  # key -> where in the file the storage is
         for key in keys:
             count = int.from_bytes(file.read(8), "little")
-            places[key] = slice(file.tell(), file.tell() + count * storages[key].itemsize)
-            file.seek(places[key].stop)
-        return inert_tensors(tree, storages, lambda key: file[places[key]])
+            start = file.tell()
+            end = start + count * unpickler.storages[key].itemsize
+            places[key] = slice(start, end)
+            file.seek(end)
+
+        def read(key):
+            return file[places[key]]
+        return inert_tensors(tree, unpickler.storages, read)
 
 
 def inert_tensors(tree, storages, read):
-    """The state dict in an inert tree, its tensors made; read(key) gives the bytes of a storage."""
+    """The state dict in what an InertUnpickler has read, with its tensors made.
+
+    storages: {key: data type}. read(key) gives the bytes of a storage.
+    """
     if type(tree).__name__.startswith("__torch__."):
         tree = dict(scripted_tensors(tree, set()))
-    flat = {}
+    flat = {}  # key -> the whole storage as a tensor, made once
 
     def make(record):
         kind = type(record).__name__
@@ -715,7 +975,8 @@ def inert_tensors(tree, storages, read):
             return make(record.args[0])
         if kind != "torch._utils._rebuild_tensor_v2":
             return record
-        (_, _, key, *_), offset, size, stride = record.args[0].args, *record.args[1:4]
+        storage, offset, size, stride = record.args[:4]
+        key = storage.args[2]
         if key not in flat:
             flat[key] = torch.frombuffer(bytearray(read(key)), dtype=storages[key])
         return flat[key].as_strided(size, stride, offset)
@@ -724,7 +985,10 @@ def inert_tensors(tree, storages, read):
 
 
 def scripted_tensors(module, seen, prefix=""):
-    """(name, tensor) for each one in a TorchScript module, which is pickled as an object with attributes."""
+    """Yields (name, record) of each tensor in a TorchScript module, an object with attributes.
+
+    seen: the ids of the modules so far, since a hostile file may have circles.
+    """
     seen.add(id(module))
     for name, value in module.state.items():
         if type(value).__name__.startswith("torch._utils."):
@@ -733,166 +997,365 @@ def scripted_tensors(module, seen, prefix=""):
             yield from scripted_tensors(value, seen, f"{prefix}{name}.")
 
 
-# ---------------------------------------------------------------------------------- models: names, layouts, loading
-RANDOM_TEXT = CLIPTextConfig(128, 4, 2, 128)  # stands in where no public weights are given
+# === Appendix: the names and shapes of public models; skip on a first reading =====================
+
+import re
+from dataclasses import replace
+
+# How others call our layers and tensors: their name, our name. {} is the number of a block. Layers
+# that have our name already are not listed.
+LAYOUTS = {
+    "ViTPose's authors": """
+        backbone.patch_embed.proj                            backbone.patch_embed
+        backbone.blocks.{}.mlp.fc1                           backbone.blocks.{}.mlp.0
+        backbone.blocks.{}.mlp.fc2                           backbone.blocks.{}.mlp.2
+        backbone.last_norm                                   backbone.norm
+        keypoint_head.deconv_layers.0                        head.block1.0
+        keypoint_head.deconv_layers.1                        head.block1.1
+        keypoint_head.deconv_layers.3                        head.block2.0
+        keypoint_head.deconv_layers.4                        head.block2.1
+        keypoint_head.final_layer                            head.predictor
+    """,
+    "mmpose": """
+        backbone.patch_embed.projection                      backbone.patch_embed
+        backbone.layers.{}.ln1                               backbone.blocks.{}.norm1
+        backbone.layers.{}.attn.qkv                          backbone.blocks.{}.attn.qkv
+        backbone.layers.{}.attn.proj                         backbone.blocks.{}.attn.proj
+        backbone.layers.{}.ln2                               backbone.blocks.{}.norm2
+        backbone.layers.{}.ffn.layers.0.0                    backbone.blocks.{}.mlp.0
+        backbone.layers.{}.ffn.layers.1                      backbone.blocks.{}.mlp.2
+        backbone.ln1                                         backbone.norm
+        head.deconv_layers.0                                 head.block1.0
+        head.deconv_layers.1                                 head.block1.1
+        head.deconv_layers.3                                 head.block2.0
+        head.deconv_layers.4                                 head.block2.1
+        head.final_layer                                     head.predictor
+    """,
+    "ViTPose in transformers": """
+        backbone.embeddings.position_embeddings              backbone.pos_embed
+        backbone.embeddings.patch_embeddings.projection      backbone.patch_embed
+        backbone.encoder.layer.{}.layernorm_before           backbone.blocks.{}.norm1
+        backbone.encoder.layer.{}.attention.attention.query  backbone.blocks.{}.attn.q
+        backbone.encoder.layer.{}.attention.attention.key    backbone.blocks.{}.attn.k
+        backbone.encoder.layer.{}.attention.attention.value  backbone.blocks.{}.attn.v
+        backbone.encoder.layer.{}.attention.output.dense     backbone.blocks.{}.attn.proj
+        backbone.encoder.layer.{}.layernorm_after            backbone.blocks.{}.norm2
+        backbone.encoder.layer.{}.mlp.fc1                    backbone.blocks.{}.mlp.0
+        backbone.encoder.layer.{}.mlp.fc2                    backbone.blocks.{}.mlp.2
+        backbone.layernorm                                   backbone.norm
+        head.deconv1                                         head.block1.0
+        head.batchnorm1                                      head.block1.1
+        head.deconv2                                         head.block2.0
+        head.batchnorm2                                      head.block2.1
+        head.conv                                            head.predictor
+    """,
+    "MAE, a backbone alone": """
+        cls_token                                            backbone.cls_token
+        pos_embed                                            backbone.pos_embed
+        patch_embed.proj                                     backbone.patch_embed
+        blocks.{}.norm1                                      backbone.blocks.{}.norm1
+        blocks.{}.attn.qkv                                   backbone.blocks.{}.attn.qkv
+        blocks.{}.attn.proj                                  backbone.blocks.{}.attn.proj
+        blocks.{}.norm2                                      backbone.blocks.{}.norm2
+        blocks.{}.mlp.fc1                                    backbone.blocks.{}.mlp.0
+        blocks.{}.mlp.fc2                                    backbone.blocks.{}.mlp.2
+        norm                                                 backbone.norm
+    """,
+    "OpenAI's CLIP": """
+        token_embedding                                      token_embed
+        positional_embedding                                 pos_embed
+        transformer.resblocks.{}.ln_1                        blocks.{}.norm1
+        transformer.resblocks.{}.attn.in_proj_weight         blocks.{}.attn.qkv.weight
+        transformer.resblocks.{}.attn.in_proj_bias           blocks.{}.attn.qkv.bias
+        transformer.resblocks.{}.attn.out_proj               blocks.{}.attn.proj
+        transformer.resblocks.{}.ln_2                        blocks.{}.norm2
+        transformer.resblocks.{}.mlp.c_fc                    blocks.{}.mlp.0
+        transformer.resblocks.{}.mlp.c_proj                  blocks.{}.mlp.2
+        ln_final                                             norm
+        text_projection                                      projection
+    """,
+    "CLIP in transformers": """
+        text_model.embeddings.token_embedding                token_embed
+        text_model.embeddings.position_embedding.weight      pos_embed
+        text_model.encoder.layers.{}.layer_norm1             blocks.{}.norm1
+        text_model.encoder.layers.{}.self_attn.q_proj        blocks.{}.attn.q
+        text_model.encoder.layers.{}.self_attn.k_proj        blocks.{}.attn.k
+        text_model.encoder.layers.{}.self_attn.v_proj        blocks.{}.attn.v
+        text_model.encoder.layers.{}.self_attn.out_proj      blocks.{}.attn.proj
+        text_model.encoder.layers.{}.layer_norm2             blocks.{}.norm2
+        text_model.encoder.layers.{}.mlp.fc1                 blocks.{}.mlp.0
+        text_model.encoder.layers.{}.mlp.fc2                 blocks.{}.mlp.2
+        text_model.final_layer_norm                          norm
+        text_projection.weight                               projection
+    """,
+}
+MOST_BLOCKS = 64  # twice as many as the largest public model has
+
+OUR_NAMES = {}  # their name of a layer or tensor -> our name
+for layout in LAYOUTS.values():
+    for line in layout.strip().splitlines():
+        theirs, ours = line.split()
+        for block in range(MOST_BLOCKS):
+            OUR_NAMES[theirs.format(block)] = ours.format(block)
+
+
+def our_name(name):
+    """Our name of a tensor, such as backbone.blocks.3.norm1.weight."""
+    name = name.removeprefix("module.")  # which DataParallel puts before every name
+    if name in OUR_NAMES:
+        return OUR_NAMES[name]
+    layer, _, kind = name.rpartition(".")  # "backbone.layers.3.ln1", "weight"
+    if layer in OUR_NAMES:
+        return f"{OUR_NAMES[layer]}.{kind}"
+    return name
 
 
 def translate(state, path):
-    """A state dict under our names; query, key and value in one tensor, where they are three."""
+    """A state dict under our names, with query, key and value in one tensor.
+
+    Raises WeightsError if two tensors get the same name.
+    """
     ours = {}
     for name, tensor in state.items():
-        new = name
-        for pattern, replacement in NAMES:
-            new = re.sub(pattern, replacement, new)
+        new = our_name(name)
         if new in ours:
             raise WeightsError(f"{path}: tensor {name} is there twice, under another name")
         ours[new] = tensor
-    for query in [name for name in ours if ".attn.q." in name]:
-        ours[query.replace(".q.", ".qkv.")] = torch.cat([ours.pop(query.replace(".q.", f".{part}.")) for part in "qkv"])
+    for name in list(ours):
+        if ".attn.q." in name:
+            q = ours.pop(name)
+            k = ours.pop(name.replace(".q.", ".k."))
+            v = ours.pop(name.replace(".q.", ".v."))
+            ours[name.replace(".q.", ".qkv.")] = torch.cat([q, k, v])
     return ours
 
 
 def count_blocks(state):
-    return len({match[1] for name in state if (match := re.match(r"(?:backbone\.)?blocks\.(\d+)\.", name))})
+    """The number of transformer blocks in a state dict under our names."""
+    numbers = set()
+    for name in state:
+        block = re.match(r"(backbone\.)?blocks\.(\d+)\.", name)
+        if block:
+            numbers.add(block[2])
+    return len(numbers)
 
 
 def token_grid(count):
-    """(rows, columns) of the tokens of an upright 4:3 image or, as in MAE, a square one; None if they fit neither."""
-    k, side = math.isqrt(count // 12), math.isqrt(count)
-    return (4 * k, 3 * k) if 12 * k * k == count else (side, side) if side * side == count else None
+    """(rows, columns) of the tokens of an upright 4:3 image or a square one; None if none fits."""
+    for rows, columns in [(4, 3), (1, 1)]:  # MAE's images are square
+        k = math.isqrt(count // (rows * columns))
+        if rows * k * columns * k == count:
+            return rows * k, columns * k
+    return None
 
 
 def vitpose_layout(state, path):
-    """(config, number of keypoints, tensors under our names) of a public ViTPose, or of MAE, which has no decoder."""
+    """(config, number of keypoints, tensors under our names) of a public ViTPose or MAE.
+
+    A MAE has no decoder. Raises WeightsError if no size of ViTPose has these tensors.
+    """
     is_mmpose = any(name.startswith("backbone.layers.") for name in state)
     state = translate(state, path)
     state.pop("backbone.cls_token", None)
-    table = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D)
-    _, count, dim = table.shape
-    sizes = {VIT_CONFIGS[name].dim: VIT_CONFIGS[name] for name in ("small", "base", "large", "huge")}
-    grid = token_grid(count) or token_grid(count - 1)
-    if dim not in sizes or not grid:
-        raise WeightsError(f"{path}: expected a ViTPose, found {count} positions of width {dim}, which none has")
-    if not token_grid(count):  # row 0 is the class token's: the authors add it to every other, mmpose does not
-        state["backbone.pos_embed"] = table[:, 1:] if is_mmpose else table[:, 1:] + table[:, :1]
-    if state["backbone.patch_embed.weight"].shape[2:] == (14, 14):  # MAE's huge: padded, as the authors do
-        state["backbone.patch_embed.weight"] = F.pad(state["backbone.patch_embed.weight"], (1, 1, 1, 1))
-    config = replace(sizes[dim], depth=count_blocks(state), image_size=(grid[0] * PATCH, grid[1] * PATCH))
-    if not any(name.startswith("head.") for name in state):
+
+    positions = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D)
+    _, count, dim = positions.shape
+    grid = token_grid(count)
+    if grid is None:
+        grid = token_grid(count - 1)
+        # Row 0 is the class token's: the authors add it to every other row, mmpose does not.
+        state["backbone.pos_embed"] = positions[:, 1:]
+        if not is_mmpose:
+            state["backbone.pos_embed"] = positions[:, 1:] + positions[:, :1]
+    sizes = {}  # width -> configuration
+    for name in ("small", "base", "large", "huge"):
+        sizes[VIT_CONFIGS[name].dim] = VIT_CONFIGS[name]
+    if dim not in sizes or grid is None:
+        raise WeightsError(f"{path}: expected a ViTPose, found {count} positions of width {dim}, "
+                           f"which none has")
+    patches = state["backbone.patch_embed.weight"]  # (D, 3, 16, 16)
+    if patches.shape[2:] == (14, 14):  # MAE's huge: padded, as ViTPose's authors do
+        state["backbone.patch_embed.weight"] = F.pad(patches, (1, 1, 1, 1))
+
+    image_size = (grid[0] * PATCH, grid[1] * PATCH)
+    config = replace(sizes[dim], depth=count_blocks(state), image_size=image_size)
+    if not has_decoder(state):
         return config, 17, state
-    keypoints, channels, kernel, _ = state["head.predictor.weight"].shape
-    return replace(config, decoder_dim=channels if kernel == 1 else 0), keypoints, state
+    num_keypoints, channels, kernel, _ = state["head.predictor.weight"].shape
+    decoder_dim = channels if kernel == 1 else 0  # the simple decoder's kernel is 3
+    return replace(config, decoder_dim=decoder_dim), num_keypoints, state
+
+
+def torchvision_layout(name, state):
+    """(config, number of keypoints, tensors under our names) of a network of torchvision."""
+    ours = {}
+    for layer, tensor in without_classifier(state).items():
+        ours[f"backbone.body.{layer}"] = tensor
+    return MODEL_CONFIGS[name], 17, ours
+
+
+def without_classifier(state):
+    """The tensors of a ResNet or Swin of torchvision, but for its last layer."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
+
+
+def has_decoder(state):
+    return any(name.startswith("head.") for name in state)
 
 
 def resize_positions(table, old, new):
     """A positional table (1, N, D) for images of another size (height, width)."""
-    table = table.float().transpose(1, 2).unflatten(2, (old[0] // PATCH, old[1] // PATCH))  # (1, D, h, w)
-    return F.interpolate(table, (new[0] // PATCH, new[1] // PATCH), mode="bicubic").flatten(2).transpose(1, 2)
+    rows = old[0] // PATCH
+    columns = old[1] // PATCH
+    table = table.float().transpose(1, 2).unflatten(2, (rows, columns))  # (1, D, rows, columns)
+    grid = (new[0] // PATCH, new[1] // PATCH)
+    return F.interpolate(table, grid, mode="bicubic").flatten(2).transpose(1, 2)
 
 
-def check_finite(contents, path):
-    """WeightsError for a tensor, at any depth, with a number that is not finite."""
-    for name, value in contents.items():
-        if isinstance(value, dict):
-            check_finite(value, path)
-        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
-            raise WeightsError(f"{path}: expected finite numbers, found others in tensor {name}")
+# === Appendix: saving and loading models; skip on a first reading =================================
 
+import sys
+from dataclasses import asdict
 
-def load_strictly(module, state, path):
-    """Loads tensors that must be exactly those that the module has, and finite."""
-    check_finite(state := completed(module, state, path), path)
-    module.load_state_dict(state)
-    return module
-
-
-def completed(module, state, path):
-    """The state dict for a module; WeightsError unless its tensors have the names, kinds and shapes of the module's."""
-    own = module.state_dict()
-    # Old files lack BatchNorm's counters, which nothing here uses.
-    state = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")} | state
-    for name in sorted(own.keys() | state.keys()):
-        expected, found = (f"{'float' if tensors[name].is_floating_point() else 'int'} {list(tensors[name].shape)}"
-                           if name in tensors else "nothing" for tensors in (own, state))
-        if expected != found:
-            raise WeightsError(f"{path}: another architecture: tensor {name} is {found}, expected {expected}")
-    return state
-
+from data import plain_name, processes, skeleton_from, written_whole
 
 FORMAT = "posebridge-1"
+RANDOM_TEXT = CLIPTextConfig(128, 4, 2, 128)  # stands in where no public weights are given
+OTHER_PARTS_OF_CLIP = ("visual", "vision_model.", "logit_", "input_resolution", "context_length",
+                       "vocab_size", "text_model.embeddings.position_ids")
+
+
+def save_checkpoint(path, model, adapter_only=False, **about):
+    """Writes a PoseModel or VLPose to a file.
+
+    about: what else the model's users must know, plain values.
+    adapter_only: a file of a few MB, which `load_model` puts around the base that it is given.
+    """
+    base = getattr(model, "base", model)
+    contents = {"format": FORMAT, "about": about}
+    if not adapter_only:
+        skeleton = asdict(base.skeleton)
+        skeleton["sigmas"] = base.skeleton.sigmas.tolist()
+        contents["config"] = asdict(base.config)
+        contents["num_keypoints"] = base.num_keypoints
+        contents["base"] = base.state_dict()
+        contents["skeleton"] = skeleton
+    if isinstance(model, VLPose):
+        adapter = {}
+        for name, tensor in model.state_dict().items():
+            if not name.startswith("base."):
+                adapter[name] = tensor
+        contents["options"] = model.options
+        contents["adapter"] = adapter
+    save_tensors(path, contents)
 
 
 def save_tensors(path, contents):
-    """Only the first process writes, and only finite numbers."""
+    """Writes a file. Only the first process writes, and only finite numbers are written."""
     if processes()[0] == 0:
         check_finite(contents, path)
         with written_whole(path) as part:
             torch.save(contents, part)
 
 
-def save_checkpoint(path, model, adapter_only=False, **about):
-    """Writes a PoseModel or VLPose to a file; `about` is what else its users must know, plain values. adapter_only: a
-    file of a few MB, which `load_model` puts around the base model that it is given."""
-    base, contents = getattr(model, "base", model), {"format": FORMAT, "about": about}
-    if not adapter_only:
-        contents |= {"config": asdict(base.config), "num_keypoints": base.num_keypoints, "base": base.state_dict(),
-                     "skeleton": asdict(base.skeleton) | {"sigmas": base.skeleton.sigmas.tolist()}}
-    if isinstance(model, VLPose):
-        adapter = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("base.")}
-        contents |= {"options": model.options, "adapter": adapter}
-    save_tensors(path, contents)
-
-
 def load_model(path_or_name, image_size=None, base=None):
-    """The model that `save_checkpoint` wrote, or a pose model from any public file or name. `model.about` says more.
+    """The model that `save_checkpoint` wrote, or a pose model from any public file or name.
 
-    path_or_name: also a run's folder. base: where it is an adapter only, the file or name of the model that it goes
-    around. image_size: height and width to use it with, if not those of its training. A backbone without a decoder
-    (MAE's, torchvision's) gets an untrained one. WeightsError if a tensor is missing, left over or of another shape.
+    path_or_name: a file, a run's folder, or a public name, such as "vitpose-b".
+    image_size: height and width in pixels to use the model with, if not the ones of its training.
+    base: if the file holds only an adapter, the file or name of the model that it goes around.
+    A backbone without a decoder (MAE's, torchvision's) gets an untrained one.
+    `model.about` is what the file says about the model's use.
+    Raises WeightsError if a tensor is missing, left over or of another shape.
     """
     if image_size and any(side % PATCH or side <= 0 for side in image_size):
         raise ValueError(f"image size {image_size}: expected multiples of {PATCH}")
     path = find_file(path_or_name)
     contents = read_file(path)
-    state, own, skeleton = tensors_of(contents, path), contents.get("format") == FORMAT, None
-    adapter = own and "adapter" in contents
+    state = tensors_of(contents, path)
     with expecting(path, "a pose model", WeightsError):
-        if own and "base" not in contents:
-            if base is None:
-                raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too (eval.py: --base)")
-            inner = load_pose_model(base, image_size)
-            config, keypoints, skeleton, state = inner.config, inner.num_keypoints, inner.skeleton, inner.state_dict()
-        elif own:
-            config, keypoints = ViTConfig(**contents["config"]), len(state["head.predictor.bias"])
-            skeleton = skeleton_from(contents["skeleton"]) if contents.get("skeleton") else None
-        elif path_or_name in TRUNKS:
-            config, keypoints = MODEL_CONFIGS[path_or_name], 17
-            state = {f"backbone.body.{name}": tensor for name, tensor in without_classifier(state).items()}
+        if contents.get("format") != FORMAT:
+            model = load_public(path_or_name, state, path, image_size)
+        elif "base" in contents:
+            model = load_own(contents, state, path, image_size)
         else:
-            config, keypoints, state = vitpose_layout(state, path)
-        untrained = () if own or any(name.startswith("head.") for name in state) else ("head.", "backbone.up.")
-        if untrained:
-            print(f"{path_or_name}: a backbone alone; its decoder is new and untrained", file=sys.stderr)
-        image_size = tuple(image_size or (ViTConfig.image_size if untrained else config.image_size))
-        if image_size != config.image_size and not config.trunk:
-            state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], config.image_size, image_size)
-        if config.depth != (blocks := count_blocks(state)):
-            raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, expected {config.depth}")
-        state = {f"base.{name}": tensor for name, tensor in state.items()} | contents["adapter"] if adapter else state
+            model = load_adapter(contents, path, image_size, base)
+        return model.eval()
 
-        options = {name: value for name, value in contents.get("options", {}).items() if name != "deep"}  # of old files
 
-        def build():
-            model = PoseModel(replace(config, image_size=image_size), keypoints, skeleton)
-            return VLPose(model, **options) if adapter else model
+def load_public(path_or_name, state, path, image_size):
+    """A PoseModel from weights that others have published: see `load_model`."""
+    if path_or_name in TRUNKS:
+        config, num_keypoints, state = torchvision_layout(path_or_name, state)
+    else:
+        config, num_keypoints, state = vitpose_layout(state, path)
+    trained = has_decoder(state)
+    if not image_size:
+        image_size = config.image_size if trained else ViTConfig.image_size
+    config, state = resized(config, state, image_size)
+    model = PoseModel(config, num_keypoints)
+    if not trained:
+        print(f"{path_or_name}: a backbone alone; its decoder is new and untrained",
+              file=sys.stderr)
+        for name, tensor in model.state_dict().items():
+            if name.startswith(("head.", "backbone.up.")):
+                state[name] = tensor
+    model.about = {}
+    return load_strictly(model, state, path)
 
-        if own:  # a file that says that it needs all the memory there is must have it
-            with torch.device("meta"):
-                completed(build(), state, path)
-        model = build()
-        state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(untrained)}
-        model.about = contents["about"] if own else {}
-        return load_strictly(model, state, path).eval()
+
+def load_own(contents, state, path, image_size):
+    """The PoseModel or VLPose of a file of `save_checkpoint`: see `load_model`."""
+    config = ViTConfig(**contents["config"])
+    num_keypoints = len(state["head.predictor.bias"])
+    skeleton = None
+    if contents.get("skeleton"):
+        skeleton = skeleton_from(contents["skeleton"])
+    blocks = count_blocks(state)
+    if blocks != config.depth:
+        raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, "
+                           f"expected {config.depth}")
+    config, state = resized(config, state, image_size or config.image_size)
+    return assembled(config, num_keypoints, skeleton, state, contents, path)
+
+
+def load_adapter(contents, path, image_size, base):
+    """The VLPose of a file with an adapter alone, around another file's model: see `load_model`."""
+    if base is None:
+        raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too "
+                           f"(eval.py: --base)")
+    model = load_pose_model(base, image_size)
+    return assembled(model.config, model.num_keypoints, model.skeleton, model.state_dict(),
+                     contents, path)
+
+
+def assembled(config, num_keypoints, skeleton, state, contents, path):
+    """The model that `contents` describe, with the base's state dict and the adapter, if any."""
+    options = contents.get("options")
+    if "adapter" in contents:
+        state = {f"base.{name}": tensor for name, tensor in state.items()}
+        state.update(checked_tensors(contents["adapter"], path))
+    with torch.device("meta"):  # takes no memory: a file that says that it is huge must be huge
+        completed(new_model(config, num_keypoints, skeleton, options), state, path)
+    model = new_model(config, num_keypoints, skeleton, options)
+    model.about = contents["about"]
+    return load_strictly(model, state, path)
+
+
+def new_model(config, num_keypoints, skeleton, options):
+    """A PoseModel with new weights; if there are options of an adapter, a VLPose around it."""
+    model = PoseModel(config, num_keypoints, skeleton)
+    return VLPose(model, **options) if options else model
+
+
+def resized(config, state, image_size):
+    """(config, state dict) of a pose model for images of a size (height, width)."""
+    image_size = tuple(image_size)
+    state = dict(state)
+    if image_size != config.image_size and not config.trunk:
+        positions = state["backbone.pos_embed"]
+        state["backbone.pos_embed"] = resize_positions(positions, config.image_size, image_size)
+    return replace(config, image_size=image_size), state
 
 
 def load_pose_model(path_or_name, image_size=None):
@@ -901,51 +1364,116 @@ def load_pose_model(path_or_name, image_size=None):
     return getattr(model, "base", model).requires_grad_(True)
 
 
+def load_strictly(module, state, path):
+    """The module, with the tensors of a state dict loaded into it.
+
+    Raises WeightsError unless they are exactly the tensors that the module has, and finite.
+    """
+    state = completed(module, state, path)
+    check_finite(state, path)
+    module.load_state_dict(state)
+    return module
+
+
+def completed(module, state, path):
+    """A module's state dict, with BatchNorm's counters, which old files lack and nothing here uses.
+
+    Raises WeightsError unless its tensors have the names, kinds and shapes of the module's.
+    """
+    own = module.state_dict()
+    state = dict(state)
+    for name, tensor in own.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, tensor)
+    for name in sorted(own.keys() | state.keys()):
+        expected = described(own.get(name))
+        found = described(state.get(name))
+        if found != expected:
+            raise WeightsError(f"{path}: another architecture: tensor {name} is {found}, "
+                               f"expected {expected}")
+    return state
+
+
+def described(tensor):
+    """A tensor's kind and shape, such as float [768, 3, 16, 16]."""
+    if tensor is None:
+        return "nothing"
+    kind = "float" if tensor.is_floating_point() else "int"
+    return f"{kind} {list(tensor.shape)}"
+
+
+def check_finite(contents, path):
+    """Raises WeightsError if a tensor, at any depth, has a number that is not finite."""
+    for name, value in contents.items():
+        if isinstance(value, dict):
+            check_finite(value, path)
+        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
+            raise WeightsError(f"{path}: expected finite numbers, found others in tensor {name}")
+
+
 def with_keypoints(model, skeleton):
-    """The PoseModel with a predictor for another skeleton: keypoints that both have keep their weights, of others the
-    weights are new. The model itself if it has that skeleton already."""
+    """The PoseModel with a predictor for another skeleton.
+
+    Keypoints that both skeletons have keep their weights; the others' weights are new. A model
+    that has the skeleton already stays as it is.
+    """
     if model.skeleton.names == skeleton.names:
         return model
-    old, new = model.head.predictor, HeatmapHead(model.config.dim, model.config.decoder_dim, len(skeleton.names))
-    have = {plain_name(name): joint for joint, name in enumerate(model.skeleton.names)}
-    kept = [(joint, have[plain_name(name)]) for joint, name in enumerate(skeleton.names) if plain_name(name) in have]
-    for joint, place in kept:
-        new.predictor.weight.data[joint], new.predictor.bias.data[joint] = old.weight.data[place], old.bias.data[place]
-    print(f"a new predictor for {len(skeleton.names)} keypoints, {len(kept)} of which the model has had")
-    model.head.predictor = new.predictor.to(old.weight)
-    model.num_keypoints, model.skeleton = len(skeleton.names), skeleton
+    config = model.config
+    old = model.head.predictor
+    new = HeatmapHead(config.dim, config.decoder_dim, len(skeleton.names)).predictor
+    places = {plain_name(name): place for place, name in enumerate(model.skeleton.names)}
+    kept = 0
+    for joint, name in enumerate(skeleton.names):
+        place = places.get(plain_name(name))
+        if place is not None:
+            new.weight.data[joint] = old.weight.data[place]
+            new.bias.data[joint] = old.bias.data[place]
+            kept += 1
+    print(f"a new predictor for {len(skeleton.names)} keypoints, {kept} of which the model has had")
+    model.head.predictor = new.to(old.weight)
+    model.num_keypoints = len(skeleton.names)
+    model.skeleton = skeleton
     return model
 
 
 def load_backbone(model, path_or_name):
-    """Fills only a PoseModel's backbone, from torchvision's weights of that network or any that `load_model` reads."""
+    """Fills only a PoseModel's backbone, from any weights that `load_model` reads.
+
+    A network of torchvision is filled from torchvision's weights of that network.
+    """
     if model.config.trunk:
-        load_strictly(model.backbone.body, without_classifier(load_weights(path_or_name)), path_or_name)
+        state = without_classifier(load_weights(path_or_name))
+        load_strictly(model.backbone.body, state, path_or_name)
     else:
         backbone = load_pose_model(path_or_name, model.config.image_size).backbone
         load_strictly(model.backbone, backbone.state_dict(), path_or_name)
 
 
-def without_classifier(state):
-    """The tensors of a ResNet or Swin of torchvision, but for its last layer."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
-
-
 def load_clip_text(path_or_name):
-    """CLIP's text tower from a file or name, OpenAI's or HF's. "random" is a small untrained one, always the same."""
+    """CLIP's text tower from a file or name, of OpenAI, of transformers or our own.
+
+    "random" is a small untrained tower, always the same. Raises WeightsError if the file holds no
+    text tower.
+    """
     if path_or_name == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return CLIPText(RANDOM_TEXT).eval()
     path = find_file(path_or_name)
-    other = ("visual", "vision_model.", "logit_", "input_resolution", "context_length", "vocab_size")
-    state = {name: tensor for name, tensor in load_weights(path).items() if not name.startswith(other)}
-    state.pop("text_model.embeddings.position_ids", None)
+    state = {}
+    for name, tensor in load_weights(path).items():
+        if not name.startswith(OTHER_PARTS_OF_CLIP):
+            state[name] = tensor
     with expecting(path, "CLIP's text tower", WeightsError):
-        if "text_projection.weight" in state:  # HF has a linear layer, OpenAI a matrix to multiply from the right
+        if "text_projection.weight" in state:
+            # A linear layer in transformers, a matrix to multiply from the right in OpenAI's file.
             state["text_projection.weight"] = state["text_projection.weight"].T
-        state = state if "token_embed.weight" in state else translate(state, path)  # our own has our names
-        (vocabulary, width), (length, _) = state["token_embed.weight"].shape, state["pos_embed"].shape
-        embed_dim = state["projection"].shape[1]
-        config = CLIPTextConfig(width, width // 64, count_blocks(state), embed_dim, vocabulary, length)
+        if "token_embed.weight" not in state:  # our own file has our names
+            state = translate(state, path)
+        vocab_size, width = state["token_embed.weight"].shape
+        length, _ = state["pos_embed"].shape
+        config = CLIPTextConfig(width, width // 64, count_blocks(state),
+                                embed_dim=state["projection"].shape[1],
+                                vocab_size=vocab_size, context_length=length)
         return load_strictly(CLIPText(config), state, path).eval()

@@ -2,16 +2,13 @@
 import gzip
 import random
 import sys
-import textwrap
-import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from clip_tokenizer import BYTE_IDS, END, MERGES_PATH, NUM_MERGES, START, WORD, CLIPTokenizer  # noqa: E402
+from clip_tokenizer import END, MERGES_PATH, NUM_MERGES, START, CLIPTokenizer  # noqa: E402
 
 KNOWN_IDS = {
     "a photo of a cat": [320, 1125, 539, 320, 2368],
@@ -117,33 +114,6 @@ def test_long_words_get_the_ids_of_the_peer(tokenizer, peer, letters):
         assert tokenizer.encode(text) == peer.encode(text)
 
 
-def test_the_merge_in_plain_words_gives_the_same_ids(tokenizer):
-    """The code in the docstring of `merge`, as it stands there."""
-    paragraphs = CLIPTokenizer.merge.__doc__.split("\n\n")
-    code, = (text for text in paragraphs if text.strip().startswith("while True:"))
-    body = textwrap.indent(textwrap.dedent(code), "    ")
-    names = {"pairwise": pairwise}
-    exec(f"def merge_in_plain_words(self, ids):\n{body}", names)  # our own docstring
-
-    draw, words = random.Random(0), ["a" * 60, "ha" * 40, "antidisestablishmentarianism", *map(chr, range(1, 300))]
-    words += ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 40))) for _ in range(300)]
-    for kind in PIECES:
-        words += [word for text in random_texts(kind, count=40) for word in WORD.findall(text)]
-    for word in words:
-        utf8 = word.encode("utf-8", errors="replace")
-        ids = [BYTE_IDS[byte] for byte in utf8]
-        ids[-1] += 256  # as `merge` itself does
-        assert tokenizer.merge(utf8) == names["merge_in_plain_words"](tokenizer, ids), ascii(word)
-
-
-def test_a_word_of_a_hundred_thousand_letters_takes_seconds(tokenizer):
-    word = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=100_000))
-    start = time.perf_counter()
-    ids = tokenizer.encode(word)
-    assert time.perf_counter() - start < 10  # n log n takes 0.2 s, n² some minutes
-    assert tokenizer.decode(ids) == word
-
-
 def test_what_a_caller_does_to_the_ids_does_not_reach_the_next_caller(tokenizer):
     tokenizer.encode("cat").append(0)
     assert tokenizer.encode("cat") == [2368]
@@ -172,7 +142,9 @@ def test_one_str_is_a_batch_of_one_and_an_empty_list_a_batch_of_none(tokenizer):
 
 def test_a_batch_is_the_batch_of_the_peer(tokenizer, peer):
     texts = [text for kind in PIECES for text in random_texts(kind, count=20)]
-    assert torch.equal(tokenizer(texts, truncate=True), peer(texts))
+    texts = [text for text in texts if len(tokenizer.encode(text)) <= 75]  # the peer cuts the others
+    assert len(texts) > 200
+    assert torch.equal(tokenizer(texts), peer(texts))
 
 
 def test_75_ids_fit_and_76_do_not(tokenizer):
@@ -188,16 +160,9 @@ def test_a_very_long_text_is_shortened_in_the_error(tokenizer):
     assert len(str(error.value)) < 160 and "\n" not in str(error.value)
 
 
-def test_truncation_keeps_the_beginning_and_the_end_token(tokenizer):
-    assert tokenizer("cat " * 500, truncate=True)[0].tolist() == [START] + [2368] * 75 + [END]
-    assert tokenizer("a photo of a cat", context_length=4, truncate=True).tolist() == [[START, 320, 1125, END]]
-    assert tokenizer("a cat", context_length=4, truncate=True).tolist() == [[START, 320, 2368, END]]
-
-
-@pytest.mark.parametrize("truncate", [False, True])
-def test_a_context_without_room_for_start_and_end_is_refused(tokenizer, truncate):
+def test_a_context_without_room_for_start_and_end_is_refused(tokenizer):
     with pytest.raises(ValueError, match="text is 2 tokens long, 1 fit"):
-        tokenizer("", context_length=1, truncate=truncate)
+        tokenizer("", context_length=1)
 
 
 # Decoding

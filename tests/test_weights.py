@@ -217,6 +217,12 @@ def test_torchvisions_networks_are_backbones_as_they_are(name, tmp_path, monkeyp
         assert torch.equal(again(crops), base(crops))
 
 
+def test_no_name_means_one_layer_to_one_publisher_and_another_layer_to_another():
+    rows = [line.split() for table in vlpose.LAYOUTS.values() for line in table.strip().splitlines()]
+    assert all(len(row) == 2 for row in rows)
+    assert len({theirs for theirs, ours in rows}) == len(rows)
+
+
 # ----------------------------------------------------------------------------------------------- CLIP's text tower
 
 TEXTS = ["a photo of a cartoon character", "an oil painting of a person", "a"]
@@ -387,10 +393,14 @@ def saved_with(path, model, **options):
     return path
 
 
-def test_a_file_from_when_prompts_could_be_shallow_still_loads(tmp_path):
+def test_an_adapter_that_claims_more_data_than_the_file_has_is_refused(tmp_path):
     model = VLPose(PoseModel(SMALL), 8)
-    again = load_model(saved_with(tmp_path / "model.pth", model, deep=True))
-    assert torch.equal(again.prompts, model.prompts) and again.options == model.options
+    path = saved_with(tmp_path / "model.pth", model, num_prompts=10 ** 6)
+    contents = torch.load(path, weights_only=True)
+    contents["adapter"]["prompts"] = torch.zeros(1, 1, 1).expand(SMALL.depth, 10 ** 6, SMALL.dim)
+    torch.save(contents, path)
+    with pytest.raises(WeightsError, match="tensor prompts of shape .* is larger than its data"):
+        load_model(path)
 
 
 @pytest.mark.parametrize("options, words", [
