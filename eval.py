@@ -369,7 +369,7 @@ def flip_tested(model, images, sentences, texts, skeleton):
     A mirrored image should give the mirrored heatmaps, with left and right exchanged. The mean of
     both is more exact than either.
     """
-    mirrored = torch.as_tensor(skeleton.flip, device=images.device)     # (K,) left for right
+    mirrored = torch.as_tensor(skeleton.mirrored, device=images.device)     # (K,) left for right
     heatmaps = run_model(model, images, sentences, texts)               # (B, K, h, w)
     flipped = run_model(model, images.flip(3), sentences, texts)
     return (heatmaps + flipped.flip(3)[:, mirrored]) / 2

@@ -567,16 +567,16 @@ from PIL import Image, ImageDraw
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
                   decode_heatmaps, expecting, free_space, ignore_group_signals, join_processes,
-                  load_dataset, mean_of_all, my_share, normalize, open_image, processes, read_boxes,
-                  to_coco, transform_points, unlabelled, unreadable, wait_for_all, warp_image,
-                  with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+                  load_dataset, mean_of_all, my_share, open_image, processes, read_boxes, to_coco,
+                  transform_points, unlabelled, unreadable, wait_for_all, warp_image, with_boxes,
+                  with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, argument_of, default_device, defaults_of, draw_pose, evaluate_domains,
                   evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of, highest_cells,
                   pck_of_results, predict, predict_people, read_options, usable_device)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (PoseModel, ViT, encode_sentences, load_backbone, load_clip_text,
-                    load_pose_model, load_strictly, load_weights, read_file, run_model,
-                    save_checkpoint, save_tensors, with_keypoints)
+                    load_pose_model, load_strictly, load_weights, read_file, save_checkpoint,
+                    save_tensors, with_keypoints)
 
 
 def plan_vlpose(options, base, source, target):

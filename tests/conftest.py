@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(1)  # a second one takes longer with small models, and rounds differently from processes of one
+# Two threads take longer with small models, and round differently from processes of one thread.
+torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from data import draw_figures  # noqa: E402
 
-REAL = ROOT.parent / "shared" / "real"  # real samples; tests that want them skip where they are missing
+REAL = ROOT.parent / "shared" / "real"  # real samples: without them some tests skip
 
 
 @pytest.fixture
@@ -28,9 +29,10 @@ def cache(tmp_path_factory):
 
 
 def command(cache, out, *more):
-    """Options of a run of VLPose for a few steps, without those that `more` leaves without an effect."""
+    """Options of a run of VLPose for a few steps, without those that `more` makes ineffective."""
     steps = [] if "scratch" in more else ["--steps", "6"]
-    return ["--cache", str(cache), "--out", str(out), *([] if "--weights" in more else ["--base-steps", "4"]), *steps,
+    base = [] if "--weights" in more else ["--base-steps", "4"]
+    return ["--cache", str(cache), "--out", str(out), *base, *steps,
             "--batch-size", "4", "--device", "cpu", *more]
 
 
@@ -39,5 +41,5 @@ def uda_command(cache, out, *more):
     trained = not {"--style-weights", "none"} & {*more} and "--image-level 0" not in " ".join(more)
     style = ["--style-steps", "4"] if trained else []
     source = [] if "--weights" in more else ["--supervised-steps", "4"]
-    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), *style, *source, "--steps", "4",
-            "--batch-size", "4", "--device", "cpu", *more]
+    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), *style, *source,
+            "--steps", "4", "--batch-size", "4", "--device", "cpu", *more]

@@ -34,8 +34,9 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from data import (COCO17, NATURAL_DOMAINS, STYLES, below_common_folder, crop_width, load_dataset,  # noqa: E402
-                  make_skeleton, select_images, to_coco, with_sentences, with_skeleton)
+from assets.figures import STYLES  # noqa: E402
+from data import (COCO17, NATURAL_DOMAINS, below_common_folder, crop_width,  # noqa: E402
+                  load_dataset, make_skeleton, select_images, to_coco, with_sentences, with_skeleton)
 from eval import evaluate_pck, predict  # noqa: E402
 from text_tower import SENTENCES  # noqa: E402
 from train import domain_table, parse_options  # noqa: E402

@@ -51,7 +51,7 @@ class Oracle(torch.nn.Module):
         mirrored = self.asked >= len(self.answers)
         self.asked += len(images)
         answers = torch.cat(self.answers[first:first + len(images)])
-        return answers.flip(3)[:, COCO17.flip] if mirrored else answers
+        return answers.flip(3)[:, COCO17.mirrored] if mirrored else answers
 
 
 def encode(keypoints, visible):

@@ -325,7 +325,7 @@ def test_the_labels_of_a_crop_keep_keypoints_that_lie_just_outside(tmp_path):
     box = [45.0, 30.0, 35.0, 60.0]  # padded and of the crop's shape: x from 34.4 to 90.6, y from 22.5 to 97.5
     keypoints[:4, :2] = (31.5, 60), (93.5, 60), (60, 19.5), (60, 100.5)  # 3 pixels outside, 2.5 cells of the heatmap
     keypoints[4:8, :2] = (19, 60), (106, 60), (60, 7), (60, 113)  # 15 pixels outside, 12.6 cells
-    still = replace(VITPOSE, flip=0.0, half_body=0.0, scale=0.0, box_shift=0.0, rotation=0.0)
+    still = replace(VITPOSE, flip_probability=0.0, half_body=0.0, scale=0.0, box_shift=0.0, rotation=0.0)
     item = Crops(one_person(tmp_path, keypoints, box), (256, 192), still)[0, 0]
     heatmaps, weights = encode_heatmaps(item["keypoints"][None], item["visible"][None], (256, 192), (64, 48), 2.0)
     assert weights[0].tolist() == [1] * 4 + [0] * 4 + [1] * 9

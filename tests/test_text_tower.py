@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import text_tower
 import torch
-from data import STYLES, draw_figures
+from assets.figures import STYLES
+from data import draw_figures
 from vlpose import encode_sentences, load_clip_text
 
 

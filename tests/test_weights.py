@@ -363,7 +363,7 @@ def test_a_checkpoint_keeps_the_skeleton(tmp_path):
     save_checkpoint(tmp_path / "model.pth", VLPose(PoseModel(SMALL, 3, skeleton), 8))
     found = load_model(tmp_path / "model.pth").base.skeleton
     assert found.names == skeleton.names and found.edges == skeleton.edges and found.groups == skeleton.groups
-    assert (found.sigmas == skeleton.sigmas).all() and found.flip.tolist() == [0, 2, 1]
+    assert (found.sigmas == skeleton.sigmas).all() and found.mirrored.tolist() == [0, 2, 1]
 
 
 @pytest.mark.parametrize("decoder, rank", [*((decoder, 0) for decoder in DECODERS), ("baseline", 4)])
