@@ -239,7 +239,8 @@ def test_paths_in_config_json_are_absolute(run, cache, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- options in vain
 
-@pytest.mark.parametrize("kind", [train.VLPoseOptions, train.AlignmentOptions])
+@pytest.mark.parametrize("kind", [
+    train.VLPoseOptions, train.AlignmentOptions, eval.NumbersOptions, eval.PosesOptions])
 def test_the_conditions_of_options_name_only_options_and_values_that_there_are(kind):
     known = {entry.name: entry for entry in fields(kind)}
     for entry in known.values():
