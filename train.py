@@ -253,7 +253,9 @@ def label_heatmaps(batch, config, device):
 
 
 def fit(stage, model, loss_of, data, run):
-    """Trains what requires a gradient in `model`. A stage that was stopped goes on from there.
+    """Trains what requires a gradient in `model`.
+
+    A stage that was stopped goes on from its last checkpoint.
 
     loss_of: a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
     data: a pair for each data set: its Crops, and the rows of people to draw from.
@@ -311,18 +313,24 @@ def train_vlpose(options):
         return validation(stage, model, tests, texts, options.workers)
 
     run = Run(options, measure)
+
+    # Stage 1: a base model learns from the source, unless --weights gives a trained one.
     if "base" in plan:
         train_base(plan["base"], base, source, run)
+
+    # Stage 2: what --strategy names is tuned on the target. With VLPose that is only an adapter.
     adapted = model_to_tune(base, text_dim, options)
     report_trained_share(adapted, base, options)
     if "adapt" in plan:
         tune(plan["adapt"], adapted, target, texts, run)
     save_adapted(adapted, run)
+
+    # The original, the adapted model, and its adapter off.
     compare_poses(base, adapted, texts, tests, run)
 
 
 def train_base(stage, base, source, run):
-    """Stage 1: a base model learns from the source, unless --weights gives a trained one."""
+    """Stage 1: trains a base model on the source, in place."""
     def loss_of(batch):
         return heatmap_loss(base, None, run.compute, batch)
 
@@ -331,7 +339,7 @@ def train_base(stage, base, source, run):
 
 
 def tune(stage, adapted, target, texts, run):
-    """Stage 2: what --strategy names is tuned on the target."""
+    """Stage 2: trains what requires a gradient in the adapted model on the target, in place."""
     if not isinstance(adapted, VLPose):
         texts = None
 
@@ -418,20 +426,31 @@ def train_uda(options):
     crops = alignment_crops(data, start.config.image_size, options)
     run = Run(options, measure)
 
+    # Stage 0: a style decoder learns to redraw source images in the style of target images.
     if "style" in plan:
         train_style(plan["style"], stylist, crops, run)
+
+    # Stage 1: a model learns from the source's labels, unless --weights gives a trained one.
     source_only = start
     if "source" in plan:
         source_only = train_on_labels(plan["source"], start, crops.sources, crops, run)
+
+    # The student begins likewise, but some of its source images have the style of target images.
     student = source_only
     if "restyled" in plan:
         student = train_restyled(plan["restyled"], start, restyle, stylist, crops, run)
+
+    # Stage 2: student and teacher adapt to the target's images.
     alignment = adapt(plan["adapt"], student, restyle, texts, text_dim, crops, run)
     models = {"source only": source_only,
               "student": alignment.student, "teacher": alignment.teacher}
-    if "oracle" in plan:  # what the target's labels would give in as many steps
+
+    # The oracle: what would the target's labels give in as many steps?
+    if "oracle" in plan:
         models["oracle"] = train_on_labels(
             plan["oracle"], source_only, crops.labelled_targets, crops, run)
+
+    # How good is each of them on the target?
     compare_pck(models, texts, stylist, data.test, run)
 
 
@@ -449,7 +468,7 @@ def restyling(stylist, options):
 
 
 def train_style(stage, stylist, crops, run):
-    """Stage 0: the style decoder learns to redraw source images in the style of target images."""
+    """Stage 0: trains the style decoder, in place, with content loss + 0.1 style loss."""
     def loss_of(source, target):
         content, style = stylist.loss(rgb(source, stylist), rgb(target, stylist))
         stylist.losses = {"content": content, "style": 0.1 * style}  # for the log
@@ -459,7 +478,7 @@ def train_style(stage, stylist, crops, run):
 
 
 def train_on_labels(stage, start, labelled, crops, run):
-    """Stage 1: a model learns from labels alone. Returns a trained copy of `start`.
+    """Stage 1, and the oracle: a copy of `start`, trained on labels alone.
 
     labelled: the crops of the source, or for the oracle those of the target.
     """
@@ -474,7 +493,10 @@ def train_on_labels(stage, start, labelled, crops, run):
 
 
 def train_restyled(stage, start, restyle, stylist, crops, run):
-    """Stage 1 of the student: the same, but some source images have the style of target images."""
+    """Stage 1 of the student: a copy of `start`, trained on labelled images in the target's style.
+
+    restyle: see `restyling`; it uses the stylist.
+    """
     model = copy.deepcopy(start)
 
     def loss_of(source, target):
@@ -1052,7 +1074,7 @@ def draw_curves(rows, width=480, height=180):
 
 
 def draw_chart(picture, box, title, rows, key):
-    """Draws a column of the log as a curve into a box of the picture; nothing if all of it is NaN."""
+    """Draws a column of the log as a curve into a box of the picture; nothing if it is all NaN."""
     steps = np.array([row["step"] for row in rows])
     values = np.array([row[key] for row in rows])
     if np.isnan(values).all():  # a stage that predicts no keypoints
@@ -1733,7 +1755,8 @@ def without_labels(model, dataset, results, texts=None, workers=0):
     people = np.arange(len(dataset.ids))
     size = model.config.image_size
     view = Augmentation(scale=0.2, shift=0.1, rotation=20)
-    others = predict(model, dataset, texts, people, flip_test=False, workers=workers, augmentation=view)
+    others = predict(model, dataset, texts, people, flip_test=False, workers=workers,
+                     augmentation=view)
     plain = poses_of(results)                                                   # (people, K, 3)
     apart = np.linalg.norm((plain - poses_of(others))[:, :, :2], axis=2)        # (people, K)
     apart *= size[1] / crop_width(dataset.boxes, size)[:, None]                 # in pixels of crops
