@@ -1421,47 +1421,5 @@ def draw_pictures(options, dataset, people, panels):
           f"of {len(dataset.files)} images; {len(drawn)} drawn", file=sys.stderr)
 
 
-# Until train.py has its dataclasses: from here to the end of this block ---------------------------
-
-import csv
-
-with open(Path(__file__).parent / "assets" / "options.csv", newline="", encoding="utf-8") as file:
-    OPTIONS = list(csv.DictReader(file))  # of both commands, but for those of train.py's recipes
-KINDS = {  # of options -> what `add_argument` wants
-    "data": {"type": data_spec}, "path": {"type": path_or_name}, "folder": {"type": os.path.abspath}, "text": {},
-    "count": {"type": number(int, 0)}, "positive": {"type": number(int, 1)}, "share": {"type": number(float, 0, most=1)},
-    "rate": {"type": number(float, above=0)}, "sigmas": {"type": number(float, above=0), "nargs": "+"},
-    "sides": {"type": number(int, 32, step=32), "nargs": 2}, "split": {"choices": ("train", "val", "all")},
-    "switch": {"action": argparse.BooleanOptionalAction, "default": False}, "device": {"type": usable_device},
-    "texts": {"nargs": "+"}, "category": {"choices": CATEGORIES, "metavar": "NAME"},
-    "detector": {"nargs": "?", "const": "best", "choices": ("best", *DETECTORS)}}
-HELP = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-HERE = {"device": {"default": default_device()}, "bf16": {"default": None},
-        "workers": {"default": 4 * GPU}, "cache": {"default": str(cache_folder().absolute())}}
-
-
-def parse(parser, argv, commands, recipe=()):
-    """Options of assets/options.csv and of a recipe's fields, in groups by when they have an effect: "with" or
-    "without" another option, or with some of its values. DataError for one that is given in vain."""
-    rows, groups = {row["option"]: row for row in OPTIONS if row["command"] in commands}, {}
-    fields = {name: {"default": row["default"] or None, "help": row["help"]} | KINDS[row["kind"]] | HERE.get(name, {})
-              for name, row in rows.items() if row["kind"]} | dict(recipe)
-    for name, field in fields.items():
-        title = rows[name]["only"] if name in rows else ""
-        if title not in groups:
-            groups[title] = parser.add_argument_group(f"only {title}" if title else "always")
-        groups[title].add_argument(f"--{name.replace('_', '-')}", **field)
-    options, defaults = parser.parse_args(argv), vars(parser.parse_args([]))
-    for name in (name for name in rows if getattr(options, name) != defaults[name]):
-        for condition in filter(None, rows[name]["only"].split("; ")):
-            word, other, *values = condition.split()
-            value = getattr(options, other.removeprefix("--").replace("-", "_"))
-            if (value in values if values else bool(value)) != (word == "with"):
-                raise DataError(f"--{name.replace('_', '-')}: has no effect; it counts only {condition}")
-    return options
-
-# Here ends the block that goes once train.py has its dataclasses ----------------------------------
-
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,103 +1,199 @@
 """Training: the loop, and the stages of both methods.
 
     python train.py --mode vlpose        a base model on photographs, then VLPose's adapter on art
-    python train.py --mode uda           labels in one domain, and multi-level alignment to images of another
+    python train.py --mode uda           labels in one domain, and alignment to images of another
 
-The lesson, from top to bottom: (1) the recipe of each method, for minutes and as in its paper: skim it; (2) VLPose's
-loss, and the loop that all stages share; (3) the stages of VLPose; (4) those of multi-level alignment. `train_vlpose`
-and `train_uda` are the tables of contents of the papers' experiments. The appendix holds the plan of the stages, the
-run's folder, the cache, data and models, tables, and the command.
+The lesson, from top to bottom:
+    1  the options of each method, with defaults for minutes on a CPU and the paper's (skim them)
+    2  VLPose's loss, and the loop that all stages share
+    3  the stages of VLPose; `train_vlpose` is their table of contents
+    4  the stages of multi-level alignment; `train_uda` is theirs
+The appendices hold the plan of the stages, the run's folder, the cache of trained models, data and
+models, tables and pictures, and the command.
 """
 import copy
-import re
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from data import average_gradients, encode_heatmaps, first_process_first, normalize, seed_step
-from eval import number
-from uda import Compute, LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view, supervised_loss
-from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, padded, run_model
+from data import average_gradients, encode_heatmaps, first_process_first, seed_step
+from eval import data_spec, only_with, only_without, option, path_or_name
+from uda import (Compute, LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view,
+                 supervised_loss)
+from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, check_adapter, padded
 
-# ------------------------------------------------------------------------------------------------------ 1. the recipes
+# ---------------------------------------------------------------------------------- 1. the options
+#
+# Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
+# for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
+# when the option counts: it is refused where it would have no effect. Options that have nothing to
+# do with a method, such as --device, stand at the end of the file: `CommonOptions`.
 
-def setting(minutes, paper, help, type=str, **limits):
-    """A field of a recipe: its value for minutes on a CPU, that of the paper, and what it means.
-
-    It is an option of the command, too: `lr` is `--lr`. type, limits: its values, for `argparse`.
-    """
-    return field(default=minutes, metadata={"paper": paper, "help": help, "type": type, **limits})
-
-
-# The types of options: `number` makes a function that reads a value and refuses one outside its limits.
-count, positive, rate, weight, share = (number(int, 0), number(int, 1), number(float, above=0), number(float, 0),
-                                        number(float, 0, most=1))
-LORA = dict(decoder="baseline", num_prompts=0, rank=4)  # a VLPose of which low-rank updates alone are left
 FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
+
+NEW_BASE = [only_without("weights")]            # a base model is trained
+TUNED = [only_without("strategy", "scratch")]   # something is adapted
+READS_TEXT = [only_with("strategy", "vlpose")]
+HAS_MATCHER = only_with("decoder", "injector", "extractor-injector", "dual", "dual-released")
 
 
 @dataclass
 class VLPoseRecipe:
-    """VLPose."""
-    size: str = setting("tiny", "base", "The size of the model, unless --weights gives one.", choices=MODEL_CONFIGS)
-    batch_size: int = setting(16, 512, "The number of crops in a batch.", positive)
-    augmentation: str = setting("gentle", "paper", "How much crops are changed.", choices=("gentle", "paper"))
-    # the base model
-    base_lr: float = setting(1.5e-3, 5e-4, "The learning rate of the base model's training.", rate)
-    base_steps: int = setting(3300, None, "How many steps the base model is trained for.", positive)
-    base_epochs: int = setting(None, 210, "How many epochs, in place of --base-steps.", positive)
+    """The options that only `--mode vlpose` has."""
+    source: str = option(
+        "figures#natural", type=data_spec,
+        help="The base model learns from this data set: name:root or name:root#domain.")
+    target: str = option(
+        "figures#artificial", type=data_spec,
+        help="The model is adapted to this data set: name:root or name:root#domain.")
+    boxes: str = option(
+        None, type=path_or_name,
+        help="Test on the target in these boxes: a detector's results in COCO's format.")
+    size: str = option(
+        "tiny", paper="base", choices=MODEL_CONFIGS, only=NEW_BASE,
+        help="The size of the model, unless --weights gives one.")
+    batch_size: int = option(16, paper=512, least=1, help="The number of crops in a batch.")
+    augmentation: str = option(
+        "gentle", choices=("gentle", "paper"), paper="paper",
+        help="How strongly crops are augmented.")
+    # the training of the base model
+    base_lr: float = option(
+        1.5e-3, paper=5e-4, above=0, only=NEW_BASE,
+        help="The learning rate of the base model's training.")
+    base_steps: int = option(
+        3300, paper=None, least=1, only=NEW_BASE,
+        help="The base model is trained for so many steps.")
+    base_epochs: int = option(
+        None, paper=210, least=1, only=NEW_BASE,
+        help="The base model is trained for so many epochs; they take the place of --base-steps.")
     # its adaptation
-    lr: float = setting(1.5e-3, 5e-4, "The learning rate of adaptation.", rate)
-    steps: int = setting(1200, None, "How many steps the model is adapted for.", positive)
-    epochs: int = setting(None, 210, "How many epochs, in place of --steps.", positive)
-    lr_batch: int | None = setting(None, 512, "If given: both rates are scaled by batch size / this.", positive)
-    validate_every: int = setting(0, 10, "Validate after so many epochs of adaptation; 0: each fifth.", count)
-    select: str = setting("last", "best", "Keep the last model, or the best in validation.", choices=("last", "best"))
+    lr: float = option(
+        1.5e-3, paper=5e-4, above=0, only=TUNED, help="The learning rate of the adaptation.")
+    steps: int = option(
+        1200, paper=None, least=1, only=TUNED, help="The model is adapted for so many steps.")
+    epochs: int = option(
+        None, paper=210, least=1, only=TUNED,
+        help="The model is adapted for so many epochs; they take the place of --steps.")
+    lr_batch: int = option(
+        None, paper=512, least=1,
+        help="If it is given, both learning rates are multiplied by batch size / this number.")
+    validate_every: int = option(
+        0, paper=10, least=0, only=TUNED,
+        help="The adapted model is validated after so many epochs; 0: after each fifth of them.")
+    select: str = option(
+        "last", paper="best", choices=("last", "best"), only=[only_with("validate_every")],
+        help="Which model is kept: the last one, or the best in validation.")
     # what is adapted, and what it reads
-    strategy: str = setting("vlpose", "vlpose", "What is tuned: nothing, all, some layers, or an adapter.",
-                            choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"))
-    rank: int = setting(0, 0, "The rank of updates of the base's own weights; 0: 4 for lora, none for vlpose.", count)
-    decoder: str = setting("dual", "dual", "How the relation enters the frozen decoder.", choices=DECODERS)
-    matcher: str = setting("concat", "concat", "What image tokens attend to: both, text, image.", choices=MATCHERS)
-    num_prompts: int = setting(None, None, "Visual prompts per layer; by default the paper's for the size.", count)
+    strategy: str = option(
+        "vlpose", help="What is tuned: nothing, all, some layers, or an adapter.",
+        choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"))
+    rank: int = option(
+        0, least=0, only=[only_with("strategy", "lora", "vlpose")],
+        help="The rank of low-rank updates of the base's weights; 0: 4 for lora, none for vlpose.")
+    decoder: str = option(
+        "dual", choices=DECODERS, only=READS_TEXT,
+        help="How the relation enters the frozen decoder.")
+    matcher: str = option(
+        "concat", choices=MATCHERS, only=[*READS_TEXT, HAS_MATCHER],
+        help="What image tokens attend to: image and text (concat), or the image alone (image).")
+    num_prompts: int = option(
+        None, least=0, only=[only_with("strategy", "prompt", "vlpose")],
+        help="The number of visual prompts in each layer; by default the paper's for the size.")
+
+
+HAS_SOURCE = only_without("source", "none")
+STYLED = [only_with("image_level"), HAS_SOURCE]
+STYLE_TRAINED = [only_with("image_level"), only_without("style_weights"), HAS_SOURCE]
+SUPERVISED = [only_without("weights")]
 
 
 @dataclass
 class AlignmentRecipe:
-    """Multi-level alignment. A level or a loss of 0 is left out."""
-    size: str = setting("tiny", "resnet101", "The size of the model, unless --weights gives it.", choices=MODEL_CONFIGS)
-    batch_size: int = setting(16, 32, "The number of crops in a batch, from each domain.", positive)
-    augmentation: str = setting("gentle", "paper", "How much crops and views are changed.", choices=("gentle", "paper"))
-    # stage by stage
-    style_steps: int = setting(150, 500_000, "Stage 0: how many steps the style decoder is trained for.", positive)
-    style_lr: float = setting(5e-3, 1e-5, "The learning rate of stage 0.", rate)
-    style_batch: int | None = setting(None, 16, "The batch of stage 0, if it is not --batch-size.", positive)
-    supervised_steps: int = setting(1200, 20_000, "Stage 1: how many steps are supervised, on the source.", positive)
-    lr: float = setting(1.5e-3, 1e-4, "The learning rate of stage 1.", rate)
-    milestones: tuple = setting(FALLS, (), "Shares of stages 0 and 1 after which rates fall tenfold.", share, nargs="*")
-    steps: int = setting(600, 15_000, "Stage 2: how many steps the student is adapted for.", positive)
-    adapt_lr: float = setting(5e-4, 1e-4, "The learning rate of stage 2.", rate)
-    strategy: str = setting("full", "full", "What stage 2 tunes: all, or an adapter.",
-                            choices=("full", "vlpose", "lora"))
-    adapt_milestones: tuple = setting(FALLS, (4 / 30, 19 / 30), "The same for stage 2.", share, nargs="*")
-    steady_discriminator: bool = setting(False, True, "Keep the discriminator's rate as it is.")
-    # all stages
-    optimizer: str = setting("adamw", "adam", "The optimizer of all stages.", choices=("adamw", "adam"))
-    weight_decay: float = setting(0.1, 0.0, "The weight decay of stages 1 and 2.", weight)
-    warm_up: int = setting(500, 0, "The steps of linear warm-up, at most a tenth of a stage.", count)
-    clip: float = setting(1.0, 0.0, "The norm that a gradient is clipped to; 0: not clipped.", weight)
+    """The options that only `--mode uda` has. A level or a loss whose weight is 0 is left out."""
+    source: str = option(
+        "figures#sculpture", type=data_spec,
+        help="The model learns from the labels of this data set: name:root or name:root#domain; "
+             "with `none` only the model of --weights adapts.")
+    target: str = option(
+        "figures#photo", type=data_spec,
+        help="The model is adapted to images of this data set; its labels are used only to test.")
+    test: str = option(
+        None, type=data_spec,
+        help="The models are tested on labelled people of this data set, not of the target's.")
+    oracle: bool = option(
+        False, help="Train with the target's labels, too. It shows what is left to gain.")
+    size: str = option(
+        "tiny", paper="resnet101", choices=MODEL_CONFIGS, only=SUPERVISED,
+        help="The size of the model, unless --weights gives one.")
+    batch_size: int = option(
+        16, paper=32, least=1, help="The number of crops in a batch, from each domain.")
+    augmentation: str = option(
+        "gentle", choices=("gentle", "paper"), paper="paper",
+        help="How strongly crops and views are augmented.")
+    # stage 0: the style decoder
+    style_encoder: str = option(
+        None, type=path_or_name, only=STYLED,
+        help="The VGG-19 of style transfer: a file or adain-encoder. By default a small network.")
+    style_weights: str = option(
+        None, type=path_or_name, only=STYLED,
+        help="Its decoder, which is then not trained: a file, adain-decoder, or RUN/style.pth.")
+    style_steps: int = option(
+        150, paper=500_000, least=1, only=STYLE_TRAINED,
+        help="Stage 0: the style decoder is trained for so many steps.")
+    style_lr: float = option(
+        5e-3, paper=1e-5, above=0, only=STYLE_TRAINED, help="The learning rate of stage 0.")
+    style_batch: int = option(
+        None, paper=16, least=1, only=STYLE_TRAINED,
+        help="The number of crops in a batch of stage 0, if it is not --batch-size.")
+    # stage 1: supervised, on the source
+    supervised_steps: int = option(
+        1200, paper=20_000, least=1, only=SUPERVISED,
+        help="Stage 1: the model learns from the source's labels for so many steps.")
+    lr: float = option(
+        1.5e-3, paper=1e-4, above=0, only=SUPERVISED, help="The learning rate of stage 1.")
+    milestones: tuple[float, ...] = option(
+        FALLS, paper=(), nargs="*", least=0, most=1,
+        help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
+    # stage 2: adaptation to the target
+    steps: int = option(
+        600, paper=15_000, least=1, help="Stage 2: the student is adapted for so many steps.")
+    adapt_lr: float = option(5e-4, paper=1e-4, above=0, help="The learning rate of stage 2.")
+    adapt_milestones: tuple[float, ...] = option(
+        FALLS, paper=(4 / 30, 19 / 30), nargs="*", least=0, most=1,
+        help="The rate of stage 2 falls tenfold after these shares of its steps.")
+    strategy: str = option(
+        "full", choices=("full", "vlpose", "lora"),
+        help="What stage 2 tunes: all of the model, or an adapter.")
+    steady_discriminator: bool = option(
+        False, paper=True, only=[only_with("feature_level"), HAS_SOURCE],
+        help="The learning rate of the discriminator does not fall.")
     # the teacher and the three levels
-    ema_decay: float = setting(0.99, 0.999, "How much of the teacher stays at each step.", share)
-    image_level: float = setting(0.5, 0.5, "The probability that a source image is restyled.", share)
-    feature_level: float = setting(0.002, 0.1, "The weight of the adversarial loss.", weight)
-    pose_level: float = setting(0.3, 0.3, "The weight of information maximization.", weight)
-    consistency: float = setting(1.0, 1.0, "The weight of the teacher's pseudo-labels.", weight)
-    occlusion: float = setting(0.5, 0.5, "The probability that an image has a sure keypoint covered.", share)
+    ema_decay: float = option(
+        0.99, paper=0.999, least=0, most=1, help="The share of the teacher that each step keeps.")
+    image_level: float = option(
+        0.5, least=0, most=1, help="The probability that a source image is restyled.")
+    feature_level: float = option(
+        0.002, paper=0.1, least=0, help="The weight of the adversarial loss.")
+    pose_level: float = option(0.3, least=0, help="The weight of information maximization.")
+    consistency: float = option(
+        1.0, least=0, help="The weight of consistency with the teacher's pseudo-labels.")
+    occlusion: float = option(
+        0.5, least=0, most=1,
+        help="The probability that one of the keypoints that the teacher is sure of is covered.")
+    # all stages
+    optimizer: str = option(
+        "adamw", paper="adam", choices=("adamw", "adam"), help="The optimizer of all stages.")
+    weight_decay: float = option(
+        0.1, paper=0.0, least=0, help="The weight decay of stages 1 and 2.")
+    warm_up: int = option(
+        500, paper=0, least=0,
+        help="The number of steps of linear warm-up; it is at most a tenth of a stage.")
+    clip: float = option(
+        1.0, paper=0.0, least=0,
+        help="Gradients with a greater norm than this are clipped; with 0 none are.")
 
 
-# -------------------------------------------------------------------------------------------- 2. the loss and the loop
+# ------------------------------------------------------------------------ 2. the loss and the loop
 
 @dataclass(frozen=True)
 class Stage:
@@ -107,71 +203,86 @@ class Stage:
     lr: float
     batch_size: int
     seed: int
-    bf16: bool  # compute in bfloat16 where that is safe
+    bf16: bool                 # compute in bfloat16 where that is safe
     layer_decay: float = 1.0
     weight_decay: float = 0.1
     optimizer: str = "adamw"
-    warm_up: int = 500  # steps, at most a tenth of all
+    warm_up: int = 500         # steps, at most a tenth of all
     milestones: tuple = FALLS  # shares of the steps after which the rate is divided by ten
-    clip: float = 1.0  # the greatest norm of a gradient; 0: any
-    steady: str = ""  # the rate of parameters whose name begins like this does not fall
-    accumulate: int = 1  # parts of a batch whose gradients are added up
-    validate_every: int = 0  # steps; 0: each fifth of the stage
-    select: str = "last"  # or "best": the model to go on with
+    clip: float = 1.0          # the greatest norm of a gradient; 0: any
+    steady: str = ""           # the rate of parameters whose name begins like this does not fall
+    validate_every: int = 0    # steps; 0: each fifth of the stage
+    select: str = "last"       # or "best": the model to go on with
 
 
-def heatmap_loss(model, texts, bf16, batch):
+def heatmap_loss(model, texts, compute, batch):
     """Mean of ω (y - ŷ)² over images, keypoints and pixels -> (loss, ŷ).
 
-    ŷ (B, K, h, w) are the predicted heatmaps, y those of the labels; ω (B, K) is 0 where a keypoint is not labelled.
-    texts: {sentence: T}; None without text.
+    ŷ (B, K, h, w) are the predicted heatmaps, y those of the labels; ω (B, K) is 0 where a keypoint
+    is not labelled. texts: {sentence: T}, which a VLPose reads; None without text.
     """
-    device = next(model.parameters()).device
-    images = normalize(batch["image"].to(device, non_blocking=True))                   # (B, 3, H, W)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        predicted = run_model(model, images, batch["sentence"], texts).float()         # ŷ
-    labels, weights = label_heatmaps(batch, model.config, device)                      # y, ω
+    images = rgb(batch, model)                                                    # (B, 3, H, W)
+    text = read_sentences(batch, texts)                                           # T and its mask
+    predicted, _ = heatmaps_and_features(model, images, compute, *text)           # ŷ
+    labels, weights = label_heatmaps(batch, model.config, images.device)          # y, ω
     return ((predicted - labels) ** 2 * weights[:, :, None, None]).mean(), predicted
 
 
+def rgb(batch, model):
+    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
+    device = next(model.parameters()).device
+    return batch["image"].to(device, non_blocking=True) / 255
+
+
+def read_sentences(batch, texts):
+    """T (B, L, D_text) of a batch's sentences, and its mask where some are shorter; or ()."""
+    if texts is None:
+        return ()
+    return padded([texts[sentence] for sentence in batch["sentence"]])
+
+
 def label_heatmaps(batch, config, device):
-    """Heatmaps (B, K, h, w) of a batch's labels, at a quarter of the crops' size, and the weights (B, K)."""
+    """Heatmaps (B, K, h, w) of a batch's labels, and the weights (B, K) of its keypoints.
+
+    A heatmap has a quarter of the crops' height and width.
+    """
+    points = batch["keypoints"].to(device, non_blocking=True)   # (B, K, 2)
+    visible = batch["visible"].to(device, non_blocking=True)    # (B, K)
     size = config.image_size
-    points, visible = (batch[name].to(device, non_blocking=True) for name in ("keypoints", "visible"))
     return encode_heatmaps(points, visible, size, (size[0] // 4, size[1] // 4), config.sigma)
 
 
 def fit(stage, model, loss_of, data, run):
-    """Trains what requires a gradient in `model`. A stage that was stopped goes on from its checkpoint.
+    """Trains what requires a gradient in `model`.
 
-    loss_of: calls the model on a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
-    data: pairs of Crops and the rows to draw from.
+    A stage that was stopped goes on from its last checkpoint.
+
+    loss_of: a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
+    data: a pair for each data set: its Crops, and the rows of people to draw from.
     """
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer]
     optimizer = kind(parameter_groups(model, stage), fused=next(model.parameters()).is_cuda or None)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     first = run.restore(stage, model, optimizer, data)
-    prepare(model, run)
-    for step, batches in enumerate(batches_of(data, stage, first, run.workers), start=first):
-        seed_step(stage.seed * 10 ** 6 + step)  # what is random in a step depends on its number and the seed
+    prepare(model, run.options.checkpointing)
+    batches_from = batches_of(data, stage, first, run.options.workers)
+    for step, batches in enumerate(batches_from, start=first):
+        seed_step(stage.seed * 10 ** 6 + step)  # what is random depends on the step and the seed
         for group in optimizer.param_groups:
-            group["lr"] = stage.lr * group["scale"] * (1 if group["steady"] else learning_rate(step, stage))
+            factor = 1 if group["steady"] else learning_rate(step, stage)
+            group["lr"] = stage.lr * group["scale"] * factor
 
         optimizer.zero_grad(set_to_none=True)
-        total = 0
-        for part in parts_of(batches, stage.accumulate):
-            loss, predicted = loss_of(*part)
-            loss = loss / stage.accumulate
-            loss.backward()
-            total += loss.detach()
-        run.stop_unless_finite(stage, step, total, batches, data)
+        loss, predicted = loss_of(*batches)
+        loss.backward()
+        stop_unless_finite(stage, step, loss, batches, data)
         average_gradients(trained)
         if stage.clip:
             torch.nn.utils.clip_grad_norm_(trained, stage.clip)
         optimizer.step()
 
-        run.after_step(stage, step + 1, total, predicted, part[0], model, optimizer)
-    run.select(stage, model)
+        run.after_step(stage, step + 1, loss.detach(), predicted, batches[0], model, optimizer)
+    run.finish(stage, model)
 
 
 def learning_rate(step, stage):
@@ -179,157 +290,282 @@ def learning_rate(step, stage):
     warm_up = min(stage.warm_up, stage.steps // 10)
     if step < warm_up:
         return (step + 1) / warm_up
-    return 0.1 ** sum(step >= stage.steps * milestone - 1e-6 for milestone in stage.milestones)
+    falls = sum(step >= stage.steps * milestone - 1e-6 for milestone in stage.milestones)
+    return 0.1 ** falls
 
 
-# ----------------------------------------------------------------------------------------------------------- 3. VLPose
+# ---------------------------------------------------------------------------------------- 3. VLPose
 
 def train_vlpose(options):
     """VLPose's experiment: does art get better, and do photographs stay as they were?"""
     with first_process_first():
         source, target, tests = vlpose_data(options)
-        texts = read_texts([target, *(test.dataset for test in tests)], options)
-        base, text_dim = starting_model(options, target.skeleton), next(iter(texts.values())).shape[1]
-    model_to_tune(base, text_dim, options)  # a combination that cannot work fails here, before anything is trained
-    base_stage, adapt_stage = plan_vlpose(options, base, source, target)
+        texts, text_dim = read_texts([target, *(test.dataset for test in tests)], options)
+        base = starting_model(options, target.skeleton)
+    adapter = adapter_of(options)
+    if adapter:  # what cannot work fails here, before anything is trained
+        check_adapter(base.config, adapter["decoder"], adapter["num_prompts"])
+    plan = plan_vlpose(options, base, source, target)
     if options.dry_run:
         return
-    run = Run(options, partial(validation, tests, texts, options.workers))
+
+    def measure(stage, model):
+        return validation(stage, model, tests, texts, options.workers)
+
+    run = Run(options, measure)
 
     # Stage 1: a base model learns from the source, unless --weights gives a trained one.
-    if source:
-        torch.manual_seed(options.seed)
-        fit_or_find(base_stage, base, partial(heatmap_loss, base, None, options.bf16),
-                    [vlpose_crops(source, base, options)], run)
+    if "base" in plan:
+        train_base(plan["base"], base, source, run)
 
-    # Stage 2: what --strategy names is tuned on the target; with VLPose, everything else is frozen.
+    # Stage 2: what --strategy names is tuned on the target. With VLPose that is only an adapter.
     adapted = model_to_tune(base, text_dim, options)
-    if report_trained_share(adapted, base, options) > 0:
-        adapter_texts = texts if isinstance(adapted, VLPose) else None
-        fit(adapt_stage, adapted, partial(heatmap_loss, adapted, adapter_texts, options.bf16),
-            [vlpose_crops(target, adapted, options)], run)
+    report_trained_share(adapted, base, options)
+    if "adapt" in plan:
+        tune(plan["adapt"], adapted, target, texts, run)
+    save_adapted(adapted, run)
 
-    save_model(run.folder / "model.pth", adapted, options)
-    if isinstance(adapted, VLPose):
-        save_model(run.folder / "adapter.pth", adapted, options, adapter_only=True)
-    compare_poses(base, adapted, texts, tests, run)  # the original, the adapted model, and its adapter off
+    # The original, the adapted model, and its adapter off.
+    compare_poses(base, adapted, texts, tests, run)
+
+
+def train_base(stage, base, source, run):
+    """Stage 1: trains a base model on the source, in place."""
+    def loss_of(batch):
+        return heatmap_loss(base, None, run.compute, batch)
+
+    crops = vlpose_crops(source, base, run.options)
+    fit_or_find(stage, base, loss_of, [crops], run)
+
+
+def tune(stage, adapted, target, texts, run):
+    """Stage 2: trains what requires a gradient in the adapted model on the target, in place."""
+    if not isinstance(adapted, VLPose):
+        texts = None
+
+    def loss_of(batch):
+        return heatmap_loss(adapted, texts, run.compute, batch)
+
+    crops = vlpose_crops(target, adapted, run.options)
+    fit(stage, adapted, loss_of, [crops], run)
 
 
 def model_to_tune(base, text_dim, options):
-    """A copy of the base model in which just what --strategy tunes requires a gradient."""
+    """A copy of the base model in which just what --strategy tunes requires a gradient.
+
+    With an adapter it is a VLPose around the copy, and everything in the copy is frozen.
+    """
     torch.manual_seed(options.seed)
     base = copy.deepcopy(base)
-    adapters = {
-        "vlpose": {name: getattr(options, name) for name in ("decoder", "num_prompts", "matcher", "rank")},
-        "prompt": dict(decoder="baseline", num_prompts=options.num_prompts),
-        "lora": LORA | dict(rank=options.rank or LORA["rank"])}
-    if options.strategy in adapters:
-        return VLPose(base, text_dim, **adapters[options.strategy]).to(options.device)
-    stem, last = "backbone.(patch_embed|body.(conv1|bn1|features.0))", f"backbone.(up|blocks.{base.config.depth - 1})"
-    layers = {"scratch": "none", "full": "", "last": rf"({last}|head.predictor)\.",
-              "stem": rf"({stem}|head.predictor)\.", "all-but-stem": rf"(?!{stem}\.)"}
+    adapter = adapter_of(options)
+    if adapter:
+        return VLPose(base, text_dim, **adapter).to(options.device)
     for name, parameter in base.named_parameters():
-        parameter.requires_grad_(bool(re.match(layers[options.strategy], name)))
+        parameter.requires_grad_(is_tuned(name, options.strategy, base.config.depth))
     return base
 
 
-# -------------------------------------------------------------------------------------------- 4. multi-level alignment
+LORA = dict(decoder="baseline", num_prompts=0, rank=4)  # a VLPose with nothing but low-rank updates
+
+
+def adapter_of(options):
+    """What --strategy builds VLPose with; None if it tunes the base's own parameters."""
+    if options.strategy == "vlpose":
+        return dict(decoder=options.decoder, num_prompts=options.num_prompts,
+                    matcher=options.matcher, rank=options.rank)
+    if options.strategy == "prompt":
+        return dict(decoder="baseline", num_prompts=options.num_prompts)
+    if options.strategy == "lora":
+        return LORA | dict(rank=options.rank or LORA["rank"])
+    return None
+
+
+STEM = ("backbone.patch_embed.",  # the first layers of a ViT, a ResNet and a Swin
+        "backbone.body.conv1.", "backbone.body.bn1.", "backbone.body.features.0.")
+
+
+def is_tuned(name, strategy, depth):
+    """Whether a strategy without an adapter tunes the parameter of this name.
+
+    depth: the number of the backbone's blocks. `last` is the last of them and the predictor.
+    """
+    in_stem = name.startswith(STEM)
+    in_last = name.startswith((f"backbone.blocks.{depth - 1}.", "backbone.up."))
+    in_predictor = name.startswith("head.predictor.")
+    if strategy == "full":
+        return True
+    if strategy == "last":
+        return in_last or in_predictor
+    if strategy == "stem":
+        return in_stem or in_predictor
+    if strategy == "all-but-stem":
+        return not in_stem
+    return False  # scratch: the base as it is
+
+
+# ------------------------------------------------------------------------- 4. multi-level alignment
 
 def train_uda(options):
-    """The experiment of multi-level alignment: how much of the gap to the target do images without labels close?"""
+    """Alignment's experiment: how much of the gap to the target do unlabelled images close?"""
     with first_process_first():
-        source, target, test, labelled_target = alignment_data(options)
-        student = starting_model(options, test.skeleton, trunk_size=(256, 256))
+        data = alignment_data(options)
+        start = starting_model(options, data.test.skeleton, trunk_size=(256, 256))
         if options.strategy == "vlpose":
-            check_adapter(student.config, "dual", None)
-        stylist = new_stylist(options) if options.image_level else None
-        texts = read_texts([source, target, test], options) if options.strategy != "full" else None
-    style_stage, source_stage, adapt_stage = plan_uda(options, stylist, source, target)
+            check_adapter(start.config, "dual", None)
+        stylist = new_stylist(options)
+        texts, text_dim = alignment_texts(data, options)
+    restyle = restyling(stylist, options)
+    plan = plan_uda(options, stylist, restyle, data)
     if options.dry_run:
         return
-    sources, targets, source_views, target_views = alignment_crops(source, target, student, options)  # crops, Views
-    run = Run(options, partial(validation, [Test(test, test, test.annotated)], texts, options.workers))
-    compute = Compute(options.bf16, options.accumulate)
 
-    # Stage 0: the style decoder learns to redraw source images in the style of target images.
-    if style_stage:
-        fit(style_stage, stylist, partial(style_loss, stylist), [sources, targets], run)
-    restyle = partial(stylist.restyle, probability=options.image_level) if stylist else None
+    def measure(stage, model):
+        test = Test(data.test, data.test, data.test.annotated)
+        return validation(stage, model, [test], texts, options.workers)
 
-    # Stage 1: a model learns from the source's labels, and the student likewise, some of its images restyled.
-    source_only = copy.deepcopy(student)
-    if source_stage:
-        loss_of = partial(source_loss, source_only, None, source_views, compute)
-        fit_or_find(source_stage, source_only, loss_of, [sources], run, depends_on=[source_views, compute])
-        if restyle and not texts:
-            loss_of = partial(source_loss, student, restyle, source_views, compute)
-            fit_or_find(replace(source_stage, name="restyled"), student, loss_of, [sources, targets], run,
-                        depends_on=[source_views, compute, restyle, state_hash(stylist)])
-        else:
-            student = source_only
+    crops = alignment_crops(data, start.config.image_size, options)
+    run = Run(options, measure)
 
-    # Stage 2: student and teacher adapt to the target's images. `MultiLevelAlignment.forward` is a step of it.
+    # Stage 0: a style decoder learns to redraw source images in the style of target images.
+    if "style" in plan:
+        train_style(plan["style"], stylist, crops, run)
+
+    # Stage 1: a model learns from the source's labels, unless --weights gives a trained one.
+    source_only = start
+    if "source" in plan:
+        source_only = train_on_labels(plan["source"], start, crops.sources, crops, run)
+
+    # The student begins likewise, but some of its source images have the style of target images.
+    student = source_only
+    if "restyled" in plan:
+        student = train_restyled(plan["restyled"], start, restyle, stylist, crops, run)
+
+    # Stage 2: student and teacher adapt to the target's images.
+    alignment = adapt(plan["adapt"], student, restyle, texts, text_dim, crops, run)
+    models = {"source only": source_only,
+              "student": alignment.student, "teacher": alignment.teacher}
+
+    # The oracle: what would the target's labels give in as many steps?
+    if "oracle" in plan:
+        models["oracle"] = train_on_labels(
+            plan["oracle"], source_only, crops.labelled_targets, crops, run)
+
+    # How good is each of them on the target?
+    compare_pck(models, texts, stylist, data.test, run)
+
+
+def restyling(stylist, options):
+    """The image level: (source images, target images) -> source images, some in the target's style.
+
+    To try another restyling, return a function of your own. None leaves out the image level.
+    """
+    if stylist is None:
+        return None
+
+    def restyle(source, target):
+        return stylist.restyle(source, target, options.image_level)
+    return restyle
+
+
+def train_style(stage, stylist, crops, run):
+    """Stage 0: trains the style decoder, in place, with content loss + 0.1 style loss."""
+    def loss_of(source, target):
+        content, style = stylist.loss(rgb(source, stylist), rgb(target, stylist))
+        stylist.losses = {"content": content, "style": 0.1 * style}  # for the log
+        return content + 0.1 * style, None
+
+    fit(stage, stylist, loss_of, [crops.sources, crops.targets], run)
+
+
+def train_on_labels(stage, start, labelled, crops, run):
+    """Stage 1, and the oracle: a copy of `start`, trained on labels alone.
+
+    labelled: the crops of the source, or for the oracle those of the target.
+    """
+    model = copy.deepcopy(start)
+
+    def loss_of(batch):
+        images, labels, weights = labelled_images(batch, model, crops.source_views)
+        return source_loss(model, images, labels, weights, run.compute)
+
+    fit_or_find(stage, model, loss_of, [labelled], run)
+    return model
+
+
+def train_restyled(stage, start, restyle, stylist, crops, run):
+    """Stage 1 of the student: a copy of `start`, trained on labelled images in the target's style.
+
+    restyle: see `restyling`; it uses the stylist.
+    """
+    model = copy.deepcopy(start)
+
+    def loss_of(source, target):
+        images, labels, weights = labelled_images(source, model, crops.source_views)
+        images = restyle(images, rgb(target, model))                              # (B, 3, H, W)
+        return source_loss(model, images, labels, weights, run.compute)
+
+    fit_or_find(stage, model, loss_of, [crops.sources, crops.targets], run, restyle, stylist)
+    return model
+
+
+def adapt(stage, student, restyle, texts, text_dim, crops, run):
+    """Stage 2: student and teacher adapt to the target's images.
+
+    `MultiLevelAlignment.forward` is a step of this stage. With texts both methods work at once: the
+    model stays as it is, and only an adapter around it learns.
+    """
+    options = run.options
     torch.manual_seed(options.seed)
-    if texts:  # both methods at once: the model stays as it is, and only an adapter around it learns
+    student = copy.deepcopy(student)
+    if texts:
         adapter = LORA if options.strategy == "lora" else {}
-        student = VLPose(copy.deepcopy(student), next(iter(texts.values())).shape[1], **adapter)
-    labelled = np.flatnonzero((source.keypoints[:, :, 2] > 0).any(0)).tolist()  # keypoints; of --source none: nothing
+        student = VLPose(student, text_dim, **adapter)
+    weights = LossWeights(consistency=options.consistency, feature_level=options.feature_level,
+                          pose_level=options.pose_level)
     alignment = MultiLevelAlignment(
-        copy.deepcopy(student), restyle, LossWeights(options.consistency, options.feature_level, options.pose_level),
-        target_views, options.ema_decay, labelled or None, compute).to(options.device)
-    fit(adapt_stage, alignment, partial(alignment_loss, alignment, source_views, texts), [sources, targets], run)
-    models = {"source only": source_only, "student": alignment.student, "teacher": alignment.teacher}
+        student, restyle, weights, views=crops.target_views, decay=options.ema_decay,
+        source_keypoints=crops.source_keypoints, compute=run.compute)
+    alignment.to(options.device)
 
-    # For comparison: what the target's labels would give in as many steps.
-    if labelled_target:
-        models["oracle"] = copy.deepcopy(source_only)
-        oracle_data, *_ = alignment_crops(labelled_target, target, student, options)
-        fit_or_find(replace(adapt_stage, name="oracle", steady=""), models["oracle"],
-                    partial(source_loss, models["oracle"], None, source_views, compute), [oracle_data], run,
-                    depends_on=[source_views, compute])
-    compare_pck(models, texts, stylist, test, run, options)
+    def loss_of(source, target):
+        return alignment_loss(alignment, crops.source_views, texts, source, target)
+
+    fit(stage, alignment, loss_of, [crops.sources, crops.targets], run)
+    return alignment
 
 
-def style_loss(stylist, source, target):
-    """Stage 0: content loss + 0.1 style loss."""
-    content, style = stylist.loss(rgb(source, stylist), rgb(target, stylist))
-    stylist.losses = {"content": content, "style": 0.1 * style}
-    return content + 0.1 * style, None
-
-
-def source_loss(model, restyle, views, compute, source, target=None):
-    """Stage 1: L_sup of the source images, some of them in the style of the target images beside them."""
-    images, labels, weights = labelled_images(source, model, views)
-    if restyle:
-        images = restyle(images, rgb(target, model))
+def source_loss(model, images, labels, weights, compute):
+    """L_sup of labelled images -> (loss, the model's heatmaps (B, K, h, w))."""
     heatmaps, _ = heatmaps_and_features(model, images, compute)
     return supervised_loss(heatmaps, labels, weights), heatmaps
 
 
 def alignment_loss(alignment, views, texts, source, target):
-    """Stage 2: L = L_sup + L_con + L_adv + L_im, each with its weight. A VLPose reads `texts`, {sentence: T}."""
-    read = [padded([texts[sentence] for sentence in batch["sentence"]]) for batch in (source, target)] if texts else []
-    return alignment(*labelled_images(source, alignment, views), rgb(target, alignment), *read)
+    """L = L_sup + L_con + L_adv + L_im, each with its weight -> (loss, the source's heatmaps)."""
+    images, labels, weights = labelled_images(source, alignment, views)
+    return alignment(images, labels, weights, rgb(target, alignment),
+                     read_sentences(source, texts), read_sentences(target, texts))
 
 
 def labelled_images(batch, model, views):
-    """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K); with `views`, of a
-    random view of each. The batch's labels become those of the view, for the log to compare with."""
+    """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K).
+
+    views: how far a random view of each image goes; None leaves the images as they are. The batch's
+    labels become those of its views, for the log to compare with.
+    """
     images = rgb(batch, model)
     if views:
         images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
-        batch |= {"keypoints": points, "visible": visible}
-    return images, *label_heatmaps(batch, model.config, images.device)
+        batch["keypoints"] = points
+        batch["visible"] = visible
+    labels, weights = label_heatmaps(batch, model.config, images.device)
+    return images, labels, weights
 
 
-def rgb(batch, model):
-    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
-    return batch["image"].to(next(model.parameters()).device, non_blocking=True) / 255
-
-
-# === Appendix: the plan, the run's folder, the cache, data, models, tables, the command; skip on a first reading ======
+# === Appendix: the plan and the batches; skip on a first reading ==================================
 
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -338,314 +574,413 @@ import signal
 import sys
 import time
 import weakref
+from argparse import SUPPRESS
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from PIL import Image, ImageDraw
 
-from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError, PoseDataset,
-                  SyncBatchNorm, all_items, crop_matrix, crop_width, decode_heatmaps, expecting, free_space,
-                  ignore_group_signals, join_processes, load_dataset, mean_of_all, my_share, open_image, processes,
-                  read_boxes, to_coco, transform_points, unlabelled, unreadable, wait_for_all, warp_image, with_boxes,
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
+                  PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
+                  decode_heatmaps, expecting, free_space, ignore_group_signals, join_processes,
+                  load_dataset, mean_of_all, my_share, open_image, processes, read_boxes, to_coco,
+                  transform_points, unlabelled, unreadable, wait_for_all, warp_image, with_boxes,
                   with_sentences, with_skeleton, write_json, written_whole)
-from eval import (GPU, HELP, KINDS, Parser, draw_pose, evaluate_domains, evaluate_pck_grid, fail, format_table,
-                  heatmaps_of, highest_cells, parse, pck_of_results, predict, predict_people)
+from eval import (Parser, argument_of, default_device, defaults_of, draw_pose, evaluate_domains,
+                  evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of, highest_cells,
+                  pck_of_results, predict, predict_people, read_options, usable_device)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (PoseModel, ViT, check_adapter, encode_sentences, load_backbone, load_clip_text, load_pose_model,
-                    load_strictly, load_weights, read_file, save_checkpoint, save_tensors, with_keypoints)
+from vlpose import (PoseModel, ViT, encode_sentences, load_backbone, load_clip_text,
+                    load_pose_model, load_strictly, load_weights, read_file, save_checkpoint,
+                    save_tensors, with_keypoints)
 
-# ------------------------------------------------------------------------------------------------ the plan, and batches
+
 def plan_vlpose(options, base, source, target):
-    """The stages of VLPose; it prints what will be trained. The first is None where --weights gives a base model."""
-    scale = options.batch_size / (options.lr_batch or options.batch_size)  # mmpose's linear rule
-    common = dict(batch_size=options.batch_size, seed=options.seed, bf16=options.bf16, accumulate=options.accumulate)
-    base_stage, decay = None, base.config.layer_decay
+    """{name: Stage} of what will be trained, and prints it: "base" and "adapt".
+
+    There is no base stage where --weights gives the base, and with `scratch` nothing is adapted.
+    """
+    plan = {}
+    scale = 1.0
+    if options.lr_batch:  # mmpose's linear rule
+        scale = options.batch_size / options.lr_batch
+    common = dict(batch_size=options.batch_size, seed=options.seed, bf16=options.bf16)
+    layer_decay = base.config.layer_decay
     if source:
         epoch = math.ceil(len(source.annotated) / options.batch_size)  # steps
-        base_stage = Stage("base", options.base_steps or options.base_epochs * epoch, scale * options.base_lr,
-                           layer_decay=decay if options.init else 1.0, **common)
-        print_plan(base_stage, source.name, len(source.annotated))
-    epoch = math.ceil(len(target.annotated) / options.batch_size)
-    adapt_stage = Stage("adapt", options.steps or options.epochs * epoch, scale * options.lr,
-                        layer_decay=decay if options.strategy == "full" else 1.0,
-                        validate_every=options.validate_every * epoch, select=options.select, **common)
+        plan["base"] = Stage(
+            "base", options.base_steps or options.base_epochs * epoch, scale * options.base_lr,
+            layer_decay=layer_decay if options.init else 1.0, **common)
+        print_plan(plan["base"], source.name, len(source.annotated))
     if options.strategy != "scratch":
-        print_plan(adapt_stage, target.name, len(target.annotated))
-    return base_stage, adapt_stage
+        epoch = math.ceil(len(target.annotated) / options.batch_size)
+        plan["adapt"] = Stage(
+            "adapt", options.steps or options.epochs * epoch, scale * options.lr,
+            layer_decay=layer_decay if options.strategy == "full" else 1.0,
+            validate_every=options.validate_every * epoch, select=options.select, **common)
+        print_plan(plan["adapt"], target.name, len(target.annotated))
+    return plan
 
 
-def plan_uda(options, stylist, source, target):
-    """The stages style, source and adapt, None where there is nothing to train; it prints what will be trained."""
-    common = dict(seed=options.seed, optimizer=options.optimizer, warm_up=options.warm_up, clip=options.clip)
-    both = source.name if source is target else f"{source.name} and {target.name}"
-    style_stage = stage = None
+def plan_uda(options, stylist, restyle, data):
+    """{name: Stage} of what will be trained, and prints it: style, source, restyled, adapt, oracle.
+
+    Stages that the options leave out, or whose result they give, are not in it.
+    """
+    plan = {}
+    both = f"{data.source.name} and {data.target.name}"
+    if data.source is data.target:
+        both = data.target.name
+    people = {"source": len(data.source.annotated), "target": len(data.target.ids)}
+    common = dict(seed=options.seed, optimizer=options.optimizer, warm_up=options.warm_up,
+                  clip=options.clip)
     if stylist and not options.style_weights:
-        style_stage = Stage("style", options.style_steps, options.style_lr, options.style_batch or options.batch_size,
-                            bf16=False, weight_decay=0.0, milestones=tuple(options.milestones), **common)
-        print_plan(style_stage, both, len(target.ids))
-    common |= dict(batch_size=options.batch_size, bf16=options.bf16, weight_decay=options.weight_decay)
+        plan["style"] = Stage(
+            "style", options.style_steps, options.style_lr,
+            options.style_batch or options.batch_size, bf16=False, weight_decay=0.0,
+            milestones=tuple(options.milestones), **common)
+        print_plan(plan["style"], both, people["target"])
+    common.update(batch_size=options.batch_size, bf16=options.bf16,
+                  weight_decay=options.weight_decay)
     if not options.weights:
-        stage = Stage("source", options.supervised_steps, options.lr, milestones=tuple(options.milestones), **common)
-        print_plan(stage, source.name, len(source.annotated))
-        if stylist and options.strategy == "full":
-            print_plan(replace(stage, name="restyled"), both, len(source.annotated))
-    adapt_stage = Stage("adapt", options.steps, options.adapt_lr, milestones=tuple(options.adapt_milestones),
-                        steady="discriminator." if options.steady_discriminator else "", **common)
-    print_plan(adapt_stage, both, len(target.ids))
-    return style_stage, stage, adapt_stage
+        plan["source"] = Stage("source", options.supervised_steps, options.lr,
+                               milestones=tuple(options.milestones), **common)
+        print_plan(plan["source"], data.source.name, people["source"])
+        if restyle and options.strategy == "full":
+            plan["restyled"] = replace(plan["source"], name="restyled")
+            print_plan(plan["restyled"], both, people["source"])
+    plan["adapt"] = Stage(
+        "adapt", options.steps, options.adapt_lr, milestones=tuple(options.adapt_milestones),
+        steady="discriminator." if options.steady_discriminator else "", **common)
+    print_plan(plan["adapt"], both, people["target"])
+    if options.oracle:
+        plan["oracle"] = replace(plan["adapt"], name="oracle", steady="")
+    return plan
 
 
 def print_plan(stage, data, people):
-    if stage.batch_size % (parts := processes()[1] * stage.accumulate):
-        raise DataError(f"stage {stage.name}: expected a batch size that is a multiple of {parts} (processes × "
-                        f"--accumulate), found {stage.batch_size}")
+    """A line on a stage. data: the name of what it draws from; people: how many there are."""
+    _, world = processes()
+    if stage.batch_size % world:
+        raise DataError(f"stage {stage.name}: expected a batch size that is a multiple of {world}, "
+                        f"the number of processes, found {stage.batch_size}")
+    epochs = stage.steps * stage.batch_size / people
+    line = (f"plan: {stage.name}: {stage.steps:,} steps of {stage.batch_size} crops ({data}: "
+            f"{people:,} people, {epochs:.1f} epochs), {stage.optimizer}, "
+            f"learning rate {stage.lr:g}")
     falls = [math.ceil(stage.steps * milestone - 1e-6) for milestone in stage.milestones]
-    print(f"plan: {stage.name}: {stage.steps:,} steps of {stage.batch_size} crops ({data}: {people:,} people, "
-          f"{stage.steps * stage.batch_size / people:.1f} epochs), {stage.optimizer}, learning rate {stage.lr:g}"
-          + (f", a tenth of it from steps {', '.join(f'{step:,}' for step in falls)}" if falls else "")
-          + (f", validation every {stage.validate_every:,} steps" if stage.validate_every else ""))
+    if falls:
+        line += ", a tenth of it from steps " + ", ".join(f"{step:,}" for step in falls)
+    if stage.validate_every:
+        line += f", validation every {stage.validate_every:,} steps"
+    print(line)
 
 
 def vlpose_crops(dataset, model, options):
-    """What `fit` draws from: the augmented crops of a data set, and the rows of its annotated people."""
+    """What `fit` draws from: augmented crops of a data set, and the rows of annotated people."""
     augmentation = VITPOSE if options.augmentation == "paper" else GENTLE
     return Crops(dataset, model.config.image_size, augmentation), dataset.annotated
 
 
-def alignment_crops(source, target, student, options):
-    """What `fit` draws from of the source and of the target, and how far the views of both go (None: no views)."""
+@dataclass
+class AlignmentCrops:
+    """What the stages of alignment draw from: pairs of Crops and rows, as `fit` wants them."""
+    sources: tuple
+    targets: tuple
+    labelled_targets: tuple | None  # of --oracle
+    source_views: Views | None      # how far random views go; None: the crops as they are
+    target_views: Views
+    source_keypoints: list | None   # those that the source labels; None: it labels none
+
+
+def alignment_crops(data, size, options):
+    """AlignmentCrops of data sets, in crops of `size` (height, width)."""
     paper = options.augmentation == "paper"
     views = replace(Views() if paper else GENTLE_VIEWS, occlusion=options.occlusion)
-    targets = Crops(target, student.config.image_size, REGDA if paper else Augmentation()), np.arange(len(target.ids))
+    labelled_crops = REGDA if paper else GENTLE
+    everyone = np.arange(len(data.target.ids))
+    targets = Crops(data.target, size, REGDA if paper else Augmentation()), everyone
     sources = targets  # of --source none
-    if source is not target:
-        sources = Crops(source, student.config.image_size, REGDA if paper else GENTLE), source.annotated
-    return sources, targets, views if paper else None, views
-
-
-def parameter_groups(model, stage):
-    """Parameters by learning rate and weight decay. Biases, norms and positional tables do not decay. With layer decay
-    each layer of the backbone learns more slowly than the one above it: lr · decay^(layers above)."""
-    depth = len(model.backbone.blocks) if stage.layer_decay < 1 else 0
-    groups = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layers_above = 0  # of the decoder; without layer decay, of everything
-        if depth and name.startswith("backbone.blocks."):
-            layers_above = depth - int(name.split(".")[2])
-        elif depth and name.startswith(("backbone.patch_embed", "backbone.pos_embed")):
-            layers_above = depth + 1
-        scale, steady = stage.layer_decay ** layers_above, bool(stage.steady) and name.startswith(stage.steady)
-        decay = 0.0 if parameter.ndim == 1 or name.endswith("pos_embed") else stage.weight_decay
-        group = groups.setdefault((scale, steady, decay), {
-            "params": [], "scale": scale, "steady": steady, "weight_decay": decay})
-        group["params"].append(parameter)
-    return list(groups.values())
+    if data.source is not data.target:
+        sources = Crops(data.source, size, labelled_crops), data.source.annotated
+    oracle = None
+    if data.labelled_target:
+        oracle = Crops(data.labelled_target, size, labelled_crops), data.labelled_target.annotated
+    labelled = (data.source.keypoints[:, :, 2] > 0).any(0)  # (K,)
+    return AlignmentCrops(sources, targets, oracle, views if paper else None, views,
+                          np.flatnonzero(labelled).tolist() or None)
 
 
 def batches_of(data, stage, first, workers):
-    """Yields a batch of each data set for each step from `first` on; each data set has an order of its own."""
+    """Yields a batch of each data set for each step from `first` on.
+
+    Each data set has an order of its own.
+    """
     loaders = []
     for place, (crops, rows) in enumerate(data):
-        size, passes = stage.batch_size, Passes(crops, rows, stage.seed + 10 ** 6 * place)
-        positions = (my_share(range(step * size, (step + 1) * size)) for step in range(first, stage.steps))
-        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers, pin_memory=GPU, worker_init_fn=ignore_group_signals)
+        passes = Passes(crops, rows, stage.seed + 10 ** 6 * place)
+        loader = DataLoader(passes, batch_sampler=positions_of(stage, first), num_workers=workers,
+                            pin_memory=torch.cuda.is_available(),
+                            worker_init_fn=ignore_group_signals)
         loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
 
 
-def parts_of(batches, parts):
-    """Batches in so many parts, one after the other."""
-    for place in range(parts):
-        yield [{name: values[place * len(values) // parts:(place + 1) * len(values) // parts]
-                for name, values in batch.items()} for batch in batches]
+def positions_of(stage, first):
+    """For each step from `first` on this process's share of the batch's positions in `Passes`."""
+    size = stage.batch_size
+    for step in range(first, stage.steps):
+        yield my_share(range(step * size, (step + 1) * size))
 
 
 class Passes(torch.utils.data.Dataset):
-    """Crops by their position in shuffled passes over the rows, one after the other. They depend on nothing else, so
-    that a resumed run sees the same ones. For a picture that cannot be read there is the crop of the next position."""
+    """Crops by their position in shuffled passes over the rows, one pass after the other.
+
+    They depend on nothing else, so that a resumed run sees the same ones. For a picture that cannot
+    be read there is the crop of the next position.
+    """
 
     def __init__(self, crops, rows, seed):
-        self.crops, self.rows, self.seed, self.epoch = crops, rows, seed, None
+        self.crops = crops
+        self.rows = rows
+        self.seed = seed
+        self.epoch = None
 
     def key(self, position):
+        """The key of the crop at a position: its row, and the seed of its augmentation."""
         epoch, place = divmod(position, len(self.rows))
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            self.epoch = epoch
+            self.order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
         return int(self.order[place]), (self.seed, position)
 
     def __getitem__(self, position):
         problems = []
         for place in range(position, position + 100):
             try:
-                return self.crops[self.key(place)] | {"unread": "".join(problems[:1])}
+                crop = self.crops[self.key(place)]
             except DataError as error:
                 problems.append(str(error))
+                continue
+            return crop | {"unread": problems[0] if problems else ""}
         raise DataError(problems[0])
 
 
 def count_unread(batches, dataset):
-    """The batches; names each picture that could not be read. A DataError if that is more than one of a hundred."""
+    """The batches; prints the name of each picture that could not be read.
+
+    Raises DataError if these are more than one of a hundred.
+    """
     unread = set()
     for batch in batches:
-        for problem in sorted({*batch.pop("unread")} - {"", *unread}):
+        problems = set(batch.pop("unread")) - {""}
+        for problem in sorted(problems - unread):
             unread.add(problem)
             if len(unread) > len(dataset.files) / 100:
-                raise DataError(f"{problem}; with it more than 1 % of the {len(dataset.files):,} pictures")
-            print(f"{problem}; the next one is taken", file=sys.__stderr__ if processes()[0] else sys.stderr)
+                raise DataError(f"{problem}; with it more than 1 % of the {len(dataset.files):,} "
+                                "pictures")
+            print(f"{problem}; the next one is taken", file=stderr_of_all())
         yield batch
 
 
-# --------------------------------------------------------------------------------- how `fit` computes, many processes
-def prepare(model, run):
-    """Makes a model ready for `fit`, in place; its parameters and its predictions stay as they are."""
+def stderr_of_all():
+    """Where any process may write what the user must see; see `main`."""
+    rank, _ = processes()
+    return sys.__stderr__ if rank else sys.stderr
+
+
+# === Appendix: how `fit` computes; skip on a first reading ========================================
+
+def parameter_groups(model, stage):
+    """Parameters by learning rate and weight decay, as an optimizer wants them.
+
+    Biases, norms and tables of positions do not decay. With layer decay each layer of the backbone
+    learns more slowly than the one above it: lr · decay^(layers above).
+    """
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = 1.0
+        if stage.layer_decay < 1:
+            scale = stage.layer_decay ** layers_above(name, len(model.backbone.blocks))
+        steady = stage.steady != "" and name.startswith(stage.steady)
+        decay = stage.weight_decay
+        if parameter.ndim == 1 or name.endswith("pos_embed"):
+            decay = 0.0
+        kind = scale, steady, decay
+        if kind not in groups:
+            groups[kind] = dict(params=[], scale=scale, steady=steady, weight_decay=decay)
+        groups[kind]["params"].append(parameter)
+    return list(groups.values())
+
+
+def layers_above(name, depth):
+    """The number of layers between a parameter of a ViT with `depth` blocks and the decoder."""
+    if name.startswith("backbone.blocks."):
+        return depth - int(name.split(".")[2])
+    if name.startswith(("backbone.patch_embed", "backbone.pos_embed")):
+        return depth + 1
+    return 0
+
+
+def prepare(model, checkpointing):
+    """Makes a model ready for `fit`, in place; its parameters and its predictions stay as they are.
+
+    checkpointing: the blocks of a transformer are computed anew in the backward pass.
+    """
     for module in model.modules():
         if type(module) is torch.nn.BatchNorm2d and processes()[1] > 1:
             module.__class__ = SyncBatchNorm
         if isinstance(module, ViT):
-            module.checkpointing = run.checkpointing
+            module.checkpointing = checkpointing
     set_training_mode(model)
 
 
 def set_training_mode(model):
-    """Training mode, but for BatchNorm layers whose parameters are frozen: they keep their statistics, too."""
+    """Training mode, but BatchNorm layers with frozen parameters keep their statistics, too."""
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
             module.eval()
 
 
+def stop_unless_finite(stage, step, loss, batches, data):
+    """Raises DataError, after the names of the batch's pictures, for a loss that is not finite.
 
-# ------------------------------------------------------------------------------------------------------ the run folder
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-LOG_EVERY, CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 500, 300  # steps; a checkpoint also after so many seconds
+    What would become of the weights is never saved.
+    """
+    if loss.isfinite():
+        return
+    rank, _ = processes()
+    for (crops, _), batch in zip(data, batches):
+        people = crops.dataset
+        for row in batch["row"].tolist():
+            file = people.files[people.image_index[row]]
+            print(f"in this batch: {people.name}, person {row}, {file}",
+                  file=sys.__stdout__ if rank else sys.stdout)
+    reason = f"the learning rate, {stage.lr:g}"
+    if stage.bf16:
+        reason += ", or --bf16"
+    raise DataError(f"stage {stage.name}, step {step}: the loss is {loss.item()}, most likely "
+                    f"because of {reason}; the last checkpoint is good")
+
+
+# === Appendix: the run's folder; skip on a first reading ==========================================
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+           if hasattr(signal, name)]
+LOG_EVERY = 50            # steps
+CHECKPOINT_EVERY = 500    # steps
+CHECKPOINT_SECONDS = 300  # a checkpoint is never older
 
 
 class Run:
-    """A run's folder: config.json, log.csv, the last two checkpoints of each stage, and the results. measure: (stage,
-    model) -> a number of the validation, or NaN."""
+    """A run in its folder: `fit` tells it of each step, and it validates, logs and saves.
+
+    measure: (stage, model) -> a number of the validation, or NaN.
+    """
 
     def __init__(self, options, measure):
-        self.workers, self.cache, self.measure = options.workers, Path(options.cache), measure
-        self.checkpointing, (rank, world), given = options.checkpointing, processes(), options.resume or options.out
-        self.folder = Path(all_items([given or (None if rank else new_folder(options.mode))])[0])  # the first process's
-        self.lock = None if rank else weakref.finalize(self, locked(self.folder / "lock").close)
-        self.write("config.json", vars(options) | {"resume": None, "processes": world})
+        self.options = options
+        self.measure = measure
+        self.compute = Compute(options.bf16, options.accumulate)
+        self.code = code_of_modules()
+        self.folder = folder_of(options)
+        if processes()[0] == 0:  # held until this run is gone
+            self.lock = weakref.finalize(self, locked(self.folder / "lock").close)
+        config = vars(options) | {"resume": None, "processes": processes()[1]}
+        write_file(self.folder / "config.json", config)
         print(f"run folder: {self.folder}")
-        self.history, self.training, self.signal = [], False, 0  # rows of log.csv
-        for one in SIGNALS:  # the other processes end with the first; what nohup ignores stays ignored
-            signal.signal(one, signal.SIG_IGN if rank or signal.getsignal(one) == signal.SIG_IGN else self.on_signal)
+        self.log = Log(self.folder)
+        self.signals = Signals(self.folder)
 
-    def on_signal(self, number, frame):
-        """The first one lets a step of training end."""
-        if not self.training or self.signal:
-            raise KeyboardInterrupt(number, self.folder)
-        self.signal = number
-
-    def stop_unless_finite(self, stage, step, loss, batches, data):
-        """What would become of the weights is never saved."""
-        if not loss.isfinite():
-            for people, batch in ((crops.dataset, batch) for (crops, _), batch in zip(data, batches)):
-                for row in batch["row"].tolist():
-                    print(f"in this batch: {people.name}, person {row}, {people.files[people.image_index[row]]}",
-                          file=sys.__stdout__ if processes()[0] else sys.stdout)
-            raise DataError(f"stage {stage.name}, step {step}: the loss is {loss.item()}, most likely because of the "
-                            f"learning rate, {stage.lr:g}{', or --bf16' * stage.bf16}; the last checkpoint is good")
+    def restore(self, stage, model, optimizer, data):
+        """The stage begins, or goes on from its newest good checkpoint -> number of steps done."""
+        self.signals.wait_for_step = True
+        self.checkpoints = Checkpoints(self.folder, stage, data, self.code)
+        self.checkpoints.check_space(model)
+        state = self.checkpoints.load(model, optimizer)
+        done = 0
+        if state:
+            done = state["step"]
+            self.log.rows = state["history"]
+        self.log.start_clock(done)
+        return done
 
     def after_step(self, stage, done, loss, predicted, batch, model, optimizer):
         """Validates, logs and saves every so many steps; `done` of them are done."""
-        value, last = math.nan, done == stage.steps
-        if done % (stage.validate_every or max(stage.steps // 5, 100)) == 0 or last and stage.validate_every:
-            value = float(self.measure(stage, model))
-            set_training_mode(model)
-            if stage.select == "best" and value > self.best:
-                self.best = value
-                save_tensors(self.folder / f"{stage.name}.best.pth", model.state_dict())
-        if done % min(LOG_EVERY, max(1, stage.steps // 10)) == 0 or last or not math.isnan(value):
-            pck = math.nan if predicted is None else batch_pck(predicted, batch, model.config)
-            losses = {name: mean_of_all(part.detach()).item()
-                      for name, part in ({"loss": loss} | getattr(model, "losses", {})).items()}
-            self.history.append({"stage": stage.name, "step": done, "pck": pck, "validation": value} | losses)
-            speed = (done - self.first) / (time.monotonic() - self.started)  # steps per second
-            numbers = [f"{name} {n:.3f}  " for name, n in (("PCK", pck), ("validation", value)) if not math.isnan(n)]
-            print(f"{stage.name:8}{done:6}/{stage.steps}  loss {losses['loss']:.5f}  {''.join(numbers)}"
-                  f"{speed * stage.batch_size:4.0f} images/s  {(stage.steps - done) / speed:4.0f} s left", flush=True)
-        if self.signal or last or done % CHECKPOINT_EVERY == 0 or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+        last = done == stage.steps
+        validation = math.nan
+        every = stage.validate_every or max(stage.steps // 5, 100)
+        if done % every == 0 or last and stage.validate_every:
+            validation = self.validate(stage, model)
+        every = min(LOG_EVERY, max(1, stage.steps // 10))
+        if done % every == 0 or last or not math.isnan(validation):
+            pck = math.nan
+            if predicted is not None:
+                pck = batch_pck(predicted, batch, model.config)
+            losses = {"loss": loss, **getattr(model, "losses", {})}
+            self.log.add(stage, done, losses, pck, validation)
+        age = time.monotonic() - self.checkpoints.saved
+        due = done % CHECKPOINT_EVERY == 0 or age > CHECKPOINT_SECONDS
+        if due or last or self.signals.received:
             self.save(stage, done, model, optimizer)
-        if self.signal:
-            raise KeyboardInterrupt(self.signal, self.folder)
+        self.signals.stop_if_received()
+
+    def validate(self, stage, model):
+        """The number of the validation; keeps the model if it is the best one so far."""
+        value = float(self.measure(stage, model))
+        set_training_mode(model)
+        if stage.select == "best" and value > self.checkpoints.best:
+            self.checkpoints.best = value
+            save_tensors(self.checkpoints.best_model, model.state_dict())
+        return value
 
     def save(self, stage, done, model, optimizer):
-        """Writes the learning curves so far, and then what `restore` needs, beside the last checkpoint."""
-        names = list(dict.fromkeys(["stage", "step", "loss", *(name for row in self.history for name in row)]))
-        rows = [",".join(str(row.get(name, "")) for name in names) for row in self.history]
-        self.write("log.csv", "\n".join([",".join(names), *rows, ""]))
-        self.write("curves.png", draw_curves(self.history))
-        newest, older = self.checkpoints
-        if newest.exists() and processes()[0] == 0:
-            os.replace(newest, older)
-        save_tensors(newest, {"step": done, "best": self.best, "history": self.history, "model": model.state_dict(),
-                              "optimizer": optimizer.state_dict(), "data": self.data})
-        self.saved = time.monotonic()
+        """Writes the log so far, and then a checkpoint."""
+        self.log.write()
+        self.checkpoints.save(done, model, optimizer, self.log.rows)
 
-    def restore(self, stage, model, optimizer, data):
-        """Loads the stage's newest good checkpoint, if there is one. Returns the number of steps that are done."""
-        self.first, self.best, self.training = 0, -math.inf, True
-        self.data = json.loads(json.dumps({crops.dataset.name: identity_of(crops, rows) for crops, rows in data}))
-        self.checkpoints = [self.folder / f"{stage.name}.checkpoint{age}.pth" for age in ("", ".older")]
-        paths = list(filter(os.path.exists, self.checkpoints))
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        size = sum(tensor.nbytes for tensor in [*model.state_dict().values(), *trained, *trained])
-        need, free = 2 * size - sum(map(os.path.getsize, paths)), free_space(self.folder)  # there will be two of them
-        if free < need:
-            raise DataError(f"{self.folder}: expected {need // 10**6} MB for checkpoints, found {free // 10**6} free")
-        for path in paths:
-            with expecting(path, "a checkpoint of this run"):
-                try:
-                    state = read_file(path)
-                except DataError as error:
-                    print(f"{error}; it is removed, going back to what was before it", file=sys.stderr)
-                    path.unlink(missing_ok=True)  # so that it does not take the place of the one before it
-                    continue
-                for name, now in self.data.items():
-                    if changed := [what for what in now if now[what] != state["data"][name][what]]:
-                        raise DataError(f"{path}: began with other {', '.join(changed)} of {name}: it cannot go on")
-                if state["step"] > stage.steps:
-                    raise DataError(f"{path}: has done {state['step']} steps, more than {stage.steps}")
-                model.load_state_dict(state["model"])
-                optimizer.load_state_dict(state["optimizer"])
-                self.first, self.best, self.history = state["step"], state["best"], state["history"]
-            break
-        self.started = self.saved = time.monotonic()
-        return self.first
-
-    def select(self, stage, model):
-        """The best model in validation, where the stage wants it."""
-        self.training = False
-        if self.signal:
-            raise KeyboardInterrupt(self.signal, self.folder)
-        if stage.select == "best" and self.best > -math.inf:
+    def finish(self, stage, model):
+        """The stage is done. The model becomes the best in validation, where the stage wants it."""
+        self.signals.wait_for_step = False
+        self.signals.stop_if_received()
+        best = self.checkpoints.best
+        if stage.select == "best" and best > -math.inf:
             wait_for_all()  # the first process has written it
-            model.load_state_dict(read_file(self.folder / f"{stage.name}.best.pth"))
-            print(f"{stage.name}: selected the best in validation, AP {self.best:.3f}")
+            model.load_state_dict(read_file(self.checkpoints.best_model))
+            print(f"{stage.name}: selected the best in validation, AP {best:.3f}")
 
-    def write(self, name, content):
-        """Text, a picture, or an object for JSON; only the first process writes."""
-        if processes()[0] == 0 and isinstance(content, dict):
-            write_json(self.folder / name, content, indent=2)
-        elif processes()[0] == 0:
-            with written_whole(self.folder / name) as part:
-                part.write_text(content) if isinstance(content, str) else content.save(part)
+
+def folder_of(options):
+    """The path of the run's folder. Where none is named, the first process makes a new one."""
+    given = options.resume or options.out
+    if not given and processes()[0] == 0:
+        given = new_folder(options.mode)
+    return Path(all_items([given])[0])  # the first process's
+
+
+def new_folder(mode):
+    """Makes runs/vlpose-1, or with the first number that is free."""
+    for number in itertools.count(1):
+        folder = Path("runs").absolute() / f"{mode}-{number}"
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
 
 
 def locked(path):
-    """A file that no other program can open in this way as long as this one runs; on Windows any can."""
+    """A file that no other program can open in this way as long as this one holds it open.
+
+    Raises DataError if another one does. On Windows any can.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")
     with expecting(path.parent, "that no other program trains in it"), suppress(ImportError):
@@ -654,394 +989,842 @@ def locked(path):
     return file
 
 
-def new_folder(mode):
-    """Makes runs/vlpose-1, or with the first number that is free."""
-    for place in itertools.count(1):
-        with suppress(FileExistsError):
-            (folder := Path("runs").absolute() / f"{mode}-{place}").mkdir(parents=True)
-            return folder
+def write_file(path, content):
+    """Writes text, a picture, or a dict as JSON; only the first process does."""
+    if processes()[0] > 0:
+        return
+    if isinstance(content, dict):
+        write_json(path, content, indent=2)
+        return
+    with written_whole(path) as part:
+        if isinstance(content, str):
+            part.write_text(content)
+        else:
+            content.save(part)
+
+
+# ---------------------------------------------------------------------------------------- the log
+
+class Log:
+    """log.csv and curves.png of a run: a row for every few steps of each stage."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.rows = []
+
+    def start_clock(self, done):
+        """The speed is measured from here, where so many steps of the stage are done."""
+        self.first = done
+        self.started = time.monotonic()
+
+    def add(self, stage, done, losses, pck, validation):
+        """Adds and prints a row. losses: {"loss": the whole, and the parts that it has}."""
+        row = {"stage": stage.name, "step": done, "loss": None, "pck": pck,
+               "validation": validation}
+        for name, loss in losses.items():
+            row[name] = mean_of_all(loss.detach()).item()
+        self.rows.append(row)
+        speed = (done - self.first) / (time.monotonic() - self.started)  # steps per second
+        line = f"{stage.name:8}{done:6}/{stage.steps}  loss {row['loss']:.5f}  "
+        if not math.isnan(pck):
+            line += f"PCK {pck:.3f}  "
+        if not math.isnan(validation):
+            line += f"validation {validation:.3f}  "
+        line += f"{speed * stage.batch_size:4.0f} images/s  "
+        line += f"{(stage.steps - done) / speed:4.0f} s left"
+        print(line, flush=True)
+
+    def write(self):
+        """Writes all rows; a cell is empty where a stage has no such loss."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = [",".join(names or ("stage", "step", "loss"))]
+        for row in self.rows:
+            lines.append(",".join(str(row.get(name, "")) for name in names))
+        write_file(self.folder / "log.csv", "\n".join(lines) + "\n")
+        write_file(self.folder / "curves.png", draw_curves(self.rows))
 
 
 def batch_pck(predicted, batch, config):
-    """Share of a batch's labelled keypoints that lie closer than 0.05 of the crop's height to the truth."""
+    """Share of a batch's labelled keypoints that are closer than 0.05 of a crop's height."""
+    height, width = config.image_size
     points, _ = decode_heatmaps(predicted.detach().cpu(), config.image_size, config.sigma)
-    truth, (height, width) = batch["keypoints"].cpu(), config.image_size
-    right = (points - truth).norm(dim=2) < 0.05 * height
+    truth = batch["keypoints"].cpu()                                         # (B, K, 2)
+    right = (points - truth).norm(dim=2) < 0.05 * height                     # (B, K)
     inside = ((truth >= 0) & (truth <= torch.tensor([width, height]) - 1)).all(2)
-    counts = inside & (batch["visible"].cpu() > 0)
-    right, counted = mean_of_all(torch.stack([(right & counts).sum(), counts.sum()]).to(predicted))
+    counted = inside & (batch["visible"].cpu() > 0)
+    numbers = torch.stack([(right & counted).sum(), counted.sum()])
+    right, counted = mean_of_all(numbers.to(predicted))
     return (right / counted).item()
 
 
-# ----------------------------------------------------------------------------------------------------------- the cache
-VERSION = "training-1"  # a new number whenever training changes, so that a cached model is not taken for a new one
+def draw_curves(rows, width=480, height=180):
+    """A picture of the log's rows: a line of two charts, loss and PCK, for each stage.
+
+    The dark line is the mean over the last fifth so far; the validation is green.
+    """
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    picture = Image.new("RGB", (2 * width, height * max(1, len(stages))), "white")
+    for place, stage in enumerate(stages):
+        of_stage = [row for row in rows if row["stage"] == stage]
+        top = place * height
+        pck_title = f"{stage}: PCK@0.05 of training batches, and validation"
+        draw_chart(picture, (0, top, width, top + height), f"{stage}: loss", of_stage, "loss")
+        draw_chart(picture, (width, top, 2 * width, top + height), pck_title, of_stage, "pck")
+    return picture
 
 
-def fit_or_find(stage, model, loss_of, data, run, depends_on=()):
-    """`fit`, unless the run has not begun it and the cache has what it gives. depends_on: what else that depends on."""
-    identity = [VERSION, FIGURES, state_hash(model), asdict(model.config), asdict(stage), *depends_on]
-    identity += [identity_of(crops, rows) for crops, rows in data]
-    path = run.cache / f"{stage.name}-{digest(json.dumps(identity, default=str).encode())}.pth"
-    try:
-        if all_items([path.exists() and not (run.folder / f"{stage.name}.checkpoint.pth").exists()])[0]:
-            model.load_state_dict(load_pose_model(path).state_dict())
-            print(f"{stage.name} model: {path} (trained before)")
+def draw_chart(picture, box, title, rows, key):
+    """Draws a column of the log as a curve into a box of the picture; nothing if it is all NaN."""
+    steps = np.array([row["step"] for row in rows])
+    values = np.array([row[key] for row in rows])
+    if np.isnan(values).all():  # a stage that predicts no keypoints
+        return
+    smooth = [values[n - n // 5:n + 1].mean() for n in range(len(values))]
+    lines = {"lightsteelblue": values, "royalblue": np.array(smooth)}
+    if key == "pck":
+        lines["seagreen"] = np.array([row["validation"] for row in rows])
+    highest = np.nanmax(list(lines.values())) or 1
+    left, top, right, bottom = np.add(box, (50, 30, -15, -25)).tolist()  # within the margins
+    draw = ImageDraw.Draw(picture)
+    draw.text((left, top - 22), title, "black")
+    for tick in range(5):
+        y = bottom - tick / 4 * (bottom - top)
+        draw.line([(left, y), (right, y)], (225, 225, 225))
+        draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
+    draw.text((right, bottom + 5), f"{rows[-1]['step']} steps", "black", anchor="ra")
+    for color, line in lines.items():
+        x = left + steps / steps[-1] * (right - left)
+        y = bottom - line / highest * (bottom - top)
+        known = np.isfinite(y)
+        draw.line(list(zip(x[known], y[known])), color, 2)
+
+
+# -------------------------------------------------------------------------------- the checkpoints
+
+class Checkpoints:
+    """The last two checkpoints of a stage, and its best model in validation.
+
+    data: what the stage draws from; it does not go on with anything else.
+    code: {file: hash} of the program; see the cache.
+    """
+
+    def __init__(self, folder, stage, data, code):
+        self.folder = folder
+        self.stage = stage
+        self.newest = folder / f"{stage.name}.checkpoint.pth"
+        self.older = folder / f"{stage.name}.checkpoint.older.pth"
+        self.best_model = folder / f"{stage.name}.best.pth"
+        self.best = -math.inf
+        self.data = {crops.dataset.name: identity_of(crops, rows) for crops, rows in data}
+        self.code = code  # of the program that began the stage
+        self.saved = time.monotonic()
+
+    def check_space(self, model):
+        """Raises DataError if the disk has no room for two checkpoints with AdamW's two moments."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        tensors = [*model.state_dict().values(), *trained, *trained]
+        there = [path.stat().st_size for path in (self.newest, self.older) if path.exists()]
+        need = 2 * sum(tensor.nbytes for tensor in tensors) - sum(there)
+        free = free_space(self.folder)
+        if free < need:
+            raise DataError(f"{self.folder}: expected {need // 10 ** 6} MB for checkpoints, "
+                            f"found {free // 10 ** 6} free")
+
+    def save(self, done, model, optimizer, history):
+        """Writes what `load` needs; the newest checkpoint so far becomes the older one."""
+        if processes()[0] == 0 and self.newest.exists():
+            os.replace(self.newest, self.older)
+        save_tensors(self.newest, {
+            "step": done, "best": self.best, "history": history, "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(), "data": self.data, "code": self.code})
+        self.saved = time.monotonic()
+
+    def load(self, model, optimizer):
+        """Fills model and optimizer from the newest good checkpoint.
+
+        Returns what else the checkpoint holds, None without one. A damaged one is removed, so that
+        it does not take the place of the one before it.
+        """
+        for path in (self.newest, self.older):
+            if not path.exists():
+                continue
+            with expecting(path, "a checkpoint of this run"):
+                try:
+                    state = read_file(path)
+                except DataError as error:
+                    print(f"{error}; it is removed, going back to what was before it",
+                          file=sys.stderr)
+                    path.unlink(missing_ok=True)
+                    continue
+                self.check(path, state)
+                model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+                self.best = state["best"]
+                self.code = state.get("code")
+                return state
+        return None
+
+    def check(self, path, state):
+        """Raises DataError for a checkpoint that this stage cannot go on from."""
+        for name, now in self.data.items():
+            then = state["data"][name]
+            changed = [what for what in now if now[what] != then[what]]
+            if changed:
+                raise DataError(f"{path}: began with other {', '.join(changed)} of {name}: "
+                                "it cannot go on")
+        if state["step"] > self.stage.steps:
+            raise DataError(f"{path}: has done {state['step']} steps, "
+                            f"more than {self.stage.steps}")
+
+
+# ------------------------------------------------------------------------------------ the signals
+
+class Signals:
+    """What Ctrl-C and its like do: the first one lets a step of training end and be saved.
+
+    Between the stages, and the second time, they end the program at once. Only the first process
+    listens, for the others end with it.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.wait_for_step = False  # whether a stage is training
+        self.received = 0           # the signal's number
+        rank, _ = processes()
+        for number in SIGNALS:
+            if rank > 0:
+                signal.signal(number, signal.SIG_IGN)
+            elif signal.getsignal(number) != signal.SIG_IGN:  # what nohup ignores stays ignored
+                signal.signal(number, self.receive)
+
+    def receive(self, number, frame):
+        if self.received or not self.wait_for_step:
+            raise KeyboardInterrupt(number, self.folder)
+        self.received = number
+
+    def stop_if_received(self):
+        if self.received:
+            raise KeyboardInterrupt(self.received, self.folder)
+
+
+# === Appendix: the cache of trained models; skip on a first reading ===============================
+#
+# A cached model is found by its stage's options, its data and its starting weights. Its file has
+# hashes of the code that trained it: if a module was edited since then, it is trained anew.
+
+MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
+
+# The models that are cached do not depend on these options. They belong to what comes after, to the
+# machine, or to data, weights and a style that are looked at themselves. All other options are part
+# of the key, also those that somebody adds.
+NOT_IN_KEY = {
+    "mode", "recipe", "resume", "device", "workers", "checkpointing", "cache", "out", "dry_run",
+    "source", "target", "test", "boxes", "oracle", "weights", "init",
+    "sentences", "per_token", "text_weights", "strategy", "rank", "decoder", "matcher",
+    "num_prompts", "lr_batch", "base_lr", "base_steps", "base_epochs", "lr", "steps", "epochs",
+    "validate_every", "select", "supervised_steps", "adapt_lr", "milestones", "adapt_milestones",
+    "steady_discriminator", "style_encoder", "style_weights", "style_steps", "style_lr",
+    "style_batch", "ema_decay", "image_level", "feature_level", "pose_level", "consistency",
+    "occlusion"}
+
+
+def fit_or_find(stage, model, loss_of, data, run, restyle=None, stylist=None):
+    """`fit`, unless the run has not begun the stage and the cache has its result.
+
+    restyle, stylist: the function that changes images, and the network whose weights it uses.
+    """
+    key = {"figures": FIGURES, "stage": asdict(stage), "config": asdict(model.config),
+           "weights": state_hash(model), "options": options_in_key(run.options),
+           "data": [identity_of(crops, rows) for crops, rows in data]}
+    if restyle:
+        file = file_of(restyle)
+        if file is None:  # nobody can tell whether it is still the same
+            fit(stage, model, loss_of, data, run)
             return
-    except DataError as error:
-        print(f"{error}; training it anew")
+        run.code[file.name] = digest(file.read_bytes())
+        key["restyle"] = f"{restyle.__module__}.{restyle.__qualname__}"
+        key["probability"] = run.options.image_level
+        key["stylist"] = stylist and state_hash(stylist)
+    path = Path(run.options.cache) / f"{stage.name}-{digest(json.dumps(key).encode())}.pth"
+    begun = (run.folder / f"{stage.name}.checkpoint.pth").exists()
+    if all_items([path.exists() and not begun])[0] and take_from(path, stage, model, run.code):
+        return
     fit(stage, model, loss_of, data, run)
+    if run.checkpoints.code != run.code:  # other code has begun the stage: nobody shall find it
+        return
     try:
-        save_checkpoint(path, model)
+        save_checkpoint(path, model, code=run.code)
     except DataError as error:
         print(f"{error}; it is not kept for other runs", file=sys.stderr)
 
 
+def take_from(path, stage, model, code):
+    """Fills a model from the cache, and says so; False if it must be trained anew."""
+    try:
+        found = load_pose_model(path)
+    except DataError as error:
+        print(f"{error}; training it anew")
+        return False
+    then = found.about.get("code", {})
+    changed = [name for name in code if code[name] != then.get(name)]
+    if changed:
+        has = "has" if len(changed) == 1 else "have"
+        print(f"{stage.name} model: {', '.join(changed)} {has} changed since: training anew")
+        return False
+    model.load_state_dict(found.state_dict())
+    print(f"{stage.name} model: {path} (trained before)")
+    return True
+
+
+def options_in_key(options):
+    return {name: value for name, value in vars(options).items() if name not in NOT_IN_KEY}
+
+
+def code_of_modules():
+    """{file: hash of its text} of the six modules."""
+    folder = Path(__file__).parent
+    return {name: digest((folder / name).read_bytes()) for name in MODULES}
+
+
+def file_of(function):
+    """The path of the file that defines a plain function; None for others, or without a file."""
+    if not inspect.isfunction(function) and not inspect.ismethod(function):
+        return None
+    file = inspect.getsourcefile(function)
+    if file is None or not os.path.exists(file):
+        return None
+    return Path(file)
+
+
 def identity_of(crops, rows):
-    """What the crops that a stage draws depend on."""
+    """What the crops that a stage draws depend on, in values that JSON has."""
     people = crops.dataset
     files = [(Path(file).name, os.path.getsize(file)) for file in people.files]
     labels = people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()
-    return {"people": len(rows), "files": digest(json.dumps(files).encode()), "labels": digest(labels),
-            "keypoints": people.skeleton.names, "size": crops.size, "augmentation": asdict(crops.augmentation)}
+    return {"people": len(rows), "files": digest(json.dumps(files).encode()),
+            "labels": digest(labels), "keypoints": list(people.skeleton.names),
+            "size": list(crops.size), "augmentation": asdict(crops.augmentation)}
 
 
 def state_hash(model):
-    return digest(b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values()))
+    tensors = model.state_dict().values()
+    return digest(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors))
 
 
 def digest(content):
+    """A short hash of bytes."""
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-# ----------------------------------------------------------------------------------------- data and models for VLPose
+# === Appendix: data and models; skip on a first reading ===========================================
+
 @dataclass
 class Test:
-    """A data set to test on, and where to look for its people: in their own boxes, or in those of a detector."""
+    """A data set to test on, and where to look for its people: their own boxes, or a detector's."""
     dataset: PoseDataset
-    boxed: PoseDataset  # whose people are the boxes
-    people: np.ndarray  # rows of `boxed`
+    boxed: PoseDataset                # its people are the boxes
+    people: np.ndarray                # rows of `boxed`
     scores: np.ndarray | None = None  # of the detector's boxes
 
     def numbers(self, model, texts, workers):
         """What the model predicts, and {domain: {"AP": ..., "PCK": ...}}."""
         results = predict_people(model, self.boxed, texts, self.people, self.scores, workers)
-        return results, domain_table(self.dataset, results, model.config.image_size, detected=self.scores is not None)
+        detected = self.scores is not None
+        return results, domain_table(self.dataset, results, model.config.image_size, detected)
 
 
 def vlpose_data(options):
-    """What the base learns from (None with --weights), what is adapted to, and the tests, the target's last."""
+    """What the base learns from, what is adapted to, and the tests, the target's at the end.
+
+    The first is None with --weights.
+    """
     target = training_set(options.target, options)
-    source = None if options.weights else training_set(options.source, options, target.skeleton)
+    source = None
+    if not options.weights:
+        source = training_set(options.source, options, target.skeleton)
     tests = []
     for spec in dict.fromkeys((options.source, options.target)):
         dataset = open_with_sentences(spec, "val", options, target.skeleton)
         if len(dataset.annotated):
             tests.append(Test(dataset, dataset, dataset.annotated))
     if not tests:
-        raise DataError(f"{options.source}, {options.target}: expected labelled people to validate on, found none")
+        raise DataError(f"{options.source}, {options.target}: expected labelled people to "
+                        "validate on, found none")
     if options.boxes:
-        dataset = tests[-1].dataset
-        if dataset.name != options.target:
-            raise DataError(f"{options.target}: expected labelled people to test on in boxes, found none")
-        image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
-        rows, boxes, scores = read_boxes(options.boxes, image_rows)
-        tests[-1] = Test(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
+        tests[-1] = test_in_boxes(tests[-1].dataset, options)
     check_pictures([test.dataset for test in tests])
     return source, target, tests
 
 
-def open_with_sentences(spec, split, options, skeleton=None):
-    dataset = load_dataset(spec, split, options.cache)
-    return with_sentences(with_skeleton(dataset, skeleton) if skeleton else dataset, options.sentences)
+def test_in_boxes(dataset, options):
+    """A Test on the target in the boxes of a detector's results."""
+    if dataset.name != options.target:
+        raise DataError(f"{options.target}: expected labelled people to test on in boxes, "
+                        "found none")
+    image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
+    rows, boxes, scores = read_boxes(options.boxes, image_rows)
+    return Test(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
 
 
-def training_set(spec, options, skeleton=None):
-    """A data set with labelled people to train on, and a line on how many there are."""
-    dataset = open_with_sentences(spec, "train", options, skeleton)
-    people, skipped = len(dataset.annotated), len(dataset.ids) - len(dataset.annotated)
-    if not people:
-        raise DataError(f"{spec}: expected labelled people to train on, found none")
-    print(f"{spec}: {people:,} people in {len(dataset.files):,} images to train on"
-          + (f"; {skipped} without labelled keypoints skipped" if skipped else "")
-          + (f"; fewer than a batch of {options.batch_size} has" if people < options.batch_size else ""))
-    return dataset
+@dataclass
+class AlignmentData:
+    """The data sets of alignment, all with the skeleton of the labels that are tested on."""
+    source: PoseDataset                  # with --source none it is the target
+    target: PoseDataset                  # without its labels
+    test: PoseDataset
+    labelled_target: PoseDataset | None  # of --oracle
 
 
-def check_pictures(datasets):
-    """DataError, after their names, for pictures to test on that are not readable; `read_pictures` has read its own."""
-    problems = unreadable([*dict.fromkeys(file for test in datasets if not test.upright for file in test.files)])
-    if problems:
-        print(*problems.values(), sep="\n", file=sys.stderr)
-        raise DataError(f"{datasets[0].name}: {len(problems)} pictures to test on cannot be read, see above")
-
-
-def starting_model(options, skeleton, trunk_size=(256, 192)):
-    """The trained model of --weights, with a predictor for this skeleton; or a new one, but for the backbone of --init.
-    trunk_size: of crops, where a network of torchvision is new."""
-    torch.manual_seed(options.seed)
-    size, config = options.image_size and tuple(options.image_size), MODEL_CONFIGS[options.size]
-    if options.weights:
-        model = with_keypoints(load_pose_model(options.weights, size), skeleton)
-    else:
-        config = replace(config, image_size=size or (trunk_size if config.trunk else config.image_size))
-        model = PoseModel(config, len(skeleton.names), skeleton)
-        if options.init:
-            load_backbone(model, options.init)
-    model.config = replace(model.config, sigma=options.sigma or model.config.sigma)
-    return model.to(options.device)
-
-
-def read_texts(datasets, options):
-    """{sentence: T (L, D_text)} of all images, read by the frozen text tower."""
-    if options.text_weights == "random":
-        print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a fixed seed stands in")
-    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
-    return encode_sentences(load_clip_text(options.text_weights).to(options.device), sentences, options.per_token)
-
-
-def save_model(path, model, options, adapter_only=False):
-    """Writes a model, or of a VLPose only the adapter, and which sentences it reads."""
-    save_checkpoint(path, model, adapter_only, text_weights=options.text_weights, sentences=options.sentences,
-                    per_token=options.per_token)
-
-
-def report_trained_share(model, base, options):
-    """Prints and returns how many parameters are trained."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    share = trained / sum(parameter.numel() for parameter in base.parameters())
-    print(f"{options.strategy}: {trained:,} trainable parameters, {share:.1%} of the base model's")
-    return trained
-
-
-# --------------------------------------------------------------------------- data and models for multi-level alignment
 def alignment_data(options):
-    """The source with its labels, the target without, what is tested on, and for --oracle the target with its labels;
-    all with the skeleton of the labels that are tested on, or else of the source, or with --source none the model's."""
+    """AlignmentData. Where nothing is labelled to test on, the skeleton is the source's.
+
+    With --source none it is always the model's.
+    """
     target = unlabelled(open_with_sentences(options.target, "train", options))
-    source = target if options.source == "none" else training_set(options.source, options)
-    split = "all" if options.test and os.path.isfile(options.test.partition(":")[2].partition("#")[0]) else "val"
-    test = open_with_sentences(options.test or options.target, split, options)
+    source = target
+    if options.source != "none":
+        source = training_set(options.source, options)
+    test = open_with_sentences(options.test or options.target, split_of(options.test), options)
     labelled = len(test.annotated) > 0
     if options.test and not labelled:
         raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
     check_pictures([test])
-    print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, their labels unread")
-    skeleton = (load_pose_model(options.weights) if source is target else test if labelled else source).skeleton
+    print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, "
+          "their labels unread")
+    if source is target:
+        skeleton = load_pose_model(options.weights).skeleton
+    elif labelled:
+        skeleton = test.skeleton
+    else:
+        skeleton = source.skeleton
     bare = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
-    return (bare if source is target else with_skeleton(source, skeleton), bare,
-            with_skeleton(test, skeleton) if labelled else bare,
-            options.oracle and training_set(options.target, options, skeleton))
+    source = bare if source is target else with_skeleton(source, skeleton)
+    test = with_skeleton(test, skeleton) if labelled else bare
+    labelled_target = None
+    if options.oracle:
+        labelled_target = training_set(options.target, options, skeleton)
+    return AlignmentData(source, bare, test, labelled_target)
+
+
+def split_of(spec):
+    """The split to test on: all of a data set that is one file, and "val" of others."""
+    if spec:
+        _, _, path = spec.partition(":")
+        if os.path.isfile(path.partition("#")[0]):
+            return "all"
+    return "val"
+
+
+def open_with_sentences(spec, split, options, skeleton=None):
+    dataset = load_dataset(spec, split, options.cache)
+    if skeleton:
+        dataset = with_skeleton(dataset, skeleton)
+    return with_sentences(dataset, options.sentences)
+
+
+def training_set(spec, options, skeleton=None):
+    """A data set with labelled people to train on; prints a line on how many there are."""
+    dataset = open_with_sentences(spec, "train", options, skeleton)
+    people = len(dataset.annotated)
+    skipped = len(dataset.ids) - people
+    if not people:
+        raise DataError(f"{spec}: expected labelled people to train on, found none")
+    line = f"{spec}: {people:,} people in {len(dataset.files):,} images to train on"
+    if skipped:
+        line += f"; {skipped} without labelled keypoints skipped"
+    if people < options.batch_size:
+        line += f"; fewer than a batch of {options.batch_size} has"
+    print(line)
+    return dataset
+
+
+def check_pictures(datasets):
+    """Raises DataError, after their names, for pictures to test on that cannot be read.
+
+    Own pictures are left out: `read_pictures` has read them already.
+    """
+    files = [file for dataset in datasets if not dataset.upright for file in dataset.files]
+    problems = unreadable(list(dict.fromkeys(files)))
+    if problems:
+        print(*problems.values(), sep="\n", file=sys.stderr)
+        raise DataError(f"{datasets[0].name}: {len(problems)} pictures to test on cannot be read, "
+                        "see above")
+
+
+def starting_model(options, skeleton, trunk_size=(256, 192)):
+    """The model of --weights, with a predictor for this skeleton; or a new one.
+
+    A new model has the backbone of --init, if that is given.
+    trunk_size: height and width of crops, where a network of torchvision is new.
+    """
+    torch.manual_seed(options.seed)
+    size = tuple(options.image_size) if options.image_size else None
+    if options.weights:
+        model = with_keypoints(load_pose_model(options.weights, size), skeleton)
+    else:
+        config = MODEL_CONFIGS[options.size]
+        if size is None:
+            size = trunk_size if config.trunk else config.image_size
+        model = PoseModel(replace(config, image_size=size), len(skeleton.names), skeleton)
+        if options.init:
+            load_backbone(model, options.init)
+    if options.sigma:
+        model.config = replace(model.config, sigma=options.sigma)
+    return model.to(options.device)
 
 
 def new_stylist(options):
-    """The style network: a small one for small images, or the one of --style-encoder and --style-weights."""
+    """The style network; None without the image level.
+
+    It is a small one for small images, or the one of --style-encoder and --style-weights.
+    """
+    if not options.image_level:
+        return None
     torch.manual_seed(options.seed)
-    stylist = StyleTransfer(options.style_encoder) if options.style_encoder else StyleTransfer(width=16, depth=1)
+    if options.style_encoder:
+        stylist = StyleTransfer(options.style_encoder)
+    else:
+        stylist = StyleTransfer(width=16, depth=1)
     if options.style_weights:
         state = load_weights(options.style_weights)
         whole = "encoder.0.weight" in state  # a run's style.pth
         if not whole and not options.style_encoder:
-            raise DataError(f"--style-weights {options.style_weights}: expected a run's style.pth, or a decoder and "
-                            "the --style-encoder that it was trained for")
-        load_strictly(stylist if whole else stylist.decoder, state, options.style_weights)
+            raise DataError(f"--style-weights {options.style_weights}: expected a run's style.pth, "
+                            "or a decoder and the --style-encoder that it was trained for")
+        part = stylist if whole else stylist.decoder
+        load_strictly(part, state, options.style_weights)
     return stylist.to(options.device)
 
 
-# ------------------------------------------------------------------------------------------------- tables and pictures
-PREVIEWS, SOME = 8, 100  # images in a picture, people to validate with
+def read_texts(datasets, options):
+    """{sentence: T (L, D_text)} of all images, read by the frozen text tower; and D_text."""
+    if options.text_weights == "random":
+        print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a "
+              "fixed seed stands in")
+    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
+    clip_text = load_clip_text(options.text_weights).to(options.device)
+    texts = encode_sentences(clip_text, sentences, options.per_token)
+    return texts, clip_text.config.embed_dim
 
 
-def validation(tests, texts, workers, stage, model):
-    """The AP over all of the target (the base's stage: the source) where a model is selected by it, or else the PCK of
-    some of its people without the flip test; NaN where there is none."""
-    test, model = tests[0 if stage.name == "base" else -1], getattr(model, "student", model)
-    read, people = texts if isinstance(model, VLPose) else None, test.dataset.annotated
+def alignment_texts(data, options):
+    """`read_texts` where stage 2 trains an adapter, which reads them; else None and None."""
+    if options.strategy == "full":
+        return None, None
+    return read_texts([data.source, data.target, data.test], options)
+
+
+def save_model(path, model, options, adapter_only=False):
+    """Writes a model, or of a VLPose only the adapter, and which sentences it reads."""
+    save_checkpoint(path, model, adapter_only, text_weights=options.text_weights,
+                    sentences=options.sentences, per_token=options.per_token)
+
+
+def save_adapted(model, run):
+    """Writes model.pth, and a VLPose's adapter.pth, which is small."""
+    save_model(run.folder / "model.pth", model, run.options)
+    if isinstance(model, VLPose):
+        save_model(run.folder / "adapter.pth", model, run.options, adapter_only=True)
+
+
+def report_trained_share(model, base, options):
+    """Prints how many parameters are trained."""
+    counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    trained = sum(counts)
+    share = trained / sum(parameter.numel() for parameter in base.parameters())
+    print(f"{options.strategy}: {trained:,} trainable parameters, {share:.1%} of the base model's")
+
+
+# === Appendix: tables and pictures; skip on a first reading =======================================
+
+PREVIEWS = 8  # people in a picture
+SOME = 100    # people to validate with
+
+
+def validation(stage, model, tests, texts, workers):
+    """The number that is measured while a stage trains; NaN where there is none.
+
+    Where a model is selected by it, it is the AP over all of the target. Otherwise it is the PCK of
+    some people of the target, for the base's stage of the source, without the flip test.
+    """
+    test = tests[0] if stage.name == "base" else tests[-1]
+    model = getattr(model, "student", model)
+    if not isinstance(model, VLPose):
+        texts = None
     if stage.select == "best":
-        _, table = test.numbers(model, read, workers)
+        _, table = test.numbers(model, texts, workers)
         return table[f"all of {test.dataset.name}"]["AP"]
+    people = test.dataset.annotated
     if stage.name == "style" or not len(people):
         return math.nan
     some = test.dataset.select_people(people[::math.ceil(len(people) / SOME)])
-    results = predict(model, some, read, flip_test=False, workers=workers)
-    return pck_of_results(some, results, model.config.image_size, groups=some.skeleton.groups)["mean"]
+    results = predict(model, some, texts, flip_test=False, workers=workers)
+    pck = pck_of_results(some, results, model.config.image_size, groups=some.skeleton.groups)
+    return pck["mean"]
 
+
+# ----------------------------------------------------------------------------------- of VLPose
 
 def compare_poses(base, adapted, texts, tests, run):
-    """Prints and keeps the table of the original and the adapted model, and draws what both predict."""
-    columns = {"original": (base, None), "adapted": (adapted, None)}
+    """Prints and keeps the table of the original and the adapted model, and draws their poses."""
+    models = {"original": (base, None), "adapted": (adapted, None)}  # what predicts, what it reads
     if isinstance(adapted, VLPose):
-        columns |= {"adapted": (adapted, texts), "adapter off": (adapted, None)}
-    tables, results = {column: {} for column in columns}, {column: [] for column in columns}
-    for column, (model, read) in columns.items():
+        models["adapted"] = (adapted, texts)
+        models["adapter off"] = (adapted, None)
+    tables = {}
+    results = {}
+    for label, (model, read) in models.items():
+        tables[label] = {}
+        results[label] = []
         for test in tests:
-            found, table = test.numbers(model, read, run.workers)
-            results[column].append(found)
-            for name, row in table.items():  # two data sets may have a domain of the same name
-                tables[column][f"{name} ({test.dataset.name})" if name in tables[column] else name] = row
+            found, table = test.numbers(model, read, run.options.workers)
+            results[label].append(found)
+            for domain, numbers in table.items():
+                if domain in tables[label]:  # two data sets have a domain of the same name
+                    domain = f"{domain} ({test.dataset.name})"
+                tables[label][domain] = numbers
     print_domains(tables)
-    run.write("results.json", tables)
-    run.write("poses.png", draw_sheet([person for test in tests for person in some_of_each_domain(
-        test.dataset, columns, PREVIEWS // len(tests))]))
-    if "adapter off" in tables:
-        report_adapter_off(results["adapter off"] == results["original"])  # every coordinate and score
+    write_file(run.folder / "results.json", tables)
+    people = []
+    for test in tests:
+        people += some_of_each_domain(test.dataset, models, PREVIEWS // len(tests))
+    write_file(run.folder / "poses.png", draw_sheet(people))
+    if "adapter off" in models:
+        report_adapter_off(results["adapter off"] == results["original"])
 
 
 def report_adapter_off(same):
+    """same: every coordinate and every score is the original's."""
     print(f"adapter off gives the original's poses exactly: {'yes' if same else 'NO'}")
     if not same:
-        raise DataError("with its adapter off the model differs from the original: its weights must have changed")
-
-
-def print_domains(tables):
-    """AP and PCK of each domain, their means, and those over all of each data set; two columns for each model."""
-    names = list(next(iter(tables.values())))
-    whole = [name for name in names if name.startswith("all of ")]
-    natural = [name for name in names if name.split(" (")[0] in NATURAL_DOMAINS]
-    artificial = [name for name in names if name not in {*whole, *natural}]
-    rows = {name: [name] for name in natural + artificial}
-    rows |= {"mean of natural": natural, "mean of artificial": artificial} | {name: [name] for name in whole}
-    print(format_table("domain", {row: {f"{model} {key}": np.mean([table[name][key] for name in members])
-                                        for model, table in tables.items() for key in ("AP", "PCK")}
-                                  for row, members in rows.items() if members}))
-
-
-def some_of_each_domain(dataset, columns, count):
-    """About `count` people, one at least of each domain, as the annotators and both models see them, to draw."""
-    domains, poses = dataset.domains[dataset.image_index[dataset.annotated]], {}
-    names = np.unique(domains)
-    rows = np.concatenate([dataset.annotated[domains == name][:max(1, count // len(names))] for name in names])
-    for label in ("original", "adapted"):
-        poses[label] = [np.reshape(result["keypoints"], (-1, 3)) for result in predict(
-            columns[label][0], dataset, columns[label][1], rows)]
-    return [(domain, dataset, row, {"truth": true_pose(dataset, row)} | {label: poses[label][n] for label in poses})
-            for n, (domain, row) in enumerate(zip(dataset.domains[dataset.image_index[rows]], rows))]
-
-
-def compare_pck(models, texts, stylist, test, run, options):
-    """Keeps the models, prints and keeps their PCK or what can be known without labels, and draws what they predict."""
-    if stylist:
-        save_tensors(run.folder / "style.pth", stylist.state_dict())
-    table, results, labelled = {}, {}, len(test.annotated) > 0
-    results_of = partial(predict, dataset=test, flip_test=False, workers=run.workers)
-    for name, model in models.items():
-        read = texts if isinstance(model, VLPose) else None
-        save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, options)
-        results[name] = results_of(model, texts=read)
-        if labelled:
-            pck = partial(pck_of_results, test, results[name], model.config.image_size, groups=test.skeleton.groups)
-            grid = grid_pck(model, test, test.skeleton.groups, read, run.workers)
-            table[name] = pck() | {"mean at 0.2": pck(threshold=0.2)["mean"], "mean (grid)": grid["mean"]}
-        else:
-            table[name] = without_labels(model, test, results[name], read, run.workers)
-    print(format_table("PCK@0.05" if labelled else "no labels", {
-        group: {name: column[group] for name, column in table.items()} for group in table["teacher"]}))
-    if "oracle" in table and labelled:
-        means = {name: column["mean"] for name, column in table.items()}
-        gap = means["oracle"] - means["source only"] or math.nan
-        print("share of the gap between source only and oracle that is closed: " + ", ".join(
-            f"{name} {(means[name] - means['source only']) / gap:.0%}" for name in ("student", "teacher")))
-    run.write("results.json", table)
-    run.write("poses.png", draw_pseudo_labels(test, results["source only"], results["teacher"]))
-    if texts:
-        save_model(run.folder / "adapter.pth", models["teacher"], options, adapter_only=True)
-        report_adapter_off(results_of(models["teacher"]) == results["source only"])
-
-
-def draw_pseudo_labels(test, source_only, teacher):
-    """Some people: the truth, what the source-only model predicts, and of the teacher what it is sure of, and all."""
-    rows = test.annotated if len(test.annotated) else np.arange(len(test.ids))
-    source_only, teacher = (np.reshape([result["keypoints"] for result in results], (len(rows), -1, 3))
-                            for results in (source_only, teacher))
-    sure = teacher[:, :, 2] > np.median(teacher[:, :, 2])  # `confidence_mask`, of all
-    people = []
-    for place in np.unique(np.linspace(0, len(rows) - 1, PREVIEWS).astype(int)):
-        poses = {"truth": true_pose(test, rows[place])} if len(test.annotated) else {}
-        labels = teacher[place] * [1, 1, 0] + sure[place, :, None] * [0, 0, 1]
-        poses |= {"source only": source_only[place], "pseudo-labels": labels, "teacher": teacher[place]}
-        people.append((Path(test.files[test.image_index[rows[place]]]).name, test, rows[place], poses))
-    return draw_sheet(people)
+        raise DataError("with its adapter off the model differs from the original: its weights "
+                        "must have changed")
 
 
 def domain_table(dataset, results, size, detected=False):
-    """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and the same of "all of" the data set: COCO's AP and
-    PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows whose pose it is, so PCK is -1."""
-    domains, whole = dataset.domains[dataset.image_index[dataset.annotated]], f"all of {dataset.name}"
-    of_all, of_domains = evaluate_domains(to_coco(dataset), results, dataset.skeleton.sigmas)
-    numbers = of_domains | {whole: of_all}
-    chosen = {domain: domains == domain for domain in numbers} | {whole: np.full(len(domains), True)}
-    return {domain: {"AP": row["AP"], "PCK": -1.0 if detected else
-                     pck_of_results(dataset, results, size, chosen[domain])["mean"]}
-            for domain, row in numbers.items() if chosen[domain].any()}
+    """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and of "all of" the data set.
+
+    AP is COCO's, PCK is PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows
+    whose pose it is, so that PCK is -1.
+    """
+    of_all, numbers = evaluate_domains(to_coco(dataset), results, dataset.skeleton.sigmas)
+    domains = dataset.domains[dataset.image_index[dataset.annotated]]  # (people,)
+    chosen = {domain: domains == domain for domain in numbers}         # {domain: which people}
+    whole = f"all of {dataset.name}"
+    numbers[whole] = of_all
+    chosen[whole] = np.full(len(domains), True)
+    table = {}
+    for domain, people in chosen.items():
+        if not people.any():
+            continue
+        pck = -1.0
+        if not detected:
+            pck = pck_of_results(dataset, results, size, people)["mean"]
+        table[domain] = {"AP": numbers[domain]["AP"], "PCK": pck}
+    return table
+
+
+def print_domains(tables):
+    """AP and PCK of each domain, their means, and those over all of each data set.
+
+    tables: {model: {domain: {"AP": ..., "PCK": ...}}}; each model has two columns.
+    """
+    names = list(tables["original"])
+    whole = [name for name in names if name.startswith("all of ")]
+    natural = [name for name in names if name.split(" (")[0] in NATURAL_DOMAINS]
+    artificial = [name for name in names if name not in {*whole, *natural}]
+    members = {name: [name] for name in natural + artificial}
+    members["mean of natural"] = natural
+    members["mean of artificial"] = artificial
+    members.update({name: [name] for name in whole})
+    rows = {}
+    for title, domains in members.items():
+        if not domains:
+            continue
+        rows[title] = {}
+        for model, table in tables.items():
+            for measure in ("AP", "PCK"):
+                values = [table[domain][measure] for domain in domains]
+                rows[title][f"{model} {measure}"] = np.mean(values)
+    print(format_table("domain", rows))
+
+
+def some_of_each_domain(dataset, models, count):
+    """About `count` people to draw, at least one of each domain, with the poses of both models.
+
+    models: {label: (model, texts)}, of which `original` and `adapted` are drawn.
+    """
+    domains = dataset.domains[dataset.image_index[dataset.annotated]]
+    names = np.unique(domains)
+    rows = []
+    for name in names:
+        rows.extend(dataset.annotated[domains == name][:max(1, count // len(names))])
+    people = [{"truth": true_pose(dataset, row)} for row in rows]
+    for label in ("original", "adapted"):
+        model, texts = models[label]
+        for poses, result in zip(people, predict(model, dataset, texts, rows)):
+            poses[label] = np.reshape(result["keypoints"], (-1, 3))
+    titles = dataset.domains[dataset.image_index[rows]]
+    return [(title, dataset, row, poses) for title, row, poses in zip(titles, rows, people)]
+
+
+# -------------------------------------------------------------------------------- of alignment
+
+def compare_pck(models, texts, stylist, test, run):
+    """Keeps the models and a table of them, prints it, and draws what they predict.
+
+    The table has PCK, or where nothing is labelled what can be known without labels.
+    """
+    if stylist:
+        save_tensors(run.folder / "style.pth", stylist.state_dict())
+    labelled = len(test.annotated) > 0
+    table = {}
+    results = {}
+    for name, model in models.items():
+        save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, run.options)
+        read = texts if isinstance(model, VLPose) else None
+        results[name] = predict(model, test, read, flip_test=False, workers=run.options.workers)
+        measure = pck_numbers if labelled else without_labels
+        table[name] = measure(model, test, results[name], read, run.options.workers)
+    print_columns("PCK@0.05" if labelled else "no labels", table)
+    if labelled and "oracle" in table:
+        print_gap({name: numbers["mean"] for name, numbers in table.items()})
+    write_file(run.folder / "results.json", table)
+    picture = draw_pseudo_labels(test, results["source only"], results["teacher"])
+    write_file(run.folder / "poses.png", picture)
+    if texts:
+        teacher = models["teacher"]
+        save_model(run.folder / "adapter.pth", teacher, run.options, adapter_only=True)
+        off = predict(teacher, test, flip_test=False, workers=run.options.workers)
+        report_adapter_off(off == results["source only"])
+
+
+def print_columns(title, columns):
+    """A table of {column: {row: number}}."""
+    rows = {row: {} for row in columns["teacher"]}
+    for row, numbers in rows.items():
+        for name, column in columns.items():
+            numbers[name] = column[row]
+    print(format_table(title, rows))
+
+
+def print_gap(means):
+    """How much of the way from the source-only model to the oracle the others have come."""
+    start = means["source only"]
+    gap = means["oracle"] - start or math.nan
+    shares = [f"{name} {(means[name] - start) / gap:.0%}" for name in ("student", "teacher")]
+    print("share of the gap between source only and oracle that is closed: " + ", ".join(shares))
+
+
+def pck_numbers(model, dataset, results, texts, workers):
+    """PCK of what `predict` gave, by groups of joints; the mean at 0.2, and as the papers count."""
+    groups = dataset.skeleton.groups
+    size = model.config.image_size
+    numbers = pck_of_results(dataset, results, size, groups=groups)
+    wide = pck_of_results(dataset, results, size, threshold=0.2, groups=groups)
+    numbers["mean at 0.2"] = wide["mean"]
+    numbers["mean (grid)"] = grid_pck(model, dataset, groups, texts, workers)["mean"]
+    return numbers
 
 
 @torch.inference_mode()
 def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
-    """`evaluate_pck_grid` of a model on the annotated people of a data set, without the flip test. texts: as above."""
-    cells, size = [], model.config.image_size
-    grid = (size[0] // 4, size[1] // 4)
-    for batch, predicted in heatmaps_of(model, dataset, dataset.annotated, texts, workers=workers):
-        target, weights = encode_heatmaps(batch["keypoints"], batch["visible"], size, grid, model.config.sigma)
-        cells.append((highest_cells(predicted.float().cpu()), highest_cells(target), weights.numpy()))
-    predicted, target, visible = map(np.concatenate, zip(*all_items(cells)))
-    return evaluate_pck_grid(predicted, target, visible, grid, threshold, groups)
+    """`evaluate_pck_grid` of a model on annotated people, without the flip test.
+
+    texts: {sentence: T}, which a VLPose reads.
+    """
+    height, width = model.config.image_size
+    found = []  # of each batch
+    for batch, heatmaps in heatmaps_of(model, dataset, dataset.annotated, texts, workers=workers):
+        predicted = highest_cells(heatmaps.float().cpu())                       # (B, K, 2)
+        target, visible = label_heatmaps(batch, model.config, "cpu")
+        found.append((predicted, highest_cells(target), visible.numpy()))
+    predicted, target, visible = map(np.concatenate, zip(*all_items(found)))
+    size = (height // 4, width // 4)
+    return evaluate_pck_grid(predicted, target, visible, size, threshold, groups)
 
 
 def without_labels(model, dataset, results, texts=None, workers=0):
-    """What can be known of a model without labels: the share of keypoints with a score of at least 0.5, and how far
-    apart a keypoint is in two views, the median in pixels of the crop. The other view is moved, scaled and turned at
-    random, always the same. results: what `predict` gave for all people in the plain crop, without the flip test."""
-    people, size = np.arange(len(dataset.ids)), model.config.image_size
+    """What can be known of a model without labels.
+
+    `sure keypoints` is the share of keypoints with a score of at least 0.5. `pixels between two
+    views` is how far apart a keypoint is in two views, the median in pixels of the crop. The other
+    view is moved, scaled and turned at random, always the same.
+    results: what `predict` gave for all people in the plain crop, without the flip test.
+    """
+    people = np.arange(len(dataset.ids))
+    size = model.config.image_size
     view = Augmentation(scale=0.2, shift=0.1, rotation=20)
-    others = predict(model, dataset, texts, people, flip_test=False, workers=workers, augmentation=view)
-    plain, moved = (np.reshape([result["keypoints"] for result in found], (len(people), -1, 3))
-                    for found in (results, others))
-    apart = np.linalg.norm((plain - moved)[:, :, :2], axis=2) * size[1] / crop_width(dataset.boxes, size)[:, None]
-    return {"sure keypoints": np.mean(plain[:, :, 2] >= 0.5), "pixels between two views": np.median(apart)}
+    others = predict(model, dataset, texts, people, flip_test=False, workers=workers,
+                     augmentation=view)
+    plain = poses_of(results)                                                   # (people, K, 3)
+    apart = np.linalg.norm((plain - poses_of(others))[:, :, :2], axis=2)        # (people, K)
+    apart *= size[1] / crop_width(dataset.boxes, size)[:, None]                 # in pixels of crops
+    return {"sure keypoints": np.mean(plain[:, :, 2] >= 0.5),
+            "pixels between two views": np.median(apart)}
 
 
-def draw_curves(history, width=480, height=180):
-    """Rows of log.csv as curves: loss and PCK, dark their mean over the last fifth so far; the validation is green."""
-    stages = list(dict.fromkeys(row["stage"] for row in history))
-    picture = Image.new("RGB", (2 * width, height * max(1, len(stages))), "white")  # empty before the first row
-    draw, titles = ImageDraw.Draw(picture), {"loss": "loss", "pck": "PCK@0.05 of training batches, and validation"}
-    for place, (stage, key) in enumerate((stage, key) for stage in stages for key in titles):
-        rows = [row for row in history if row["stage"] == stage]
-        steps, values, validation = np.array([(row["step"], row[key], row["validation"]) for row in rows]).T
-        if np.isnan(values).all():  # a stage that predicts no keypoints
-            continue
-        smooth = np.array([values[n - n // 5:n + 1].mean() for n in range(len(values))])
-        lines = {"lightsteelblue": values, "royalblue": smooth} | ({"seagreen": validation} if key == "pck" else {})
-        left, top = place % 2 * width + 50, place // 2 * height + 30
-        right, bottom = left + width - 65, top + height - 55
-        highest = np.nanmax([*lines.values()]) or 1
-        draw.text((left, top - 22), f"{stage}: {titles[key]}", "black")
-        for tick in range(5):
-            y = bottom - tick / 4 * (bottom - top)
-            draw.line([(left, y), (right, y)], (225, 225, 225))
-            draw.text((left - 5, y), f"{highest * tick / 4:.3g}", "black", anchor="rm")
-        draw.text((right, bottom + 5), f"{rows[-1]['step']} steps", "black", anchor="ra")
-        for color, line in lines.items():
-            x, y = left + steps / steps[-1] * (right - left), bottom - line / highest * (bottom - top)
-            draw.line([*zip(x[np.isfinite(y)], y[np.isfinite(y)])], color, 2)
-    return picture
+def poses_of(results):
+    """The keypoints (people, K, 3) of results in COCO's format: x, y, score."""
+    return np.reshape([result["keypoints"] for result in results], (len(results), -1, 3))
 
+
+def draw_pseudo_labels(test, source_only, teacher):
+    """Some people with their poses: the truth, the source-only model's, and the teacher's.
+
+    The teacher's are drawn as what it is sure of, the pseudo-labels, and as a whole.
+    """
+    labelled = len(test.annotated) > 0
+    rows = test.annotated if labelled else np.arange(len(test.ids))
+    before = poses_of(source_only)
+    after = poses_of(teacher)
+    sure = after[:, :, 2] > np.median(after[:, :, 2])  # `confidence_mask`, of all people
+    pseudo_labels = after.copy()
+    pseudo_labels[:, :, 2] = sure
+    people = []
+    for place in np.unique(np.linspace(0, len(rows) - 1, PREVIEWS).astype(int)):
+        row = rows[place]
+        poses = {}
+        if labelled:
+            poses["truth"] = true_pose(test, row)
+        poses["source only"] = before[place]
+        poses["pseudo-labels"] = pseudo_labels[place]
+        poses["teacher"] = after[place]
+        title = Path(test.files[test.image_index[row]]).name
+        people.append((title, test, row, poses))
+    return draw_sheet(people)
+
+
+# --------------------------------------------------------------------------------- of both
 
 def draw_sheet(people, side=192):
-    """A column for each of `people`, tuples (title, data set, row, {label: pose}): the person with each pose (K, 3)."""
-    labels = list(people[0][3])
+    """A picture with a column for each person and a row for each of their poses.
+
+    people: tuples (title, data set, row of the person, {label: pose (K, 3)}).
+    """
+    _, _, _, first = people[0]
+    labels = list(first)
     sheet = Image.new("RGB", (len(people) * side, len(labels) * side + 18), "white")
-    for x, (title, dataset, row, poses) in enumerate(people):
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, dataset, row, poses) in enumerate(people):
+        left = column * side
+        draw.text((left + 4, 3), title, "black")
         matrix = crop_matrix(dataset.boxes[row], (side, side))
-        file, wanted = dataset.files[dataset.image_index[row]], dataset.boxes[row, 2:].max() / side
-        image, shrink = open_image(file, wanted, dataset.upright)
-        crop = Image.fromarray(warp_image(image, matrix, (side, side), shrink))
-        ImageDraw.Draw(sheet).text((x * side + 4, 3), title, "black")
-        for y, pose in enumerate(poses.values()):
+        crop = crop_of(dataset, row, matrix, side)
+        for line, pose in enumerate(poses.values()):
             moved = np.column_stack([transform_points(pose[:, :2], matrix), pose[:, 2]])
-            sheet.paste(draw_pose(crop, moved, dataset.skeleton), (x * side, 18 + y * side))
-    for y, label in enumerate(labels):
-        ImageDraw.Draw(sheet).text((4, 22 + y * side), label, "white", stroke_width=1, stroke_fill="black")
+            sheet.paste(draw_pose(crop, moved, dataset.skeleton), (left, 18 + line * side))
+    for line, label in enumerate(labels):
+        draw.text((4, 22 + line * side), label, "white", stroke_width=1, stroke_fill="black")
     return sheet
+
+
+def crop_of(dataset, row, matrix, side):
+    """A picture of side×side pixels of a person's image, which `matrix` maps to it."""
+    file = dataset.files[dataset.image_index[row]]
+    wanted = dataset.boxes[row, 2:].max() / side  # a smaller image is read faster
+    image, shrink = open_image(file, wanted, dataset.upright)
+    return Image.fromarray(warp_image(image, matrix, (side, side), shrink))
 
 
 def true_pose(dataset, row):
@@ -1049,93 +1832,221 @@ def true_pose(dataset, row):
     return dataset.keypoints[row] * [1, 1, 0.5]
 
 
-# -------------------------------------------------------------------------------------------------------- the command
-MODES = {"vlpose": (train_vlpose, VLPoseRecipe), "uda": (train_uda, AlignmentRecipe)}
+# === Appendix: the command; skip on a first reading ===============================================
+
+@dataclass
+class CommonOptions:
+    """The options that both modes have."""
+    # the model at the start, and what a VLPose reads
+    weights: str = option(
+        None, type=path_or_name,
+        help="A trained model to adapt; none is trained then. It is a file or a name such as "
+             "vitpose-b; of a VLPose its base is taken.")
+    init: str = option(
+        None, type=path_or_name, only=NEW_BASE,
+        help="A new backbone of --size starts from these weights: a file or a name such as mae-b.")
+    image_size: list[int] = option(
+        None, nargs=2, least=32, step=32,
+        help="The height and the width of crops; by default the size's own.")
+    sigma: float = option(
+        None, above=0,
+        help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by default "
+             "the size's own.")
+    sentences: str = option(
+        "a photo of a {domain} character", type=path_or_name, only=READS_TEXT,
+        help="What is read of an image: a template that names its domain, a JSON file {domain: "
+             "sentence}, or `description`, the image's own text.")
+    per_token: bool = option(
+        False, only=READS_TEXT, help="All tokens of a sentence are read, not just its end.")
+    text_weights: str = option(
+        "random", type=path_or_name, only=READS_TEXT,
+        help="The weights of CLIP's text tower: a file or a name such as ViT-B/32.")
+    # how the run computes
+    bf16: bool = option(
+        None, help="Compute in bfloat16; by default a GPU that has it does. A CPU that does not "
+                   "have it is many times slower with it.")
+    accumulate: int = option(
+        1, least=1, help="Each batch is computed in so many parts, which saves memory.")
+    checkpointing: bool = option(
+        False, help="The blocks of a transformer are computed anew in the backward pass, which "
+                    "saves more memory.")
+    seed: int = option(0, least=0, help="The seed for all random numbers.")
+    device: str = option(default_device(), type=usable_device, help="The device that computes.")
+    workers: int = option(
+        4 if torch.cuda.is_available() else 0, least=0,
+        help="The number of processes that cut out crops.")
+    # the run's folder
+    cache: str = option(
+        str(cache_folder().absolute()), type=os.path.abspath,
+        help="The folder where figures and trained base models are kept.")
+    out: str = option(
+        None, type=os.path.abspath,
+        help="The run's folder. By default it is runs/MODE-1, -2, ...")
+    dry_run: bool = option(False, help="Print the plan and train nothing.")
+    # These say which options there are, and which defaults they have.
+    mode: str = option(
+        "vlpose", choices=("vlpose", "uda"),
+        help="VLPose, or multi-level alignment; `--mode uda --help` lists the options of that.")
+    recipe: str = option(
+        "minutes", choices=("minutes", "paper"),
+        help="What the defaults are made for: minutes on a CPU, or the paper's numbers.")
+    resume: str = option(
+        None, metavar="FOLDER",
+        help="Go on with the run in this folder; --steps or --epochs may make it longer.")
+
+
+@dataclass
+class VLPoseOptions(CommonOptions, VLPoseRecipe):
+    """All options of `--mode vlpose`. The fields of the last class come first."""
+
+
+@dataclass
+class AlignmentOptions(CommonOptions, AlignmentRecipe):
+    """All options of `--mode uda`."""
+
+
+MODES = {"vlpose": (train_vlpose, VLPoseOptions), "uda": (train_uda, AlignmentOptions)}
+MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing")  # when a run goes on
 
 
 def parse_options(argv):
-    """The values of a recipe, changed by options, and what else a run needs. `--mode uda --help` lists its own."""
-    first = Parser(add_help=False, **HELP)
-    first.add_argument("--mode", choices=MODES, default="vlpose", help="VLPose, or alignment: `--mode uda --help`.")
-    first.add_argument("--recipe", choices=("minutes", "paper"), default="minutes", help="For what defaults are set.")
-    first.add_argument("--resume", metavar="FOLDER", help="Go on with a run; --steps or --epochs may make it longer.")
-    chosen, _ = first.parse_known_args(argv)
-    if chosen.resume is not None:
-        return resumed(chosen.resume, argv)
-    kind, own = MODES[chosen.mode][1], {}
-    recipe = kind(**{option.name: option.metadata["paper"] for option in fields(kind) if chosen.recipe == "paper"})
-    for option in fields(recipe):
-        more = {name: value for name, value in option.metadata.items() if name != "paper"}
-        more = KINDS["switch"] | {"help": more["help"]} if option.type is bool else more
-        own[option.name] = more | {"default": getattr(recipe, option.name)}
-    parser = Parser(description="Trains and evaluates a pose estimator that crosses domains.", parents=[first], **HELP)
-    options = parse(parser, argv, ("train", chosen.mode), own)
+    """The options of a command line, an object of the mode's dataclass.
+
+    Raises DataError for an option that is unknown, wrong, or given in vain.
+    """
+    given, rest = read_first(argv)
+    if "resume" in given:
+        return resumed(given, rest)
+    _, kind = MODES[given.get("mode", "vlpose")]
+    defaults = defaults_of(kind, given.get("recipe", "minutes"))
+    options = read_options(
+        kind, argv, defaults, "Trains and evaluates a pose estimator that crosses domains.")
     if options.source == options.target and not options.weights:
         raise DataError(f"--source {options.source}: expected other data than --target")
-    if options.source == "none" and options.mode == "uda":
-        if not options.weights:
-            raise DataError("--source none: expected --weights, the model to adapt")
-        for name in ("image_level", "feature_level"):  # they need a source
-            if getattr(options, name) not in (0, getattr(recipe, name)):
-                raise DataError(f"--{name.replace('_', '-')}: has no effect with --source none")
-            setattr(options, name, 0.0)
-    for steps, epochs in (("steps", "epochs"), ("base_steps", "base_epochs")):  # the one that was given counts
-        if hasattr(options, epochs):
-            given = [getattr(options, name) != getattr(recipe, name) for name in (steps, epochs)]
-            if all(given):
-                raise DataError(f"expected --{steps.replace('_', '-')} or --{epochs.replace('_', '-')}, found both")
-            if any(given):
-                setattr(options, epochs if given[0] else steps, None)
-    if options.bf16 is None:  # a GPU without it, before Ampere, has no convolutions in it, and a CPU may be slow
-        options.bf16 = options.device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    if options.mode == "vlpose":
+        keep_the_given(options, defaults, "steps", "epochs")
+        keep_the_given(options, defaults, "base_steps", "base_epochs")
+    elif options.source == "none":
+        leave_the_source_out(options, defaults)
+    if options.bf16 is None:
+        options.bf16 = has_bf16(options.device)
     return options
 
 
-def resumed(folder, argv):
-    """The options of the run in a folder, as if they were given again, and those that are given now."""
-    config, asks = Path(folder) / "config.json", Parser(add_help=False, **HELP)
-    for option in ("--resume", "--mode", "--recipe", "--device"):
-        asks.add_argument(option)
-    asked, now = asks.parse_known_args(argv)
+def read_first(argv):
+    """{option: value} of --mode, --recipe, --resume and --device where they are given.
+
+    These must be known before the others can be read. Returns also the rest of the command line.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
+    for entry in fields(CommonOptions):
+        if entry.name in ("mode", "recipe", "resume", "device"):
+            parser.add_argument(flag_of(entry.name), **argument_of(entry, None))
+    given, rest = parser.parse_known_args(argv)
+    return vars(given), rest
+
+
+def keep_the_given(options, defaults, steps, epochs):
+    """Of --steps and --epochs the one that was given counts; the other's default is forgotten."""
+    steps_given = getattr(options, steps) != defaults[steps]
+    epochs_given = getattr(options, epochs) != defaults[epochs]
+    if steps_given and epochs_given:
+        raise DataError(f"expected {flag_of(steps)} or {flag_of(epochs)}, found both")
+    if steps_given:
+        setattr(options, epochs, None)
+    if epochs_given:
+        setattr(options, steps, None)
+
+
+def leave_the_source_out(options, defaults):
+    """With --source none the model of --weights adapts without the levels that need a source."""
+    if not options.weights:
+        raise DataError("--source none: expected --weights, the model to adapt")
+    for name in ("image_level", "feature_level"):
+        if getattr(options, name) not in (0, defaults[name]):
+            raise DataError(f"{flag_of(name)}: has no effect with --source none")
+        setattr(options, name, 0.0)
+
+
+def has_bf16(device):
+    """Whether bfloat16 is fast: a GPU before Ampere has no convolutions in it."""
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def resumed(given, rest):
+    """The options of the run in a folder, changed by those that are given now.
+
+    given: the values of --resume, --mode, --recipe, --device; rest: the rest of the command line.
+    """
+    folder = given["resume"]
+    config = Path(folder) / "config.json"
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
-        saved, world, then = json.loads(config.read_text()), int(os.environ.get("WORLD_SIZE", 1)), []
-        saved["device"] = asked.device or saved["device"]  # its own may not be here
+        saved = json.loads(config.read_text())
+        world = int(os.environ.get("WORLD_SIZE", 1))
         if saved.pop("processes") != world:
-            print(f"{folder}: goes on with another number of processes, {world}: not to the last digit")
-        for name, value in ((name, value) for name, value in saved.items() if value is not None):
-            option, values = f"--{name.replace('_', '-')}", value if isinstance(value, list) else [value]
-            if isinstance(value, bool):
-                option, values = option if value else f"--no-{option[2:]}", []
-            then += [option, *map(str, values)]
+            print(f"{folder}: goes on with another number of processes, {world}: not to the last "
+                  "digit")
+        for name in ("mode", "recipe"):
+            refuse_change(config, name, saved[name], given.get(name, saved[name]))
+        saved["resume"] = None
+        saved["device"] = given.get("device", saved["device"])  # its own may not be here
         try:
-            options = parse_options(then + now)
+            options = parse_options(words_of(saved) + rest)  # as if all of them were given now
         except DataError as error:
             raise DataError(f"{config} and what is given now: {error}") from None
-        options.mode, options.recipe = asked.mode or options.mode, asked.recipe or options.recipe
-        for name, value in json.loads(json.dumps(vars(options))).items():
-            if value != saved.get(name, value) and name not in "steps epochs device workers checkpointing".split():
-                raise DataError(f"{config}: began with --{name.replace('_', '-')} {saved[name]}, found {value}")
+        now = json.loads(json.dumps(vars(options)))  # tuples are lists there
+        for name, value in now.items():
+            if name not in MAY_CHANGE:
+                refuse_change(config, name, saved.get(name, value), value)
     options.resume = os.path.abspath(folder)
     return options
 
 
+def refuse_change(config, name, then, now):
+    """Raises DataError for an option that a run cannot change when it goes on."""
+    if then != now:
+        raise DataError(f"{config}: began with {flag_of(name)} {then}, found {now}")
+
+
+def words_of(values):
+    """The words of a command line for {option: value}; None is the default."""
+    words = []
+    for name, value in values.items():
+        if value is True:
+            words.append(flag_of(name))
+        elif value is False:
+            words.append(flag_of("no_" + name))
+        elif isinstance(value, list):
+            words.append(flag_of(name))
+            words.extend(map(str, value))
+        elif value is not None:
+            words += [flag_of(name), str(value)]
+    return words
+
+
 def main(argv=None):
-    store, options, handlers = None, None, {number: signal.getsignal(number) for number in SIGNALS}
+    """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    store = options = None
     if int(os.environ.get("RANK", 0)):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process says it
     try:
-        options = parse_options(argv if argv is not None else sys.argv[1:])
+        options = parse_options(sys.argv[1:] if argv is None else argv)
         if "LOCAL_RANK" in os.environ:
             store = join_processes(options)
-        if options.out and not options.resume and (Path(options.out) / "config.json").exists():
-            raise DataError(f"{options.out}: holds a run already; continue it with --resume, or name another folder")
-        MODES[options.mode][0](options)
+        out = options.out
+        if out and not options.resume and (Path(out) / "config.json").exists():
+            raise DataError(f"{out}: holds a run already; continue it with --resume, or name "
+                            "another folder")
+        run_mode, _ = MODES[options.mode]
+        run_mode(options)
     except (Exception, KeyboardInterrupt) as error:
         if store and store.add("failed", 1) > 1:
             return 2  # another process has said why
-        sys.stderr = sys.__stderr__ if options and "LOCAL_RANK" in os.environ else sys.stderr
+        if options and "LOCAL_RANK" in os.environ:
+            sys.stderr = sys.__stderr__
         return fail(error)
     finally:
         for number, handler in handlers.items():

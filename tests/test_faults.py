@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -238,21 +239,15 @@ def test_paths_in_config_json_are_absolute(run, cache, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- options in vain
 
-def rows_of(command):
-    return [row for row in eval.OPTIONS if row["command"] == command]
-
-
-def test_the_table_of_options_names_only_options_that_there_are():
-    known = {mode: vars(train.parse_options(["--mode", mode])) for mode in ("vlpose", "uda")}
-    known["eval"] = {row["option"] for row in rows_of("eval")}
-    for row in eval.OPTIONS:
-        commands = ("vlpose", "uda") if row["command"] == "train" else (row["command"],)
-        for condition in filter(None, row["only"].split("; ")):
-            word, option, *values = condition.split()
-            for name in commands:
-                assert word in ("with", "without") and option[2:].replace("-", "_") in known[name], row
-                assert row["option"] in known[name]
-        assert row["kind"] == "" or row["kind"] in eval.KINDS
+@pytest.mark.parametrize("kind", [
+    train.VLPoseOptions, train.AlignmentOptions, eval.NumbersOptions, eval.PosesOptions])
+def test_the_conditions_of_options_name_only_options_and_values_that_there_are(kind):
+    known = {entry.name: entry for entry in fields(kind)}
+    for entry in known.values():
+        for condition in entry.metadata["only"]:
+            assert condition.word in ("with", "without") and condition.other in known, entry.name
+            choices = known[condition.other].metadata["how"].get("choices", condition.values)
+            assert set(condition.values) <= set(choices), entry.name
 
 
 @pytest.mark.parametrize("argv, words", [

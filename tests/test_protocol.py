@@ -342,12 +342,16 @@ def people(count):
 def vlpose_plan(per_epoch, *arguments):
     """The stages of VLPose by the paper's recipe, for data of so many batches."""
     options = parse_options(["--mode", "vlpose", "--recipe", "paper", "--batch-size", "8", *arguments])
-    return plan_vlpose(options, SimpleNamespace(config=MODEL_CONFIGS[options.size]), *[people(8 * per_epoch - 3)] * 2)
+    base = SimpleNamespace(config=MODEL_CONFIGS[options.size])
+    plan = plan_vlpose(options, base, people(8 * per_epoch - 3), people(8 * per_epoch - 3))
+    return plan["base"], plan["adapt"]
 
 
 def uda_plan(*arguments):
     options = parse_options(["--mode", "uda", "--recipe", "paper", *arguments])
-    return plan_uda(options, stylist=True, source=people(1000), target=people(1000))
+    data = SimpleNamespace(source=people(1000), target=people(1000))
+    plan = plan_uda(options, stylist=True, restyle=True, data=data)
+    return plan["style"], plan["source"], plan["adapt"]
 
 
 @pytest.mark.parametrize("per_epoch", [30, 123])

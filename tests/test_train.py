@@ -1,10 +1,14 @@
 """What must hold for training: schedule and order, what each strategy trains, runs that repeat and resume exactly."""
+import importlib
 import json
 import math
+import os
 import re
 import shutil
-from dataclasses import replace
-from functools import lru_cache
+import subprocess
+import sys
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +20,11 @@ import convert
 import train
 import uda
 from data import COCO17, DataError, below_common_folder, draw_figures, load_dataset, make_skeleton, to_coco
-from eval import predict
+from eval import SAME, defaults_of, flag_of, option, parser_of, predict
 from train import Passes, Stage, learning_rate, main, parameter_groups
 from conftest import ROOT, command, uda_command
-from vlpose import (VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model, load_pose_model,
-                    save_checkpoint)
+from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text,
+                    load_model, load_pose_model, save_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -517,10 +521,193 @@ def test_labels_that_are_missing_where_they_are_needed_are_named(cache, tmp_path
     assert status == 2 and words in capsys.readouterr().err and not (tmp_path / "bad").exists()
 
 
+# ------------------------------------------------------------------------------- the cache of trained models
+
+def program_in(folder):
+    """A copy of the six modules to edit."""
+    folder.mkdir()
+    for name in train.MODULES:
+        shutil.copy(ROOT / name, folder)
+    (folder / "assets").symlink_to(ROOT / "assets")
+    return folder
+
+
+def cache_in(folder, cache):
+    """A cache with the drawn figures and no trained model."""
+    folder.mkdir()
+    (folder / train.FIGURES).symlink_to(cache / train.FIGURES)
+    return folder
+
+
+def printed_by(program, *argv):
+    ended = subprocess.run([sys.executable, program / "train.py", *argv], capture_output=True, text=True,
+                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def base_weights(folder):
+    return load_model(folder / "model.pth").state_dict()
+
+
+def test_after_an_edit_of_the_code_no_model_is_taken_from_the_cache(cache, tmp_path):
+    program, own = program_in(tmp_path / "program"), cache_in(tmp_path / "cache", cache)
+    fresh = cache_in(tmp_path / "fresh", cache)
+
+    def trained(name, cache):
+        return printed_by(program, *command(cache, tmp_path / name, "--strategy", "scratch"))
+
+    trained("first", own)
+    assert "trained before" in trained("second", own)
+    with open(program / "vlpose.py", "a") as file:  # an edit of the decoder
+        file.write("\n\nplain = PoseModel.features\n"
+                   "PoseModel.features = lambda self, images: torch.tanh(plain(self, images))\n")
+    printed = trained("edited", own)
+    assert "base model: vlpose.py has changed since: training anew" in printed
+    assert "trained before" not in printed
+    trained("edited, fresh", fresh)
+    assert "trained before" in trained("edited again", own)  # it is cached anew
+    weights = {name: base_weights(tmp_path / name) for name in ("first", "edited", "edited, fresh", "edited again")}
+    for name, tensor in weights["edited, fresh"].items():
+        assert torch.equal(tensor, weights["edited"][name]), name
+        assert torch.equal(tensor, weights["edited again"][name]), name
+    predictor = "head.predictor.weight"
+    assert not torch.equal(weights["first"][predictor], weights["edited"][predictor])
+
+
+@pytest.mark.parametrize("stylist", [True, False])
+def test_a_restyling_of_ones_own_is_cached_until_its_file_is_edited(cache, tmp_path, monkeypatch, capsys, stylist):
+    own, file = cache_in(tmp_path / "cache", cache), tmp_path / "my_style.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    if not stylist:
+        monkeypatch.setattr(train, "new_stylist", lambda options: None)
+
+    def trained(name, share):
+        file.write_text(f"def restyle(source, target):\n    return {share} * source + {1 - share} * target\n")
+        sys.modules.pop("my_style", None)
+        importlib.invalidate_caches()
+        restyle = importlib.import_module("my_style").restyle
+        monkeypatch.setattr(train, "restyling", lambda stylist, options: restyle)
+        more = [] if stylist else ["--image-level", "0"]
+        assert main(uda_command(own, tmp_path / name, *more)) == 0
+        return capsys.readouterr().out
+
+    assert "restyled model" not in trained("first", 0.5)
+    assert re.search("^restyled model: .* \\(trained before\\)$", trained("second", 0.5), re.M)
+    printed = trained("edited", 0.25)
+    assert "restyled model: my_style.py has changed since: training anew" in printed
+    assert "source model: " in printed and printed.count("trained before") == 1  # that has nothing to do with it
+    assert len(list(own.glob("restyled-*.pth"))) == 1
+
+
+def test_a_restyling_whose_code_nobody_can_see_is_never_cached(cache, tmp_path, monkeypatch):
+    own = cache_in(tmp_path / "cache", cache)
+    typed = {}
+    exec("def restyle(source, target): return target", typed)
+    for number, restyle in enumerate((typed["restyle"], partial(torch.lerp, weight=0.5))):
+        monkeypatch.setattr(train, "restyling", lambda stylist, options: restyle)
+        assert main(uda_command(own, tmp_path / str(number))) == 0
+    assert not list(own.glob("restyled-*")) and len(list(own.glob("source-*.pth"))) == 1
+
+
+def test_a_stage_that_other_code_has_begun_is_finished_but_not_cached(cache, tmp_path, monkeypatch):
+    changed = train.code_of_modules() | {"vlpose.py": "edited"}
+    after_step = train.Run.after_step
+
+    def stop(self, stage, done, *rest):
+        after_step(self, stage, done, *rest)
+        if done == 2:
+            raise Killed
+
+    own = cache_in(tmp_path / "cache", cache)
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train.Run, "after_step", stop)
+        main(command(own, tmp_path / "run", "--strategy", "scratch"))
+    monkeypatch.setattr(train, "code_of_modules", lambda: changed)
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    assert not list(own.glob("base-*.pth"))
+
+
+@dataclass
+class WithOneMore(train.VLPoseOptions):
+    smoothing: float = option(0.0, least=0, help="An option that somebody has added.")
+
+
+def test_an_option_that_somebody_adds_is_part_of_the_caches_key(cache, tmp_path, monkeypatch):
+    own = cache_in(tmp_path / "cache", cache)
+    monkeypatch.setitem(train.MODES, "vlpose", (train.train_vlpose, WithOneMore))
+    for number, smoothing in enumerate("010"):
+        assert main(command(own, tmp_path / str(number), "--strategy", "scratch", "--smoothing", smoothing)) == 0
+    assert len(list(own.glob("base-*.pth"))) == 2
+
+
+def test_options_that_are_not_in_the_key_are_options():
+    known = {entry.name for kind in (train.VLPoseOptions, train.AlignmentOptions) for entry in fields(kind)}
+    assert train.NOT_IN_KEY < known
+
+
 # ----------------------------------------------------------------------------------------------- recipes and protocols
 
 def options(*argv):
     return train.parse_options(list(argv))
+
+
+@pytest.mark.parametrize("mode, kind", [("vlpose", train.VLPoseOptions), ("uda", train.AlignmentOptions)])
+def test_the_fields_of_one_class_are_the_options_with_their_defaults_limits_and_help(mode, kind, capsys):
+    parser = parser_of(kind, defaults_of(kind), "")
+    assert {action.dest for action in parser._actions} == {"help", *(entry.name for entry in fields(kind))}
+    with pytest.raises(SystemExit):
+        options("--mode", mode, "--help")
+    printed = "".join(capsys.readouterr().out.split())  # lines break at spaces and hyphens
+    for recipe in ("minutes", "paper"):
+        values = vars(options("--mode", mode, "--recipe", recipe))
+        defaults = defaults_of(kind, recipe)
+        for entry in fields(kind):
+            paper = entry.metadata["paper"]
+            expected = entry.default if recipe == "minutes" or paper is SAME else paper
+            assert defaults[entry.name] == expected
+            if entry.name not in ("mode", "recipe", "bf16"):
+                assert values[entry.name] == expected, entry.name
+    for entry in fields(kind):
+        help = entry.metadata["help"]
+        assert help.replace(" ", "") in printed and help.endswith("."), entry.name
+        how, flag = entry.metadata["how"], flag_of(entry.name)
+        beyond = [how[name] - below for name, below in (("least", 1), ("above", 0)) if name in how]
+        beyond += [how["most"] + 1] if "most" in how else []
+        for value in beyond:
+            values = 2 * [str(value)] if how.get("nargs") == 2 else [str(value)]
+            with pytest.raises(DataError, match=f"argument {flag}: expected "):
+                options("--mode", mode, flag, *values)
+
+
+def test_what_one_field_says_is_what_the_command_does():
+    entry = {entry.name: entry for entry in fields(train.VLPoseOptions)}["base_lr"]
+    assert (entry.type, entry.default, entry.metadata["paper"]) == (float, 1.5e-3, 5e-4)
+    assert entry.metadata["how"] == {"above": 0} and [*map(str, entry.metadata["only"])] == ["without --weights"]
+    assert options("--base-lr", "0.25").base_lr == 0.25
+    with pytest.raises(DataError, match="--base-lr: expected a number above 0, found 0"):
+        options("--base-lr", "0")
+    with pytest.raises(DataError, match="--base-lr: has no effect; it counts only without --weights"):
+        options("--base-lr", "0.25", "--weights", "vitpose-b")
+
+
+def test_the_methods_options_come_before_those_of_the_machine():
+    for kind in (train.VLPoseOptions, train.AlignmentOptions):
+        names = [entry.name for entry in fields(kind)]
+        assert names[:2] == ["source", "target"] and names.index("strategy") < names.index("device")
+        assert names[-3:] == ["mode", "recipe", "resume"]
+
+
+def test_the_help_of_the_matcher_names_its_two_choices():
+    entry = {entry.name: entry for entry in fields(train.VLPoseOptions)}["matcher"]
+    assert all(f"({choice})" in entry.metadata["help"] for choice in MATCHERS) and len(MATCHERS) == 2
+
+
+@pytest.mark.parametrize("strategy", ["vlpose", "prompt", "lora"])
+def test_an_adapter_is_checked_without_building_it(cache, monkeypatch, strategy):
+    monkeypatch.setattr(train, "VLPose", pytest.fail)
+    assert main(["--cache", str(cache), "--dry-run", "--strategy", strategy]) == 0
 
 
 def test_a_recipe_has_every_value_of_the_paper_and_an_option_overrides_one():
@@ -543,7 +730,7 @@ def test_of_steps_and_epochs_the_one_that_is_given_counts():
 
 @pytest.mark.parametrize("ampere", [True, False])
 def test_bfloat16_is_the_default_where_a_gpu_has_it_and_nowhere_else(monkeypatch, ampere):
-    monkeypatch.setitem(train.KINDS, "device", {})  # there may be no GPU here
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)  # there may be no GPU here
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or ampere)
     assert options("--device", "cuda:1").bf16 == ampere
     assert options("--device", "cuda", "--no-bf16").bf16 is False and options("--device", "cuda", "--bf16").bf16 is True
