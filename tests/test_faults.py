@@ -167,12 +167,6 @@ def test_an_adapter_that_leaves_a_trace_when_it_is_off_is_an_error(
         _, table = numbers(self, model, *rest)
         return [object()], table  # no two results are equal
 
-    numbers = train.Test.numbers
-
-    def other_numbers(self, model, *rest):
-        _, table = numbers(self, model, *rest)
-        return [object()], table  # no two results are equal
-
     monkeypatch.setattr(train.Test, "numbers", other_numbers)
     assert main(command(cache, tmp_path / "run")) == 2
     assert "with its adapter off the model differs from the original" in error_of(capsys)
