@@ -172,10 +172,12 @@ def classify_detections(scene, sigmas):
         scene.to_find[a] = ~ignored
         matched = match_one_image(oks, ignored, people.crowd)   # (thresholds, detections)
 
-        value = np.where(ignored, -1, 1)    # (people,) of the detections that match this person
+        value = np.where(ignored, -1, 1)            # (people,) of a detection that matches them
         value[people.id_is_zero & ~ignored] = 0     # pycocotools takes id 0 for "matched nobody"
-        value = np.append(value, 0)         # value[-1] is of the detections that match nobody
-        positive = value[matched]
+        positive = np.zeros(matched.shape, int)
+        found = matched >= 0
+        positive[found] = value[matched[found]]
+
         outside = (detections.area < low) | (detections.area > high)
         positive[(positive == 0) & outside] = -1
         scene.positive[a] = positive
@@ -210,18 +212,18 @@ def coco_numbers(scenes):
     threshold, AP (M) and AP (L) for medium and large people. AR is the mean of the reached recall.
     """
     score = np.concatenate([scene.detections.score for scene in scenes])
-    detected = np.concatenate([scene.detections.category_id for scene in scenes])
+    detected_category = np.concatenate([scene.detections.category_id for scene in scenes])
     positive = np.concatenate([scene.positive for scene in scenes], axis=2)
-    annotated = np.concatenate([scene.people.category_id for scene in scenes])
+    person_category = np.concatenate([scene.people.category_id for scene in scenes])
     to_find = np.concatenate([scene.to_find for scene in scenes], axis=1)
 
-    categories = np.unique(annotated)
+    categories = np.unique(person_category)
     precision = np.full((len(AREAS), len(THRESHOLDS), len(RECALLS), len(categories)), np.nan)
     recall = np.full((len(AREAS), len(THRESHOLDS), len(categories)), np.nan)
     for c, category in enumerate(categories):
-        rows = np.flatnonzero(detected == category)
+        rows = np.flatnonzero(detected_category == category)
         rows = rows[np.argsort(-score[rows], kind="stable")]    # best first, equal ones in order
-        num_people = to_find[:, annotated == category].sum(1)   # (areas,)
+        num_people = to_find[:, person_category == category].sum(1)   # (areas,)
         for a, t in np.ndindex(len(AREAS), len(THRESHOLDS)):
             if num_people[a]:
                 curve, reached = precision_recall(positive[a, t, rows], num_people[a])
@@ -327,8 +329,8 @@ def predict(model, dataset, texts=None, people=None, flip_test=True, batch_size=
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
     results = []
-    batches = heatmaps_of(model, dataset, people, texts, flip_test, batch_size, workers,
-                          augmentation)
+    batches = heatmaps_of(model, dataset, people, texts, flip_test=flip_test,
+                          batch_size=batch_size, workers=workers, augmentation=augmentation)
     for batch, heatmaps in batches:
         points, scores = decode_heatmaps(heatmaps, model.config.image_size, model.config.sigma)
         points = points.cpu().double().numpy()                          # (B, K, 2) in the crop

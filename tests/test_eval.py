@@ -48,7 +48,7 @@ def evaluate(annotations, results, sigmas=COCO17.sigmas):
     return {name: round(value, 12) for name, value in numbers.items()}
 
 
-# ------------------------------------------------------------------------------------------------------- one rule each
+# ------------------------------------------------------------------------------------ one rule each
 
 def scene(*people, images=(1,), categories=(1,)):
     """COCO annotations of these people, numbered from 1."""
@@ -180,7 +180,7 @@ def test_a_person_with_id_0_is_never_found_because_pycocotools_reads_0_as_nobody
     assert evaluate(scene(person() | {"id": -1}), [pose()])["AR"] == 1
 
 
-# --------------------------------------------------------------------------------------------------------- random data
+# -------------------------------------------------------------------------------------- random data
 
 def random_case(seed):
     """Annotations, results and sigmas in which all the rules meet.
@@ -341,7 +341,7 @@ def test_the_order_of_the_keys_is_that_of_coco_and_the_arguments_stay_as_they_ar
     assert (annotations, results) == before
 
 
-# -------------------------------------------------------------------------------------------------------- real samples
+# ------------------------------------------------------------------------------------- real samples
 
 def perturbed(annotations, seed=0):
     """Results that a decent model might give: every person with noise, some of them twice."""
@@ -374,7 +374,7 @@ def test_human_art_domains_are_read_from_its_own_field_names(real):
     assert set(evaluate_domains(annotations, perturbed(annotations))[1]) >= {"digital art"}
 
 
-# --------------------------------------------------------------------------------------------- poses in detected boxes
+# -------------------------------------------------------------------------- poses in detected boxes
 
 def test_the_score_of_a_pose_is_the_mean_of_its_keypoints_above_0_2():
     keypoint_scores = np.array([[0.9, 0.5, 0.2, 0.1], [0.2, 0.1, 0.0, 0.0]])
@@ -418,7 +418,7 @@ def test_a_pose_that_was_removed_removes_nobody():
     assert oks_nms(keypoints[:0], *(a[:0] for a in arguments)).tolist() == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- PCK
+# ---------------------------------------------------------------------------------------------- PCK
 
 def plain_pck(predicted, target, visible, size, threshold, groups):
     N, K = visible.shape
@@ -476,7 +476,7 @@ def test_pck_refuses_arrays_that_do_not_fit_together(shapes):
         evaluate_pck(*map(np.ones, shapes))
 
 
-# ---------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 BAD_INPUT = {  # what is done to a scene's people p and results r, and what is said about it
     "an unknown image": (lambda p, r: r[1].update(image_id=5), "result 1: image_id 5 is no image of the annotations"),
@@ -542,7 +542,7 @@ def test_arguments_that_are_no_coco_data_are_refused():
             evaluate_oks(scene(person()), [pose()], sigmas)
 
 
-# -------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 @pytest.mark.parametrize("kind, limits, good, bad, expected", [
     (int, {"least": 1}, ["1", "7"], ["0", "-1", "1.5", "x", "", "nan", "inf"], "an integer of at least 1"),

@@ -49,7 +49,7 @@ def estimate(checkpoint, tmp_path, capsys):
     return run
 
 
-# ------------------------------------------------------------------------------------------------------- the detector
+# ------------------------------------------------------------------------------------- the detector
 
 def plant(monkeypatch, *findings):
     """A detector that finds these (corners, label, score) in the first picture, in the second, and so on."""
@@ -184,7 +184,7 @@ def test_the_public_files_of_detectors_are_torchvisions_best_and_checked():
     assert len(CATEGORIES) == 91 and CATEGORIES[1] == "person"
 
 
-# ---------------------------------------------------------------------------------------------- predict, correct, train
+# -------------------------------------------------------------------------- predict, correct, train
 
 def test_predicted_poses_are_read_back_as_annotations(photos, estimate, tmp_path):
     results, _ = estimate(photos)
@@ -311,7 +311,7 @@ def test_corrected_annotations_are_tested_into_another_folder(photos, estimate, 
     assert 0 < len(again) <= len(results) and len(list((tmp_path / "again").glob("*.jpg"))) == len(again)
 
 
-# -------------------------------------------------------------------------------------------- what people look at, keep
+# ------------------------------------------------------------------------ what people look at, keep
 
 def test_pictures_of_equal_names_in_two_folders_are_all_there(photos, estimate, tmp_path):
     for folder in ("a", "b/c"):
@@ -419,7 +419,7 @@ def test_a_runs_folder_will_do_and_an_adapter_with_its_base(photos, estimate, ch
     assert around == whole != json.loads((tmp_path / "out" / "results.json").read_text())
 
 
-# ------------------------------------------------------------------------------------------ skeletons, without labels
+# ------------------------------------------------------------------------ skeletons, without labels
 
 def three_joints(tmp_path, photos):
     """A file in COCO's format with a skeleton of its own, and results that are right."""
@@ -511,7 +511,7 @@ def test_a_prompt_is_needed_where_the_models_own_sentence_wants_a_domain(tmp_pat
     assert (tmp_path / "out").exists() == (status == 0)
 
 
-# ------------------------------------------------------------------------------------------------------ what takes long
+# ---------------------------------------------------------------------------------- what takes long
 
 def test_what_takes_long_says_how_far_it_is(monkeypatch, capsys):
     clock = iter(range(0, 1000, 2))

@@ -197,7 +197,7 @@ def test_sheets_and_curves_have_a_place_for_everything(figures):
     assert drawn.tolist() == [[True, False], [True, True]]  # no PCK in a stage that predicts no keypoints
 
 
-# -------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 def test_a_checkpoint_is_evaluated_on_a_data_set(figures, checkpoint, tmp_path, capsys):
     arguments = ["--checkpoint", str(checkpoint), "--data", f"figures:{figures}", "--device", "cpu"]
@@ -339,7 +339,7 @@ def test_bad_input_is_one_line_and_exit_status_2(figures, checkpoint, tmp_path, 
     assert error.startswith("error: ") and words in error and all(note.endswith(KNOWN_NOTES) for note in notes)
 
 
-# ------------------------------------------------------------------------------------------------ one picture in Python
+# ---------------------------------------------------------------------------- one picture in Python
 
 def test_the_poses_of_one_picture_are_those_of_a_data_set_that_holds_it(figures):
     dataset = with_sentences(load_dataset(f"figures:{figures}#cartoon", "val"), "a cartoon")

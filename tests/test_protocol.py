@@ -19,7 +19,7 @@ from train import learning_rate, parse_options, plan_uda, plan_vlpose
 from vlpose import MODEL_CONFIGS
 
 
-# ---------------------------------------------------------------------------------------------- PCK on the heatmap grid
+# -------------------------------------------------------------------------- PCK on the heatmap grid
 
 def highest_cell(heatmap):
     """(x, y) of the first highest cell in reading order, (0, 0) if no cell is above 0."""
@@ -123,7 +123,7 @@ def test_the_first_two_rows_and_columns_do_not_count_on_the_grid():
     assert [found[str(joint)] for joint in range(4)] == [-1, -1, -1, 1]
 
 
-# ---------------------------------------------------------------------------- ViTPose's augmentation: centres and sizes
+# -------------------------------------------------------- ViTPose's augmentation: centres and sizes
 
 SIZE = (64, 48)  # height, width of the crops
 DRAWS = 3000
@@ -265,7 +265,7 @@ def test_vitposes_augmentation_mirrors_every_second_crop_and_leaves_colors_alone
     assert 0.45 < np.mean(mirrored) < 0.55
 
 
-# ---------------------------------------------------------------------------------------------------- ViTPose's targets
+# -------------------------------------------------------------------------------- ViTPose's targets
 
 def udp_heatmap(x, y, labelled, size, sigma):
     """mmpose's target of one keypoint at x, y of the heatmap, and its weight; sigma is a whole number."""
@@ -332,7 +332,7 @@ def test_the_labels_of_a_crop_keep_keypoints_that_lie_just_outside(tmp_path):
     assert (heatmaps[0].amax((1, 2)) > 0.1).tolist() == [True] * 4 + [False] * 4 + [True] * 9
 
 
-# ------------------------------------------------------------------------------------------------------- learning rates
+# ----------------------------------------------------------------------------------- learning rates
 
 def people(count):
     """Stands for a data set of so many people."""
