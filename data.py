@@ -214,7 +214,7 @@ def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
     """
     H, W = input_size
     h, w = heatmap_size
-    # μ, in heatmap pixels but not rounded to them; corner pixels lie on corner pixels
+    # μ = (x, y), in heatmap pixels but not rounded to them; corner pixels lie on corner pixels
     x = keypoints[:, :, 0, None] * ((w - 1) / (W - 1))  # (B, K, 1)
     y = keypoints[:, :, 1, None] * ((h - 1) / (H - 1))
     # G(u, v) = exp(-((u - x)² + (v - y)²) / 2σ²) = exp(-(u - x)² / 2σ²) · exp(-(v - y)² / 2σ²)
@@ -297,7 +297,7 @@ class Augmentation:
     box_shift: float = 0.0  # likewise in parts of the padded box, before it gets the crop's shape
     rotation: float = 0.0  # degrees either way, with probability 0.6
     color: float = 0.0  # strength of the colour jitter
-    resized_crop: float = 0.0  # least share of the box's area in a random part of it; 0: all of it
+    resized_crop: float = 0.0  # a random part of the box, with at least this share of its area
     outside: bool = False  # whether keypoints outside count, if their Gaussians reach into the crop
 
 

@@ -7,7 +7,7 @@
     python tests/evidence.py clip --jobs 2                         the same with CLIP's own (338 MB, fetched once)
     python tests/evidence.py real --root /data/LSP --jobs 2        after `vlpose`: tuned on 1,000 real photographs
     python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
-    python tests/evidence.py lsp --root /data/LSP --jobs 2         figures to real photographs (tests/convert.py lsp)
+    python tests/evidence.py lsp --root /data/LSP --jobs 2         figures to real photographs
     python tests/evidence.py lsp-resnet --root /data/LSP --init resnet18    the same with a ResNet-18
     python tests/evidence.py both --jobs 2                         after `vlpose`: adapters learn from unlabelled art
     python tests/evidence.py tiny --jobs 2                         after `both`: 40 labelled pictures, 13 joints
@@ -52,7 +52,7 @@ LEVELS = {  # row -> what is left out
 WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (30, 100))}  # the default, and others
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
-TO_LSP = "--mode uda --source figures --target coco:{root}/lsp --steps 1200"
+TO_LSP = "--mode uda --source figures --target lsp:{root} --steps 1200"
 LSP = f"{TO_LSP} --augmentation paper --supervised-steps 5000"
 RECIPES = {  # figures to LSP in other ways
     "gentle augmentation, a shorter stage 1": "--augmentation gentle --supervised-steps 1200",
@@ -119,7 +119,7 @@ EXPERIMENTS = {  # name -> options of all rows, rows
     "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json", WORDS),
     "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json", WORDS),
     "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW),
-    "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --target coco:{root}/lsp --steps 600",
+    "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --target lsp:{root} --steps 600",
              REAL),
     "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY)}
 QUICK = {"vlpose": 3, "uda": 6, "lsp": 6, "lsp-resnet": 6}  # how many rows --quick runs; of the others, all
@@ -298,7 +298,9 @@ def tuning_measures(args, row, folder):
     trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
     found["adapted"]["trained"] = int(trained.replace(",", ""))
     for model, domains in results.items():
-        if held_out := [domain for domain in domains if domain.startswith("all of coco:")]:  # of few labels, of LSP
+        prefixes = ("all of coco:", "all of lsp:")  # the pictures of few labels, and those of LSP
+        held_out = [domain for domain in domains if domain.startswith(prefixes)]
+        if held_out:
             found[model]["held out"] = domains[held_out[0]]["AP"]
     return found
 

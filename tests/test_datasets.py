@@ -255,6 +255,7 @@ def test_lsp_has_a_thousand_images_to_train_on_and_a_thousand_others_to_test_on(
     parts = [load_dataset(f"lsp:{lsp}", split) for split in ("train", "val", "all")]
     assert [len(part.ids) for part in parts] == [1000, 1000, 2000]
     assert parts[0].files + parts[1].files == parts[2].files
+    assert load_dataset(f"lsp:{lsp}#photo", "val").files == parts[1].files
     assert parts[1].files[0].endswith("im1001.jpg") and set(parts[0].domains) == {"photo"}
     train, val, both = parts
     assert (np.concatenate([train.keypoints, val.keypoints]) == both.keypoints).all()
