@@ -2,7 +2,7 @@
 
 The ids are the same as OpenAI's, for any text:
 
-    CLIPTokenizer()("a photo of a cat")  ->  tensor([[49406, 320, 1125, 539, 320, 2368, 49407, ...]])
+    CLIPTokenizer()("a photo of a cat") -> tensor([[49406, 320, 1125, 539, 320, 2368, 49407, ...]])
 
 Byte-pair encoding in one paragraph: a word starts as its UTF-8 bytes, one token each, the last one
 marked as a word's end. Training looked for the most frequent pair of neighbouring tokens, merged it
@@ -115,8 +115,9 @@ class CLIPTokenizer:
             ids[i:i + 2] = [self.merges[first]]
 
     def decode(self, ids):
-        """The text of a list of ids, or of one row of a call's result; words and marks apart: "don 't".
+        """The text of a list of ids, or of one row of a call's result.
 
+        It has blanks between all words and marks: "don 't".
         Start tokens are left out, and the first end token ends the text, so that the padding behind
         it never shows. Bytes that are not UTF-8 become U+FFFD. Raises ValueError for an id outside
         the vocabulary.

@@ -6,9 +6,8 @@ A pose estimator that was trained on photographs fails on paintings. Fine-tuned 
 gets worse on photographs. VLPose leaves it unchanged and trains a small adapter around it. The
 adapter reads the domain's name:
 
-    image ─► frozen ViT with trained prompts P ─► E ─┐
-    "a photo of a cartoon" ─► frozen CLIP text ─► T ─┴─► relation matcher ─► R ─► dual decoder
-                                                                                  ─► heatmaps
+    image ───► frozen ViT, trained prompts P ──► E ─┐
+    sentence ► frozen CLIP text tower ─────────► T ─┴► relation matcher ─► R ─► decoder ─► heatmaps
 
 Without a sentence the adapter is off, and the output is the original model's, bit for bit.
 
@@ -20,8 +19,8 @@ The lesson, from top to bottom:
     5  the relation matcher: E asks E and T, the answer is R
     6  beyond the paper: updates of the frozen weights
     7  VLPose: R enters the decoder; all shapes in one place
-The appendices have other backbones, and load weights that others have published. The lesson does
-not need them.
+The appendices have other backbones, read files of weights, and load and save models. The lesson
+does not need them.
 
 Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of
 a sentence, n prompts, D width of an image token, D_text width of a text feature, C channels;
@@ -564,7 +563,8 @@ class VLPose(nn.Module):
         for name, W in module.named_parameters():
             update = self.updates[f"{part}.{name}".replace(".", "-")]
             replaced[id(W)] = update(W)
-        return copy.deepcopy(module, replaced)  # deepcopy takes from the table what is in it
+        # A copy of the module. Where the table has a W, deepcopy takes W + ΔW instead of copying W.
+        return copy.deepcopy(module, replaced)
 
 
 def run_model(model, images, sentences, texts):
@@ -727,7 +727,10 @@ def unwrap(contents):
 
 
 def checked_tensors(state, path):
-    """A state dict's tensors, once it is known that there are only tensors, with all their data."""
+    """The tensors of a state dict, without gradients.
+
+    Raises WeightsError if a value is not a tensor, or a tensor is larger than its data.
+    """
     if not state:
         raise WeightsError(f"{path}: expected a state dict, found no tensors")
     tensors = {}
@@ -1200,6 +1203,7 @@ def without_classifier(state):
 
 
 def has_decoder(state):
+    """Whether a state dict under our names has a decoder beside its backbone."""
     return any(name.startswith("head.") for name in state)
 
 

@@ -1,4 +1,4 @@
-"""What must hold for the text tower that has seen figures: it learns, and VLPose can read with it."""
+"""The text tower that has seen figures: it must learn, and VLPose must be able to read with it."""
 import json
 import sys
 
@@ -19,7 +19,8 @@ def figures(tmp_path, monkeypatch):
 
 def test_every_style_has_a_sentence_of_its_own_in_words_that_another_style_shares():
     assert text_tower.LOOKS.keys() == STYLES.keys()
-    words = {style: {word for look in looks for word in look.split("/")} for style, looks in text_tower.LOOKS.items()}
+    words = {style: {word for look in looks for word in look.split("/")}
+             for style, looks in text_tower.LOOKS.items()}
     for style, own in words.items():
         others = set().union(*(words[other] for other in words if other != style))
         assert own & others and own - others
@@ -27,7 +28,8 @@ def test_every_style_has_a_sentence_of_its_own_in_words_that_another_style_share
 
 def test_a_sentence_says_what_the_picture_looks_like():
     red = torch.tensor([250, 40, 40], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
-    said = " ".join(text_tower.sentence_about("sketch", red, np.random.default_rng(seed)) for seed in range(30))
+    said = " ".join(text_tower.sentence_about("sketch", red, np.random.default_rng(seed))
+                    for seed in range(30))
     assert "warm" in said and "colourful" in said and "dark" in said and "hatching" in said
     assert "cold" not in said and "grey" not in said and "cartoon" not in said
 
@@ -45,5 +47,6 @@ def test_vlpose_can_read_with_the_tower_that_is_written(figures, tmp_path, monke
 
 def test_a_batch_of_pictures_is_told_apart_better_the_longer_it_learns(figures, capsys):
     text_tower.train(100, batch_size=8)
-    first, last = (float(line.split("loss ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
+    first, last = (float(line.split("loss ")[1].split()[0])
+                   for line in capsys.readouterr().out.splitlines())
     assert last < first

@@ -1,4 +1,4 @@
-"""Loading in vlpose.py: public layouts against the programs that write them, hostile files, downloads."""
+"""Loading in vlpose.py: public layouts against their own programs, hostile files, downloads."""
 import argparse
 import collections
 import copy
@@ -26,8 +26,8 @@ from torch import nn
 import vlpose
 from data import COCO17, DataError, make_skeleton
 from vlpose import (DECODERS, DETECTORS, PUBLIC_FILES, TRUNKS, VIT_CONFIGS, PoseModel, ViTConfig,
-                    VLPose, WeightsError, encode_sentences, load_clip_text, load_model, load_pose_model, load_weights,
-                    save_checkpoint, with_keypoints)
+                    VLPose, WeightsError, encode_sentences, load_clip_text, load_model,
+                    load_pose_model, load_weights, save_checkpoint, with_keypoints)
 
 SMALL = ViTConfig(384, 2, 12, 0.0, 3, 0.8)  # ViTPose-S with two layers
 
@@ -39,7 +39,8 @@ def randomise(module, seed=0):
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 2, generator=generator)
         elif tensor.is_floating_point():
-            tensor.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.05, generator=generator)
+            tensor.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.05,
+                           generator=generator)
     return module.eval()
 
 
@@ -69,15 +70,17 @@ def same_heatmaps(a, b, images):
     return relative_error(a(images), b(images)) <= 1e-6
 
 
-# ------------------------------------------------------------------------------------- ViTPose, as others write it
+# ---------------------------------------------------------------------- ViTPose, as others write it
 
 @pytest.mark.parametrize("simple", [False, True], ids=["classic", "simple"])
 @pytest.mark.parametrize("dim", [384, 768], ids=["S", "B"])
 def test_heatmaps_are_those_of_transformers_from_its_own_file(dim, simple, crops, tmp_path):
     transformers = pytest.importorskip("transformers")
     backbone = transformers.VitPoseBackboneConfig(
-        image_size=[256, 192], hidden_size=dim, num_hidden_layers=3, num_attention_heads=12, mlp_ratio=4)
-    config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=17, use_simple_decoder=simple)
+        image_size=[256, 192], hidden_size=dim, num_hidden_layers=3, num_attention_heads=12,
+        mlp_ratio=4)
+    config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=17,
+                                        use_simple_decoder=simple)
     peer = randomise(transformers.VitPoseForPoseEstimation(config))
     peer.save_pretrained(tmp_path)
     model = load_pose_model(tmp_path / "model.safetensors")
@@ -111,7 +114,8 @@ def rename(state, layout):
     for line in LAYOUTS.split("\n")[1:-1]:
         for block in range(SMALL.depth if "{}" in line else 1):
             names = [name.format(block) for name in line.split()]
-            result |= {names[layout] + name.removeprefix(names[0]): tensor.clone() for name, tensor in state.items()
+            result |= {names[layout] + name.removeprefix(names[0]): tensor.clone()
+                       for name, tensor in state.items()
                        if name == names[0] or name.startswith(f"{names[0]}.")}
     assert len(result) == len(state)
     return result
@@ -121,30 +125,37 @@ def test_the_authors_layout_adds_the_class_position_to_every_other(vitpose, crop
     state = rename(vitpose.state_dict(), 1)
     row = torch.randn(1, 1, 384)
     state["backbone.pos_embed"] = torch.cat([row, state["backbone.pos_embed"] - row], dim=1)
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "authors.pth")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+               tmp_path / "authors.pth")
     assert same_heatmaps(load_pose_model(tmp_path / "authors.pth"), vitpose, crops)
 
 
 @pytest.mark.parametrize("class_token", [False, True])
-def test_mmposes_layout_has_no_class_position_or_one_that_is_not_used(class_token, vitpose, crops, tmp_path):
+def test_mmposes_layout_has_no_class_position_or_one_that_is_not_used(
+        class_token, vitpose, crops, tmp_path):
     state = rename(vitpose.state_dict(), 2)
     if class_token:
         state["backbone.cls_token"] = torch.randn(1, 1, 384)
-        state["backbone.pos_embed"] = torch.cat([torch.randn(1, 1, 384), state["backbone.pos_embed"]], dim=1)
-    torch.save({"meta": {"sigmas": np.ones(17), "cfg": "..."}, "state_dict": collections.OrderedDict(state)},
+        state["backbone.pos_embed"] = torch.cat([torch.randn(1, 1, 384),
+                                                 state["backbone.pos_embed"]], dim=1)
+    torch.save({"meta": {"sigmas": np.ones(17), "cfg": "..."},
+                "state_dict": collections.OrderedDict(state)},
                tmp_path / "mmpose.pth", _use_new_zipfile_serialization=False)
     assert same_heatmaps(load_pose_model(tmp_path / "mmpose.pth"), vitpose, crops)
 
 
-@pytest.mark.parametrize("dim, heads, patch", [(384, 12, 16), (1280, 16, 14)], ids=["small", "huge"])
+@pytest.mark.parametrize("dim, heads, patch", [(384, 12, 16), (1280, 16, 14)],
+                         ids=["small", "huge"])
 def test_a_mae_backbone_gets_a_decoder_and_a_table_of_our_shape(dim, heads, patch, tmp_path):
     state = {name.removeprefix("backbone."): tensor for name, tensor in
-             rename(randomise(PoseModel(ViTConfig(dim, 2, heads, 0.0, 3, 0.8))).state_dict(), 1).items()
+             rename(randomise(PoseModel(ViTConfig(dim, 2, heads, 0.0, 3, 0.8))).state_dict(),
+                    1).items()
              if name.startswith("backbone.")}
     for part in ("weight", "bias"):
         state[f"norm.{part}"] = state.pop(f"last_norm.{part}")
     count = (224 // patch) ** 2
-    state |= {"cls_token": torch.zeros(1, 1, dim), "pos_embed": torch.full((1, 1 + count, dim), 0.5),
+    state |= {"cls_token": torch.zeros(1, 1, dim),
+              "pos_embed": torch.full((1, 1 + count, dim), 0.5),
               "patch_embed.proj.weight": torch.randn(dim, 3, patch, patch)}
     state["pos_embed"][:, 0] = 0
     torch.save({"model": state}, tmp_path / "mae.pth")
@@ -152,7 +163,8 @@ def test_a_mae_backbone_gets_a_decoder_and_a_table_of_our_shape(dim, heads, patc
     assert backbone.grid == (16, 12) and torch.allclose(backbone.pos_embed, torch.tensor(0.5))
     assert torch.equal(backbone.norm.weight, state["norm.weight"])
     inner = slice((16 - patch) // 2, (16 + patch) // 2)
-    assert torch.equal(backbone.patch_embed.weight[:, :, inner, inner], state["patch_embed.proj.weight"])
+    assert torch.equal(backbone.patch_embed.weight[:, :, inner, inner],
+                       state["patch_embed.proj.weight"])
 
 
 def test_another_input_size_stretches_the_positional_table(vitpose, crops, tmp_path):
@@ -164,7 +176,8 @@ def test_another_input_size_stretches_the_positional_table(vitpose, crops, tmp_p
     table = model.backbone.pos_embed[0, :, 0].view(24, 18)
     assert torch.allclose(table, table[:, :1], atol=1e-6)  # a ramp still, and as high
     assert (table[2:-2].diff(dim=0) > 0.05).all()
-    assert table[12, 0].item() == pytest.approx(-table[11, 0].item(), abs=1e-6) and table[-1, 0] > 0.95
+    assert table[12, 0].item() == pytest.approx(-table[11, 0].item(), abs=1e-6)
+    assert table[-1, 0] > 0.95
     assert model(crops[:, :, :, :].new_zeros(1, 3, 384, 288)).shape == (1, 17, 96, 72)
     assert model.config.image_size == (384, 288)
     with pytest.raises(ValueError, match="multiples of 16"):
@@ -172,17 +185,24 @@ def test_another_input_size_stretches_the_positional_table(vitpose, crops, tmp_p
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda state: state.pop("backbone.blocks.1.norm2.bias"), r"1\.norm2\.bias is nothing, expected float \[384\]"),
+    (lambda state: state.pop("backbone.blocks.1.norm2.bias"),
+     r"1\.norm2\.bias is nothing, expected float \[384\]"),
     (lambda state: state.update({"backbone.blocks.0.mlp.experts.0.weight": torch.zeros(96, 1536)}),
-     r"blocks\.0\.mlp\.experts\.0\.weight is float \[96, 1536\], expected nothing"),  # ViTPose+ has experts
-    (lambda state: state.update({"head.predictor.bias": torch.zeros(16)}), r"bias is float \[16\], .* \[17\]"),
-    (lambda state: state.update({"backbone.norm.weight": torch.zeros(384).int()}), "weight is int .* expected float"),
+     # ViTPose+ has experts
+     r"blocks\.0\.mlp\.experts\.0\.weight is float \[96, 1536\], expected nothing"),
+    (lambda state: state.update({"head.predictor.bias": torch.zeros(16)}),
+     r"bias is float \[16\], .* \[17\]"),
+    (lambda state: state.update({"backbone.norm.weight": torch.zeros(384).int()}),
+     "weight is int .* expected float"),
     (lambda state: state.pop("backbone.pos_embed"), r"found no entry 'backbone\.pos_embed'"),
-    (lambda state: state.update({"backbone.pos_embed": torch.zeros(1, 190, 384)}), "190 positions of width 384"),
+    (lambda state: state.update({"backbone.pos_embed": torch.zeros(1, 190, 384)}),
+     "190 positions of width 384"),
     (lambda state: state.update({"backbone.pos_embed": torch.zeros(384)}), "expected a pose model"),
-    (lambda state: state.update({"head.final_layer.bias": torch.zeros(17)}), "head.final_layer.bias is there twice"),
+    (lambda state: state.update({"head.final_layer.bias": torch.zeros(17)}),
+     "head.final_layer.bias is there twice"),
     (lambda state: state.update({"note": "hello"}), "'note' is not a tensor but a str"),
-], ids=["missing", "left over", "shape", "integer", "no table", "table", "dimensions", "twice", "text"])
+], ids=["missing", "left over", "shape", "integer", "no table", "table", "dimensions", "twice",
+        "text"])
 def test_a_tensor_that_does_not_fit_is_named(change, message, vitpose, tmp_path):
     state = vitpose.state_dict()
     change(state)
@@ -218,23 +238,26 @@ def test_torchvisions_networks_are_backbones_as_they_are(name, tmp_path, monkeyp
 
 
 def test_no_name_means_one_layer_to_one_publisher_and_another_layer_to_another():
-    rows = [line.split() for table in vlpose.LAYOUTS.values() for line in table.strip().splitlines()]
+    rows = [line.split() for table in vlpose.LAYOUTS.values()
+            for line in table.strip().splitlines()]
     assert all(len(row) == 2 for row in rows)
     assert len({theirs for theirs, ours in rows}) == len(rows)
 
 
-# ----------------------------------------------------------------------------------------------- CLIP's text tower
+# -------------------------------------------------------------------------------- CLIP's text tower
 
 TEXTS = ["a photo of a cartoon character", "an oil painting of a person", "a"]
 
 
 @pytest.fixture(scope="module")
 def openai_state():
-    """A CLIP in OpenAI's layout, as open_clip has it too, with the features of TEXTS that open_clip computes."""
+    """A CLIP in OpenAI's layout, which open_clip has, too, and its features of TEXTS."""
     open_clip = pytest.importorskip("open_clip")
     peer = randomise(open_clip.model.CLIP(
-        embed_dim=96, quick_gelu=True, vision_cfg={"layers": 1, "width": 64, "image_size": 32, "patch_size": 16},
-        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}))
+        embed_dim=96, quick_gelu=True,
+        vision_cfg={"layers": 1, "width": 64, "image_size": 32, "patch_size": 16},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2,
+                  "layers": 3}))
     with torch.no_grad():
         return peer.state_dict(), peer.encode_text(open_clip.get_tokenizer("ViT-B-32")(TEXTS))
 
@@ -250,16 +273,19 @@ def test_text_features_are_those_of_open_clip_from_openais_layout(openai_state, 
 def test_text_features_are_those_of_transformers_from_its_own_file(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPConfig(
-        text_config={"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 512,
+        text_config={"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 3,
+                     "intermediate_size": 512,
                      "eos_token_id": 49407}, projection_dim=96,
-        vision_config={"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 64})
+        vision_config={"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1,
+                       "intermediate_size": 64})
     peer = randomise(transformers.CLIPModel(config))
     peer.save_pretrained(tmp_path)
     model = load_clip_text(tmp_path / "model.safetensors")
     tokens = vlpose.CLIPTokenizer()(TEXTS)
     with torch.no_grad():
         hidden = peer.text_model(tokens).last_hidden_state  # (N, 77, width)
-        assert relative_error(model(tokens), peer.text_projection(hidden[torch.arange(3), tokens.argmax(1)])) <= 1e-5
+        expected = peer.text_projection(hidden[torch.arange(3), tokens.argmax(1)])
+        assert relative_error(model(tokens), expected) <= 1e-5
         features, mask = model(tokens, per_token=True)
         assert relative_error(features[mask], peer.text_projection(hidden[mask])) <= 1e-5
 
@@ -285,7 +311,8 @@ def script(state):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
-def test_a_torchscript_archive_gives_the_same_tensors_and_its_code_is_not_run(openai_state, tmp_path, monkeypatch):
+def test_a_torchscript_archive_gives_the_same_tensors_and_its_code_is_not_run(
+        openai_state, tmp_path, monkeypatch):
     state, expected = openai_state
     torch.jit.save(script(state), tmp_path / "clip.pt")
     monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("ran the archive"))
@@ -302,18 +329,21 @@ def test_the_random_text_tower_is_always_the_same_and_leaves_the_seed_alone():
     after = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(3))
-    assert all(torch.equal(tensor, first[name]) for name, tensor in load_clip_text("random").state_dict().items())
+    assert all(torch.equal(tensor, first[name])
+               for name, tensor in load_clip_text("random").state_dict().items())
 
 
 def test_a_file_that_is_not_clip_is_refused(vitpose, tmp_path):
     save_checkpoint(tmp_path / "pose.pth", vitpose)
-    with pytest.raises(WeightsError, match="expected CLIP's text tower, found no entry 'token_embed.weight'"):
+    with pytest.raises(WeightsError,
+                       match="expected CLIP's text tower, found no entry 'token_embed.weight'"):
         load_clip_text(tmp_path / "pose.pth")
-    with pytest.raises(WeightsError, match="ViT-B/64: no such file, nor the name of public weights"):
+    with pytest.raises(WeightsError,
+                       match="ViT-B/64: no such file, nor the name of public weights"):
         load_clip_text("ViT-B/64")
 
 
-# ------------------------------------------------------------------------------------------------ our own checkpoints
+# ------------------------------------------------------------------------------ our own checkpoints
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_vlpose_comes_back_whole(decoder, tmp_path):
@@ -326,7 +356,8 @@ def test_a_vlpose_comes_back_whole(decoder, tmp_path):
     assert again.about == how_it_reads and again.options == model.options
     text = torch.randn(2, 1, 8)
     with torch.no_grad():
-        assert torch.equal(again(crops, text), model(crops, text)) and torch.equal(again(crops), model(crops))
+        assert torch.equal(again(crops, text), model(crops, text))
+        assert torch.equal(again(crops), model(crops))
         assert torch.equal(load_pose_model(tmp_path / "model.pth")(crops), model(crops))
 
 
@@ -362,11 +393,13 @@ def test_a_checkpoint_keeps_the_skeleton(tmp_path):
     skeleton = make_skeleton(("Nose", "L_Paw", "R_Paw"), [(0, 1), (0, 2)])
     save_checkpoint(tmp_path / "model.pth", VLPose(PoseModel(SMALL, 3, skeleton), 8))
     found = load_model(tmp_path / "model.pth").base.skeleton
-    assert found.names == skeleton.names and found.edges == skeleton.edges and found.groups == skeleton.groups
+    assert found.names == skeleton.names and found.edges == skeleton.edges
+    assert found.groups == skeleton.groups
     assert (found.sigmas == skeleton.sigmas).all() and found.mirrored.tolist() == [0, 2, 1]
 
 
-@pytest.mark.parametrize("decoder, rank", [*((decoder, 0) for decoder in DECODERS), ("baseline", 4)])
+@pytest.mark.parametrize("decoder, rank",
+                         [*((decoder, 0) for decoder in DECODERS), ("baseline", 4)])
 def test_an_adapter_is_a_small_file_that_goes_around_its_base(tmp_path, decoder, rank):
     model = randomise(VLPose(PoseModel(SMALL), 8, decoder, rank=rank), seed=1)
     save_checkpoint(tmp_path / "base.pth", model.base)
@@ -375,9 +408,11 @@ def test_an_adapter_is_a_small_file_that_goes_around_its_base(tmp_path, decoder,
     again = load_model(tmp_path / "adapter.pth", base=tmp_path / "base.pth")
     images, text = torch.randn(2, 3, *SMALL.image_size), torch.randn(2, 1, 8)
     with torch.no_grad():
-        assert torch.equal(again(images, text), model(images, text)) and torch.equal(again(images), model(images))
+        assert torch.equal(again(images, text), model(images, text))
+        assert torch.equal(again(images), model(images))
     assert again.about == {"sentences": "a {domain}"}
-    with pytest.raises(WeightsError, match="adapter.pth: an adapter; expected the model that it goes around"):
+    with pytest.raises(WeightsError,
+                       match="adapter.pth: an adapter; expected the model that it goes around"):
         load_model(tmp_path / "adapter.pth")
     save_checkpoint(tmp_path / "other.pth", PoseModel(VIT_CONFIGS["tiny"]))
     with pytest.raises(WeightsError, match="adapter.pth: another architecture"):
@@ -404,8 +439,10 @@ def test_an_adapter_that_claims_more_data_than_the_file_has_is_refused(tmp_path)
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"num_prompts": 5}, "tensor prompts is float"), ({"decoder": "injector"}, "tensor auxiliary1.0.weight is float"),
-    ({"text_dim": 9}, "tensor matcher.text.weight is float"), ({"rank": 2}, "is nothing, expected float")])
+    ({"num_prompts": 5}, "tensor prompts is float"),
+    ({"decoder": "injector"}, "tensor auxiliary1.0.weight is float"),
+    ({"text_dim": 9}, "tensor matcher.text.weight is float"),
+    ({"rank": 2}, "is nothing, expected float")])
 def test_an_adapter_that_is_not_what_its_options_say_is_refused(tmp_path, options, words):
     path = saved_with(tmp_path / "model.pth", VLPose(PoseModel(SMALL), 8), **options)
     with pytest.raises(WeightsError, match=f"another architecture: .*{words}"):
@@ -425,7 +462,8 @@ def test_another_skeleton_gets_a_new_predictor_that_keeps_what_both_have(capsys)
     weight, bias = model.head.predictor.weight.clone(), model.head.predictor.bias.clone()
     assert with_keypoints(model, COCO17) is model and not capsys.readouterr().out
     with_keypoints(model, make_skeleton(("tail", "RightEye", "Nose"), []))
-    assert capsys.readouterr().out == "a new predictor for 3 keypoints, 2 of which the model has had\n"
+    printed = capsys.readouterr().out
+    assert printed == "a new predictor for 3 keypoints, 2 of which the model has had\n"
     assert model(torch.randn(1, 3, *SMALL.image_size)).shape[1] == model.num_keypoints == 3
     new = model.head.predictor
     assert torch.equal(new.weight[1:], weight[[2, 0]]) and torch.equal(new.bias[1:], bias[[2, 0]])
@@ -442,16 +480,18 @@ def test_a_checkpoint_replaces_the_old_one_in_one_step(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "no space left")
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(DataError, match=r"model.pth: cannot be written: no space left; [\d,]+ MB are free there$"):
+    message = r"model.pth: cannot be written: no space left; [\d,]+ MB are free there$"
+    with pytest.raises(DataError, match=message):
         save_checkpoint(tmp_path / "model.pth", model)
     assert (tmp_path / "model.pth").read_bytes() == before
 
 
-# -------------------------------------------------------------------------------------------------------- safetensors
+# -------------------------------------------------------------------------------------- safetensors
 
 def test_safetensors_are_read_as_the_library_reads_them(tmp_path):
     library = pytest.importorskip("safetensors.torch")
-    tensors = {str(dtype): torch.randint(0, 2, (3, 5)).to(dtype) for dtype in vlpose.DTYPES.values()}
+    tensors = {str(dtype): torch.randint(0, 2, (3, 5)).to(dtype)
+               for dtype in vlpose.DTYPES.values()}
     tensors |= {"scalar": torch.tensor(2.5), "nothing": torch.zeros(0, 4), "last": torch.arange(7)}
     library.save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     loaded = load_weights(tmp_path / "x.safetensors")
@@ -492,9 +532,9 @@ GOOD = {"a": entry(0, 8, [2]), "b": entry(8, 20, [3, 1])}
     struct.pack("<Q", 2 ** 63) + b"{}",
     struct.pack("<Q", 99) + b"{}",
     struct.pack("<Q", 0) + b"{",
-], ids=["overlap", "same place", "hole", "too short", "too long", "wrong shape", "negative shape", "overflow",
-        "backwards", "negative", "type", "shape", "fractions", "list", "deep", "not text", "twice", "header",
-        "short header", "no header"])
+], ids=["overlap", "same place", "hole", "too short", "too long", "wrong shape", "negative shape",
+        "overflow", "backwards", "negative", "type", "shape", "fractions", "list", "deep",
+        "not text", "twice", "header", "short header", "no header"])
 def test_safetensors_that_lie_are_refused(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match="x.safetensors"):
@@ -506,9 +546,12 @@ def test_a_damaged_file_is_an_error_or_still_a_state_dict(kind, tmp_path):
     """Cut anywhere, or with bytes changed at random: never another exception, never a crash."""
     path, rng = tmp_path / "x", random.Random(0)
     state = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.arange(4).half()}
-    contents = {"state_dict": state, "args": argparse.Namespace(lr=0.1)} if "foreign" in kind else state
+    contents = state
+    if "foreign" in kind:
+        contents = {"state_dict": state, "args": argparse.Namespace(lr=0.1)}
     if kind == "safetensors":
-        path.write_bytes(safetensors({"a": entry(0, 24, [2, 3]), "b": entry(24, 32, [4], "F16")}, bytes(32)))
+        path.write_bytes(safetensors({"a": entry(0, 24, [2, 3]), "b": entry(24, 32, [4], "F16")},
+                                     bytes(32)))
     else:
         torch.save(contents, path, _use_new_zipfile_serialization="zip" in kind)
     assert load_weights(path).keys() == state.keys()
@@ -529,7 +572,7 @@ def test_a_damaged_file_is_an_error_or_still_a_state_dict(kind, tmp_path):
     assert refused >= 60
 
 
-# ------------------------------------------------------------------------------------------- pickles and their objects
+# ------------------------------------------------------------------------ pickles and their objects
 
 class Configuration(dict):
     """Stands for mmengine's and others' dictionaries with attributes."""
@@ -541,21 +584,27 @@ class HistoryBuffer:
         self.methods = {"mean": np.mean}
 
 
-FOREIGN = {"args": argparse.Namespace(lr=0.1, nested=argparse.Namespace(a=[1])), "hub": HistoryBuffer(),
-           "cfg": Configuration(a=1, b=Configuration()), "scalar": np.float64(3), "queue": collections.deque([1, 2], 5),
-           "counts": collections.defaultdict(list, a=[1]), "set": {1, (2, 3)}, "complex": 1j, "bytes": b"\0\xff",
+FOREIGN = {"args": argparse.Namespace(lr=0.1, nested=argparse.Namespace(a=[1])),
+           "hub": HistoryBuffer(),
+           "cfg": Configuration(a=1, b=Configuration()), "scalar": np.float64(3),
+           "queue": collections.deque([1, 2], 5),
+           "counts": collections.defaultdict(list, a=[1]), "set": {1, (2, 3)}, "complex": 1j,
+           "bytes": b"\0\xff",
            "path": Path("a") / "b", "optimizer": {"state": {0: {"momentum": torch.zeros(9)}}}}
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_tensors_beside_foreign_objects_are_read_and_the_objects_stay_inert(protocol, zipped, tmp_path, monkeypatch):
+def test_tensors_beside_foreign_objects_are_read_and_the_objects_stay_inert(
+        protocol, zipped, tmp_path, monkeypatch):
     shared = torch.randn(5, 4)
     state = {"whole": shared, "row": shared[2], "transposed": shared.T, "scalar": torch.tensor(7),
-             "half": torch.randn(3).half(), "bfloat16": torch.randn(3).bfloat16(), "bool": torch.tensor([True, False]),
+             "half": torch.randn(3).half(), "bfloat16": torch.randn(3).bfloat16(),
+             "bool": torch.tensor([True, False]),
              "parameter": nn.Parameter(torch.randn(2, 2))}
     contents = {"state_dict": collections.OrderedDict(state), **FOREIGN}
-    torch.save(contents, tmp_path / "x.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    torch.save(contents, tmp_path / "x.pth", pickle_protocol=protocol,
+               _use_new_zipfile_serialization=zipped)
     for made in (HistoryBuffer, Configuration, argparse.Namespace):
         monkeypatch.setattr(made, "__new__", lambda *args: pytest.fail("made a foreign object"))
     same_tensors(load_weights(tmp_path / "x.pth"), state)
@@ -569,8 +618,10 @@ def frame(pickled, path, zipped):
             archive.writestr("archive/data/0", bytes(16))
             archive.writestr("archive/version", "3\n")
     else:
-        start = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
-        path.write_bytes(start + pickled + pickle.dumps(["0"], 2) + struct.pack("<q", 4) + bytes(16))
+        start = b"".join(pickle.dumps(value, 2)
+                         for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+        keys = pickle.dumps(["0"], 2)
+        path.write_bytes(start + pickled + keys + struct.pack("<q", 4) + bytes(16))
 
 
 class Reduce:
@@ -586,26 +637,31 @@ def text(value):
 
 
 def attacks(marker):
-    """(name, pickle): programs that would create the file `marker` if anything in them were carried out."""
-    touch, write, system = text(f"touch {marker}"), f"open({str(marker)!r}, 'w')", b"cposix\nsystem\n"
-    for call in [(os.system, f"touch {marker}"), (eval, write), (exec, write), (os.mkdir, str(marker)),
+    """(name, pickle): programs that would create the file `marker` if anything were carried out."""
+    touch, system = text(f"touch {marker}"), b"cposix\nsystem\n"
+    write = f"open({str(marker)!r}, 'w')"
+    for call in [(os.system, f"touch {marker}"), (eval, write), (exec, write),
+                 (os.mkdir, str(marker)),
                  (open, str(marker), "w"), (__import__, "this")]:
         yield call[0].__name__, pickle.dumps({"state_dict": {"a": Reduce(*call)}}, 2)
         yield f"{call[0].__name__} in a frame", pickle.dumps(Reduce(*call), 4)
     yield "INST", b"(" + touch + b"iposix\nsystem\n."
     yield "OBJ", b"(" + system + touch + b"o."
-    yield "STACK_GLOBAL", b"\x80\x04" + text("builtins") + text("eval") + b"\x93" + text(write) + b"\x85R."
-    yield "dotted name", b"\x80\x04" + text("os") + text("system.__call__") + b"\x93" + touch + b"\x85R."
-    yield "getattr", (b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n" + text("os") + b"\x85R" + text("system")
-                      + b"tR" + touch + b"\x85R.")
+    yield "STACK_GLOBAL", (b"\x80\x04" + text("builtins") + text("eval") + b"\x93" + text(write)
+                           + b"\x85R.")
+    yield "dotted name", (b"\x80\x04" + text("os") + text("system.__call__") + b"\x93" + touch
+                          + b"\x85R.")
+    yield "getattr", (b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n" + text("os") + b"\x85R"
+                      + text("system") + b"tR" + touch + b"\x85R.")
     yield "map", b"ccollections\ndeque\n(cbuiltins\nmap\n(" + system + b"](" + touch + b"etRtR."
     yield "BUILD a class", (b"cargparse\nNamespace\nN}" + text("__setstate__") + system + b"s\x86b0"
                             b"cargparse\nNamespace\n)R" + touch + b"b.")
-    yield "BUILD an object", b"cargparse\nNamespace\n)R}" + text("__setstate__") + system + b"sb" + touch + b"b."
+    yield "BUILD an object", (b"cargparse\nNamespace\n)R}" + text("__setstate__") + system + b"sb"
+                              + touch + b"b.")
     yield "NEWOBJ", b"\x80\x02" + system + touch + b"\x85\x81."
     yield "NEWOBJ_EX", b"\x80\x04" + system + touch + b"\x85}\x92."
-    yield "BUILD torch's function", (b"ctorch._utils\n_rebuild_tensor_v2\nN}" + text("__code__") + system + b"s\x86b"
-                                     + touch + b"\x85R.")
+    yield "BUILD torch's function", (b"ctorch._utils\n_rebuild_tensor_v2\nN}" + text("__code__")
+                                     + system + b"s\x86b" + touch + b"\x85R.")
     yield "BUILD a call", system + touch + b"\x85R" + touch + b"b."
     yield "extension", b"\x80\x02\x82\x01" + touch + b"\x85R."
     yield "persistent id", b"(" + text("module") + system + touch + b"tQ."
@@ -620,7 +676,7 @@ def remove(marker):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_attacks_are_real(tmp_path, capsys):
-    """Python's own unpickler carries them out, except the last ones, which are aimed at readers like ours."""
+    """Python's own unpickler carries them out, but for the last, aimed at readers like ours."""
     for name, pickled in attacks(tmp_path / "marker"):
         if name == "BUILD an object":
             break
@@ -632,7 +688,8 @@ def test_the_attacks_are_real(tmp_path, capsys):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_nothing_that_a_malicious_pickle_asks_for_is_done(zipped, tmp_path):
-    events, watched = [], {"os.system", "os.mkdir", "os.exec", "os.posix_spawn", "pickle.find_class"}
+    events, watched = [], {"os.system", "os.mkdir", "os.exec", "os.posix_spawn",
+                           "pickle.find_class"}
     sys.addaudithook(lambda event, args: events.append((event, args)) if event in watched else None)
     for name, pickled in attacks(tmp_path / "marker"):
         frame(pickled, tmp_path / "x.pth", zipped)
@@ -640,11 +697,12 @@ def test_nothing_that_a_malicious_pickle_asks_for_is_done(zipped, tmp_path):
         with pytest.raises(WeightsError):
             load_weights(tmp_path / "x.pth")
         assert not (tmp_path / "marker").exists() and not events and "this" not in sys.modules, name
-    assert not hasattr(argparse.Namespace, "__setstate__") and callable(torch._utils._rebuild_tensor_v2)
+    assert not hasattr(argparse.Namespace, "__setstate__")
+    assert callable(torch._utils._rebuild_tensor_v2)
 
 
 class Layer:
-    """Stands for a module, whose source torch compares with the one that an old file says it had."""
+    """Stands for a module, whose source torch compares with what an old file says it was."""
     dump_patches = False
 
 
@@ -655,17 +713,26 @@ def layer():
 
 
 @pytest.mark.parametrize("attack", ["writes a file", "warns"])
-def test_the_source_of_a_module_in_an_old_file_is_neither_compared_nor_written(attack, layer, tmp_path):
-    """Torch honours the persistent id ("module", class, file, source): where the source differs, it warns, or appends
-    the difference to CLASS.patch. No function is called for that, but the file says what is written, and where."""
-    module = f"c{Layer.__module__}\nLayer\n".encode()
-    if attack == "writes a file":  # BUILD sets attributes: the class's name is the place, dump_patches allows the patch
-        attributes = text("__name__") + text(str(tmp_path / "marker")) + b"s" + text("dump_patches") + b"\x88s"
-        module += b"N}" + attributes + b"\x86b"
-    program = b"(" + text("module") + module + text("layer.py") + text("chosen text") + b"tQ0"  # and forgets the result
+def test_the_source_of_a_module_in_an_old_file_is_neither_compared_nor_written(
+        attack, layer, tmp_path):
+    """Torch honours the persistent id ("module", class, file, source).
 
-    path, state = tmp_path / "old.pth", {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(1).half()}
-    torch.save({"state_dict": state, "args": argparse.Namespace()}, path, _use_new_zipfile_serialization=False)
+    Where the source differs, torch warns, or appends the difference to CLASS.patch. No function is
+    called for that, but the file says what is written, and where.
+    """
+    module = f"c{Layer.__module__}\nLayer\n".encode()
+    # BUILD sets attributes: the class's name is the place, dump_patches allows the patch
+    if attack == "writes a file":
+        attributes = text("__name__") + text(str(tmp_path / "marker")) + b"s"
+        attributes += text("dump_patches") + b"\x88s"
+        module += b"N}" + attributes + b"\x86b"
+    # and forgets the result
+    program = b"(" + text("module") + module + text("layer.py") + text("chosen text") + b"tQ0"
+
+    path = tmp_path / "old.pth"
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(1).half()}
+    torch.save({"state_dict": state, "args": argparse.Namespace()}, path,
+               _use_new_zipfile_serialization=False)
     same_tensors(load_weights(path), state)  # as it is without the program
     whole = path.read_bytes()
     with io.BytesIO(whole) as file:
@@ -676,13 +743,16 @@ def test_the_source_of_a_module_in_an_old_file_is_neither_compared_nor_written(a
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        with pytest.raises(WeightsError, match="old.pth: expected an undamaged safetensors or PyTorch file"):
+        with pytest.raises(WeightsError,
+                           match="old.pth: expected an undamaged safetensors or PyTorch file"):
             load_weights(path)
     assert not warned and [file.name for file in tmp_path.iterdir()] == ["old.pth"]
     assert Layer.__name__ == "Layer" and not Layer.dump_patches
 
-    with pytest.warns(torch.serialization.SourceChangeWarning, match="source code of class '.*' has changed"):
-        same_tensors(torch.load(path, weights_only=False)["state_dict"], state)  # the attack is real
+    with pytest.warns(torch.serialization.SourceChangeWarning,
+                      match="source code of class '.*' has changed"):
+        # the attack is real
+        same_tensors(torch.load(path, weights_only=False)["state_dict"], state)
     assert (tmp_path / "marker.patch").exists() == (attack == "writes a file")
     if attack == "writes a file":
         assert "+chosen text" in (tmp_path / "marker.patch").read_text().splitlines()
@@ -695,7 +765,8 @@ def tensor_pickle(offset, size, stride, numel=4):
         def persistent_id(self, value):
             return ("storage", torch.FloatStorage, "0", "cpu", numel) if value is storage else None
     file = io.BytesIO()
-    call = Reduce(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, collections.OrderedDict())
+    call = Reduce(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False,
+                  collections.OrderedDict())
     Pickler(file, 2).dump({"state_dict": {"a": call}, "args": argparse.Namespace()})
     return file.getvalue()
 
@@ -704,8 +775,9 @@ def tensor_pickle(offset, size, stride, numel=4):
 def test_a_tensor_never_reaches_beyond_its_data(zipped, tmp_path):
     frame(tensor_pickle(1, (3,), (1,)), tmp_path / "x.pth", zipped)
     assert torch.equal(load_weights(tmp_path / "x.pth")["a"], torch.zeros(3))
-    for place in [(0, (5,), (1,)), (4, (1,), (1,)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (3, 1)),
-                  (0, (-2,), (1,)), (0, (2 ** 40,), (0,)), (0, (2 ** 62, 4), (1, 1)), (0, (3, 3), (0, 1)),
+    for place in [(0, (5,), (1,)), (4, (1,), (1,)), (-1, (2,), (1,)), (0, (2,), (-1,)),
+                  (0, (2, 2), (3, 1)), (0, (-2,), (1,)), (0, (2 ** 40,), (0,)),
+                  (0, (2 ** 62, 4), (1, 1)), (0, (3, 3), (0, 1)),
                   (2 ** 62, (1,), (1,)), (0, ("a",), (1,))]:
         frame(tensor_pickle(*place), tmp_path / "x.pth", zipped)
         with pytest.raises(WeightsError):
@@ -723,7 +795,8 @@ def test_a_tensor_never_reaches_beyond_its_data(zipped, tmp_path):
     b"(l" + b"0(" * 1000 + b".",
     b"",
     b".",
-], ids=["nested", "memo", "bytes", "bytearray", "frame", "list as value", "number", "marks", "empty", "stop"])
+], ids=["nested", "memo", "bytes", "bytearray", "frame", "list as value", "number", "marks",
+        "empty", "stop"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_pickle_that_asks_for_too_much_is_refused(pickled, zipped, tmp_path):
     frame(pickled, tmp_path / "x.pth", zipped)
@@ -754,7 +827,7 @@ def test_a_file_of_another_kind_is_refused(content, tmp_path):
         load_weights(tmp_path / "x.bin")
 
 
-# ---------------------------------------------------------------------------------------------------------- downloads
+# ---------------------------------------------------------------------------------------- downloads
 
 class Server(http.server.BaseHTTPRequestHandler):
     content, asked, breaks_after = b"", [], None
@@ -772,7 +845,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A web server with one file of weights, which is known as "test-weights" and goes into tmp_path/weights."""
+    """A web server with a file of weights, "test-weights", which goes into tmp_path/weights."""
     torch.save({"w": torch.arange(50_000.0)}, tmp_path / "file.pth")
     content = (tmp_path / "file.pth").read_bytes()
     handler = type("Handler", (Server,), {"content": content, "asked": []})
@@ -780,7 +853,8 @@ def server(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
     url = f"http://127.0.0.1:{server.server_port}/file.pth"
-    monkeypatch.setitem(PUBLIC_FILES, "test-weights", (url, hashlib.sha256(content).hexdigest()[:8]))
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights",
+                        (url, hashlib.sha256(content).hexdigest()[:8]))
     yield handler
     server.shutdown()
     server.server_close()
@@ -796,7 +870,8 @@ def test_a_name_is_fetched_once_checked_and_kept(server, tmp_path):
 @pytest.mark.parametrize("breaks_after, end", [(120_000, b""), (None, b"\0\0")])
 def test_half_a_download_or_one_with_another_hash_is_not_kept(server, tmp_path, breaks_after, end):
     whole, server.content, server.breaks_after = server.content, server.content + end, breaks_after
-    with pytest.raises(WeightsError, match="cannot fetch http://127.0.0.1.*invalid hash value.*put it at"):
+    with pytest.raises(WeightsError,
+                       match="cannot fetch http://127.0.0.1.*invalid hash value.*put it at"):
         load_weights("test-weights")
     assert not list((tmp_path / "weights").iterdir())
     server.content, server.breaks_after = whole, None
@@ -807,7 +882,8 @@ def test_offline_the_error_says_which_file_goes_where(server, tmp_path, monkeypa
     url, digest = PUBLIC_FILES["test-weights"]
     monkeypatch.setitem(PUBLIC_FILES, "test-weights", ("http://127.0.0.1:9/file.pth", digest))
     place = tmp_path / "weights" / "test-weights.pth"
-    with pytest.raises(WeightsError, match=f"cannot fetch http://127.0.0.1:9/file.pth .* put it at {place}"):
+    with pytest.raises(WeightsError,
+                       match=f"cannot fetch http://127.0.0.1:9/file.pth .* put it at {place}"):
         load_weights("test-weights")
     place.write_bytes(server.content[:-1])
     with pytest.raises(WeightsError, match=f"{place}: expected .*, whose SHA-256 begins"):
@@ -819,11 +895,14 @@ def test_offline_the_error_says_which_file_goes_where(server, tmp_path, monkeypa
 def test_every_public_name_has_an_address_and_most_a_hash():
     names = {f"vitpose-{size}{kind}" for size in "sblh" for kind in ("", "-simple", "-humanart")}
     for name in (*TRUNKS, *DETECTORS):
-        assert PUBLIC_FILES[name][0] in [weights.url for weights in torchvision.models.get_model_weights(name)]
-    names |= {"vitpose-b-hf", "mae-b", "mae-l", "mae-h", "adain-encoder", "adain-decoder", "resnet101"}
+        known = torchvision.models.get_model_weights(name)
+        assert PUBLIC_FILES[name][0] in [weights.url for weights in known]
+    names |= {"vitpose-b-hf", "mae-b", "mae-l", "mae-h", "adain-encoder", "adain-decoder",
+              "resnet101"}
     assert names | {"ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50"} <= PUBLIC_FILES.keys()
     for name, (url, digest) in PUBLIC_FILES.items():
-        assert url.startswith("https://") and len(digest) in ((0,) if "hf" in name or "mae" in name else (8, 64))
+        lengths = (0,) if "hf" in name or "mae" in name else (8, 64)
+        assert url.startswith("https://") and len(digest) in lengths
         assert set(digest) <= set("0123456789abcdef") and (len(digest) != 8 or f"-{digest}" in url)
 
 

@@ -1,10 +1,13 @@
-"""Words that mean something: a small CLIP of the built-in figures, whose text tower VLPose can read sentences with.
+"""Words that mean something: a small CLIP of the built-in figures, for VLPose to read with.
 
-    python tests/text_tower.py FOLDER      writes tower.pth and sentences.json, in some ten minutes on one CPU core
+    python tests/text_tower.py FOLDER
     python train.py --mode vlpose --text-weights FOLDER/tower.pth --sentences FOLDER/sentences.json
 
-CLIP's objective (arXiv 2103.00020): of all sentences in a batch, a picture finds its own, and the other way round. A
-sentence says what a picture looks like, its medium, colours, lines and proportions, in words that styles share.
+The first command writes tower.pth and sentences.json, in some ten minutes on one CPU core.
+
+CLIP's objective (arXiv 2103.00020): of all sentences in a batch, a picture finds its own, and the
+other way round. A sentence says what a picture looks like, its medium, colours, lines and
+proportions, in words that styles share.
 """
 import argparse
 import json
@@ -23,32 +26,41 @@ from data import GENTLE, Crops, load_dataset, normalize  # noqa: E402
 from vlpose import Block, CLIPText, CLIPTextConfig, conv_stem, save_tensors  # noqa: E402
 
 LOOKS = {  # style -> what can be said of its pictures, each in two ways
-    "photo": ("a photograph/a camera's picture", "dull colours/natural colours", "soft light/shading",
+    "photo": ("a photograph/a camera's picture", "dull colours/natural colours",
+              "soft light/shading",
               "normal proportions/a small head"),
-    "cartoon": ("a cartoon/a comic", "flat bright colours/bright colours", "thick dark outlines/dark lines",
+    "cartoon": ("a cartoon/a comic", "flat bright colours/bright colours",
+                "thick dark outlines/dark lines",
                 "a large head/short legs and a large head"),
     "sketch": ("a sketch/a drawing", "no colours/pale paper", "thin pencil lines/hatching",
                "normal proportions/long legs"),
-    "oil painting": ("an oil painting/a painting", "warm earth colours/dull colours", "brush strokes/strong light",
+    "oil painting": ("an oil painting/a painting", "warm earth colours/dull colours",
+                     "brush strokes/strong light",
                      "normal proportions/a long robe"),
     "sculpture": ("a sculpture/a statue", "one colour/the colour of stone", "soft light/shading",
                   "normal proportions/a long robe"),
-    "shadow play": ("a shadow play/a puppet", "dark on warm light/warm colours", "a dark shape/from the side",
+    "shadow play": ("a shadow play/a puppet", "dark on warm light/warm colours",
+                    "a dark shape/from the side",
                     "a large head/rods"),
-    "ink painting": ("an ink painting/a drawing", "pale colours/pale paper", "thick dark outlines/dark lines",
+    "ink painting": ("an ink painting/a drawing", "pale colours/pale paper",
+                     "thick dark outlines/dark lines",
                      "normal proportions/a long robe"),
-    "stained glass": ("stained glass/a church window", "bright colours/jewels' colours", "dark lines/lead lines",
+    "stained glass": ("stained glass/a church window", "bright colours/jewels' colours",
+                      "dark lines/lead lines",
                       "a large head/a long robe")}
 OPENING, SIZE = "a picture of a person: ", (128, 96)
-SENTENCES = {style: OPENING + ", ".join(look.split("/")[0] for look in looks) for style, looks in LOOKS.items()}
+SENTENCES = {style: OPENING + ", ".join(look.split("/")[0] for look in looks)
+             for style, looks in LOOKS.items()}
 
 
 def sentence_about(style, image, rng):
-    """Some words about a picture (3, H, W): some of its style's, and of how bright, colourful and warm it is."""
+    """Some words about a picture (3, H, W): its style, how bright, colourful and warm it is."""
     red, green, blue = image.float().mean((1, 2)).tolist()
     colors = ["bright" if red + green + blue > 390 else "dark",
-              "colourful" if image.float().std(0).mean() > 25 else "grey", "warm" if red > blue + 15 else "cold"]
-    words = [rng.choice(look.split("/")) for look in rng.permutation(LOOKS[style])[:rng.integers(1, 5)]]
+              "colourful" if image.float().std(0).mean() > 25 else "grey",
+              "warm" if red > blue + 15 else "cold"]
+    words = [rng.choice(look.split("/"))
+             for look in rng.permutation(LOOKS[style])[:rng.integers(1, 5)]]
     return OPENING + ", ".join(words + colors[:rng.integers(0, 4)])
 
 
@@ -69,15 +81,21 @@ def train(steps, batch_size=96, lr=1e-3):
     """The two towers."""
     torch.manual_seed(0)
     rng, tokenizer = np.random.default_rng(0), CLIPTokenizer()
-    text, pictures, scale = CLIPText(CLIPTextConfig(128, 2, 2, 128)), PictureTower(), nn.Parameter(torch.tensor(2.66))
+    text = CLIPText(CLIPTextConfig(128, 2, 2, 128))
+    pictures = PictureTower()
+    scale = nn.Parameter(torch.tensor(2.66))
     sets = [Crops(load_dataset(f"figures#{style}", "train"), SIZE, GENTLE) for style in LOOKS]
-    optimizer = torch.optim.AdamW([*text.parameters(), *pictures.parameters(), scale], lr, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([*text.parameters(), *pictures.parameters(), scale], lr,
+                                  weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
     for step in range(steps):
         styles = rng.integers(len(sets), size=batch_size)
-        images = [sets[style][int(rng.integers(len(sets[style].dataset.ids))), (0, step, place)]["image"]
-                  for place, style in enumerate(styles)]
-        sentences = [sentence_about([*LOOKS][style], image, rng) for style, image in zip(styles, images)]
+        images = []
+        for place, style in enumerate(styles):
+            row = int(rng.integers(len(sets[style].dataset.ids)))
+            images.append(sets[style][row, (0, step, place)]["image"])
+        sentences = [sentence_about([*LOOKS][style], image, rng)
+                     for style, image in zip(styles, images)]
         I = F.normalize(pictures(normalize(torch.stack(images))))          # (B, D)
         T = F.normalize(text(tokenizer(sentences)[:, :40]))                # (B, D); none is longer
         logits, own = scale.exp() * I @ T.mT, torch.arange(batch_size)     # (B, B)
@@ -87,7 +105,8 @@ def train(steps, batch_size=96, lr=1e-3):
         optimizer.step()
         schedule.step()
         if step % 50 == 49:
-            print(f"{step + 1}/{steps}  loss {loss:.3f} (chance: {math.log(batch_size):.3f})", flush=True)
+            print(f"{step + 1}/{steps}  loss {loss:.3f} (chance: {math.log(batch_size):.3f})",
+                  flush=True)
     return text.eval(), pictures.eval()
 
 
@@ -104,7 +123,8 @@ def recognized(text, pictures):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
