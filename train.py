@@ -31,8 +31,8 @@ from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, check_adapter, pad
 
 FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
 
-NEW_BASE = [only_without("weights")]            # a base model is trained
-TUNED = [only_without("strategy", "scratch")]   # something is adapted
+NEW_MODEL = [only_without("weights")]           # a model is trained before it is adapted
+TUNED = [only_without("strategy", "scratch")]   # a model is adapted
 READS_TEXT = [only_with("strategy", "vlpose")]
 HAS_MATCHER = only_with("decoder", "injector", "extractor-injector", "dual", "dual-released")
 
@@ -40,156 +40,125 @@ HAS_MATCHER = only_with("decoder", "injector", "extractor-injector", "dual", "du
 @dataclass
 class VLPoseRecipe:
     """The options that only `--mode vlpose` has."""
-    source: str = option(
-        "figures#natural", type=data_spec,
+    source: str = option("figures#natural", type=data_spec,
         help="The base model learns from this data set: name:root or name:root#domain.")
-    target: str = option(
-        "figures#artificial", type=data_spec,
+    target: str = option("figures#artificial", type=data_spec,
         help="The model is adapted to this data set: name:root or name:root#domain.")
-    boxes: str = option(
-        None, type=path_or_name,
+    boxes: str = option(None, type=path_or_name,
         help="Test on the target in these boxes: a detector's results in COCO's format.")
-    size: str = option(
-        "tiny", paper="base", choices=MODEL_CONFIGS, only=NEW_BASE,
+    size: str = option("tiny", paper="base", choices=MODEL_CONFIGS, only=NEW_MODEL,
         help="The size of the model, unless --weights gives one.")
     batch_size: int = option(16, paper=512, least=1, help="The number of crops in a batch.")
-    augmentation: str = option(
-        "gentle", choices=("gentle", "paper"), paper="paper",
+    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
         help="How strongly crops are augmented.")
     # the training of the base model
-    base_lr: float = option(
-        1.5e-3, paper=5e-4, above=0, only=NEW_BASE,
+    base_lr: float = option(1.5e-3, paper=5e-4, above=0, only=NEW_MODEL,
         help="The learning rate of the base model's training.")
-    base_steps: int = option(
-        3300, paper=None, least=1, only=NEW_BASE,
+    base_steps: int = option(3300, paper=None, least=1, only=NEW_MODEL,
         help="The base model is trained for so many steps.")
-    base_epochs: int = option(
-        None, paper=210, least=1, only=NEW_BASE,
+    base_epochs: int = option(None, paper=210, least=1, only=NEW_MODEL,
         help="The base model is trained for so many epochs; they take the place of --base-steps.")
     # its adaptation
-    lr: float = option(
-        1.5e-3, paper=5e-4, above=0, only=TUNED, help="The learning rate of the adaptation.")
-    steps: int = option(
-        1200, paper=None, least=1, only=TUNED, help="The model is adapted for so many steps.")
-    epochs: int = option(
-        None, paper=210, least=1, only=TUNED,
+    lr: float = option(1.5e-3, paper=5e-4, above=0, only=TUNED,
+        help="The learning rate of the adaptation.")
+    steps: int = option(1200, paper=None, least=1, only=TUNED,
+        help="The model is adapted for so many steps.")
+    epochs: int = option(None, paper=210, least=1, only=TUNED,
         help="The model is adapted for so many epochs; they take the place of --steps.")
-    lr_batch: int = option(
-        None, paper=512, least=1,
+    lr_batch: int = option(None, paper=512, least=1,
         help="If it is given, both learning rates are multiplied by batch size / this number.")
-    validate_every: int = option(
-        0, paper=10, least=0, only=TUNED,
+    validate_every: int = option(0, paper=10, least=0, only=TUNED,
         help="The adapted model is validated after so many epochs; 0: after each fifth of them.")
-    select: str = option(
-        "last", paper="best", choices=("last", "best"), only=[only_with("validate_every")],
+    select: str = option("last", paper="best", choices=("last", "best"),
+        only=[only_with("validate_every")],
         help="Which model is kept: the last one, or the best in validation.")
     # what is adapted, and what it reads
-    strategy: str = option(
-        "vlpose", help="What is tuned: nothing, all, some layers, or an adapter.",
-        choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"))
-    rank: int = option(
-        0, least=0, only=[only_with("strategy", "lora", "vlpose")],
+    strategy: str = option("vlpose",
+        choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"),
+        help="What is tuned: nothing, all, some layers, or an adapter.")
+    rank: int = option(0, least=0, only=[only_with("strategy", "lora", "vlpose")],
         help="The rank of low-rank updates of the base's weights; 0: 4 for lora, none for vlpose.")
-    decoder: str = option(
-        "dual", choices=DECODERS, only=READS_TEXT,
+    decoder: str = option("dual", choices=DECODERS, only=READS_TEXT,
         help="How the relation enters the frozen decoder.")
-    matcher: str = option(
-        "concat", choices=MATCHERS, only=[*READS_TEXT, HAS_MATCHER],
+    matcher: str = option("concat", choices=MATCHERS, only=[*READS_TEXT, HAS_MATCHER],
         help="What image tokens attend to: image and text (concat), or the image alone (image).")
-    num_prompts: int = option(
-        None, least=0, only=[only_with("strategy", "prompt", "vlpose")],
+    num_prompts: int = option(None, least=0, only=[only_with("strategy", "prompt", "vlpose")],
         help="The number of visual prompts in each layer; by default the paper's for the size.")
 
 
 HAS_SOURCE = only_without("source", "none")
 STYLED = [only_with("image_level"), HAS_SOURCE]
 STYLE_TRAINED = [only_with("image_level"), only_without("style_weights"), HAS_SOURCE]
-SUPERVISED = [only_without("weights")]
 
 
 @dataclass
 class AlignmentRecipe:
     """The options that only `--mode uda` has. A level or a loss whose weight is 0 is left out."""
-    source: str = option(
-        "figures#sculpture", type=data_spec,
+    source: str = option("figures#sculpture", type=data_spec,
         help="The model learns from the labels of this data set: name:root or name:root#domain; "
              "with `none` only the model of --weights adapts.")
-    target: str = option(
-        "figures#photo", type=data_spec,
+    target: str = option("figures#photo", type=data_spec,
         help="The model is adapted to images of this data set; its labels are used only to test.")
-    test: str = option(
-        None, type=data_spec,
-        help="The models are tested on labelled people of this data set, not of the target's.")
-    oracle: bool = option(
-        False, help="Train with the target's labels, too. It shows what is left to gain.")
-    size: str = option(
-        "tiny", paper="resnet101", choices=MODEL_CONFIGS, only=SUPERVISED,
+    test: str = option(None, type=data_spec,
+        help="The models are tested on labelled people of this data set, in place of the target.")
+    oracle: bool = option(False,
+        help="Train also with the target's labels, which shows what is left to gain.")
+    size: str = option("tiny", paper="resnet101", choices=MODEL_CONFIGS, only=NEW_MODEL,
         help="The size of the model, unless --weights gives one.")
-    batch_size: int = option(
-        16, paper=32, least=1, help="The number of crops in a batch, from each domain.")
-    augmentation: str = option(
-        "gentle", choices=("gentle", "paper"), paper="paper",
+    batch_size: int = option(16, paper=32, least=1,
+        help="The number of crops in a batch, from each domain.")
+    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
         help="How strongly crops and views are augmented.")
     # stage 0: the style decoder
-    style_encoder: str = option(
-        None, type=path_or_name, only=STYLED,
-        help="The VGG-19 of style transfer: a file or adain-encoder. By default a small network.")
-    style_weights: str = option(
-        None, type=path_or_name, only=STYLED,
-        help="Its decoder, which is then not trained: a file, adain-decoder, or RUN/style.pth.")
-    style_steps: int = option(
-        150, paper=500_000, least=1, only=STYLE_TRAINED,
+    style_encoder: str = option(None, type=path_or_name, only=STYLED,
+        help="The VGG-19 of style transfer: a file or adain-encoder; by default a small network.")
+    style_weights: str = option(None, type=path_or_name, only=STYLED,
+        help="A trained decoder of style transfer: a file, adain-decoder, or RUN/style.pth.")
+    style_steps: int = option(150, paper=500_000, least=1, only=STYLE_TRAINED,
         help="Stage 0: the style decoder is trained for so many steps.")
-    style_lr: float = option(
-        5e-3, paper=1e-5, above=0, only=STYLE_TRAINED, help="The learning rate of stage 0.")
-    style_batch: int = option(
-        None, paper=16, least=1, only=STYLE_TRAINED,
+    style_lr: float = option(5e-3, paper=1e-5, above=0, only=STYLE_TRAINED,
+        help="The learning rate of stage 0.")
+    style_batch: int = option(None, paper=16, least=1, only=STYLE_TRAINED,
         help="The number of crops in a batch of stage 0, if it is not --batch-size.")
     # stage 1: supervised, on the source
-    supervised_steps: int = option(
-        1200, paper=20_000, least=1, only=SUPERVISED,
+    supervised_steps: int = option(1200, paper=20_000, least=1, only=NEW_MODEL,
         help="Stage 1: the model learns from the source's labels for so many steps.")
-    lr: float = option(
-        1.5e-3, paper=1e-4, above=0, only=SUPERVISED, help="The learning rate of stage 1.")
-    milestones: tuple[float, ...] = option(
-        FALLS, paper=(), nargs="*", least=0, most=1,
+    lr: float = option(1.5e-3, paper=1e-4, above=0, only=NEW_MODEL,
+        help="The learning rate of stage 1.")
+    milestones: tuple[float, ...] = option(FALLS, paper=(), nargs="*", least=0, most=1,
         help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
     # stage 2: adaptation to the target
-    steps: int = option(
-        600, paper=15_000, least=1, help="Stage 2: the student is adapted for so many steps.")
+    steps: int = option(600, paper=15_000, least=1,
+        help="Stage 2: the student is adapted for so many steps.")
     adapt_lr: float = option(5e-4, paper=1e-4, above=0, help="The learning rate of stage 2.")
     adapt_milestones: tuple[float, ...] = option(
         FALLS, paper=(4 / 30, 19 / 30), nargs="*", least=0, most=1,
         help="The rate of stage 2 falls tenfold after these shares of its steps.")
-    strategy: str = option(
-        "full", choices=("full", "vlpose", "lora"),
+    strategy: str = option("full", choices=("full", "vlpose", "lora"),
         help="What stage 2 tunes: all of the model, or an adapter.")
-    steady_discriminator: bool = option(
-        False, paper=True, only=[only_with("feature_level"), HAS_SOURCE],
+    steady_discriminator: bool = option(False, paper=True,
+        only=[only_with("feature_level"), HAS_SOURCE],
         help="The learning rate of the discriminator does not fall.")
     # the teacher and the three levels
-    ema_decay: float = option(
-        0.99, paper=0.999, least=0, most=1, help="The share of the teacher that each step keeps.")
-    image_level: float = option(
-        0.5, least=0, most=1, help="The probability that a source image is restyled.")
-    feature_level: float = option(
-        0.002, paper=0.1, least=0, help="The weight of the adversarial loss.")
+    ema_decay: float = option(0.99, paper=0.999, least=0, most=1,
+        help="The share of the teacher that each step keeps.")
+    image_level: float = option(0.5, least=0, most=1,
+        help="The probability that a source image is restyled.")
+    feature_level: float = option(0.002, paper=0.1, least=0,
+        help="The weight of the adversarial loss.")
     pose_level: float = option(0.3, least=0, help="The weight of information maximization.")
-    consistency: float = option(
-        1.0, least=0, help="The weight of consistency with the teacher's pseudo-labels.")
-    occlusion: float = option(
-        0.5, least=0, most=1,
+    consistency: float = option(1.0, least=0,
+        help="The weight of consistency with the teacher's pseudo-labels.")
+    occlusion: float = option(0.5, least=0, most=1,
         help="The probability that one of the keypoints that the teacher is sure of is covered.")
     # all stages
-    optimizer: str = option(
-        "adamw", paper="adam", choices=("adamw", "adam"), help="The optimizer of all stages.")
-    weight_decay: float = option(
-        0.1, paper=0.0, least=0, help="The weight decay of stages 1 and 2.")
-    warm_up: int = option(
-        500, paper=0, least=0,
+    optimizer: str = option("adamw", paper="adam", choices=("adamw", "adam"),
+        help="The optimizer of all stages.")
+    weight_decay: float = option(0.1, paper=0.0, least=0,
+        help="The weight decay of stages 1 and 2.")
+    warm_up: int = option(500, paper=0, least=0,
         help="The number of steps of linear warm-up; it is at most a tenth of a stage.")
-    clip: float = option(
-        1.0, paper=0.0, least=0,
+    clip: float = option(1.0, paper=0.0, least=0,
         help="Gradients with a greater norm than this are clipped; with 0 none are.")
 
 
@@ -1838,60 +1807,48 @@ def true_pose(dataset, row):
 class CommonOptions:
     """The options that both modes have."""
     # the model at the start, and what a VLPose reads
-    weights: str = option(
-        None, type=path_or_name,
+    weights: str = option(None, type=path_or_name,
         help="A trained model to adapt; none is trained then. It is a file or a name such as "
              "vitpose-b; of a VLPose its base is taken.")
-    init: str = option(
-        None, type=path_or_name, only=NEW_BASE,
+    init: str = option(None, type=path_or_name, only=NEW_MODEL,
         help="A new backbone of --size starts from these weights: a file or a name such as mae-b.")
-    image_size: list[int] = option(
-        None, nargs=2, least=32, step=32,
+    image_size: list[int] = option(None, nargs=2, least=32, step=32,
         help="The height and the width of crops; by default the size's own.")
-    sigma: float = option(
-        None, above=0,
-        help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by default "
-             "the size's own.")
-    sentences: str = option(
-        "a photo of a {domain} character", type=path_or_name, only=READS_TEXT,
+    sigma: float = option(None, above=0,
+        help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by "
+             "default the size's own.")
+    sentences: str = option("a photo of a {domain} character", type=path_or_name, only=READS_TEXT,
         help="What is read of an image: a template that names its domain, a JSON file {domain: "
              "sentence}, or `description`, the image's own text.")
-    per_token: bool = option(
-        False, only=READS_TEXT, help="All tokens of a sentence are read, not just its end.")
-    text_weights: str = option(
-        "random", type=path_or_name, only=READS_TEXT,
+    per_token: bool = option(False, only=READS_TEXT,
+        help="All tokens of a sentence are read, not just its end.")
+    text_weights: str = option("random", type=path_or_name, only=READS_TEXT,
         help="The weights of CLIP's text tower: a file or a name such as ViT-B/32.")
     # how the run computes
-    bf16: bool = option(
-        None, help="Compute in bfloat16; by default a GPU that has it does. A CPU that does not "
-                   "have it is many times slower with it.")
-    accumulate: int = option(
-        1, least=1, help="Each batch is computed in so many parts, which saves memory.")
-    checkpointing: bool = option(
-        False, help="The blocks of a transformer are computed anew in the backward pass, which "
-                    "saves more memory.")
+    bf16: bool = option(None,
+        help="Compute in bfloat16; by default a GPU that has it does. A CPU that does not have "
+             "it is many times slower with it.")
+    accumulate: int = option(1, least=1,
+        help="Each batch is computed in so many parts, which saves memory.")
+    checkpointing: bool = option(False,
+        help="The blocks of a transformer are computed anew in the backward pass, which saves "
+             "more memory.")
     seed: int = option(0, least=0, help="The seed for all random numbers.")
     device: str = option(default_device(), type=usable_device, help="The device that computes.")
-    workers: int = option(
-        4 if torch.cuda.is_available() else 0, least=0,
+    workers: int = option(4 if torch.cuda.is_available() else 0, least=0,
         help="The number of processes that cut out crops.")
     # the run's folder
-    cache: str = option(
-        str(cache_folder().absolute()), type=os.path.abspath,
+    cache: str = option(str(cache_folder().absolute()), type=os.path.abspath,
         help="The folder where figures and trained base models are kept.")
-    out: str = option(
-        None, type=os.path.abspath,
+    out: str = option(None, type=os.path.abspath,
         help="The run's folder. By default it is runs/MODE-1, -2, ...")
     dry_run: bool = option(False, help="Print the plan and train nothing.")
     # These say which options there are, and which defaults they have.
-    mode: str = option(
-        "vlpose", choices=("vlpose", "uda"),
+    mode: str = option("vlpose", choices=("vlpose", "uda"),
         help="VLPose, or multi-level alignment; `--mode uda --help` lists the options of that.")
-    recipe: str = option(
-        "minutes", choices=("minutes", "paper"),
+    recipe: str = option("minutes", choices=("minutes", "paper"),
         help="What the defaults are made for: minutes on a CPU, or the paper's numbers.")
-    resume: str = option(
-        None, metavar="FOLDER",
+    resume: str = option(None, metavar="FOLDER",
         help="Go on with the run in this folder; --steps or --epochs may make it longer.")
 
 

@@ -1,4 +1,4 @@
-"""What must hold when something goes wrong: nothing is lost, nothing is silently wrong. The README has the table."""
+"""What must hold when something goes wrong: nothing is lost, and nothing is silently wrong."""
 import json
 import multiprocessing
 import os
@@ -22,7 +22,8 @@ import eval
 import train
 import vlpose
 from conftest import ROOT, command, uda_command
-from data import DataError, draw_figures, load_dataset, read_boxes, unreadable, write_json, written_whole
+from data import (DataError, draw_figures, load_dataset, read_boxes, unreadable, write_json,
+                  written_whole)
 from train import Passes, count_unread, main
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, WeightsError, load_model, save_checkpoint
 
@@ -32,6 +33,10 @@ def own_cache(cache, folder):
     folder.mkdir()
     (folder / train.FIGURES).symlink_to(cache / train.FIGURES)
     return folder
+
+
+def results_of(folder):
+    return (folder / "results.json").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +68,14 @@ def flip_a_bit(path, place):
     path.write_bytes(content)
 
 
-# ------------------------------------------------------------------------------------------------ numbers not finite
+# ------------------------------------------------------------------------------- numbers not finite
 
 @pytest.mark.parametrize("make, option, stage", [
-    (command, "--base-lr", "base"), (command, "--lr", "adapt"), (uda_command, "--style-lr", "style"),
-    (uda_command, "--lr", "source"), (uda_command, "--adapt-lr", "adapt")])
-def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(cache, tmp_path, capsys, make, option, stage):
+    (command, "--base-lr", "base"), (command, "--lr", "adapt"),
+    (uda_command, "--style-lr", "style"), (uda_command, "--lr", "source"),
+    (uda_command, "--adapt-lr", "adapt")])
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(
+        cache, tmp_path, capsys, make, option, stage):
     own = own_cache(cache, tmp_path / "cache")
     assert main(make(own, tmp_path / "run", option, "1e30")) == 2
     printed = capsys.readouterr()
@@ -86,15 +93,18 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
     save_checkpoint(tmp_path / "good.pth", model)
     contents = torch.load(tmp_path / "good.pth")
     for part in ("base", "adapter"):
-        name, tensor = next((name, tensor) for name, tensor in contents[part].items() if tensor.is_floating_point())
+        name, tensor = next((name, tensor) for name, tensor in contents[part].items()
+                            if tensor.is_floating_point())
         kept = tensor.clone()
         tensor.flatten()[0] = torch.inf
         torch.save(contents, tmp_path / "bad.pth")
-        with pytest.raises(WeightsError, match=f"bad.pth: expected finite numbers, found others in .*{name}"):
+        with pytest.raises(WeightsError, match=f"bad.pth: expected finite numbers, found others in "
+                           f".*{name}"):
             load_model(tmp_path / "bad.pth")
         tensor.copy_(kept)
     model.prompts.data[0, 0, 0] = torch.nan
-    with pytest.raises(WeightsError, match="new.pth: expected finite numbers, found others in tensor prompts"):
+    with pytest.raises(WeightsError, match="new.pth: expected finite numbers, found others in "
+                       "tensor prompts"):
         save_checkpoint(tmp_path / "new.pth", model)
     assert not (tmp_path / "new.pth").exists()
 
@@ -105,7 +115,7 @@ def test_json_never_holds_a_number_that_it_has_no_word_for(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------------------------------------------- flipped bits
+# ------------------------------------------------------------------------------------- flipped bits
 
 def test_a_flipped_bit_in_a_model_is_noticed_wherever_it_changes_a_weight(tmp_path):
     torch.manual_seed(0)
@@ -117,7 +127,8 @@ def test_a_flipped_bit_in_a_model_is_noticed_wherever_it_changes_a_weight(tmp_pa
         flip_a_bit(tmp_path / "model.pth", chance.randrange(8 * len(whole)))
         try:
             after = load_model(tmp_path / "model.pth").state_dict()
-            assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())  # in a gap
+            # in a gap
+            assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
         except WeightsError as error:
             assert "model.pth" in str(error)
             noticed += 1
@@ -134,7 +145,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(run, copy, capsys,
     assert printed.err.count("damaged: another checksum of its record ") == damaged
     assert printed.err.count("going back to what was before it") == damaged
     assert f"adapt   {5 if damaged == 1 else 1:6}/6" in printed.out
-    assert (copy / "results.json").read_text() == (run / "run" / "results.json").read_text()
+    assert results_of(copy) == results_of(run / "run")
 
 
 def test_a_damaged_base_model_in_the_cache_is_trained_anew(run, cache, tmp_path, capsys):
@@ -144,19 +155,26 @@ def test_a_damaged_base_model_in_the_cache_is_trained_anew(run, cache, tmp_path,
     flip_a_bit(own / kept.name, 4 * kept.stat().st_size)
     assert main(command(own, tmp_path / "run")) == 0
     assert "another checksum" in (said := capsys.readouterr().out) and "training it anew" in said
-    assert (tmp_path / "run" / "results.json").read_text() == (run / "run" / "results.json").read_text()
+    assert results_of(tmp_path / "run") == results_of(run / "run")
     load_model(own / kept.name)  # it is whole again
 
 
-def test_an_adapter_that_leaves_a_trace_when_it_is_off_is_an_error(cache, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.Test, "numbers", lambda self, model, *rest, plain=train.Test.numbers: (
-        [object()], plain(self, model, *rest)[1]))  # no two results are equal
+def test_an_adapter_that_leaves_a_trace_when_it_is_off_is_an_error(
+        cache, tmp_path, capsys, monkeypatch):
+    numbers = train.Test.numbers
+
+    def other_numbers(self, model, *rest):
+        _, table = numbers(self, model, *rest)
+        return [object()], table  # no two results are equal
+
+    monkeypatch.setattr(train.Test, "numbers", other_numbers)
     assert main(command(cache, tmp_path / "run")) == 2
     assert "with its adapter off the model differs from the original" in error_of(capsys)
-    assert {"results.json", "model.pth", "poses.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    assert {"results.json", "model.pth",
+            "poses.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
 
 
-# ------------------------------------------------------------------------------------------- a run that is not alone
+# -------------------------------------------------------------------------- a run that is not alone
 
 def test_two_programs_never_train_in_one_folder(copy, capsys):
     def train_elsewhere():
@@ -182,7 +200,8 @@ def test_a_run_does_not_go_on_with_other_data(cache, tmp_path, capsys):
     path = figures / "annotations" / "training_figures.json"
     contents = json.loads(path.read_text())
     cartoons = {image["id"] for image in contents["images"] if image["category"] == "cartoon"}
-    contents["annotations"].remove(next(person for person in contents["annotations"] if person["image_id"] in cartoons))
+    contents["annotations"].remove(next(person for person in contents["annotations"]
+                                        if person["image_id"] in cartoons))
     path.write_text(json.dumps(contents))
     assert main(["--resume", str(tmp_path / "run")]) == 2
     assert "adapt.checkpoint.pth: began with other people, labels of figures:" in error_of(capsys)
@@ -199,7 +218,8 @@ def test_a_finished_run_is_made_longer_by_more_steps(run, copy, capsys):
 @pytest.mark.parametrize("more, words", [
     (["--lr", "0.5"], "config.json: began with --lr 0.0015, found 0.5"),
     (["--mode", "uda"], "config.json: began with --mode vlpose, found uda"),
-    (["--out", "elsewhere"], "config.json: began with --out "), (["--nonsense"], "unrecognized arguments: --nonsense")])
+    (["--out", "elsewhere"], "config.json: began with --out "),
+    (["--nonsense"], "unrecognized arguments: --nonsense")])
 def test_what_contradicts_the_run_is_an_error(copy, capsys, more, words):
     config = json.loads((copy / "config.json").read_text())
     assert main(["--resume", str(copy), *more]) == 2
@@ -214,7 +234,8 @@ def test_no_folder_to_resume_is_an_error(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"lr": -1}, "config.json and what is given now: argument --lr: expected a number above 0, found -1"),
+    ({"lr": -1}, "config.json and what is given now: argument --lr: expected a number above 0, "
+     "found -1"),
     ({"select": "worst"}, "config.json and what is given now: argument --select: invalid choice"),
     ({"wings": 2}, "config.json and what is given now: unrecognized arguments: --wings 2"),
     ({"seed": [1, 2]}, "config.json and what is given now: unrecognized")])
@@ -229,15 +250,16 @@ def test_paths_in_config_json_are_absolute(run, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "figures").symlink_to(cache / train.FIGURES)
     save_checkpoint("given.pth", PoseModel(VIT_CONFIGS["tiny"]))
-    options = train.parse_options(["--target", "figures:figures#cartoon", "--weights", "given.pth", "--out", "run",
-                                   "--text-weights", "ViT-B/32", "--cache", "cache"])
+    options = train.parse_options(["--target", "figures:figures#cartoon", "--weights", "given.pth",
+                                   "--out", "run", "--text-weights", "ViT-B/32", "--cache",
+                                   "cache"])
     assert options.target == f"figures:{tmp_path / 'figures'}#cartoon"
     assert options.weights == str(tmp_path / "given.pth")
     assert (options.out, options.cache) == (str(tmp_path / "run"), str(tmp_path / "cache"))
     assert (options.source, options.text_weights) == ("figures#natural", "ViT-B/32")
 
 
-# ---------------------------------------------------------------------------------------------- options in vain
+# ---------------------------------------------------------------------------------- options in vain
 
 @pytest.mark.parametrize("kind", [
     train.VLPoseOptions, train.AlignmentOptions, eval.NumbersOptions, eval.PosesOptions])
@@ -251,21 +273,25 @@ def test_the_conditions_of_options_name_only_options_and_values_that_there_are(k
 
 
 @pytest.mark.parametrize("argv, words", [
-    ("--strategy full --num-prompts 5", "--num-prompts: has no effect; it counts only with --strategy prompt vlpose"),
+    ("--strategy full --num-prompts 5",
+     "--num-prompts: has no effect; it counts only with --strategy prompt vlpose"),
     ("--weights W --base-lr 1", "--base-lr: has no effect; it counts only without --weights"),
     ("--weights W --init X", "--init: "),
-    ("--strategy full --matcher image", "--matcher: has no effect; it counts only with --strategy vlpose"),
-    ("--strategy prompt --decoder injector", "--decoder: "), ("--decoder baseline --matcher image", "--matcher: "),
-    ("--strategy scratch --lr 1", "--lr: "), ("--select best", "--select: "),
-    ("--strategy last --rank 4", "--rank: "),
+    ("--strategy full --matcher image",
+     "--matcher: has no effect; it counts only with --strategy vlpose"),
+    ("--strategy prompt --decoder injector", "--decoder: "),
+    ("--decoder baseline --matcher image", "--matcher: "), ("--strategy scratch --lr 1", "--lr: "),
+    ("--select best", "--select: "), ("--strategy last --rank 4", "--rank: "),
     ("--strategy full --text-weights ViT-B/32", "--text-weights: "),
     ("--source figures --target figures", "--source figures: expected other data than --target"),
-    ("--mode uda --image-level 0 --style-weights X", "--style-weights: has no effect; it counts only with --image"),
+    ("--mode uda --image-level 0 --style-weights X",
+     "--style-weights: has no effect; it counts only with --image"),
     ("--mode uda --style-weights X --style-steps 9", "--style-steps: "),
     ("--mode uda --feature-level 0 --steady-discriminator", "--steady-discriminator: "),
     ("--mode uda --weights W --supervised-steps 9", "--supervised-steps: "),
     ("--mode uda --per-token", "--per-token: "),
-    ("--mode uda --source none --weights W --feature-level 0.1", "--feature-level: has no effect with --source none"),
+    ("--mode uda --source none --weights W --feature-level 0.1",
+     "--feature-level: has no effect with --source none"),
     ("--mode uda --source none --weights W --style-steps 9", "--style-steps: "),
     ("--mode uda --source none --weights W --steady-discriminator", "--steady-discriminator: ")])
 def test_an_option_without_an_effect_is_refused(argv, words):
@@ -275,7 +301,8 @@ def test_an_option_without_an_effect_is_refused(argv, words):
 
 
 @pytest.mark.parametrize("argv, words", [
-    ("--checkpoint M --images a.jpg --compare", "--compare: has no effect; it counts only with --out"),
+    ("--checkpoint M --images a.jpg --compare",
+     "--compare: has no effect; it counts only with --out"),
     ("--results r --annotations a --checkpoint M", "--results: "),
     ("--results r --annotations a --prompt x", "--prompt: "),
     ("--checkpoint M --images a.jpg --out o --detect-score 0.5", "--detect-score: "),
@@ -289,25 +316,28 @@ def test_an_option_of_eval_without_an_effect_is_refused(argv, words, capsys):
     assert words in error_of(capsys)
 
 
-@pytest.mark.parametrize("more", [["--prompt", "a cat"], ["--compare"], ["--text-weights", "random"]])
+@pytest.mark.parametrize("more", [["--prompt", "a cat"], ["--compare"],
+                                  ["--text-weights", "random"]])
 def test_what_is_for_vlpose_is_refused_for_a_plain_model(cache, tmp_path, capsys, more):
     save_checkpoint(tmp_path / "plain.pth", PoseModel(VIT_CONFIGS["tiny"]))
     picture = next((cache / train.FIGURES / "images" / "cartoon").iterdir())
-    assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--images", str(picture), "--out",
-                      str(tmp_path / "out"), "--device", "cpu", *more]) == 2
+    assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--images", str(picture),
+                      "--out", str(tmp_path / "out"), "--device", "cpu", *more]) == 2
     assert f"{more[0]}: has no effect" in error_of(capsys)
 
 
-# ---------------------------------------------------------------------------------------------- nothing overwritten
+# ------------------------------------------------------------------------------ nothing overwritten
 
 @pytest.mark.parametrize("name", ["results.json", "annotations.json", "config.json"])
 def test_eval_overwrites_neither_results_nor_a_run(cache, tmp_path, capsys, name):
     save_checkpoint(tmp_path / "plain.pth", PoseModel(VIT_CONFIGS["tiny"]))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
-    assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--data", f"figures:{cache / train.FIGURES}",
-                      "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    assert f"holds {name} already" in error_of(capsys) and (tmp_path / "out" / name).read_text() == "mine"
+    assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--data",
+                      f"figures:{cache / train.FIGURES}", "--out", str(tmp_path / "out"),
+                      "--device", "cpu"]) == 2
+    assert f"holds {name} already" in error_of(capsys)
+    assert (tmp_path / "out" / name).read_text() == "mine"
 
 
 def test_a_folder_with_input_is_never_drawn_into(cache, tmp_path, capsys):
@@ -315,37 +345,48 @@ def test_a_folder_with_input_is_never_drawn_into(cache, tmp_path, capsys):
     album = shutil.copytree(cache / train.FIGURES / "images" / "cartoon", tmp_path / "album")
     before = {file: file.read_bytes() for file in album.iterdir()}
     one = str(next(iter(before)))
-    for images, out in ((one, album), (str(album / "*.jpg"), album), (one, tmp_path), (str(album), album / "drawn")):
-        assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--images", images, "--out", str(out),
-                          "--device", "cpu"]) == 2
+    for images, out in ((one, album), (str(album / "*.jpg"), album), (one, tmp_path),
+                        (str(album), album / "drawn")):
+        assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--images", images, "--out",
+                          str(out), "--device", "cpu"]) == 2
         assert "there are pictures that are input" in error_of(capsys)
     assert {file: file.read_bytes() for file in album.iterdir()} == before
 
 
-# ------------------------------------------------------------------------------------------------------- bad records
+# -------------------------------------------------------------------------------------- bad records
 
 @pytest.mark.parametrize("record, words", [
     ({"bbox": "1234"}, r", image_id 1: expected 4 finite numbers in 'bbox', found '1234'"),
-    ({"bbox": [1, 2, 3]}, "in 'bbox', found 3 values"), ({"bbox": [1, 2, 3, True and None]}, "among them None"),
-    ({"bbox": [0, 0, 1e300, 5]}, "expected a 'bbox'"), ({"bbox": [0, 0, 2e9, 5]}, "expected a 'bbox'"),
-    ({"score": "high"}, "in 'score', found 'high'"), ({"category_id": 1.7}, "expected one integer in 'category_id'"),
+    ({"bbox": [1, 2, 3]}, "in 'bbox', found 3 values"),
+    ({"bbox": [1, 2, 3, True and None]}, "among them None"),
+    ({"bbox": [0, 0, 1e300, 5]}, "expected a 'bbox'"),
+    ({"bbox": [0, 0, 2e9, 5]}, "expected a 'bbox'"),
+    ({"score": "high"}, "in 'score', found 'high'"),
+    ({"category_id": 1.7}, "expected one integer in 'category_id'"),
     ({"image_id": None}, "expected an 'image_id'"), ({"image_id": [1]}, "expected an 'image_id'")])
 def test_a_box_of_another_kind_is_named(tmp_path, record, words):
-    (tmp_path / "boxes.json").write_text(json.dumps([{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 1} | record]))
+    box = {"image_id": 1, "bbox": [1, 2, 3, 4], "score": 1} | record
+    (tmp_path / "boxes.json").write_text(json.dumps([box]))
     with pytest.raises(DataError, match=f"boxes.json: box 0.*{words}"):
         read_boxes(tmp_path / "boxes.json", {1: 0})
 
 
 @pytest.mark.parametrize("section, change, words", [
-    ("annotations", {"keypoints": [5, 5, 7] * 17}, "annotation id 1 has a visibility other than 0, 1 and 2"),
-    ("annotations", {"bbox": [0, 0, 2e9, 9]}, "annotation id 1 has a number that is not finite, or beyond a million"),
-    ("annotations", {"keypoints": [1e300, 5, 2] * 17}, "keypoints"), ("annotations", {"id": 1.7}, "'id', found 1.7"),
-    ("annotations", {"bbox": "1234"}, "in 'bbox', found '1234'"), ("images", {"file_name": None}, "in 'file_name'"),
-    ("images", {"id": 1.2}, "'id', found 1.2"), ("images", {"id": [1, 2]}, "'id'")])
+    ("annotations", {"keypoints": [5, 5, 7] * 17},
+     "annotation id 1 has a visibility other than 0, 1 and 2"),
+    ("annotations", {"bbox": [0, 0, 2e9, 9]},
+     "annotation id 1 has a number that is not finite, or beyond a million"),
+    ("annotations", {"keypoints": [1e300, 5, 2] * 17}, "keypoints"),
+    ("annotations", {"id": 1.7}, "'id', found 1.7"),
+    ("annotations", {"bbox": "1234"}, "in 'bbox', found '1234'"),
+    ("images", {"file_name": None}, "in 'file_name'"), ("images", {"id": 1.2}, "'id', found 1.2"),
+    ("images", {"id": [1, 2]}, "'id'")])
 def test_an_annotation_of_another_kind_is_named(tmp_path, section, change, words):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.jpg")
-    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "person"}],
-               "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 9, 9], "keypoints": [5, 5, 2] * 17}]}
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}],
+               "categories": [{"id": 1, "name": "person"}],
+               "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 9, 9],
+                                "keypoints": [5, 5, 2] * 17}]}
     content[section][0] |= change
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(DataError) as error:
@@ -353,23 +394,25 @@ def test_an_annotation_of_another_kind_is_named(tmp_path, section, change, words
     assert str(error.value).startswith(str(tmp_path / "a.json")) and words in str(error.value)
 
 
-@pytest.mark.parametrize("text", ['{"images": []} and more', '{"images": ' + "9" * 5000 + "}", "[1, 2", "", "\xff"])
+@pytest.mark.parametrize("text", ['{"images": []} and more', '{"images": ' + "9" * 5000 + "}",
+                                  "[1, 2", "", "\xff"])
 def test_json_that_is_none_is_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text, encoding="latin1")
     with pytest.raises(DataError, match="a.json: expected COCO's annotations, a JSON object; "):
         load_dataset(f"coco:{tmp_path / 'a.json'}", "all")
 
 
-# --------------------------------------------------------------------------------------------------------- interrupted
+# -------------------------------------------------------------------------------------- interrupted
 
 @pytest.mark.parametrize("number, stage", [*zip(train.SIGNALS, ("base", "adapt", "adapt"))])
-def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(run, cache, tmp_path, monkeypatch, capsys, number,
-                                                                stage):
+def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(
+        run, cache, tmp_path, monkeypatch, capsys, number, stage):
     def interrupted(self, at, done, *rest, plain=train.Run.after_step):
         if (at.name, done) == (stage, 3):
             os.kill(os.getpid(), number)
         plain(self, at, done, *rest)
-    before, folder = signal.signal(number, signal.SIG_DFL), tmp_path / "run"  # nohup, say, ignores one of them
+    # nohup, say, ignores one of them
+    before, folder = signal.signal(number, signal.SIG_DFL), tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(train.Run, "after_step", interrupted)
         assert main(command(own_cache(cache, tmp_path / "cache"), folder)) == 128 + number
@@ -378,16 +421,18 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(run, cache, tmp_
     assert vlpose.read_file(folder / f"{stage}.checkpoint.pth")["step"] == 3
     assert signal.signal(number, before) == signal.SIG_DFL
     assert main(["--resume", str(folder)]) == 0
-    assert (folder / "results.json").read_text() == (run / "run" / "results.json").read_text()
+    assert results_of(folder) == results_of(run / "run")
 
 
-def test_a_run_that_is_stopped_before_its_first_row_of_the_log_has_a_checkpoint(cache, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_before_its_first_row_of_the_log_has_a_checkpoint(
+        cache, tmp_path, monkeypatch):
     def interrupted(self, at, done, *rest, plain=train.Run.after_step):
         os.kill(os.getpid(), signal.SIGTERM)
         plain(self, at, done, *rest)
     monkeypatch.setattr(train.Run, "after_step", interrupted)
     own = own_cache(cache, tmp_path / "cache")
-    assert main(command(own, tmp_path / "run", "--base-steps", "100")) == 143  # a row every ten steps
+    # a row every ten steps
+    assert main(command(own, tmp_path / "run", "--base-steps", "100")) == 143
     assert vlpose.read_file(tmp_path / "run" / "base.checkpoint.pth")["step"] == 1
 
 
@@ -405,7 +450,8 @@ def test_a_signal_to_the_group_of_a_run_does_not_reach_the_processes_that_cut_cr
 
 
 def test_likewise_in_validation(run, cache):
-    model, figures, groups = load_model(run / "run" / "model.pth"), load_dataset("figures#photo", "train", cache), set()
+    model, groups = load_model(run / "run" / "model.pth"), set()
+    figures = load_dataset("figures#photo", "train", cache)
     model.register_forward_hook(lambda *_: groups.update(groups_of_children()))
     eval.predict(model, figures, batch_size=1, workers=1)
     assert groups and os.getpgrp() not in groups
@@ -414,13 +460,18 @@ def test_likewise_in_validation(run, cache):
 @pytest.mark.parametrize("kind", ["DataError", "TypeError"])
 def test_a_program_ends_after_an_error_of_a_process_that_cuts_crops(tmp_path, kind):
     program = tmp_path / "program.py"
-    program.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport data, eval\nfrom data import DataError\n"
-                       "from torch.utils.data import DataLoader\nclass Broken:\n"
-                       "    def __len__(self): return 9\n"
-                       f"    def __getitem__(self, row): raise {kind}('this picture is broken')\n"
-                       "if __name__ == '__main__':\n"
-                       "    try: list(DataLoader(Broken(), num_workers=2, worker_init_fn=data.ignore_group_signals))\n"
-                       "    except Exception as error: sys.exit(eval.fail(error))\n")
+    program.write_text(f"""import sys
+sys.path.insert(0, {str(ROOT)!r})
+import data, eval
+from data import DataError
+from torch.utils.data import DataLoader
+class Broken:
+    def __len__(self): return 9
+    def __getitem__(self, row): raise {kind}("this picture is broken")
+if __name__ == "__main__":
+    try: list(DataLoader(Broken(), num_workers=2, worker_init_fn=data.ignore_group_signals))
+    except Exception as error: sys.exit(eval.fail(error))
+""")
     ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
     assert ended.returncode in (1, 2) and "this picture is broken" in ended.stderr
 
@@ -432,7 +483,8 @@ def test_a_signal_that_nohup_ignores_stays_ignored(run, copy):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN != signal.getsignal(signal.SIGTERM)
     finally:
         for number in train.SIGNALS:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(number, signal.default_int_handler
+                          if number == signal.SIGINT else signal.SIG_DFL)
         signal.signal(signal.SIGHUP, before)
 
 
@@ -459,27 +511,29 @@ def test_a_run_that_lacked_memory_goes_on_with_checkpointing(copy):
 def test_going_on_with_another_number_of_processes_is_said(copy, monkeypatch, capsys, processes):
     monkeypatch.setenv("WORLD_SIZE", str(processes))  # as torchrun sets it
     train.parse_options(["--resume", str(copy)])
-    assert ("goes on with another number of processes, 2" in capsys.readouterr().out) == (processes == 2)
+    said = "goes on with another number of processes, 2" in capsys.readouterr().out
+    assert said == (processes == 2)
 
 
 def test_a_base_that_was_computed_in_parts_is_not_taken_for_one_that_was_not(cache, tmp_path):
     own = own_cache(cache, tmp_path / "cache")
     for parts in ("1", "2", "1"):
-        assert main(uda_command(own, tmp_path / f"run-{len(list(tmp_path.iterdir()))}", "--image-level", "0",
-                                "--accumulate", parts)) == 0
+        assert main(uda_command(own, tmp_path / f"run-{len(list(tmp_path.iterdir()))}",
+                                "--image-level", "0", "--accumulate", parts)) == 0
     assert len(list(own.glob("source-*.pth"))) == 2
 
 
 def test_vlpose_without_a_source_is_refused_in_one_line(cache, capsys):
-    assert main(["--mode", "vlpose", "--weights", "vitpose-b", "--source", "none", "--cache", str(cache)]) == 2
+    assert main(["--mode", "vlpose", "--weights", "vitpose-b", "--source", "none", "--cache",
+                 str(cache)]) == 2
     assert error_of(capsys).startswith("error: unknown data set 'none'")
 
 
 def test_ctrl_c_ends_an_estimation_in_one_line(run, tmp_path, monkeypatch, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(eval, "write_poses", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    assert eval.main(["--checkpoint", str(run / "run"), "--images", str(tmp_path / "a.png"), "--prompt", "none",
-                      "--out", str(tmp_path / "out")]) == 130
+    assert eval.main(["--checkpoint", str(run / "run"), "--images", str(tmp_path / "a.png"),
+                      "--prompt", "none", "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGINT"
 
 
@@ -497,7 +551,8 @@ def draw_many(folder):
 
 
 def children(pid):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True,
+                           text=True).stdout.split()
     return [int(child) for child in found]
 
 
@@ -508,8 +563,8 @@ def alive(pid):
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks into /proc")
 def test_nobody_goes_on_drawing_for_a_program_that_was_killed(tmp_path):
-    program = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nimport test_faults\n" \
-              f"test_faults.draw_many({str(tmp_path)!r})\n"
+    program = (f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+               f"import test_faults\ntest_faults.draw_many({str(tmp_path)!r})\n")
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as parent:
         while not (workers := children(parent.pid)) or not list(tmp_path.rglob("*.jpg")):
             time.sleep(0.1)
@@ -521,37 +576,43 @@ def test_nobody_goes_on_drawing_for_a_program_that_was_killed(tmp_path):
 
 
 def test_what_killed_programs_have_begun_to_write_is_removed_later(tmp_path):
-    path, ages = tmp_path / "[a].json", {"[a].json.abcdefgh.draft": 4000, "[a].json.12345678.draft": 10,
-                                         "thesis.draft": 4000, "a.json.abcdefgh.draft": 4000}
+    path, ages = tmp_path / "[a].json", {"[a].json.abcdefgh.draft": 4000,
+                                         "[a].json.12345678.draft": 10, "thesis.draft": 4000,
+                                         "a.json.abcdefgh.draft": 4000}
     for name, age in ages.items():
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     write_json(path, {})  # nothing of anybody else's is touched
-    assert {file.name for file in tmp_path.iterdir()} == ages.keys() - {"[a].json.abcdefgh.draft"} | {path.name}
+    left = ages.keys() - {"[a].json.abcdefgh.draft"} | {path.name}
+    assert {file.name for file in tmp_path.iterdir()} == left
 
 
 def test_a_killed_worker_is_one_line_with_the_remedy(cache, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Passes, "__getitem__", lambda self, position: os.kill(os.getpid(), signal.SIGKILL))
-    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", "--workers", "1")) == 2
+    monkeypatch.setattr(Passes, "__getitem__",
+                        lambda self, position: os.kill(os.getpid(), signal.SIGKILL))
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", "--workers",
+                        "1")) == 2
     assert "fewer --workers" in (said := error_of(capsys)) and "DataLoader worker" in said
 
 
 def test_memory_that_runs_out_is_one_line_with_the_remedy(cache, tmp_path, capsys, monkeypatch):
     def hungry(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee "
+                                     "documentation")
     monkeypatch.setattr(train, "heatmap_loss", hungry)
     assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 2
     assert "--accumulate and --checkpointing save memory" in (said := error_of(capsys))
     assert "See documentation" not in said
 
 
-# ---------------------------------------------------------------------------------------------------------- no room
+# ------------------------------------------------------------------------------------------ no room
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a file may not be larger
     try:
-        with pytest.raises(DataError, match=r"model.pth: cannot be written: .*; [\d,]+ MB are free there$"):
+        with pytest.raises(DataError, match=r"model.pth: cannot be written: .*; [\d,]+ MB are free "
+                           r"there$"):
             save_checkpoint(tmp_path / "model.pth", PoseModel(VIT_CONFIGS["tiny"]))
         with pytest.raises(DataError, match="a.json: cannot be written: File too large; "):
             write_json(tmp_path / "a.json", [1.5] * 100_000)
@@ -560,7 +621,8 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_for_whose_checkpoints_there_is_no_room_does_not_begin(cache, tmp_path, capsys, monkeypatch):
+def test_a_run_for_whose_checkpoints_there_is_no_room_does_not_begin(
+        cache, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "free_space", lambda folder: 5_000_000)
     assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 2
     assert "MB for checkpoints, found 5 free" in error_of(capsys)
@@ -569,19 +631,20 @@ def test_a_run_for_whose_checkpoints_there_is_no_room_does_not_begin(cache, tmp_
 def test_a_cache_that_cannot_be_written_is_a_warning(cache, tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
     figures = f"figures:{cache / train.FIGURES}"
-    assert main(command(tmp_path / "file" / "cache", tmp_path / "run", "--source", f"{figures}#photo", "--target",
-                        f"{figures}#cartoon")) == 0
+    assert main(command(tmp_path / "file" / "cache", tmp_path / "run", "--source",
+                        f"{figures}#photo", "--target", f"{figures}#cartoon")) == 0
     assert "it is not kept for other runs" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_reason(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(DataError, match=r"a.txt: cannot be written: Not a directory; [\d,]+ MB are free there"):
+    with pytest.raises(DataError, match=r"a.txt: cannot be written: Not a directory; [\d,]+ MB are "
+                       r"free there"):
         with written_whole(tmp_path / "file" / "run" / "a.txt"):
             pass
 
 
-# ------------------------------------------------------------------------------------------------- rotten pictures
+# ---------------------------------------------------------------------------------- rotten pictures
 
 class Rotten:
     """Crops of which some cannot be read."""
@@ -607,15 +670,19 @@ def test_a_picture_that_cannot_be_read_is_replaced_by_the_next_of_its_pass():
 
 
 def test_unreadable_pictures_are_named_once_and_more_than_one_of_a_hundred_end_the_run(capsys):
-    batches = [{"unread": ["", "a.jpg: bad"]}, {"unread": ["a.jpg: bad", "b.jpg: bad"]}, {"unread": ["c.jpg: bad", ""]}]
+    batches = [{"unread": ["", "a.jpg: bad"]}, {"unread": ["a.jpg: bad", "b.jpg: bad"]},
+               {"unread": ["c.jpg: bad", ""]}]
     assert list(count_unread(batches, Rotten(()).dataset)) == [{}, {}, {}]  # 3 of 300
-    assert capsys.readouterr().err.splitlines() == [f"{name}.jpg: bad; the next one is taken" for name in "abc"]
+    said = [f"{name}.jpg: bad; the next one is taken" for name in "abc"]
+    assert capsys.readouterr().err.splitlines() == said
     with pytest.raises(DataError, match="d.jpg: bad; with it more than 1 % of the 300 pictures"):
-        list(count_unread([{"unread": [f"{name}.jpg: bad" for name in "abcd"]}], Rotten(()).dataset))
+        list(count_unread([{"unread": [f"{name}.jpg: bad" for name in "abcd"]}],
+                          Rotten(()).dataset))
 
 
 @pytest.mark.parametrize("make, split", [(command, "val"), (uda_command, "val")])
-def test_pictures_to_test_on_are_read_before_anything_is_trained(cache, tmp_path, capsys, make, split):
+def test_pictures_to_test_on_are_read_before_anything_is_trained(
+        cache, tmp_path, capsys, make, split):
     figures = shutil.copytree(cache / train.FIGURES, tmp_path / "figures")
     broken = sorted((figures / "images" / "photo").glob(f"{split}_*"))[:2]
     for file in broken:
@@ -623,18 +690,21 @@ def test_pictures_to_test_on_are_read_before_anything_is_trained(cache, tmp_path
     spec = ["--source", f"figures:{figures}#cartoon", "--target", f"figures:{figures}#photo"]
     assert main(make(cache, tmp_path / "run", *spec)) == 2
     said = capsys.readouterr().err
-    assert all(f"{file}: not a readable image" in said for file in broken) and "2 pictures to test on" in said
+    assert all(f"{file}: not a readable image" in said for file in broken)
+    assert "2 pictures to test on" in said
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------------------- limits
 
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_pictures_of_more_than_a_hundred_million_pixels_are_only_read_when_asked_for(tmp_path, monkeypatch):
+def test_pictures_of_more_than_a_hundred_million_pixels_are_only_read_when_asked_for(
+        tmp_path, monkeypatch):
     Image.new("1", (10_001, 10_000)).save(tmp_path / "large.png")
     problem, = unreadable([tmp_path / "large.png"]).values()
     assert "10001×10000 pixels; `eval.py --large` reads more than 100 million" in problem
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10 ** 7)  # twice as many, and Pillow does not even open it
+    # twice as many, and Pillow does not even open it
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10 ** 7)
     problem, = unreadable([tmp_path / "large.png"]).values()
     assert "could be decompression bomb DOS attack.; `eval.py --large` reads it" in problem
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -644,15 +714,16 @@ def test_pictures_of_more_than_a_hundred_million_pixels_are_only_read_when_asked
 def test_a_huge_picture_is_drawn_smaller_and_its_poses_are_where_they_were(tmp_path):
     save_checkpoint(tmp_path / "plain.pth", PoseModel(VIT_CONFIGS["tiny"]))
     Image.new("RGB", (8192, 64), "white").save(tmp_path / "wide.jpg")
-    assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--images", str(tmp_path / "wide.jpg"), "--out",
-                      str(tmp_path / "out"), "--device", "cpu", "--threshold", "0"]) == 0
+    assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--images",
+                      str(tmp_path / "wide.jpg"), "--out", str(tmp_path / "out"), "--device", "cpu",
+                      "--threshold", "0"]) == 0
     with Image.open(tmp_path / "out" / "001-wide.jpg") as drawing:
         assert drawing.size == (4096, 32)
 
 
 @pytest.mark.parametrize("change", [
-    {"depth": 20_000}, {"dim": 10 ** 9}, {"decoder_dim": 10 ** 9}, {"image_size": (10 ** 7, 10 ** 7)},
-    {"trunk": "swin_b"}])
+    {"depth": 20_000}, {"dim": 10 ** 9}, {"decoder_dim": 10 ** 9},
+    {"image_size": (10 ** 7, 10 ** 7)}, {"trunk": "swin_b"}])
 def test_a_model_file_gets_no_more_memory_than_its_tensors_need(tmp_path, change):
     save_checkpoint(tmp_path / "model.pth", VLPose(PoseModel(VIT_CONFIGS["tiny"]), 8))
     contents = torch.load(tmp_path / "model.pth")
@@ -661,41 +732,50 @@ def test_a_model_file_gets_no_more_memory_than_its_tensors_need(tmp_path, change
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(WeightsError, match="model.pth: "):
         load_model(tmp_path / "model.pth")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000 and time.monotonic() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+    assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("box", [(0, 0, 1e300, 5), (0, 0, 2e9, 5), (0, 0, float("nan"), 5), (0, 0, 0, 5)])
+@pytest.mark.parametrize("box", [(0, 0, 1e300, 5), (0, 0, 2e9, 5), (0, 0, float("nan"), 5),
+                                 (0, 0, 0, 5)])
 def test_a_box_beyond_a_million_pixels_is_an_error(box):
-    with pytest.raises(DataError, match="boxes: expected a width and a height above 0, at most a million"):
+    with pytest.raises(DataError, match="boxes: expected a width and a height above 0, at most a "
+                       "million"):
         eval.estimate_poses(PoseModel(VIT_CONFIGS["tiny"]), Image.new("RGB", (64, 64)), [box])
 
 
-# -------------------------------------------------------------------------------------------------- seen while training
+# ------------------------------------------------------------------------------ seen while training
 
-def test_every_fifth_of_a_stage_is_validated_and_each_loss_of_the_alignment_is_logged(cache, tmp_path, capsys):
+def test_every_fifth_of_a_stage_is_validated_and_each_loss_of_the_alignment_is_logged(
+        cache, tmp_path, capsys):
     assert main(uda_command(cache, tmp_path / "run", "--steps", "101", "--batch-size", "1")) == 0
-    header, *rows = (line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines())
+    header, *rows = (line.split(",")
+                     for line in (tmp_path / "run" / "log.csv").read_text().splitlines())
     table = [dict(zip(header, row)) for row in rows]
-    assert header == ["stage", "step", "loss", "pck", "validation", "content", "style", "supervised", "consistency",
-                      "feature_level", "pose_level"]
+    assert header == ["stage", "step", "loss", "pck", "validation", "content", "style",
+                      "supervised", "consistency", "feature_level", "pose_level"]
     assert [row["step"] for row in table if row["validation"] != "nan"] == ["100"]
     for row in table:
         parts = {"style": ("content", "style"),
                  "adapt": ("supervised", "consistency", "feature_level", "pose_level")}
         if row["stage"] in parts:
-            assert float(row["loss"]) == pytest.approx(sum(float(row[part]) for part in parts[row["stage"]]), rel=1e-5)
+            total = sum(float(row[part]) for part in parts[row["stage"]])
+            assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
     printed = capsys.readouterr().out
     assert "validation" in printed and not any("nan" in line for line in printed.splitlines())
 
 
 def test_a_training_set_smaller_than_a_batch_is_said(cache, tmp_path, capsys):
     assert main(command(cache, tmp_path / "run", "--batch-size", "8")) == 0
-    assert "6 people in 6 images to train on; fewer than a batch of 8 has" in capsys.readouterr().out
+    said = "6 people in 6 images to train on; fewer than a batch of 8 has"
+    assert said in capsys.readouterr().out
 
 
 def test_an_error_is_one_line_of_readable_length_that_names_the_file(capsys):
-    worker = ("Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
-              "data.DataError: a.jpg: not a readable image\n\nDuring handling of the above exception, another\nmore\n")
+    worker = ("Caught DataError in DataLoader worker process 0.\n"
+              "Original Traceback (most recent call last):\n  File\n"
+              "data.DataError: a.jpg: not a readable image\n\n"
+              "During handling of the above exception, another\nmore\n")
     assert eval.fail(DataError(worker)) == 2
     assert error_of(capsys) == "error: a.jpg: not a readable image"
     assert eval.fail(DataError("long " * 1000)) == 2

@@ -1,4 +1,7 @@
-"""What must hold for training: schedule and order, what each strategy trains, runs that repeat and resume exactly."""
+"""What must hold for training.
+
+Schedule and order, what each strategy trains, and runs that repeat and resume exactly.
+"""
 import importlib
 import json
 import math
@@ -17,14 +20,20 @@ import torch
 import torchvision
 
 import convert
+import eval
 import train
 import uda
-from data import COCO17, DataError, below_common_folder, draw_figures, load_dataset, make_skeleton, to_coco
-from eval import SAME, defaults_of, flag_of, option, parser_of, predict
+from data import (COCO17, DataError, below_common_folder, draw_figures, load_dataset, make_skeleton,
+                  to_coco)
+from eval import SAME, defaults_of, flag_of, parser_of, predict
 from train import Passes, Stage, learning_rate, main, parameter_groups
 from conftest import ROOT, command, uda_command
 from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text,
                     load_model, load_pose_model, save_checkpoint)
+
+
+def results_of(folder):
+    return (folder / "results.json").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +43,7 @@ def run(cache, tmp_path_factory):
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------------- details
+# ------------------------------------------------------------------------------------------ details
 
 def test_every_pass_visits_each_person_once_in_a_new_order():
     passes = Passes(None, np.arange(10, 20), 0)
@@ -55,7 +64,8 @@ def test_the_learning_rate_warms_up_and_falls_twice():
     stage = Stage("base", 21000, 1.0, 1, 0, False)
     factors = [learning_rate(step, stage) for step in range(21000)]
     assert factors[0] == 1 / 500 and factors[499] == 1
-    assert factors[16999] == 1 and math.isclose(factors[17000], 0.1) and math.isclose(factors[20000], 0.01)
+    assert factors[16999] == 1 and math.isclose(factors[17000], 0.1)
+    assert math.isclose(factors[20000], 0.01)
 
 
 def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slowly():
@@ -64,19 +74,21 @@ def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slo
     groups = parameter_groups(model, Stage("base", 1, 1.0, 1, 0, False, layer_decay=0.5))
     settings = {names[id(parameter)]: group for group in groups for parameter in group["params"]}
     assert len(settings) == len(names)
-    assert settings["backbone.pos_embed"]["weight_decay"] == settings["backbone.norm.bias"]["weight_decay"] == 0
+    for name in ("backbone.pos_embed", "backbone.norm.bias"):
+        assert settings[name]["weight_decay"] == 0
     assert settings["head.predictor.weight"]["weight_decay"] == 0.1
-    scales = [settings[name]["scale"] for name in ("backbone.pos_embed", "backbone.blocks.0.attn.qkv.weight",
-                                                   "backbone.blocks.3.attn.qkv.weight", "head.predictor.weight")]
+    scales = [settings[name]["scale"]
+              for name in ("backbone.pos_embed", "backbone.blocks.0.attn.qkv.weight",
+                           "backbone.blocks.3.attn.qkv.weight", "head.predictor.weight")]
     assert scales == [0.5 ** 5, 0.5 ** 4, 0.5, 1]
 
 
-# ---------------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 def test_a_run_leaves_its_numbers_models_and_pictures(run):
     assert {file.name for file in run.iterdir()} == {
-        "config.json", "log.csv", "results.json", "model.pth", "adapter.pth", "curves.png", "poses.png",
-        "base.checkpoint.pth", "adapt.checkpoint.pth", "lock"}
+        "config.json", "log.csv", "results.json", "model.pth", "adapter.pth", "curves.png",
+        "poses.png", "base.checkpoint.pth", "adapt.checkpoint.pth", "lock"}
     assert (run / "adapter.pth").stat().st_size < 2e6
 
 
@@ -87,7 +99,8 @@ def test_an_adapters_file_around_the_base_is_the_whole_model(run, cache):
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-def test_the_pictures_show_a_few_people_of_each_domain_where_there_are_few(run, cache, monkeypatch, tmp_path):
+def test_the_pictures_show_a_few_people_of_each_domain_where_there_are_few(
+        run, cache, monkeypatch, tmp_path):
     titles = []
     monkeypatch.setattr(train, "draw_sheet", lambda people, draw=train.draw_sheet: (
         titles.append([title for title, *_ in people]), draw(people))[1])
@@ -98,7 +111,7 @@ def test_the_pictures_show_a_few_people_of_each_domain_where_there_are_few(run, 
 
 
 def test_with_the_adapter_off_the_original_is_back_exactly(run):
-    results = json.loads((run / "results.json").read_text())
+    results = json.loads(results_of(run))
     assert results["adapter off"] == results["original"] != results["adapted"]
 
 
@@ -109,10 +122,11 @@ def test_training_leaves_no_trace_in_the_frozen_base(run, cache):
         assert torch.equal(tensor, model.base.state_dict()[name]), name
 
 
-def test_the_same_command_gives_the_same_numbers_and_reuses_figures_and_base(run, cache, tmp_path, capsys):
+def test_the_same_command_gives_the_same_numbers_and_reuses_figures_and_base(
+        run, cache, tmp_path, capsys):
     assert main(command(cache, tmp_path / "again")) == 0
     assert "trained before" in capsys.readouterr().out
-    assert (tmp_path / "again" / "results.json").read_text() == (run / "results.json").read_text()
+    assert results_of(tmp_path / "again") == results_of(run)
 
 
 class Killed(BaseException):
@@ -120,7 +134,10 @@ class Killed(BaseException):
 
 
 def stopped_and_resumed(make, cache, folder, monkeypatch, stage, *more):
-    """A run with a cache of its own that is interrupted after step 3 of a stage, one step behind its checkpoint."""
+    """A run with a cache of its own that is interrupted and goes on.
+
+    It stops after step 3 of a stage, one step behind its checkpoint.
+    """
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "LOG_EVERY", 1)
     after_step = train.Run.after_step
@@ -141,22 +158,24 @@ def stopped_and_resumed(make, cache, folder, monkeypatch, stage, *more):
 
 
 @pytest.mark.parametrize("stage", ["base", "adapt"])
-def test_a_run_that_was_stopped_resumes_to_the_same_numbers(run, cache, tmp_path, monkeypatch, stage):
+def test_a_run_that_was_stopped_resumes_to_the_same_numbers(
+        run, cache, tmp_path, monkeypatch, stage):
     resumed = stopped_and_resumed(command, cache, tmp_path, monkeypatch, stage)
-    assert (resumed / "results.json").read_text() == (run / "results.json").read_text()
+    assert results_of(resumed) == results_of(run)
     stages = [line.split(",")[0] for line in (resumed / "log.csv").read_text().splitlines()]
     assert {"base", "adapt"} <= set(stages)
 
 
 @pytest.mark.parametrize("strategy, trained", [
-    ("scratch", 0), ("full", 1.0), ("last", 0.18), ("stem", 0.09), ("all-but-stem", 0.91), ("prompt", 0.01),
-    ("lora", 0.31)])
-def test_each_strategy_trains_its_share_of_the_parameters(cache, tmp_path, capsys, strategy, trained):
+    ("scratch", 0), ("full", 1.0), ("last", 0.18), ("stem", 0.09), ("all-but-stem", 0.91),
+    ("prompt", 0.01), ("lora", 0.31)])
+def test_each_strategy_trains_its_share_of_the_parameters(
+        cache, tmp_path, capsys, strategy, trained):
     assert main(command(cache, tmp_path / strategy, "--strategy", strategy)) == 0
     output = capsys.readouterr().out
     share = float(output.split("parameters, ")[1].split("%")[0]) / 100 if trained else 0
     assert abs(share - trained) < 0.01
-    results = json.loads((tmp_path / strategy / "results.json").read_text())
+    results = json.loads(results_of(tmp_path / strategy))
     assert (results["adapted"] == results["original"]) == (strategy == "scratch")
 
 
@@ -192,11 +211,12 @@ def test_a_truncated_image_stops_training_with_its_name(tmp_path, capsys):
     with open(image, "r+b") as file:
         file.truncate(1500)
     spec = f"figures:{folder}"
-    assert main(command(tmp_path, tmp_path / "run", "--source", f"{spec}#photo", "--target", f"{spec}#artificial")) == 2
+    assert main(command(tmp_path, tmp_path / "run", "--source", f"{spec}#photo", "--target",
+                        f"{spec}#artificial")) == 2
     assert image in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------------------------------------- multi-level alignment
+# ---------------------------------------------------------------------------- multi-level alignment
 
 @pytest.fixture(scope="module")
 def aligned(cache, tmp_path_factory):
@@ -216,14 +236,15 @@ def test_alignment_leaves_its_numbers_models_and_pictures(aligned):
     assert {file.name for file in aligned.iterdir()} == {
         "config.json", "log.csv", "results.json", "curves.png", "poses.png", "style.pth", "lock",
         *(f"{stage}.checkpoint.pth" for stage in stages), *(f"{model}.pth" for model in models)}
-    table = json.loads((aligned / "results.json").read_text())
+    table = json.loads(results_of(aligned))
     assert list(table) == ["source only", "student", "teacher", "oracle"]
     assert set(table["teacher"]) == {*COCO17.groups, "mean", "mean at 0.2", "mean (grid)"}
     assert all(0 <= number <= 1 for column in table.values() for number in column.values())
 
 
 @pytest.mark.parametrize("stage", ["style", "restyled", "adapt"])
-def test_alignment_that_was_stopped_resumes_to_the_same_numbers(aligned, cache, tmp_path, monkeypatch, stage):
+def test_alignment_that_was_stopped_resumes_to_the_same_numbers(
+        aligned, cache, tmp_path, monkeypatch, stage):
     resumed = stopped_and_resumed(uda_command, cache, tmp_path, monkeypatch, stage, "--oracle")
     for model in ("source-only", "student", "teacher", "oracle"):
         for name, tensor in weights(aligned, model).items():
@@ -238,7 +259,8 @@ def test_the_targets_labels_are_never_read_in_training(aligned, cache, tmp_path)
     path = other / "annotations" / "training_figures.json"
     contents, rng = json.loads(path.read_text()), np.random.default_rng(0)
     for person in contents["annotations"]:
-        person |= {"keypoints": rng.integers(0, 2, 51).tolist(), "num_keypoints": int(rng.integers(18)), "area": 1}
+        person |= {"keypoints": rng.integers(0, 2, 51).tolist(),
+                   "num_keypoints": int(rng.integers(18)), "area": 1}
     path.write_text(json.dumps(contents))
     assert main(uda_command(cache, tmp_path / "run", "--target", f"figures:{other}#photo")) == 0
     for model in ("student", "teacher"):
@@ -248,7 +270,8 @@ def test_the_targets_labels_are_never_read_in_training(aligned, cache, tmp_path)
 
 def test_stages_that_are_given_are_skipped(aligned, cache, tmp_path, capsys):
     style, source = str(aligned / "style.pth"), str(aligned / "source-only.pth")
-    assert main(uda_command(cache, tmp_path / "run", "--style-weights", style, "--weights", source)) == 0
+    assert main(uda_command(cache, tmp_path / "run", "--style-weights", style, "--weights",
+                            source)) == 0
     files = {file.name for file in (tmp_path / "run").glob("*.checkpoint.pth")}
     assert files == {"adapt.checkpoint.pth"}
     for name, tensor in weights(aligned, "source-only").items():
@@ -258,7 +281,13 @@ def test_stages_that_are_given_are_skipped(aligned, cache, tmp_path, capsys):
 
 
 def test_each_part_of_the_alignment_can_be_left_out(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(uda, "peaks", lambda heatmaps, peaks=uda.peaks: (peaks(heatmaps)[0], 1 + peaks(heatmaps)[1]))
+    peaks = uda.peaks
+
+    def sure_peaks(heatmaps):
+        points, confidence = peaks(heatmaps)
+        return points, 1 + confidence
+
+    monkeypatch.setattr(uda, "peaks", sure_peaks)
     outcomes = {}  # an untrained teacher is sure of nothing; here it is
     for option in (None, "image-level", "feature-level", "pose-level", "consistency", "occlusion"):
         folder = tmp_path / str(option)
@@ -287,13 +316,18 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
     torch.manual_seed(0)
     torchvision_state = torchvision.models.resnet18(num_classes=3).state_dict()
     torch.save(torchvision_state, tmp_path / "resnet18.pth")
-    make, more, name = {"vlpose": (command, ("--base-lr", "1e-9", "--num-prompts", "0"), "model.pth"),
-                        "uda": (uda_command, ("--lr", "1e-9", "--image-level", "0"), "source-only.pth")}[mode]
-    assert main(make(cache, tmp_path / "run", "--size", "resnet18", "--init", str(tmp_path / "resnet18.pth"),
-                     "--image-size", "64", "64", "--sigma", "1", *more)) == 0
+    make, name = command, "model.pth"
+    more = ["--base-lr", "1e-9", "--num-prompts", "0"]
+    if mode == "uda":
+        make, name = uda_command, "source-only.pth"
+        more = ["--lr", "1e-9", "--image-level", "0"]
+    assert main(make(cache, tmp_path / "run", *more, "--size", "resnet18", "--sigma", "1",
+                     "--init", str(tmp_path / "resnet18.pth"), "--image-size", "64", "64")) == 0
     model = load_pose_model(tmp_path / "run" / name)
-    assert (model.config.image_size, model.config.sigma, model.config.trunk) == ((64, 64), 1.0, "resnet18")
-    torch.testing.assert_close(model.backbone.body.conv1.weight, torchvision_state["conv1.weight"], atol=1e-5, rtol=0)
+    config = model.config
+    assert (config.image_size, config.sigma, config.trunk) == ((64, 64), 1.0, "resnet18")
+    torch.testing.assert_close(model.backbone.body.conv1.weight, torchvision_state["conv1.weight"],
+                               atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -302,14 +336,14 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
     (["--style-weights", "{run}/teacher.pth"], "teacher.pth"),
     (["--style-encoder", "{run}/style.pth"], "expected the public AdaIN encoder"),
     (["--weights", "{run}/style.pth"], "style.pth"),
-    (["--size", "resnet18", "--image-size", "60", "64"], "expected a multiple of 32 of at least 32, found 60"),
+    (["--size", "resnet18", "--image-size", "60", "64"],
+     "expected a multiple of 32 of at least 32, found 60"),
     (["--style-weights", "{run}/decoder.pth"], "--style-encoder"),
-    (["--feature-level", "-1"], "feature-level"),
-    (["--sigma", "0"], "sigma"),
-    (["--oracle", "--target", "figures:{unlabelled}#photo"], "expected labelled people to train on"),
-    (["--occlusion", "2"], "occlusion"),
-])
-def test_bad_input_to_alignment_is_one_line_and_exit_status_2(aligned, cache, tmp_path, capsys, arguments, words):
+    (["--feature-level", "-1"], "feature-level"), (["--sigma", "0"], "sigma"),
+    (["--oracle", "--target", "figures:{unlabelled}#photo"],
+     "expected labelled people to train on"), (["--occlusion", "2"], "occlusion"),])
+def test_bad_input_to_alignment_is_one_line_and_exit_status_2(
+        aligned, cache, tmp_path, capsys, arguments, words):
     decoder = {"1.weight": torch.zeros(3, 16, 3, 3), "1.bias": torch.zeros(3)}
     torch.save(decoder, aligned / "decoder.pth")
     unlabelled = shutil.copytree(cache / train.FIGURES, tmp_path / "unlabelled")
@@ -319,17 +353,18 @@ def test_bad_input_to_alignment_is_one_line_and_exit_status_2(aligned, cache, tm
         person["keypoints"] = [0] * 51
     path.write_text(json.dumps(contents))
     words_of = {"run": aligned, "unlabelled": unlabelled}
-    status = main(uda_command(cache, tmp_path / "bad", *(word.format(**words_of) for word in arguments)))
+    status = main(uda_command(cache, tmp_path / "bad",
+                              *(word.format(**words_of) for word in arguments)))
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert status == 2 and "error: " in error and words in error
     assert not (tmp_path / "bad").exists()
 
 
-# --------------------------------------------------------------------------------------- both methods under one roof
+# ---------------------------------------------------------------------- both methods under one roof
 
 def both_command(cache, out, *more):
-    return uda_command(cache, out, "--strategy", "vlpose", "--source", "figures#photo", "--target", "figures#cartoon",
-                       *more)
+    return uda_command(cache, out, "--strategy", "vlpose", "--source", "figures#photo", "--target",
+                       "figures#cartoon", *more)
 
 
 @pytest.fixture(scope="module")
@@ -346,9 +381,11 @@ def test_an_adapter_that_learns_without_labels_leaves_its_files(both):
     assert (both / "adapter.pth").stat().st_size < 2e6
     student, teacher, adapter = (load_model(both / f"{name}.pth", base=both / "source-only.pth")
                                  for name in ("student", "teacher", "adapter"))
-    about = {"text_weights": "random", "sentences": "a photo of a {domain} character", "per_token": False}
+    about = {"text_weights": "random", "sentences": "a photo of a {domain} character",
+             "per_token": False}
     assert student.about == teacher.about == adapter.about == about
-    assert all(torch.equal(tensor, adapter.state_dict()[name]) for name, tensor in teacher.state_dict().items())
+    assert all(torch.equal(tensor, adapter.state_dict()[name])
+               for name, tensor in teacher.state_dict().items())
     assert not torch.equal(student.prompts, teacher.prompts)
 
 
@@ -376,31 +413,38 @@ def test_an_aligned_run_says_that_the_adapter_can_be_switched_off(cache, tmp_pat
     assert "adapter off gives the original's poses exactly: yes" in capsys.readouterr().out
 
 
-def test_an_adapter_that_learns_without_labels_resumes_to_the_same_numbers(both, cache, tmp_path, monkeypatch):
+def test_an_adapter_that_learns_without_labels_resumes_to_the_same_numbers(
+        both, cache, tmp_path, monkeypatch):
     resumed = stopped_and_resumed(both_command, cache, tmp_path, monkeypatch, "adapt")
     for model in ("student", "teacher"):
         for name, tensor in weights(both, model).items():
             assert torch.equal(tensor, weights(resumed, model)[name]), (model, name)
 
 
-def test_a_model_with_the_simple_decoder_is_refused_before_anything_is_trained(cache, tmp_path, capsys):
+def test_a_model_with_the_simple_decoder_is_refused_before_anything_is_trained(
+        cache, tmp_path, capsys):
     save_checkpoint(tmp_path / "simple.pth", PoseModel(replace(VIT_CONFIGS["tiny"], decoder_dim=0)))
-    assert main(both_command(cache, tmp_path / "bad", "--weights", str(tmp_path / "simple.pth"))) == 2
-    assert "needs the classic decoder" in capsys.readouterr().err and not (tmp_path / "bad").exists()
+    assert main(both_command(cache, tmp_path / "bad", "--weights",
+                             str(tmp_path / "simple.pth"))) == 2
+    assert "needs the classic decoder" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
 
 
-# ------------------------------------------------------------------------------------------------------- any skeleton
+# ------------------------------------------------------------------------------------- any skeleton
 
 def with_joints(cache, folder, count):
-    """A COCO file of the drawn cartoons with so many keypoints: 12 or more of COCO's, then others."""
+    """A COCO file of the drawn cartoons with so many keypoints: 12 or more of COCO's, others."""
     figures = load_dataset(f"figures:{cache / train.FIGURES}#cartoon", "train")
     body = [name for name in COCO17.names if count > 17 or "eye" not in name and "ear" not in name]
-    names = (*body, *(f"{side}_finger_{number}" for number in range(count) for side in ("left", "right")))[:count]
-    keypoints = np.resize(figures.keypoints[:, [COCO17.names.index(name) for name in body]].transpose(1, 0, 2),
-                          (count, len(figures.ids), 3)).transpose(1, 0, 2)
+    names = (*body, *(f"{side}_finger_{number}" for number in range(count)
+                      for side in ("left", "right")))[:count]
+    joints = [COCO17.names.index(name) for name in body]
+    keypoints = figures.keypoints[:, joints].transpose(1, 0, 2)  # repeated until there are enough
+    keypoints = np.resize(keypoints, (count, len(figures.ids), 3)).transpose(1, 0, 2)
     skeleton = make_skeleton(names, [(0, 1), (1, 2)])
     (folder / "images").symlink_to(below_common_folder(figures.files)[0])
-    (folder / "people.json").write_text(json.dumps(to_coco(replace(figures, skeleton=skeleton, keypoints=keypoints))))
+    figures = replace(figures, skeleton=skeleton, keypoints=keypoints)
+    (folder / "people.json").write_text(json.dumps(to_coco(figures)))
     return f"coco:{folder / 'people.json'}", names
 
 
@@ -413,21 +457,25 @@ def test_the_targets_file_says_which_keypoints_there_are(cache, tmp_path, capsys
     models = [load_model(tmp_path / "new" / f"{name}.pth") for name in kept]
     for model in models:
         model = getattr(model, "base", model)
-        assert (model.skeleton.names, model.num_keypoints, model.skeleton.edges) == (names, count, ((0, 1), (1, 2)))
+        assert (model.skeleton.names, model.num_keypoints) == (names, count)
+        assert model.skeleton.edges == ((0, 1), (1, 2))
     missing = [name for name in names if name not in COCO17.names]
     assert ("its skeleton lacks " + ", ".join(missing) in capsys.readouterr().err) == bool(missing)
 
 
 @pytest.mark.parametrize("make", [command, uda_command])
-def test_a_given_model_gets_a_predictor_for_other_keypoints_and_keeps_those_that_it_has(cache, tmp_path, capsys, make):
+def test_a_given_model_gets_a_predictor_for_other_keypoints_and_keeps_those_that_it_has(
+        cache, tmp_path, capsys, make):
     target, names = with_joints(cache, tmp_path, 13)
     torch.manual_seed(5)
     given = PoseModel(VIT_CONFIGS["tiny"])
     save_checkpoint(tmp_path / "given.pth", given)
     assert main(make(cache, tmp_path / "run", "--target", target, "--batch-size", "2", "--weights",
                      str(tmp_path / "given.pth"))) == 0
-    assert "a new predictor for 13 keypoints, 13 of which the model has had" in capsys.readouterr().out
-    original = load_model(tmp_path / "run" / ("model.pth" if make is command else "source-only.pth"))
+    said = "a new predictor for 13 keypoints, 13 of which the model has had"
+    assert said in capsys.readouterr().out
+    name = "model.pth" if make is command else "source-only.pth"
+    original = load_model(tmp_path / "run" / name)
     joints = [COCO17.names.index(name) for name in names]
     predictor = getattr(original, "base", original).head.predictor
     assert torch.equal(predictor.weight, given.head.predictor.weight[joints])
@@ -441,18 +489,20 @@ def test_skeletons_that_share_no_joint_are_refused_by_their_names(cache, tmp_pat
     (tmp_path / "people.json").write_text(json.dumps(contents))
     assert main(make(cache, tmp_path / "bad", "--target", target, "--batch-size", "2")) == 2
     error = capsys.readouterr().err
-    assert "its skeleton has no keypoint of fin_0, fin_1" in error and not (tmp_path / "bad").exists()
+    assert "its skeleton has no keypoint of fin_0, fin_1" in error
+    assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize("make", [command, uda_command])
-def test_animals_are_learned_by_their_own_joints_and_what_people_share_with_them(cache, tmp_path, real, capsys, make):
+def test_animals_are_learned_by_their_own_joints_and_what_people_share_with_them(
+        cache, tmp_path, real, capsys, make):
     target = f"animalpose:{real / 'animals' / 'animalpose' / 'test_animalpose.json'}"
     assert main(make(cache, tmp_path / "run", "--target", target, "--batch-size", "1")) == 0
     assert "its skeleton lacks left_front_hoof" in capsys.readouterr().err
     assert load_model(tmp_path / "run").num_keypoints == 14
 
 
-# --------------------------------------------------------------------------------------------- pictures without labels
+# -------------------------------------------------------------------------- pictures without labels
 
 @pytest.fixture
 def pictures(cache, tmp_path):
@@ -462,52 +512,60 @@ def pictures(cache, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["full", "vlpose", "lora"])
-def test_pictures_without_labels_are_adapted_to_and_what_can_be_known_is_said(cache, tmp_path, pictures, capsys,
-                                                                             strategy):
-    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--strategy", strategy)) == 0
+def test_pictures_without_labels_are_adapted_to_and_what_can_be_known_is_said(
+        cache, tmp_path, pictures, capsys, strategy):
+    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--strategy",
+                            strategy)) == 0
     printed = capsys.readouterr().out
-    table = json.loads((tmp_path / "run" / "results.json").read_text())
+    table = json.loads(results_of(tmp_path / "run"))
     assert list(table) == ["source only", "student", "teacher"]
     for numbers in table.values():
         assert list(numbers) == ["sure keypoints", "pixels between two views"]
         assert 0 <= numbers["sure keypoints"] <= 1 and numbers["pixels between two views"] > 0
     assert "no labels " in printed and "pixels between two views" in printed
-    assert ("adapter off gives the original's poses exactly: yes" in printed) == (strategy != "full")
-    assert {"teacher.pth", "poses.png", "curves.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    adapter_off = "adapter off gives the original's poses exactly: yes" in printed
+    assert adapter_off == (strategy != "full")
+    assert {"teacher.pth", "poses.png",
+            "curves.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
 
 
 def test_labels_for_the_test_may_come_from_elsewhere(cache, tmp_path, pictures):
-    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--test", "figures#cartoon")) == 0
-    table = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--test",
+                            "figures#cartoon")) == 0
+    table = json.loads(results_of(tmp_path / "run"))
     assert set(table["teacher"]) == {*COCO17.groups, "mean", "mean at 0.2", "mean (grid)"}
 
 
 def test_a_model_adapts_to_pictures_without_any_source(cache, tmp_path, pictures, capsys):
     torch.manual_seed(0)
-    given = PoseModel(VIT_CONFIGS["tiny"], 3, make_skeleton(("head", "left_hand", "right_hand"), [(0, 1), (0, 2)]))
+    given = PoseModel(VIT_CONFIGS["tiny"], 3,
+                      make_skeleton(("head", "left_hand", "right_hand"), [(0, 1), (0, 2)]))
     save_checkpoint(tmp_path / "given.pth", given)
-    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--source", "none", "--weights",
-                            str(tmp_path / "given.pth"))) == 0
+    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--source", "none",
+                            "--weights", str(tmp_path / "given.pth"))) == 0
     assert f"plan: adapt: 4 steps of 4 crops ({pictures}: " in capsys.readouterr().out
-    assert {file.name for file in (tmp_path / "run").glob("*.checkpoint.pth")} == {"adapt.checkpoint.pth"}
-    teacher, student = load_model(tmp_path / "run" / "teacher.pth"), load_model(tmp_path / "run" / "student.pth")
+    assert {file.name
+            for file in (tmp_path / "run").glob("*.checkpoint.pth")} == {"adapt.checkpoint.pth"}
+    teacher = load_model(tmp_path / "run" / "teacher.pth")
+    student = load_model(tmp_path / "run" / "student.pth")
     assert teacher.skeleton.names == given.skeleton.names
     assert not torch.equal(student.head.predictor.weight, given.head.predictor.weight)
     rows = [line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]]
     assert float(rows[-1][2]) != 0  # the loss: consistency and pose level
 
 
-def test_a_file_to_test_on_is_tested_whole_and_in_the_models_own_keypoints_where_nothing_else_is_learned(
+def test_a_file_to_test_on_is_tested_whole_and_without_a_source_in_the_models_own_keypoints(
         cache, tmp_path, pictures, monkeypatch):
     target, names = with_joints(cache, tmp_path, 13)
     tested = []
     monkeypatch.setattr(train, "compare_pck", lambda *arguments: tested.append(arguments[3]))
     monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "given.pth", PoseModel(VIT_CONFIGS["tiny"]))
-    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--source", "none", "--weights",
-                            str(tmp_path / "given.pth"), "--test", target)) == 0
+    assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--source", "none",
+                            "--weights", str(tmp_path / "given.pth"), "--test", target)) == 0
     whole = load_dataset(target, "all")
-    assert len(tested[0].annotated) == len(whole.annotated) > len(load_dataset(target, "val").annotated)
+    part = load_dataset(target, "val")
+    assert len(tested[0].annotated) == len(whole.annotated) > len(part.annotated)
     assert tested[0].skeleton.names == COCO17.names and set(names) < set(COCO17.names)
 
 
@@ -516,12 +574,14 @@ def test_a_file_to_test_on_is_tested_whole_and_in_the_models_own_keypoints_where
     (["--source", "none"], "--source none: expected --weights"),
     (["--test", "{pictures}"], "expected labelled people to test on, found none"),
 ])
-def test_labels_that_are_missing_where_they_are_needed_are_named(cache, tmp_path, pictures, capsys, arguments, words):
-    status = main(uda_command(cache, tmp_path / "bad", *(word.format(pictures=pictures) for word in arguments)))
+def test_labels_that_are_missing_where_they_are_needed_are_named(
+        cache, tmp_path, pictures, capsys, arguments, words):
+    status = main(uda_command(cache, tmp_path / "bad",
+                              *(word.format(pictures=pictures) for word in arguments)))
     assert status == 2 and words in capsys.readouterr().err and not (tmp_path / "bad").exists()
 
 
-# ------------------------------------------------------------------------------- the cache of trained models
+# ---------------------------------------------------------------------- the cache of trained models
 
 def program_in(folder):
     """A copy of the six modules to edit."""
@@ -540,8 +600,8 @@ def cache_in(folder, cache):
 
 
 def printed_by(program, *argv):
-    ended = subprocess.run([sys.executable, program / "train.py", *argv], capture_output=True, text=True,
-                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+    ended = subprocess.run([sys.executable, program / "train.py", *argv], capture_output=True,
+                           text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -567,7 +627,8 @@ def test_after_an_edit_of_the_code_no_model_is_taken_from_the_cache(cache, tmp_p
     assert "trained before" not in printed
     trained("edited, fresh", fresh)
     assert "trained before" in trained("edited again", own)  # it is cached anew
-    weights = {name: base_weights(tmp_path / name) for name in ("first", "edited", "edited, fresh", "edited again")}
+    weights = {name: base_weights(tmp_path / name)
+               for name in ("first", "edited", "edited, fresh", "edited again")}
     for name, tensor in weights["edited, fresh"].items():
         assert torch.equal(tensor, weights["edited"][name]), name
         assert torch.equal(tensor, weights["edited again"][name]), name
@@ -576,14 +637,16 @@ def test_after_an_edit_of_the_code_no_model_is_taken_from_the_cache(cache, tmp_p
 
 
 @pytest.mark.parametrize("stylist", [True, False])
-def test_a_restyling_of_ones_own_is_cached_until_its_file_is_edited(cache, tmp_path, monkeypatch, capsys, stylist):
+def test_a_restyling_of_ones_own_is_cached_until_its_file_is_edited(
+        cache, tmp_path, monkeypatch, capsys, stylist):
     own, file = cache_in(tmp_path / "cache", cache), tmp_path / "my_style.py"
     monkeypatch.syspath_prepend(tmp_path)
     if not stylist:
         monkeypatch.setattr(train, "new_stylist", lambda options: None)
 
     def trained(name, share):
-        file.write_text(f"def restyle(source, target):\n    return {share} * source + {1 - share} * target\n")
+        file.write_text(f"def restyle(source, target):\n    return {share} * source + {1 - share} "
+                        f"* target\n")
         sys.modules.pop("my_style", None)
         importlib.invalidate_caches()
         restyle = importlib.import_module("my_style").restyle
@@ -596,7 +659,8 @@ def test_a_restyling_of_ones_own_is_cached_until_its_file_is_edited(cache, tmp_p
     assert re.search("^restyled model: .* \\(trained before\\)$", trained("second", 0.5), re.M)
     printed = trained("edited", 0.25)
     assert "restyled model: my_style.py has changed since: training anew" in printed
-    assert "source model: " in printed and printed.count("trained before") == 1  # that has nothing to do with it
+    # that has nothing to do with it
+    assert "source model: " in printed and printed.count("trained before") == 1
     assert len(list(own.glob("restyled-*.pth"))) == 1
 
 
@@ -631,32 +695,37 @@ def test_a_stage_that_other_code_has_begun_is_finished_but_not_cached(cache, tmp
 
 @dataclass
 class WithOneMore(train.VLPoseOptions):
-    smoothing: float = option(0.0, least=0, help="An option that somebody has added.")
+    smoothing: float = eval.option(0.0, least=0, help="An option that somebody has added.")
 
 
 def test_an_option_that_somebody_adds_is_part_of_the_caches_key(cache, tmp_path, monkeypatch):
     own = cache_in(tmp_path / "cache", cache)
     monkeypatch.setitem(train.MODES, "vlpose", (train.train_vlpose, WithOneMore))
     for number, smoothing in enumerate("010"):
-        assert main(command(own, tmp_path / str(number), "--strategy", "scratch", "--smoothing", smoothing)) == 0
+        assert main(command(own, tmp_path / str(number), "--strategy", "scratch", "--smoothing",
+                            smoothing)) == 0
     assert len(list(own.glob("base-*.pth"))) == 2
 
 
 def test_options_that_are_not_in_the_key_are_options():
-    known = {entry.name for kind in (train.VLPoseOptions, train.AlignmentOptions) for entry in fields(kind)}
+    known = {entry.name for kind in (train.VLPoseOptions, train.AlignmentOptions)
+             for entry in fields(kind)}
     assert train.NOT_IN_KEY < known
 
 
-# ----------------------------------------------------------------------------------------------- recipes and protocols
+# ---------------------------------------------------------------------------- recipes and protocols
 
 def options(*argv):
     return train.parse_options(list(argv))
 
 
-@pytest.mark.parametrize("mode, kind", [("vlpose", train.VLPoseOptions), ("uda", train.AlignmentOptions)])
-def test_the_fields_of_one_class_are_the_options_with_their_defaults_limits_and_help(mode, kind, capsys):
+@pytest.mark.parametrize("mode, kind",
+                         [("vlpose", train.VLPoseOptions), ("uda", train.AlignmentOptions)])
+def test_the_fields_of_one_class_are_the_options_with_their_defaults_limits_and_help(
+        mode, kind, capsys):
     parser = parser_of(kind, defaults_of(kind), "")
-    assert {action.dest for action in parser._actions} == {"help", *(entry.name for entry in fields(kind))}
+    known = {action.dest for action in parser._actions}
+    assert known == {"help", *(entry.name for entry in fields(kind))}
     with pytest.raises(SystemExit):
         options("--mode", mode, "--help")
     printed = "".join(capsys.readouterr().out.split())  # lines break at spaces and hyphens
@@ -684,11 +753,13 @@ def test_the_fields_of_one_class_are_the_options_with_their_defaults_limits_and_
 def test_what_one_field_says_is_what_the_command_does():
     entry = {entry.name: entry for entry in fields(train.VLPoseOptions)}["base_lr"]
     assert (entry.type, entry.default, entry.metadata["paper"]) == (float, 1.5e-3, 5e-4)
-    assert entry.metadata["how"] == {"above": 0} and [*map(str, entry.metadata["only"])] == ["without --weights"]
+    assert entry.metadata["how"] == {"above": 0}
+    assert [*map(str, entry.metadata["only"])] == ["without --weights"]
     assert options("--base-lr", "0.25").base_lr == 0.25
     with pytest.raises(DataError, match="--base-lr: expected a number above 0, found 0"):
         options("--base-lr", "0")
-    with pytest.raises(DataError, match="--base-lr: has no effect; it counts only without --weights"):
+    with pytest.raises(DataError,
+                       match="--base-lr: has no effect; it counts only without --weights"):
         options("--base-lr", "0.25", "--weights", "vitpose-b")
 
 
@@ -701,7 +772,8 @@ def test_the_methods_options_come_before_those_of_the_machine():
 
 def test_the_help_of_the_matcher_names_its_two_choices():
     entry = {entry.name: entry for entry in fields(train.VLPoseOptions)}["matcher"]
-    assert all(f"({choice})" in entry.metadata["help"] for choice in MATCHERS) and len(MATCHERS) == 2
+    assert all(f"({choice})" in entry.metadata["help"] for choice in MATCHERS)
+    assert len(MATCHERS) == 2
 
 
 @pytest.mark.parametrize("strategy", ["vlpose", "prompt", "lora"])
@@ -712,10 +784,11 @@ def test_an_adapter_is_checked_without_building_it(cache, monkeypatch, strategy)
 
 def test_a_recipe_has_every_value_of_the_paper_and_an_option_overrides_one():
     paper = options("--mode", "uda", "--recipe", "paper", "--lr", "5e-5")
-    assert (paper.lr, paper.adapt_lr, paper.optimizer, paper.weight_decay, paper.warm_up, paper.clip) == (
-        5e-5, 1e-4, "adam", 0, 0, 0)
-    assert (paper.supervised_steps, paper.steps, paper.batch_size, paper.ema_decay) == (20_000, 15_000, 32, 0.999)
-    assert (paper.feature_level, paper.pose_level, paper.style_steps, paper.style_batch) == (0.1, 0.3, 500_000, 16)
+    assert (paper.lr, paper.adapt_lr, paper.optimizer) == (5e-5, 1e-4, "adam")
+    assert (paper.weight_decay, paper.warm_up, paper.clip) == (0, 0, 0)
+    assert (paper.supervised_steps, paper.steps, paper.style_steps) == (20_000, 15_000, 500_000)
+    assert (paper.batch_size, paper.style_batch, paper.ema_decay) == (32, 16, 0.999)
+    assert (paper.feature_level, paper.pose_level) == (0.1, 0.3)
     assert vars(options("--mode", "uda"))["lr"] == 1.5e-3
 
 
@@ -731,9 +804,11 @@ def test_of_steps_and_epochs_the_one_that_is_given_counts():
 @pytest.mark.parametrize("ampere", [True, False])
 def test_bfloat16_is_the_default_where_a_gpu_has_it_and_nowhere_else(monkeypatch, ampere):
     monkeypatch.setattr(torch, "zeros", lambda *size, device: None)  # there may be no GPU here
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or ampere)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                        lambda including_emulation=True: including_emulation or ampere)
     assert options("--device", "cuda:1").bf16 == ampere
-    assert options("--device", "cuda", "--no-bf16").bf16 is False and options("--device", "cuda", "--bf16").bf16 is True
+    assert options("--device", "cuda", "--no-bf16").bf16 is False
+    assert options("--device", "cuda", "--bf16").bf16 is True
     assert options("--device", "cpu").bf16 is False
 
 
@@ -750,30 +825,36 @@ def plan_of(cache, capsys, *more):
     return {line.split(": ")[1]: line for line in lines if line.startswith("plan: ")}
 
 
-def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(cache, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(
+        cache, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     plan = plan_of(cache, capsys, "--batch-size", "4", "--epochs", "3", "--validate-every", "2")
-    assert plan["base"].startswith("plan: base: 3,300 steps of 4 crops (figures#natural: 6 people, 2200.0 epochs)")
+    assert plan["base"].startswith("plan: base: 3,300 steps of 4 crops (figures#natural: 6 people, "
+                                   "2200.0 epochs)")
     assert "adapt: 21 steps of 4 crops (figures#artificial: 28 people, 3.0 epochs)" in plan["adapt"]
     assert plan["adapt"].endswith("a tenth of it from steps 17, 20, validation every 14 steps")
-    plan = plan_of(cache, capsys, "--mode", "uda", "--recipe", "paper", "--size", "resnet18", "--batch-size", "4",
-                   "--image-level", "0")
+    plan = plan_of(cache, capsys, "--mode", "uda", "--recipe", "paper", "--size", "resnet18",
+                   "--batch-size", "4", "--image-level", "0")
     assert list(plan) == ["source", "adapt"] and "adam, learning rate 0.0001" in plan["source"]
-    assert plan["source"].endswith("0.0001") and plan["adapt"].endswith("a tenth of it from steps 2,000, 9,500")
+    assert plan["source"].endswith("0.0001")
+    assert plan["adapt"].endswith("a tenth of it from steps 2,000, 9,500")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_learning_rates_follow_the_batch_linearly_from_the_papers_512(cache, capsys):
     for batch, rate in ((512, "0.0005"), (64, "6.25e-05")):
-        plan = plan_of(cache, capsys, "--recipe", "paper", "--size", "tiny", "--batch-size", str(batch))
-        assert f"learning rate {rate}," in plan["base"] and f"learning rate {rate}," in plan["adapt"]
+        plan = plan_of(cache, capsys, "--recipe", "paper", "--size", "tiny", "--batch-size",
+                       str(batch))
+        assert f"learning rate {rate}," in plan["base"]
+        assert f"learning rate {rate}," in plan["adapt"]
 
 
 def test_the_papers_student_falls_twice_while_its_discriminator_stays():
-    stage = Stage("adapt", 15_000, 1e-4, 32, 0, False, optimizer="adam", warm_up=0, milestones=(4 / 30, 19 / 30),
-                  clip=0, steady="discriminator.", weight_decay=0.0)
+    stage = Stage("adapt", 15_000, 1e-4, 32, 0, False, optimizer="adam", warm_up=0,
+                  milestones=(4 / 30, 19 / 30), clip=0, steady="discriminator.", weight_decay=0.0)
     factors = [learning_rate(step, stage) for step in range(15_000)]
-    assert factors[0] == factors[1999] == 1 and math.isclose(factors[2000], 0.1) and math.isclose(factors[9500], 0.01)
+    assert factors[0] == factors[1999] == 1 and math.isclose(factors[2000], 0.1)
+    assert math.isclose(factors[9500], 0.01)
     assert np.mean(factors) == pytest.approx(0.187, abs=5e-4)
     model = uda.MultiLevelAlignment(PoseModel(VIT_CONFIGS["tiny"]))
     steady = {group["steady"]: len(group["params"]) for group in parameter_groups(model, stage)}
@@ -781,28 +862,33 @@ def test_the_papers_student_falls_twice_while_its_discriminator_stays():
     assert all(group["weight_decay"] == 0 for group in parameter_groups(model, stage))
 
 
-def test_the_best_model_in_validation_is_kept_and_resuming_does_not_change_which(cache, tmp_path, monkeypatch, capsys):
-    more = ["--validate-every", "1", "--select", "best", "--lr", "3e-2"]  # a rate at which the last is rarely the best
+def test_the_best_model_in_validation_is_kept_and_resuming_does_not_change_which(
+        cache, tmp_path, monkeypatch, capsys):
+    # a rate at which the last is rarely the best
+    more = ["--validate-every", "1", "--select", "best", "--lr", "3e-2"]
     assert main(command(cache, tmp_path / "run", *more, "--steps", "21")) == 0
     printed = capsys.readouterr().out
     rows = [line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines()]
     measured = {int(row[1]): float(row[4]) for row in rows if row[0] == "adapt" and row[4] != "nan"}
     assert list(measured) == [7, 14, 21]  # 28 people in batches of 4
     assert f"selected the best in validation, AP {max(measured.values()):.3f}" in printed
-    best, kept = torch.load(tmp_path / "run" / "adapt.best.pth"), load_model(tmp_path / "run" / "model.pth")
+    best = torch.load(tmp_path / "run" / "adapt.best.pth")
+    kept = load_model(tmp_path / "run" / "model.pth")
     assert all(torch.equal(tensor, kept.state_dict()[name]) for name, tensor in best.items())
-    resumed = stopped_and_resumed(command, cache, tmp_path, monkeypatch, "adapt", *more, "--steps", "21")
-    assert (resumed / "results.json").read_text() == (tmp_path / "run" / "results.json").read_text()
+    resumed = stopped_and_resumed(command, cache, tmp_path, monkeypatch, "adapt", *more, "--steps",
+                                  "21")
+    assert results_of(resumed) == results_of(tmp_path / "run")
 
 
 def test_all_of_a_data_set_has_one_number_beside_those_of_its_domains(run):
-    results = json.loads((run / "results.json").read_text())["adapted"]
-    assert list(results)[0] == "photo" and {"all of figures#natural", "all of figures#artificial"} < set(results)
+    results = json.loads(results_of(run))["adapted"]
+    assert list(results)[0] == "photo"
+    assert {"all of figures#natural", "all of figures#artificial"} < set(results)
     assert results["photo"] == results["all of figures#natural"]
 
 
 def humanart(folder, figures):
-    """Figures as Human-Art would hold them: natural scenes beside art, without the data set's own name."""
+    """Figures as Human-Art holds its images: natural scenes beside art, under another name."""
     other = shutil.copytree(figures, folder / "humanart")
     for split in ("training", "validation"):
         path = other / "annotations" / f"{split}_figures.json"
@@ -813,33 +899,39 @@ def humanart(folder, figures):
     return other
 
 
-def test_human_arts_natural_scenes_are_trained_on_and_reported_like_its_art(cache, tmp_path, capsys):
+def test_human_arts_natural_scenes_are_trained_on_and_reported_like_its_art(
+        cache, tmp_path, capsys):
     other = humanart(tmp_path, cache / train.FIGURES)
     assert main(command(cache, tmp_path / "run", "--target", f"humanart:{other}")) == 0
     assert f"humanart:{other}: 34 people in 34 images to train on" in capsys.readouterr().out
-    results = json.loads((tmp_path / "run" / "results.json").read_text())["adapted"]
+    results = json.loads(results_of(tmp_path / "run"))["adapted"]
     assert {"dance", "cartoon", f"all of humanart:{other}", "photo"} < set(results)
 
 
 def test_a_detectors_boxes_are_what_is_tested_on(cache, tmp_path, capsys):
     other = humanart(tmp_path, cache / train.FIGURES)
     contents = json.loads((other / "annotations" / "validation_humanart.json").read_text())
-    boxes = [{"image_id": person["image_id"], "bbox": person["bbox"], "score": 0.9, "category_id": 1}
-             for person in contents["annotations"]] + [{"image_id": 10 ** 6, "bbox": [1, 1, 9, 9], "score": 0.5}]
+    boxes = [{"image_id": 10 ** 6, "bbox": [1, 1, 9, 9], "score": 0.5}]
+    for person in contents["annotations"]:
+        boxes.append({"image_id": person["image_id"], "bbox": person["bbox"], "score": 0.9,
+                      "category_id": 1})
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     shared = ["--target", f"humanart:{other}"]
     assert main(command(cache, tmp_path / "true", *shared)) == 0
-    assert main(command(cache, tmp_path / "boxed", *shared, "--boxes", str(tmp_path / "boxes.json"))) == 0
+    assert main(command(cache, tmp_path / "boxed", *shared, "--boxes",
+                        str(tmp_path / "boxes.json"))) == 0
     assert "skipped 1 boxes of other images" in capsys.readouterr().err
-    tables = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("true", "boxed")]
+    tables = [json.loads(results_of(tmp_path / name)) for name in ("true", "boxed")]
     whole = f"all of humanart:{other}"
-    assert tables[0]["original"][whole]["AP"] == tables[1]["original"][whole]["AP"]  # the boxes are the true ones
+    # the boxes are the true ones
+    assert tables[0]["original"][whole]["AP"] == tables[1]["original"][whole]["AP"]
     assert tables[1]["original"][whole]["PCK"] == -1
     assert tables[0]["original"]["photo"] == tables[1]["original"]["photo"]
 
 
 @pytest.mark.parametrize("sentences", ["description", "file"])
-def test_sentences_may_be_the_images_own_or_those_of_a_file_read_token_by_token(cache, tmp_path, sentences):
+def test_sentences_may_be_the_images_own_or_those_of_a_file_read_token_by_token(
+        cache, tmp_path, sentences):
     if sentences == "file":
         sentences = str(tmp_path / "sentences.json")
         names = {style: f"{style}, {'very ' * n}fine" for n, style in enumerate(train.load_dataset(
@@ -848,26 +940,28 @@ def test_sentences_may_be_the_images_own_or_those_of_a_file_read_token_by_token(
     assert main(command(cache, tmp_path / "run", "--sentences", sentences, "--per-token")) == 0
     about = {"text_weights": "random", "sentences": sentences, "per_token": True}
     assert load_model(tmp_path / "run" / "model.pth").about == about
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads(results_of(tmp_path / "run"))
     assert results["adapter off"] == results["original"] != results["adapted"]
 
 
 def test_source_images_of_the_papers_recipe_are_seen_in_random_views_with_their_keypoints():
     images, views = torch.rand(4, 3, 64, 64), uda.Views(color=0.0)
     images[:, :, 30:33, 40:43] = 9.0  # a bright spot
-    points, visible = torch.tensor([[[41.0, 31.0], [500.0, 0.0]]]).expand(4, -1, -1), torch.ones(4, 2)
+    points = torch.tensor([[[41.0, 31.0], [500.0, 0.0]]]).expand(4, -1, -1)
+    visible = torch.ones(4, 2)
     seen, moved, visible = uda.source_view(images, points, visible, views)
     assert not torch.equal(seen, images) and visible[:, 1].sum() == 0
     for view, (x, y), inside in zip(seen, moved[:, 0], visible[:, 0]):
         if inside:
-            assert view[0, y.round().int().clamp(0, 63), x.round().int().clamp(0, 63)] > 0.9 or min(x, y) < 1
+            assert view[0, y.round().int().clamp(0, 63),
+                        x.round().int().clamp(0, 63)] > 0.9 or min(x, y) < 1
 
 
-# ---------------------------------------------------------------------------- the README's commands, on small stand-ins
+# -------------------------------------------------------- the README's commands, on small stand-ins
 
 @pytest.fixture
 def stand_ins(cache, tmp_path):
-    """The folders of the README's commands, each in its data set's own format, with a few drawn people."""
+    """The folders of the README's commands, in their own formats, with a few drawn people."""
     figures = cache / train.FIGURES
     people = train.load_dataset(f"figures:{figures}", "train")
     humanart(tmp_path, figures)
@@ -876,19 +970,21 @@ def stand_ins(cache, tmp_path):
     for split, source in (("train", "training"), ("val", "validation")):
         shutil.copytree(figures / "images" / "photo", coco / f"{split}2017")
         contents = json.loads((figures / "annotations" / f"{source}_figures.json").read_text())
-        images = [image | {"file_name": Path(image["file_name"]).name} for image in contents["images"]
-                  if image["category"] == "photo"]
+        images = [image | {"file_name": Path(image["file_name"]).name}
+                  for image in contents["images"] if image["category"] == "photo"]
         known = {image["id"] for image in images}
         for image in images:
             del image["category"]  # COCO's images have none
         annotations = [person for person in contents["annotations"] if person["image_id"] in known]
         contents |= {"images": images, "annotations": annotations}
-        (coco / "annotations" / f"person_keypoints_{split}2017.json").write_text(json.dumps(contents))
+        path = coco / "annotations" / f"person_keypoints_{split}2017.json"
+        path.write_text(json.dumps(contents))
     for split in ("train", "val"):
         for part in range(3):
             folder = tmp_path / "SURREAL" / split / f"run{part}"
             folder.mkdir(parents=True)
-            records = [{"name": f"{n}.jpg", "keypoint2d": np.resize(people.keypoints[n, :, :2], (24, 2)).tolist()}
+            records = [{"name": f"{n}.jpg",
+                        "keypoint2d": np.resize(people.keypoints[n, :, :2], (24, 2)).tolist()}
                        for n in range(4)]
             folder.with_suffix(".json").write_text(json.dumps(records))
             for n in range(4):
@@ -900,25 +996,31 @@ def stand_ins(cache, tmp_path):
     scipy.savemat(tmp_path / "LSP" / "joints.mat", {"joints": joints})
     for n in range(6):
         shutil.copy(people.files[n], tmp_path / "LSP" / "images" / f"im{n + 1:04}.jpg")
-    (tmp_path / "boxes.json").write_text(json.dumps([{"image_id": 1, "bbox": [9, 9, 90, 120], "score": 0.9}]))
+    box = {"image_id": 1, "bbox": [9, 9, 90, 120], "score": 0.9}
+    (tmp_path / "boxes.json").write_text(json.dumps([box]))
     return tmp_path
 
 
-COMMANDS = [line.split() for line in re.sub(r" \\\n\s+", " ", (ROOT / "README.md").read_text()).splitlines()
-            if line.startswith("    python train.py") and "--recipe paper" in line and "/data" in line
-            and "vitpose-b " not in line]
+README = re.sub(r" \\\n\s+", " ", (ROOT / "README.md").read_text())  # a command in one line
+COMMANDS = [line.split() for line in README.splitlines()
+            if line.startswith("    python train.py") and "--recipe paper" in line
+            and "/data" in line and "vitpose-b " not in line]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_the_papers_commands_train_on_data_in_its_real_format(words, stand_ins, cache, tmp_path, capsys):
+def test_the_papers_commands_train_on_data_in_its_real_format(
+        words, stand_ins, cache, tmp_path, capsys):
     """As a dry run with the paper's numbers, then for a few steps of a small model."""
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "vitpose.pth", PoseModel(VIT_CONFIGS["tiny"]))
     torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "resnet18.pth")
-    swap = {"vitpose-h": tmp_path / "vitpose.pth", "resnet101": tmp_path / "resnet18.pth", "ViT-B/32": "random",
+    swap = {"vitpose-h": tmp_path / "vitpose.pth", "resnet101": tmp_path / "resnet18.pth",
+            "ViT-B/32": "random",
             "HumanArt_validation_detections_AP_H_56_person.json": tmp_path / "boxes.json"}
-    argv = [str(swap.get(word, word)).replace("/data/HumanArt", f"{tmp_path}/humanart").replace("/data", str(tmp_path))
-            for word in words[2:]]
+    argv = []
+    for word in words[2:]:
+        word = str(swap.get(word, word)).replace("/data/HumanArt", f"{tmp_path}/humanart")
+        argv.append(word.replace("/data", str(tmp_path)))
     for name, folder in (("surreal", "SURREAL"), ("lsp-regda", "LSP")):
         convert.convert(name, tmp_path / folder)
     if "adain-encoder" in argv:  # a download; the small encoder does as well here
@@ -928,11 +1030,15 @@ def test_the_papers_commands_train_on_data_in_its_real_format(words, stand_ins, 
     small += ["--size", "resnet18"] if "uda" in argv else []
     plan = plan_of(cache, capsys, *argv, *small)
     if "uda" in argv:
-        assert list(plan) == ["style", "source", "restyled", "adapt"] and "20,000 steps" in plan["source"]
-        assert "15,000 steps of 4 crops" in plan["adapt"] and "500,000 steps of 16 crops" in plan["style"]
-        small += ["--image-size", "64", "64", "--style-steps", "2", "--style-batch", "4", "--supervised-steps", "2"]
+        assert list(plan) == ["style", "source", "restyled", "adapt"]
+        assert "20,000 steps" in plan["source"]
+        assert "15,000 steps of 4 crops" in plan["adapt"]
+        assert "500,000 steps of 16 crops" in plan["style"]
+        small += ["--image-size", "64", "64", "--style-steps", "2", "--style-batch", "4",
+                  "--supervised-steps", "2"]
     else:
-        assert list(plan) == ["adapt"] and "1,890 steps of 4 crops" in plan["adapt"]  # 210 epochs of 34 people
+        # 210 epochs of 34 people
+        assert list(plan) == ["adapt"] and "1,890 steps of 4 crops" in plan["adapt"]
         assert "validation every 90 steps" in plan["adapt"]
     assert main([*argv, *small, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "results.json").exists()
