@@ -42,10 +42,7 @@ WORD = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d
 
 
 class CLIPTokenizer:
-    """Text to ids and back.
-
-    merges_path: another copy of CLIP's merges, gzipped text with one merge a line.
-    """
+    """Text to ids and back. merges_path: another copy of CLIP's merges, see `read_merges`."""
 
     def __init__(self, merges_path=None):
         pairs = read_merges(merges_path or MERGES_PATH)
@@ -79,10 +76,7 @@ class CLIPTokenizer:
         return result
 
     def encode(self, text):
-        """The ids of a text, without start and end.
-
-        Broken Unicode and HTML entities are repaired; upper case is lost.
-        """
+        """The ids of a text in lower case, its Unicode and HTML repaired; no start and no end."""
         if not isinstance(text, str):
             raise TypeError(f"expected a str, got {text!r:.60}")
         text = ftfy.fix_text(text)

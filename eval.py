@@ -15,8 +15,6 @@ higher scores than wrong ones. In the order of reading:
     precision, recall, AP      Which share of detections is right, which share of people is found?
     PCK                        The simpler number of the papers on domain adaptation.
     prediction                 From a model and a data set to detections.
-
-`evaluate_oks` and `evaluate_pck` are the functions to call.
 """
 from dataclasses import dataclass
 
@@ -110,18 +108,6 @@ def object_keypoint_similarity(people, detections, sigmas):
     oks[detections.category_id[:, None] != people.category_id] = 0
     return oks
 
-
-def offset_from_box(points, box):
-    """How far points (..., 2) are outside of a box (4,), in x and in y.
-
-    COCO's rule for a person without labelled keypoints is that every point is perfect within the
-    box, grown by its size on all sides.
-    """
-    corner = box[:2]
-    size = box[2:]
-    before = np.maximum(0, corner - size - points)
-    behind = np.maximum(0, points - (corner + size * 2))
-    return before + behind
 
 
 # ---------------------------------------------------------------------------------- greedy matching
@@ -240,11 +226,6 @@ def coco_numbers(scenes):
     return numbers
 
 
-def mean_or_minus_1(values):
-    """The mean of the values that are not NaN, -1 if there are none."""
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else -1.0
-
 
 def evaluate_oks(annotations, results, sigmas=COCO17.sigmas):
     """COCO's ten keypoint numbers as pycocotools gives them: {"AP": ..., "AP .5": ..., ...}.
@@ -256,12 +237,6 @@ def evaluate_oks(annotations, results, sigmas=COCO17.sigmas):
     """
     return coco_numbers(classified_scenes(annotations, results, sigmas))
 
-
-def classified_scenes(annotations, results, sigmas):
-    scenes, sigmas = read_scenes(annotations, results, sigmas)
-    for scene in scenes:
-        classify_detections(scene, sigmas)
-    return scenes
 
 
 # ---------------------------------------------------------------------------------------------- PCK
@@ -298,19 +273,6 @@ def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
         counted = sorted(set().union(*groups.values()))
     means["mean"] = mean_or_minus_1(pck[list(counted)])
     return means
-
-
-def evaluate_pck_grid(predicted, target, visible, size, threshold=0.05, groups=None):
-    """PCK on the heatmap grid, as the papers on domain adaptation measure it (RegDA's code).
-
-    predicted, target (people, K, 2): the highest cells of the heatmaps, see `highest_cells`.
-    size: the heatmaps' (height, width). The threshold is a share of the height. A keypoint whose
-    true cell is in the first two rows or columns does not count. Otherwise as in `evaluate_pck`.
-    """
-    height, width = size
-    counts = (np.asarray(visible) > 0) & (target > 1).all(2)
-    square = [height / width, 1]  # distances are measured as if the heatmap were a square
-    return evaluate_pck(predicted * square, target * square, counts, height, threshold, groups)
 
 
 # --------------------------------------------------------------------------------------- prediction
@@ -376,20 +338,6 @@ def flip_tested(model, images, sentences, texts, skeleton):
     flipped = run_model(model, images.flip(3), sentences, texts)
     return (heatmaps + flipped.flip(3)[:, mirrored]) / 2
 
-
-def coco_results(image_ids, points, scores):
-    """COCO's results of poses: points (people, K, 2) in their images, scores (people, K).
-
-    As in mmpose's CocoMetric, the score of a pose is the mean of its keypoints' scores above 0.2,
-    or 0 if there are none.
-    """
-    results = []
-    for image_id, pose, score in zip(image_ids, points, scores):
-        sure = score > 0.2
-        results.append({"image_id": int(image_id), "category_id": 1,
-                        "keypoints": np.column_stack([pose, score]).ravel().tolist(),
-                        "score": float((score * sure).sum() / max(sure.sum(), 1))})
-    return results
 
 
 # === Appendix: reading annotations and results; skip on a first reading ===========================
@@ -552,6 +500,47 @@ def best_detections(detections):
     return rows_of(detections, best)
 
 
+def offset_from_box(points, box):
+    """How far points (..., 2) are outside of a box (4,), in x and in y.
+
+    COCO's rule for a person without labelled keypoints is that every point is perfect within the
+    box, grown by its size on all sides.
+    """
+    corner = box[:2]
+    size = box[2:]
+    before = np.maximum(0, corner - size - points)
+    behind = np.maximum(0, points - (corner + size * 2))
+    return before + behind
+
+
+def mean_or_minus_1(values):
+    """The mean of the values that are not NaN, -1 if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else -1.0
+
+
+def classified_scenes(annotations, results, sigmas):
+    scenes, sigmas = read_scenes(annotations, results, sigmas)
+    for scene in scenes:
+        classify_detections(scene, sigmas)
+    return scenes
+
+
+def coco_results(image_ids, points, scores):
+    """COCO's results of poses: points (people, K, 2) in their images, scores (people, K).
+
+    As in mmpose's CocoMetric, the score of a pose is the mean of its keypoints' scores above 0.2,
+    or 0 if there are none.
+    """
+    results = []
+    for image_id, pose, score in zip(image_ids, points, scores):
+        sure = score > 0.2
+        results.append({"image_id": int(image_id), "category_id": 1,
+                        "keypoints": np.column_stack([pose, score]).ravel().tolist(),
+                        "score": float((score * sure).sum() / max(sure.sum(), 1))})
+    return results
+
+
 # === Appendix: domains and PCK; skip on a first reading ===========================================
 
 def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
@@ -579,6 +568,19 @@ def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, g
     crop_heights = crop_width(dataset.boxes[people], size) * size[0] / size[1]
     return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights,
                         threshold, groups)
+
+
+def evaluate_pck_grid(predicted, target, visible, size, threshold=0.05, groups=None):
+    """PCK on the heatmap grid, as the papers on domain adaptation measure it (RegDA's code).
+
+    predicted, target (people, K, 2): the highest cells of the heatmaps, see `highest_cells`.
+    size: the heatmaps' (height, width). The threshold is a share of the height. A keypoint whose
+    true cell is in the first two rows or columns does not count. Otherwise as in `evaluate_pck`.
+    """
+    height, width = size
+    counts = (np.asarray(visible) > 0) & (target > 1).all(2)
+    square = [height / width, 1]  # distances are measured as if the heatmap were a square
+    return evaluate_pck(predicted * square, target * square, counts, height, threshold, groups)
 
 
 def highest_cells(heatmaps):

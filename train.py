@@ -4,165 +4,26 @@
     python train.py --mode uda           labels in one domain, and alignment to images of another
 
 The lesson, from top to bottom:
-    1  the options of each method, with defaults for minutes on a CPU and the paper's (skim them)
-    2  VLPose's loss, and the loop that all stages share
-    3  the stages of VLPose; `train_vlpose` is their table of contents
-    4  the stages of multi-level alignment; `train_uda` is theirs
-The appendices hold the plan of the stages, the run's folder, the cache of trained models, data and
-models, tables and pictures, and the command.
+    1  VLPose's loss, and the loop that all stages share
+    2  the stages of VLPose; `train_vlpose` is their table of contents
+    3  the stages of multi-level alignment; `train_uda` is theirs
+The first appendix has all options, with their defaults for minutes on a CPU and in the papers. The
+others hold the plan of the stages, the run's folder, the cache of trained models, data and models,
+tables and pictures, and the command.
 """
 import copy
 from dataclasses import dataclass
 
 import torch
 
-from data import average_gradients, encode_heatmaps, first_process_first, seed_step
-from eval import data_spec, only_with, only_without, option, path_or_name
-from uda import (Compute, LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view,
-                 supervised_loss)
-from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, check_adapter, padded
+from data import average_gradients, first_process_first, seed_step
+from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, supervised_loss
+from vlpose import VLPose, check_adapter
 
-# ---------------------------------------------------------------------------------- 1. the options
-#
-# Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
-# for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
-# when the option counts: it is refused where it would have no effect. Options that have nothing to
-# do with a method, such as --device, stand at the end of the file: `CommonOptions`.
+# ------------------------------------------------------------------------ 1. the loss and the loop
 
 FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
 
-NEW_MODEL = [only_without("weights")]           # a model is trained before it is adapted
-TUNED = [only_without("strategy", "scratch")]   # a model is adapted
-READS_TEXT = [only_with("strategy", "vlpose")]
-HAS_MATCHER = only_with("decoder", "injector", "extractor-injector", "dual", "dual-released")
-
-
-@dataclass
-class VLPoseRecipe:
-    """The options that only `--mode vlpose` has."""
-    source: str = option("figures#natural", type=data_spec,
-        help="The base model learns from this data set: name:root or name:root#domain.")
-    target: str = option("figures#artificial", type=data_spec,
-        help="The model is adapted to this data set: name:root or name:root#domain.")
-    boxes: str = option(None, type=path_or_name,
-        help="Test on the target in these boxes: a detector's results in COCO's format.")
-    size: str = option("tiny", paper="base", choices=MODEL_CONFIGS, only=NEW_MODEL,
-        help="The size of the model, unless --weights gives one.")
-    batch_size: int = option(16, paper=512, least=1, help="The number of crops in a batch.")
-    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
-        help="How strongly crops are augmented.")
-    # the training of the base model
-    base_lr: float = option(1.5e-3, paper=5e-4, above=0, only=NEW_MODEL,
-        help="The learning rate of the base model's training.")
-    base_steps: int = option(3300, paper=None, least=1, only=NEW_MODEL,
-        help="The base model is trained for so many steps.")
-    base_epochs: int = option(None, paper=210, least=1, only=NEW_MODEL,
-        help="The base model is trained for so many epochs; they take the place of --base-steps.")
-    # its adaptation
-    lr: float = option(1.5e-3, paper=5e-4, above=0, only=TUNED,
-        help="The learning rate of the adaptation.")
-    steps: int = option(1200, paper=None, least=1, only=TUNED,
-        help="The model is adapted for so many steps.")
-    epochs: int = option(None, paper=210, least=1, only=TUNED,
-        help="The model is adapted for so many epochs; they take the place of --steps.")
-    lr_batch: int = option(None, paper=512, least=1,
-        help="If it is given, both learning rates are multiplied by batch size / this number.")
-    validate_every: int = option(0, paper=10, least=0, only=TUNED,
-        help="The adapted model is validated after so many epochs; 0: after each fifth of them.")
-    select: str = option("last", paper="best", choices=("last", "best"),
-        only=[only_with("validate_every")],
-        help="Which model is kept: the last one, or the best in validation.")
-    # what is adapted, and what it reads
-    strategy: str = option("vlpose",
-        choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"),
-        help="What is tuned: nothing, all, some layers, or an adapter.")
-    rank: int = option(0, least=0, only=[only_with("strategy", "lora", "vlpose")],
-        help="The rank of low-rank updates of the base's weights; 0: 4 for lora, none for vlpose.")
-    decoder: str = option("dual", choices=DECODERS, only=READS_TEXT,
-        help="How the relation enters the frozen decoder.")
-    matcher: str = option("concat", choices=MATCHERS, only=[*READS_TEXT, HAS_MATCHER],
-        help="What image tokens attend to: image and text (concat), or the image alone (image).")
-    num_prompts: int = option(None, least=0, only=[only_with("strategy", "prompt", "vlpose")],
-        help="The number of visual prompts in each layer; by default the paper's for the size.")
-
-
-HAS_SOURCE = only_without("source", "none")
-STYLED = [only_with("image_level"), HAS_SOURCE]
-STYLE_TRAINED = [only_with("image_level"), only_without("style_weights"), HAS_SOURCE]
-
-
-@dataclass
-class AlignmentRecipe:
-    """The options that only `--mode uda` has. A level or a loss whose weight is 0 is left out."""
-    source: str = option("figures#sculpture", type=data_spec,
-        help="The model learns from the labels of this data set: name:root or name:root#domain; "
-             "with `none` only the model of --weights adapts.")
-    target: str = option("figures#photo", type=data_spec,
-        help="The model is adapted to images of this data set; its labels are used only to test.")
-    test: str = option(None, type=data_spec,
-        help="The models are tested on labelled people of this data set, in place of the target.")
-    oracle: bool = option(False,
-        help="Train also with the target's labels, which shows what is left to gain.")
-    size: str = option("tiny", paper="resnet101", choices=MODEL_CONFIGS, only=NEW_MODEL,
-        help="The size of the model, unless --weights gives one.")
-    batch_size: int = option(16, paper=32, least=1,
-        help="The number of crops in a batch, from each domain.")
-    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
-        help="How strongly crops and views are augmented.")
-    # stage 0: the style decoder
-    style_encoder: str = option(None, type=path_or_name, only=STYLED,
-        help="The VGG-19 of style transfer: a file or adain-encoder; by default a small network.")
-    style_weights: str = option(None, type=path_or_name, only=STYLED,
-        help="A trained decoder of style transfer: a file, adain-decoder, or RUN/style.pth.")
-    style_steps: int = option(150, paper=500_000, least=1, only=STYLE_TRAINED,
-        help="Stage 0: the style decoder is trained for so many steps.")
-    style_lr: float = option(5e-3, paper=1e-5, above=0, only=STYLE_TRAINED,
-        help="The learning rate of stage 0.")
-    style_batch: int = option(None, paper=16, least=1, only=STYLE_TRAINED,
-        help="The number of crops in a batch of stage 0, if it is not --batch-size.")
-    # stage 1: supervised, on the source
-    supervised_steps: int = option(1200, paper=20_000, least=1, only=NEW_MODEL,
-        help="Stage 1: the model learns from the source's labels for so many steps.")
-    lr: float = option(1.5e-3, paper=1e-4, above=0, only=NEW_MODEL,
-        help="The learning rate of stage 1.")
-    milestones: tuple[float, ...] = option(FALLS, paper=(), nargs="*", least=0, most=1,
-        help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
-    # stage 2: adaptation to the target
-    steps: int = option(600, paper=15_000, least=1,
-        help="Stage 2: the student is adapted for so many steps.")
-    adapt_lr: float = option(5e-4, paper=1e-4, above=0, help="The learning rate of stage 2.")
-    adapt_milestones: tuple[float, ...] = option(
-        FALLS, paper=(4 / 30, 19 / 30), nargs="*", least=0, most=1,
-        help="The rate of stage 2 falls tenfold after these shares of its steps.")
-    strategy: str = option("full", choices=("full", "vlpose", "lora"),
-        help="What stage 2 tunes: all of the model, or an adapter.")
-    steady_discriminator: bool = option(False, paper=True,
-        only=[only_with("feature_level"), HAS_SOURCE],
-        help="The learning rate of the discriminator does not fall.")
-    # the teacher and the three levels
-    ema_decay: float = option(0.99, paper=0.999, least=0, most=1,
-        help="The share of the teacher that each step keeps.")
-    image_level: float = option(0.5, least=0, most=1,
-        help="The probability that a source image is restyled.")
-    feature_level: float = option(0.002, paper=0.1, least=0,
-        help="The weight of the adversarial loss.")
-    pose_level: float = option(0.3, least=0, help="The weight of information maximization.")
-    consistency: float = option(1.0, least=0,
-        help="The weight of consistency with the teacher's pseudo-labels.")
-    occlusion: float = option(0.5, least=0, most=1,
-        help="The probability that one of the keypoints that the teacher is sure of is covered.")
-    # all stages
-    optimizer: str = option("adamw", paper="adam", choices=("adamw", "adam"),
-        help="The optimizer of all stages.")
-    weight_decay: float = option(0.1, paper=0.0, least=0,
-        help="The weight decay of stages 1 and 2.")
-    warm_up: int = option(500, paper=0, least=0,
-        help="The number of steps of linear warm-up; it is at most a tenth of a stage.")
-    clip: float = option(1.0, paper=0.0, least=0,
-        help="Gradients with a greater norm than this are clipped; with 0 none are.")
-
-
-# ------------------------------------------------------------------------ 2. the loss and the loop
 
 @dataclass(frozen=True)
 class Stage:
@@ -196,29 +57,6 @@ def heatmap_loss(model, texts, compute, batch):
     labels, weights = label_heatmaps(batch, model.config, images.device)          # y, ω
     return ((predicted - labels) ** 2 * weights[:, :, None, None]).mean(), predicted
 
-
-def rgb(batch, model):
-    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
-    device = next(model.parameters()).device
-    return batch["image"].to(device, non_blocking=True) / 255
-
-
-def read_sentences(batch, texts):
-    """T (B, L, D_text) of a batch's sentences, and its mask where some are shorter; or ()."""
-    if texts is None:
-        return ()
-    return padded([texts[sentence] for sentence in batch["sentence"]])
-
-
-def label_heatmaps(batch, config, device):
-    """Heatmaps (B, K, h, w) of a batch's labels, and the weights (B, K) of its keypoints.
-
-    A heatmap has a quarter of the crops' height and width.
-    """
-    points = batch["keypoints"].to(device, non_blocking=True)   # (B, K, 2)
-    visible = batch["visible"].to(device, non_blocking=True)    # (B, K)
-    size = config.image_size
-    return encode_heatmaps(points, visible, size, (size[0] // 4, size[1] // 4), config.sigma)
 
 
 def fit(stage, model, loss_of, data, run):
@@ -263,7 +101,7 @@ def learning_rate(step, stage):
     return 0.1 ** falls
 
 
-# ---------------------------------------------------------------------------------------- 3. VLPose
+# ---------------------------------------------------------------------------------------- 2. VLPose
 
 def train_vlpose(options):
     """VLPose's experiment: does art get better, and do photographs stay as they were?"""
@@ -372,7 +210,7 @@ def is_tuned(name, strategy, depth):
     return False  # scratch: the base as it is
 
 
-# ------------------------------------------------------------------------- 4. multi-level alignment
+# ------------------------------------------------------------------------- 3. multi-level alignment
 
 def train_uda(options):
     """Alignment's experiment: how much of the gap to the target do unlabelled images close?"""
@@ -516,22 +354,8 @@ def alignment_loss(alignment, views, texts, source, target):
                      read_sentences(source, texts), read_sentences(target, texts))
 
 
-def labelled_images(batch, model, views):
-    """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K).
 
-    views: how far a random view of each image goes; None leaves the images as they are. The batch's
-    labels become those of its views, for the log to compare with.
-    """
-    images = rgb(batch, model)
-    if views:
-        images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
-        batch["keypoints"] = points
-        batch["visible"] = visible
-    labels, weights = label_heatmaps(batch, model.config, images.device)
-    return images, labels, weights
-
-
-# === Appendix: the plan and the batches; skip on a first reading ==================================
+# === Appendix: the options of both modes; skip on a first reading =================================
 
 import hashlib
 import inspect
@@ -557,18 +381,214 @@ from PIL import Image, ImageDraw
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
-                  decode_heatmaps, expecting, free_space, ignore_group_signals, join_processes,
-                  load_dataset, mean_of_all, my_share, open_image, processes, read_boxes, to_coco,
-                  transform_points, unlabelled, unreadable, wait_for_all, warp_image, with_boxes,
-                  with_sentences, with_skeleton, write_json, written_whole)
-from eval import (Parser, argument_of, default_device, defaults_of, draw_pose, evaluate_domains,
-                  evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of, highest_cells,
-                  pck_of_results, predict, predict_people, read_options, usable_device)
-from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (PoseModel, ViT, encode_sentences, load_backbone, load_clip_text,
-                    load_pose_model, load_strictly, load_weights, read_file, save_checkpoint,
-                    save_tensors, with_keypoints)
+                  decode_heatmaps, encode_heatmaps, expecting, free_space, ignore_group_signals,
+                  join_processes, load_dataset, mean_of_all, my_share, open_image, processes,
+                  read_boxes, to_coco, transform_points, unlabelled, unreadable, wait_for_all,
+                  warp_image, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+from eval import (Parser, argument_of, data_spec, default_device, defaults_of, draw_pose,
+                  evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of,
+                  highest_cells, only_with, only_without, option, path_or_name, pck_of_results,
+                  predict, predict_people, read_options, usable_device)
+from uda import GENTLE_VIEWS, Compute, StyleTransfer, Views, source_view
+from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PoseModel, ViT, encode_sentences,
+                    load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
+                    padded, read_file, save_checkpoint, save_tensors, with_keypoints)
 
+# Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
+# for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
+# when the option counts: it is refused where it would have no effect.
+
+NEW_MODEL = [only_without("weights")]           # a model is trained before it is adapted
+TUNED = [only_without("strategy", "scratch")]   # a model is adapted
+READS_TEXT = [only_with("strategy", "vlpose")]
+HAS_MATCHER = only_with("decoder", "injector", "extractor-injector", "dual", "dual-released")
+
+
+@dataclass
+class VLPoseRecipe:
+    """The options that only `--mode vlpose` has."""
+    source: str = option("figures#natural", type=data_spec,
+        help="The base model learns from this data set: name:root or name:root#domain.")
+    target: str = option("figures#artificial", type=data_spec,
+        help="The model is adapted to this data set: name:root or name:root#domain.")
+    boxes: str = option(None, type=path_or_name,
+        help="Test on the target in these boxes: a detector's results in COCO's format.")
+    size: str = option("tiny", paper="base", choices=MODEL_CONFIGS, only=NEW_MODEL,
+        help="The size of the model, unless --weights gives one.")
+    batch_size: int = option(16, paper=512, least=1, help="The number of crops in a batch.")
+    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
+        help="How strongly crops are augmented.")
+    # the training of the base model
+    base_lr: float = option(1.5e-3, paper=5e-4, above=0, only=NEW_MODEL,
+        help="The learning rate of the base model's training.")
+    base_steps: int = option(3300, paper=None, least=1, only=NEW_MODEL,
+        help="The base model is trained for so many steps.")
+    base_epochs: int = option(None, paper=210, least=1, only=NEW_MODEL,
+        help="The base model is trained for so many epochs; they take the place of --base-steps.")
+    # its adaptation
+    lr: float = option(1.5e-3, paper=5e-4, above=0, only=TUNED,
+        help="The learning rate of the adaptation.")
+    steps: int = option(1200, paper=None, least=1, only=TUNED,
+        help="The model is adapted for so many steps.")
+    epochs: int = option(None, paper=210, least=1, only=TUNED,
+        help="The model is adapted for so many epochs; they take the place of --steps.")
+    lr_batch: int = option(None, paper=512, least=1,
+        help="If it is given, both learning rates are multiplied by batch size / this number.")
+    validate_every: int = option(0, paper=10, least=0, only=TUNED,
+        help="The adapted model is validated after so many epochs; 0: after each fifth of them.")
+    select: str = option("last", paper="best", choices=("last", "best"),
+        only=[only_with("validate_every")],
+        help="Which model is kept: the last one, or the best in validation.")
+    # what is adapted, and what it reads
+    strategy: str = option("vlpose",
+        choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"),
+        help="What is tuned: nothing, all, some layers, or an adapter.")
+    rank: int = option(0, least=0, only=[only_with("strategy", "lora", "vlpose")],
+        help="The rank of low-rank updates of the base's weights; 0: 4 for lora, none for vlpose.")
+    decoder: str = option("dual", choices=DECODERS, only=READS_TEXT,
+        help="How the relation enters the frozen decoder.")
+    matcher: str = option("concat", choices=MATCHERS, only=[*READS_TEXT, HAS_MATCHER],
+        help="What image tokens attend to: image and text (concat), or the image alone (image).")
+    num_prompts: int = option(None, least=0, only=[only_with("strategy", "prompt", "vlpose")],
+        help="The number of visual prompts in each layer; by default the paper's for the size.")
+
+
+HAS_SOURCE = only_without("source", "none")
+STYLED = [only_with("image_level"), HAS_SOURCE]
+STYLE_TRAINED = [only_with("image_level"), only_without("style_weights"), HAS_SOURCE]
+
+
+@dataclass
+class AlignmentRecipe:
+    """The options that only `--mode uda` has. A level or a loss whose weight is 0 is left out."""
+    source: str = option("figures#sculpture", type=data_spec,
+        help="The model learns from the labels of this data set: name:root or name:root#domain; "
+             "with `none` only the model of --weights adapts.")
+    target: str = option("figures#photo", type=data_spec,
+        help="The model is adapted to images of this data set; its labels are used only to test.")
+    test: str = option(None, type=data_spec,
+        help="The models are tested on labelled people of this data set, in place of the target.")
+    oracle: bool = option(False,
+        help="Train also with the target's labels, which shows what is left to gain.")
+    size: str = option("tiny", paper="resnet101", choices=MODEL_CONFIGS, only=NEW_MODEL,
+        help="The size of the model, unless --weights gives one.")
+    batch_size: int = option(16, paper=32, least=1,
+        help="The number of crops in a batch, from each domain.")
+    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
+        help="How strongly crops and views are augmented.")
+    # stage 0: the style decoder
+    style_encoder: str = option(None, type=path_or_name, only=STYLED,
+        help="The VGG-19 of style transfer: a file or adain-encoder; by default a small network.")
+    style_weights: str = option(None, type=path_or_name, only=STYLED,
+        help="A trained decoder of style transfer: a file, adain-decoder, or RUN/style.pth.")
+    style_steps: int = option(150, paper=500_000, least=1, only=STYLE_TRAINED,
+        help="Stage 0: the style decoder is trained for so many steps.")
+    style_lr: float = option(5e-3, paper=1e-5, above=0, only=STYLE_TRAINED,
+        help="The learning rate of stage 0.")
+    style_batch: int = option(None, paper=16, least=1, only=STYLE_TRAINED,
+        help="The number of crops in a batch of stage 0, if it is not --batch-size.")
+    # stage 1: supervised, on the source
+    supervised_steps: int = option(1200, paper=20_000, least=1, only=NEW_MODEL,
+        help="Stage 1: the model learns from the source's labels for so many steps.")
+    lr: float = option(1.5e-3, paper=1e-4, above=0, only=NEW_MODEL,
+        help="The learning rate of stage 1.")
+    milestones: tuple[float, ...] = option(FALLS, paper=(), nargs="*", least=0, most=1,
+        help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
+    # stage 2: adaptation to the target
+    steps: int = option(600, paper=15_000, least=1,
+        help="Stage 2: the student is adapted for so many steps.")
+    adapt_lr: float = option(5e-4, paper=1e-4, above=0, help="The learning rate of stage 2.")
+    adapt_milestones: tuple[float, ...] = option(
+        FALLS, paper=(4 / 30, 19 / 30), nargs="*", least=0, most=1,
+        help="The rate of stage 2 falls tenfold after these shares of its steps.")
+    strategy: str = option("full", choices=("full", "vlpose", "lora"),
+        help="What stage 2 tunes: all of the model, or an adapter.")
+    steady_discriminator: bool = option(False, paper=True,
+        only=[only_with("feature_level"), HAS_SOURCE],
+        help="The learning rate of the discriminator does not fall.")
+    # the teacher and the three levels
+    ema_decay: float = option(0.99, paper=0.999, least=0, most=1,
+        help="The share of the teacher that each step keeps.")
+    image_level: float = option(0.5, least=0, most=1,
+        help="The probability that a source image is restyled.")
+    feature_level: float = option(0.002, paper=0.1, least=0,
+        help="The weight of the adversarial loss.")
+    pose_level: float = option(0.3, least=0, help="The weight of information maximization.")
+    consistency: float = option(1.0, least=0,
+        help="The weight of consistency with the teacher's pseudo-labels.")
+    occlusion: float = option(0.5, least=0, most=1,
+        help="The probability that one of the keypoints that the teacher is sure of is covered.")
+    # all stages
+    optimizer: str = option("adamw", paper="adam", choices=("adamw", "adam"),
+        help="The optimizer of all stages.")
+    weight_decay: float = option(0.1, paper=0.0, least=0,
+        help="The weight decay of stages 1 and 2.")
+    warm_up: int = option(500, paper=0, least=0,
+        help="The number of steps of linear warm-up; it is at most a tenth of a stage.")
+    clip: float = option(1.0, paper=0.0, least=0,
+        help="Gradients with a greater norm than this are clipped; with 0 none are.")
+
+
+@dataclass
+class CommonOptions:
+    """The options that both modes have."""
+    # the model at the start, and what a VLPose reads
+    weights: str = option(None, type=path_or_name,
+        help="A trained model to adapt; none is trained then. It is a file or a name such as "
+             "vitpose-b; of a VLPose its base is taken.")
+    init: str = option(None, type=path_or_name, only=NEW_MODEL,
+        help="A new backbone of --size starts from these weights: a file or a name such as mae-b.")
+    image_size: list[int] = option(None, nargs=2, least=32, step=32,
+        help="The height and the width of crops; by default the size's own.")
+    sigma: float = option(None, above=0,
+        help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by "
+             "default the size's own.")
+    sentences: str = option("a photo of a {domain} character", type=path_or_name, only=READS_TEXT,
+        help="What is read of an image: a template that names its domain, a JSON file {domain: "
+             "sentence}, or `description`, the image's own text.")
+    per_token: bool = option(False, only=READS_TEXT,
+        help="All tokens of a sentence are read, not just its end.")
+    text_weights: str = option("random", type=path_or_name, only=READS_TEXT,
+        help="The weights of CLIP's text tower: a file or a name such as ViT-B/32.")
+    # how the run computes
+    bf16: bool = option(None,
+        help="Compute in bfloat16; by default a GPU that has it does. A CPU that does not have "
+             "it is many times slower with it.")
+    accumulate: int = option(1, least=1,
+        help="Each batch is computed in so many parts, which saves memory.")
+    checkpointing: bool = option(False,
+        help="The blocks of a transformer are computed anew in the backward pass, which saves "
+             "more memory.")
+    seed: int = option(0, least=0, help="The seed for all random numbers.")
+    device: str = option(default_device(), type=usable_device, help="The device that computes.")
+    workers: int = option(4 if torch.cuda.is_available() else 0, least=0,
+        help="The number of processes that cut out crops.")
+    # the run's folder
+    cache: str = option(str(cache_folder().absolute()), type=os.path.abspath,
+        help="The folder where figures and trained base models are kept.")
+    out: str = option(None, type=os.path.abspath,
+        help="The run's folder. By default it is runs/MODE-1, -2, ...")
+    dry_run: bool = option(False, help="Print the plan and train nothing.")
+    # These say which options there are, and which defaults they have.
+    mode: str = option("vlpose", choices=("vlpose", "uda"),
+        help="VLPose, or multi-level alignment; `--mode uda --help` lists the options of that.")
+    recipe: str = option("minutes", choices=("minutes", "paper"),
+        help="What the defaults are made for: minutes on a CPU, or the paper's numbers.")
+    resume: str = option(None, metavar="FOLDER",
+        help="Go on with the run in this folder; --steps or --epochs may make it longer.")
+
+
+@dataclass
+class VLPoseOptions(CommonOptions, VLPoseRecipe):
+    """All options of `--mode vlpose`. The fields of the last class come first."""
+
+
+@dataclass
+class AlignmentOptions(CommonOptions, AlignmentRecipe):
+    """All options of `--mode uda`."""
+
+
+# === Appendix: the plan and the batches; skip on a first reading ==================================
 
 def plan_vlpose(options, base, source, target):
     """{name: Stage} of what will be trained, and prints it: "base" and "adapt".
@@ -762,6 +782,45 @@ def stderr_of_all():
     """Where any process may write what the user must see; see `main`."""
     rank, _ = processes()
     return sys.__stderr__ if rank else sys.stderr
+
+
+def rgb(batch, model):
+    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
+    device = next(model.parameters()).device
+    return batch["image"].to(device, non_blocking=True) / 255
+
+
+def read_sentences(batch, texts):
+    """T (B, L, D_text) of a batch's sentences, and its mask where some are shorter; or ()."""
+    if texts is None:
+        return ()
+    return padded([texts[sentence] for sentence in batch["sentence"]])
+
+
+def label_heatmaps(batch, config, device):
+    """Heatmaps (B, K, h, w) of a batch's labels, and the weights (B, K) of its keypoints.
+
+    A heatmap has a quarter of the crops' height and width.
+    """
+    points = batch["keypoints"].to(device, non_blocking=True)   # (B, K, 2)
+    visible = batch["visible"].to(device, non_blocking=True)    # (B, K)
+    size = config.image_size
+    return encode_heatmaps(points, visible, size, (size[0] // 4, size[1] // 4), config.sigma)
+
+
+def labelled_images(batch, model, views):
+    """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K).
+
+    views: how far a random view of each image goes; None leaves the images as they are. The batch's
+    labels become those of its views, for the log to compare with.
+    """
+    images = rgb(batch, model)
+    if views:
+        images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
+        batch["keypoints"] = points
+        batch["visible"] = visible
+    labels, weights = label_heatmaps(batch, model.config, images.device)
+    return images, labels, weights
 
 
 # === Appendix: how `fit` computes; skip on a first reading ========================================
@@ -1803,63 +1862,6 @@ def true_pose(dataset, row):
 
 # === Appendix: the command; skip on a first reading ===============================================
 
-@dataclass
-class CommonOptions:
-    """The options that both modes have."""
-    # the model at the start, and what a VLPose reads
-    weights: str = option(None, type=path_or_name,
-        help="A trained model to adapt; none is trained then. It is a file or a name such as "
-             "vitpose-b; of a VLPose its base is taken.")
-    init: str = option(None, type=path_or_name, only=NEW_MODEL,
-        help="A new backbone of --size starts from these weights: a file or a name such as mae-b.")
-    image_size: list[int] = option(None, nargs=2, least=32, step=32,
-        help="The height and the width of crops; by default the size's own.")
-    sigma: float = option(None, above=0,
-        help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by "
-             "default the size's own.")
-    sentences: str = option("a photo of a {domain} character", type=path_or_name, only=READS_TEXT,
-        help="What is read of an image: a template that names its domain, a JSON file {domain: "
-             "sentence}, or `description`, the image's own text.")
-    per_token: bool = option(False, only=READS_TEXT,
-        help="All tokens of a sentence are read, not just its end.")
-    text_weights: str = option("random", type=path_or_name, only=READS_TEXT,
-        help="The weights of CLIP's text tower: a file or a name such as ViT-B/32.")
-    # how the run computes
-    bf16: bool = option(None,
-        help="Compute in bfloat16; by default a GPU that has it does. A CPU that does not have "
-             "it is many times slower with it.")
-    accumulate: int = option(1, least=1,
-        help="Each batch is computed in so many parts, which saves memory.")
-    checkpointing: bool = option(False,
-        help="The blocks of a transformer are computed anew in the backward pass, which saves "
-             "more memory.")
-    seed: int = option(0, least=0, help="The seed for all random numbers.")
-    device: str = option(default_device(), type=usable_device, help="The device that computes.")
-    workers: int = option(4 if torch.cuda.is_available() else 0, least=0,
-        help="The number of processes that cut out crops.")
-    # the run's folder
-    cache: str = option(str(cache_folder().absolute()), type=os.path.abspath,
-        help="The folder where figures and trained base models are kept.")
-    out: str = option(None, type=os.path.abspath,
-        help="The run's folder. By default it is runs/MODE-1, -2, ...")
-    dry_run: bool = option(False, help="Print the plan and train nothing.")
-    # These say which options there are, and which defaults they have.
-    mode: str = option("vlpose", choices=("vlpose", "uda"),
-        help="VLPose, or multi-level alignment; `--mode uda --help` lists the options of that.")
-    recipe: str = option("minutes", choices=("minutes", "paper"),
-        help="What the defaults are made for: minutes on a CPU, or the paper's numbers.")
-    resume: str = option(None, metavar="FOLDER",
-        help="Go on with the run in this folder; --steps or --epochs may make it longer.")
-
-
-@dataclass
-class VLPoseOptions(CommonOptions, VLPoseRecipe):
-    """All options of `--mode vlpose`. The fields of the last class come first."""
-
-
-@dataclass
-class AlignmentOptions(CommonOptions, AlignmentRecipe):
-    """All options of `--mode uda`."""
 
 
 MODES = {"vlpose": (train_vlpose, VLPoseOptions), "uda": (train_uda, AlignmentOptions)}

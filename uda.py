@@ -119,30 +119,14 @@ class StyleTransfer(nn.Module):
         Gram loss: the mean squared error between the Gram matrices of the result and of the style
         image, summed over all levels of the encoder.
         """
-        style_levels = self.levels(style)
+        style_levels = encoder_levels(self.encoder, style)
         t = adain(self.encoder(content), style_levels[-1])
-        result_levels = self.levels(self.decoder(t))
+        result_levels = encoder_levels(self.encoder, self.decoder(t))
         content_loss = F.mse_loss(result_levels[-1], t)
         gram_loss = 0
         for x, s in zip(result_levels, style_levels):
             gram_loss = gram_loss + F.mse_loss(gram(x), gram(s))
         return content_loss, gram_loss
-
-    def levels(self, images):
-        """The features at relu1_1, relu2_1, relu3_1 and relu4_1; the first `depth` of them."""
-        features = images
-        found = []
-        for number, layer in enumerate(self.encoder, start=1):
-            features = layer(features)
-            if number in ENCODER_ENDS:
-                found.append(features)
-        return found
-
-
-def gram(features):
-    """How strongly each two channels of features f (B, C, h, w) fire together: f fᵀ / (C h w)."""
-    flat = features.flatten(2)                  # (B, C, h w)
-    return flat @ flat.mT / flat[0].numel()     # (B, C, C)
 
 
 # ------------------------------------------------------------------ feature level: discriminator
@@ -219,10 +203,7 @@ def entropy(logits):
 
 @dataclass(frozen=True)
 class Views:
-    """How far the views of a target image go.
-
-    The defaults are the paper's, for 256×256 pixels and many epochs.
-    """
+    """How far the views of a target image go. The defaults are the paper's, for many epochs."""
     rotation: float = 60.0  # degrees, at most, either way
     shear: float = 30.0  # degrees, at most, either way
     shift: float = 0.05  # of the image's size, at most, either way
@@ -259,26 +240,6 @@ def random_affine(count, size, views=Views()):
     return torch.cat([A, offset[:, :, None]], dim=2)
 
 
-def grid_scale(old, new, like):
-    """(2,) factors of x and y from a grid of size `old` (height, width) to one of size `new`.
-
-    The centres of the grids' corner pixels coincide. The result has `like`'s type and device.
-    """
-    old_height, old_width = old
-    height, width = new
-    factors = [(width - 1) / (old_width - 1), (height - 1) / (old_height - 1)]
-    return torch.tensor(factors).to(like)
-
-
-def resize_affine(matrix, old, new):
-    """The map M (B, 2, 3) of a grid of size `old` (height, width) for a grid of size `new`.
-
-    This is S M S⁻¹, where S = `grid_scale`.
-    """
-    scale = grid_scale(old, new, matrix)
-    return scale[:, None] * matrix / torch.cat([scale, scale.new_ones(1)])
-
-
 def warp(x, matrix):
     """Moves each pixel p of x (B, C, h, w) to matrix · (p, 1), bilinearly; matrix (B, 2, 3).
 
@@ -294,10 +255,7 @@ def warp(x, matrix):
 
 
 def jitter_color(images, strength=0.25):
-    """Random brightness, contrast and saturation, each 1 ± strength; as `data.jitter_color`.
-
-    images (B, 3, H, W).
-    """
+    """Random brightness, contrast and saturation, each 1 ± strength, of images (B, 3, H, W)."""
     noise = 2 * torch.rand(3, len(images), 1, 1, 1).to(images) - 1
     brightness, contrast, saturation = 1 + strength * noise                     # (B, 1, 1, 1) each
     images = torch.lerp(images.mean(1, keepdim=True), images, saturation)
@@ -306,9 +264,7 @@ def jitter_color(images, strength=0.25):
 
 
 def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
-    """Adaptive occlusion: covers a keypoint that the teacher is sure of.
-
-    The student must infer it from the other keypoints.
+    """Adaptive occlusion: hides a keypoint from the student, who must infer it from the others.
 
     images (B, 3, H, W): the student's views; each is changed with this probability. One keypoint
         with a confidence of at least `threshold` disappears under a patch of size×size pixels from
@@ -356,24 +312,10 @@ def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     return changed
 
 
-def patch_at(corner, size):
-    """The rows (n, size, 1) and columns (n, 1, size) of square patches.
-
-    corner (n, 2): their upper left corners, x before y.
-    """
-    steps = torch.arange(size, device=corner.device)
-    rows = corner[:, 1, None, None] + steps[:, None]
-    columns = corner[:, 0, None, None] + steps
-    return rows, columns
-
-
 # ----------------------------------------------------------------------------------- the teacher
 
 def peaks(heatmaps):
-    """The highest pixels (B, K, 2) of heatmaps (B, K, h, w), and how high they are (B, K).
-
-    The height is the teacher's confidence.
-    """
+    """The highest pixels (B, K, 2) of heatmaps, and their heights (B, K): the confidence."""
     confidence, place = heatmaps.flatten(2).max(2)
     width = heatmaps.shape[3]
     points = torch.stack([place % width, place // width], dim=2)
@@ -423,10 +365,7 @@ def make_teacher(student):
 
 @torch.no_grad()
 def ema_update(teacher, student, decay=0.999):
-    """teacher ← decay · teacher + (1 - decay) · student.
-
-    This moves the parameters; `make_teacher` says why it does not move the buffers.
-    """
+    """teacher ← decay · teacher + (1 - decay) · student: the parameters, but not the buffers."""
     get_ema_multi_avg_fn(decay)(list(teacher.parameters()), list(student.parameters()), 0)
 
 
@@ -434,10 +373,7 @@ def ema_update(teacher, student, decay=0.999):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The weight of each loss beside L_sup; a loss of weight 0 is not computed.
-
-    The defaults are the paper's.
-    """
+    """The weights of the losses beside L_sup, by default the paper's; 0 leaves a loss out."""
     consistency: float = 1.0    # of L_con
     feature_level: float = 0.1  # of L_adv
     pose_level: float = 0.3     # of L_im
@@ -464,13 +400,7 @@ class MultiLevelAlignment(nn.Module):
     source_keypoints: the keypoints that the source labels; None means all. The student is not
         taught the others, so its heatmaps of the others must not become pseudo-labels.
     compute: how networks compute.
-
-    To add a loss, override `alignment_losses`:
-
-        def alignment_losses(self, teacher_heatmaps, student_heatmaps, *features):
-            losses = super().alignment_losses(teacher_heatmaps, student_heatmaps, *features)
-            losses["smooth"] = 0.1 * (student_heatmaps.diff(dim=3) ** 2).mean()
-            return losses
+    To add a loss, override `alignment_losses`; the README has an example.
     """
 
     def __init__(self, student, restyle=None, weights=LossWeights(), views=Views(), decay=0.999,
@@ -500,8 +430,7 @@ class MultiLevelAlignment(nn.Module):
         ema_update(self.teacher, self.student, self.decay)
         self.teacher.train()  # train.set_training_mode has put its frozen BatchNorm into eval mode
 
-        # 1. Image level: some source images are redrawn in the style of the target images beside
-        #    them.
+        # 1. Image level: some source images are redrawn in the style of target images.
         if self.restyle:
             source = self.restyle(source, target)                               # (B, 3, H, W)
 
@@ -598,18 +527,6 @@ class MultiLevelAlignment(nn.Module):
         return heatmaps[:, self.source_keypoints]
 
 
-def heatmaps_and_features(model, images, compute, *text):
-    """(B, K, h, w) and (B, C, h, w), in float32, of RGB images (B, 3, H, W) in [0, 1].
-
-    text: T and its mask, if the model is a VLPose.
-    """
-    def run(images, *text):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
-            features = model.features(normalize(images), *text)
-            heatmaps = model.predictor(features)
-        return heatmaps.float(), features.float()
-    return in_parts(run, compute.parts, images, *text)
-
 
 # === Appendix: the networks of style transfer; skip on a first reading ============================
 
@@ -673,6 +590,23 @@ def style_decoder(width, depth):
     return decoder
 
 
+def encoder_levels(encoder, images):
+    """Features at relu1_1, relu2_1, relu3_1 and relu4_1, as far as the encoder goes."""
+    features = images
+    levels = []
+    for number, layer in enumerate(encoder, start=1):
+        features = layer(features)
+        if number in ENCODER_ENDS:
+            levels.append(features)
+    return levels
+
+
+def gram(features):
+    """How strongly each two channels of features f (B, C, h, w) fire together: f fᵀ / (C h w)."""
+    flat = features.flatten(2)                  # (B, C, h w)
+    return flat @ flat.mT / flat[0].numel()     # (B, C, C)
+
+
 def convolution(c_in, c_out):
     """A 3×3 convolution with reflection padding, and ReLU: a list of three layers."""
     layer = nn.Conv2d(c_in, c_out, 3)
@@ -696,9 +630,22 @@ def load_style_encoder(encoder, path_or_name):
         load_strictly(encoder, first_layers, path_or_name)
 
 
-# === Appendix: a batch in parts; skip on a first reading ==========================================
+# === Appendix: how networks compute; skip on a first reading ======================================
 
 from torch.utils.checkpoint import checkpoint
+
+
+def heatmaps_and_features(model, images, compute, *text):
+    """(B, K, h, w) and (B, C, h, w), in float32, of RGB images (B, 3, H, W) in [0, 1].
+
+    text: T and its mask, if the model is a VLPose.
+    """
+    def run(images, *text):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
+            features = model.features(normalize(images), *text)
+            heatmaps = model.predictor(features)
+        return heatmaps.float(), features.float()
+    return in_parts(run, compute.parts, images, *text)
 
 
 def in_parts(run, parts, *inputs):
@@ -726,7 +673,35 @@ def in_parts(run, parts, *inputs):
     return tuple(torch.cat(pieces) for pieces in zip(*outputs))
 
 
-# === Appendix: views of labelled images; skip on a first reading ==================================
+# === Appendix: parts of views; skip on a first reading ============================================
+
+def grid_scale(old, new, like):
+    """(2,) factors of x and y from a grid of size `old` (height, width) to one of size `new`.
+
+    The centres of the grids' corner pixels coincide. The result has `like`'s type and device.
+    """
+    old_height, old_width = old
+    height, width = new
+    factors = [(width - 1) / (old_width - 1), (height - 1) / (old_height - 1)]
+    return torch.tensor(factors).to(like)
+
+
+def resize_affine(matrix, old, new):
+    """The map M (B, 2, 3) of a grid of size `old` for one of size `new`: S M S⁻¹.
+
+    S is `grid_scale`; sizes are (height, width).
+    """
+    scale = grid_scale(old, new, matrix)
+    return scale[:, None] * matrix / torch.cat([scale, scale.new_ones(1)])
+
+
+def patch_at(corner, size):
+    """Rows (n, size, 1) and columns (n, 1, size) of patches; corner (n, 2) is their upper left."""
+    steps = torch.arange(size, device=corner.device)
+    rows = corner[:, 1, None, None] + steps[:, None]
+    columns = corner[:, 0, None, None] + steps
+    return rows, columns
+
 
 def source_view(images, keypoints, visible, views):
     """A random view of labelled images -> (images, keypoints, visible) of the view.

@@ -17,10 +17,9 @@ The lesson, from top to bottom:
     3  the pose model: E becomes heatmaps
     4  CLIP's text tower: a sentence becomes T
     5  the relation matcher: E asks E and T, the answer is R
-    6  beyond the paper: updates of the frozen weights
-    7  VLPose: R enters the decoder; all shapes in one place
-The appendices have other backbones, read files of weights, and load and save models. The lesson
-does not need them.
+    6  VLPose: R enters the decoder; all shapes in one place
+The appendices have updates of the frozen weights and other backbones, read files of weights, and
+load and save models. The lesson does not need them.
 
 Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of
 a sentence, n prompts, D width of an image token, D_text width of a text feature, C channels;
@@ -105,8 +104,7 @@ class ViTConfig:
     heads: int
     drop_path: float          # of the last block; it grows linearly from 0 at the first
     prompts: int              # n, VLPose's visual prompts: the paper's number, but for tiny
-    layer_decay: float        # when the backbone is trained: the learning rate's factor from one
-                              # block to the block below
+    layer_decay: float        # the learning rate's factor from one trained block to the one below
     image_size: tuple[int, int] = (256, 192)  # height, width in pixels
     decoder_dim: int = 256    # C of the classic decoder; 0 is the simple decoder, without channels
     sigma: float = 2.0        # of the Gaussians in its heatmaps, in heatmap pixels
@@ -115,8 +113,7 @@ class ViTConfig:
 
 
 VIT_CONFIGS = {
-    # `tiny` is ours. Its convolutional stem learns in minutes from nothing; a patch embedding
-    # does not.
+    # `tiny` is ours. Its convolutional stem learns in minutes from nothing, a patch does not.
     "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0,
                       image_size=(128, 96), decoder_dim=64, sigma=1.25, conv_stem=True),
     "small": ViTConfig(384, 12, 12, 0.1, 50, 0.8),
@@ -127,10 +124,7 @@ VIT_CONFIGS = {
 
 
 class ViT(nn.Module):
-    """A plain vision transformer, ViTPose's backbone (arXiv 2204.12484): images -> E.
-
-    It has no class token.
-    """
+    """A vision transformer without class token, ViTPose's backbone (arXiv 2204.12484)."""
 
     def __init__(self, config):
         super().__init__()
@@ -195,9 +189,8 @@ def deconv_block(c_in, c_out):
 
 
 class HeatmapHead(nn.Module):
-    """The decoder: features (B, D, H/16, W/16) -> heatmaps (B, K, H/4, W/4).
+    """The decoder of features (B, D, H/16, W/16): two blocks B₁, B₂ and a predictor, in turn.
 
-    It consists of two blocks B₁, B₂ and a predictor.
     Classic: two deconvolution blocks and a 1×1 convolution.
     Simple (0 channels): ReLU, bilinear ×4, and a 3×3 convolution.
     """
@@ -214,9 +207,6 @@ class HeatmapHead(nn.Module):
             self.predictor = nn.Conv2d(dim, num_keypoints, 3, padding=1)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
-
-    def forward(self, features):
-        return self.predictor(self.block2(self.block1(features)))
 
 
 class PoseModel(nn.Module):
@@ -236,12 +226,11 @@ class PoseModel(nn.Module):
         self.head = HeatmapHead(config.dim, config.decoder_dim, num_keypoints)
 
     def forward(self, images):
-        E = self.backbone(images)  # (B, D, H/16, W/16)
-        return self.head(E)        # (B, K, H/4, W/4)
+        return self.predictor(self.features(images))
 
     def features(self, images):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
-        E = self.backbone(images)
+        E = self.backbone(images)  # (B, D, H/16, W/16)
         return self.head.block2(self.head.block1(E))
 
     @property
@@ -349,12 +338,10 @@ class RelationMatcher(nn.Module):
 
         T' = Linear(T)                           text features as wide as image tokens
         q = W_q E,   [k, v] = W_kv [E ; T']      every image token asks image and text tokens
-        M = dropout(softmax(q kᵀ / √d))          the weight of each token for each image token;
-                                                 d = D / heads
+        M = dropout(softmax(q kᵀ / √d))          d = D / heads; a token's weight for another one
         R = LayerNorm(E + W_o (M v))             the weighted mean, added to the image token
 
-    [E ; T'] puts the L text tokens behind the N image tokens. Dropout (0.1) is active only in
-    training.
+    [E ; T'] puts L text tokens behind N image tokens. Dropout (0.1) is active only in training.
     variant: `concat` is the paper's. `image` takes keys and values only from E, without text.
     mask (B, L): True for text tokens, False for padding, see `padded`.
     """
@@ -394,40 +381,13 @@ class RelationMatcher(nn.Module):
         return self.norm(E + self.out(merge_heads(Mv)))       # R (B, N, D)
 
 
-# ----------------------------------------------- 6. beyond the paper: updates of the frozen weights
-
-class LowRank(nn.Module):
-    """W -> W + ΔW: an update of a frozen weight, 0 at first. It also reaches into the backbone.
-
-    For the matrix W (out, in) of a linear layer, ΔW = B A has a low rank (LoRA, arXiv 2106.09685):
-    B (out, rank) and A (rank, in) are far smaller than W. For all other weights (convolutions,
-    biases, norms) ΔW has W's shape.
-    """
-
-    def __init__(self, W, rank):
-        super().__init__()
-        if W.ndim == 2:
-            self.A = nn.Parameter(torch.randn(rank, W.shape[1]) / W.shape[1] ** 0.5)
-            self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
-        else:
-            self.A = None
-            self.B = nn.Parameter(torch.zeros(W.shape))  # ΔW itself
-
-    def forward(self, W):
-        if self.A is None:
-            return W + self.B
-        return W + self.B @ self.A
-
-
-# ---------------------------------------------------------------------------------------- 7. VLPose
+# ---------------------------------------------------------------------------------------- 6. VLPose
 
 DECODERS = ("baseline", "injector", "extractor-injector", "dual", "dual-released")
 
 
 class VLPose(nn.Module):
     """A frozen pose model and the adapter around it.
-
-    Images (B, 3, H, W), text T (B, L, D_text) -> heatmaps (B, K, H/4, W/4).
 
     Frozen:  the base's parameters (`requires_grad_(False)` below); its BatchNorm statistics and its
              drop path, which is off (`train` keeps the base in evaluation mode); and, outside,
@@ -483,11 +443,9 @@ class VLPose(nn.Module):
         self.train()
 
     def initialize(self):
-        """Training starts near the original model, not from noise.
+        """Training starts near the original model: our choice, since the paper does not say.
 
-        This start is ours, since the paper does not say how training starts. `dual-released`
-        starts as the released code: BatchNorm rescales its small weights, so that A₁ and A₂ act at
-        once.
+        `dual-released` starts as the released code, where BatchNorm lets A₁ and A₂ act at once.
         """
         if self.decoder == "dual-released":
             for block in (self.auxiliary1, self.auxiliary2):
@@ -577,6 +535,31 @@ def run_model(model, images, sentences, texts):
         return model(images)
     T, mask = padded([texts[sentence] for sentence in sentences])  # (B, L, D_text), (B, L)
     return model(images, T, mask)
+
+
+# === Appendix: beyond the paper, updates of the frozen weights; skip on a first reading ===========
+
+class LowRank(nn.Module):
+    """W -> W + ΔW: an update of a frozen weight, 0 at first. It also reaches into the backbone.
+
+    For the matrix W (out, in) of a linear layer, ΔW = B A has a low rank (LoRA, arXiv 2106.09685):
+    B (out, rank) and A (rank, in) are far smaller than W. For all other weights (convolutions,
+    biases, norms) ΔW has W's shape.
+    """
+
+    def __init__(self, W, rank):
+        super().__init__()
+        if W.ndim == 2:
+            self.A = nn.Parameter(torch.randn(rank, W.shape[1]) / W.shape[1] ** 0.5)
+            self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
+        else:
+            self.A = None
+            self.B = nn.Parameter(torch.zeros(W.shape))  # ΔW itself
+
+    def forward(self, W):
+        if self.A is None:
+            return W + self.B
+        return W + self.B @ self.A
 
 
 # === Appendix: other backbones; skip on a first reading ===========================================

@@ -18,9 +18,9 @@ from data import (COCO17, PoseDataset, draw_figure, encode_heatmaps, invert_matr
 from eval import predict
 from uda import (GENTLE_VIEWS, Compute, DomainDiscriminator, LossWeights, MultiLevelAlignment,
                  StyleTransfer, Views, adain, adversarial_loss, confidence_mask, consistency_loss,
-                 ema_update, heatmaps_and_features, information_maximization_loss, jitter_color,
-                 make_teacher, occlude, peaks, random_affine, rectify, resize_affine,
-                 reverse_gradient, supervised_loss, warp)
+                 ema_update, encoder_levels, heatmaps_and_features,
+                 information_maximization_loss, jitter_color, make_teacher, occlude, peaks,
+                 random_affine, rectify, resize_affine, reverse_gradient, supervised_loss, warp)
 from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, VLPose, WeightsError, cache_folder,
                     load_backbone, load_pose_model, save_checkpoint)
 
@@ -257,7 +257,7 @@ def test_the_public_adain_pair_restyles_photographs(figures, real):
     cartoon = figures[1:]
     # It was scaled so that each layer's mean activation on photographs is 1. Wrong inputs would not
     # give that.
-    assert all(0.7 < level.mean() < 1.4 for level in net.levels(photo))
+    assert all(0.7 < level.mean() < 1.4 for level in encoder_levels(net.encoder, photo))
     undone = net(photo, cartoon, 0.0)
     assert torch.corrcoef(torch.stack([undone.flatten(), photo.flatten()]))[0, 1] > 0.7
 
