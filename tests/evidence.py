@@ -1,19 +1,20 @@
-"""The evidence: trains every row of the README's tables with several seeds, and makes the tables and the pictures.
+"""The evidence: trains every row of the tables with several seeds, and makes tables and pictures.
 
-    python tests/evidence.py vlpose --jobs 2                       strategies, decoders, matchers, text, prompts
-    python tests/evidence.py resnet --init resnet18                the same with a ResNet-18 that knows ImageNet
-    python tests/evidence.py few --jobs 2                          after `vlpose`: 5, 20, 100 labelled pictures a style
-    python tests/evidence.py words --jobs 2                        VLPose reads a text tower that has seen figures
-    python tests/evidence.py clip --jobs 2                         the same with CLIP's own (338 MB, fetched once)
-    python tests/evidence.py real --root /data/LSP --jobs 2        after `vlpose`: tuned on 1,000 real photographs
-    python tests/evidence.py uda --jobs 2                          statues to photographs: each level left out, and more
-    python tests/evidence.py lsp --root /data/LSP --jobs 2         figures to real photographs
-    python tests/evidence.py lsp-resnet --root /data/LSP --init resnet18    the same with a ResNet-18
-    python tests/evidence.py both --jobs 2                         after `vlpose`: adapters learn from unlabelled art
-    python tests/evidence.py tiny --jobs 2                         after `both`: 40 labelled pictures, 13 joints
+    python tests/evidence.py vlpose --jobs 2          strategies, decoders, matchers, text, prompts
+    python tests/evidence.py resnet --init resnet18   the same with a ResNet-18 that knows ImageNet
+    python tests/evidence.py few --jobs 2             after `vlpose`: 5, 20, 100 labels a style
+    python tests/evidence.py words --jobs 2           VLPose reads a text tower that knows figures
+    python tests/evidence.py clip --jobs 2            the same with CLIP's own, of 338 MB
+    python tests/evidence.py real --root /data/LSP    after `vlpose`: tuned on 1,000 photographs
+    python tests/evidence.py uda --jobs 2             statues to photographs: each level left out
+    python tests/evidence.py lsp --root /data/LSP     figures to real photographs
+    python tests/evidence.py lsp-resnet --root /data/LSP --init resnet18    with a ResNet-18
+    python tests/evidence.py both --jobs 2            after `vlpose`: adapters and unlabelled art
+    python tests/evidence.py tiny --jobs 2            after `both`: 40 labelled pictures, 13 joints
 
-Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one is skipped, a
-stopped one goes on. All numbers are in a CSV file. Jobs beside each other share the cores.
+Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one
+is skipped, a stopped one goes on. All numbers are in a CSV file. Jobs beside each other share the
+cores.
 """
 import argparse
 import csv
@@ -36,7 +37,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from assets.figures import STYLES  # noqa: E402
 from data import (COCO17, NATURAL_DOMAINS, below_common_folder, crop_width,  # noqa: E402
-                  load_dataset, make_skeleton, select_images, to_coco, with_sentences, with_skeleton)
+                  load_dataset, make_skeleton, select_images, to_coco, with_sentences,
+                  with_skeleton)
 from eval import evaluate_pck, predict  # noqa: E402
 from text_tower import SENTENCES  # noqa: E402
 from train import domain_table, parse_options  # noqa: E402
@@ -44,12 +46,15 @@ from vlpose import VLPose, encode_sentences, load_clip_text, load_model  # noqa:
 
 IMAGE, FEATURE, POSE = "--image-level 0", "--feature-level 0", "--pose-level 0"
 LEVELS = {  # row -> what is left out
-    "all three levels": "", "without image level": IMAGE, "without feature level": FEATURE, "without pose level": POSE,
-    "no level": f"{IMAGE} {FEATURE} {POSE}", "the source alone": f"{IMAGE} {FEATURE} {POSE} --consistency 0",
+    "all three levels": "", "without image level": IMAGE,
+    "without feature level": FEATURE, "without pose level": POSE,
+    "no level": f"{IMAGE} {FEATURE} {POSE}",
+    "the source alone": f"{IMAGE} {FEATURE} {POSE} --consistency 0",
     "image level alone": f"{FEATURE} {POSE}",
     "feature level alone": f"{IMAGE} {POSE}", "pose level alone": f"{IMAGE} {FEATURE}",
     "without occlusion": "--occlusion 0", "without consistency": "--consistency 0"}
-WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (30, 100))}  # the default, and others
+# the default, and others
+WEIGHTS = {"feature level": (0.002, (0.0005, 0.01, 0.1)), "pose level": (0.3, (30, 100))}
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
 TO_LSP = "--mode uda --source figures --target lsp:{root} --steps 1200"
@@ -57,10 +62,12 @@ LSP = f"{TO_LSP} --augmentation paper --supervised-steps 5000"
 RECIPES = {  # figures to LSP in other ways
     "gentle augmentation, a shorter stage 1": "--augmentation gentle --supervised-steps 1200",
     "a shorter stage 1": "--supervised-steps 1200",
-    "the recipe of the paper, scaled": "--recipe paper --size tiny --batch-size 16 --style-steps 150 --style-lr 5e-3 "
-                                       "--supervised-steps 1200 --lr 1.5e-3 --adapt-lr 5e-4 --ema-decay 0.99"}
-LSP_RESNET = (f"{TO_LSP} --size resnet18 --init {{init}} --image-size 128 128 --sigma 1.25 --bf16 --style-lr 1e-2 "
-              "--supervised-steps 1000 --lr 5e-4 --adapt-lr 2e-4 --feature-level 0.01 --pose-level 30")
+    "the recipe of the paper, scaled":
+        "--recipe paper --size tiny --batch-size 16 --style-steps 150 --style-lr 5e-3 "
+        "--supervised-steps 1200 --lr 1.5e-3 --adapt-lr 5e-4 --ema-decay 0.99"}
+LSP_RESNET = (f"{TO_LSP} --size resnet18 --init {{init}} --image-size 128 128 --sigma 1.25 --bf16 "
+              "--style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --adapt-lr 2e-4 "
+              "--feature-level 0.01 --pose-level 30")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
 STRATEGIES = {  # row -> how it differs from the default; `scratch` is in each
     "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
@@ -68,23 +75,30 @@ STRATEGIES = {  # row -> how it differs from the default; `scratch` is in each
     "all but the stem": "--strategy all-but-stem", "lora": "--strategy lora"}
 LORA = {f"lora, rank {rank}": f"--strategy lora --rank {rank}" for rank in (1, 16)}  # `lora` has 4
 RESNET = {"vlpose": "--num-prompts 0", "full": "--strategy full", "last": "--strategy last"}
-VARIANTS = {f"decoder {name}": f"--decoder {name}"  # `prompt` has the baseline decoder, `vlpose` the dual one
+# `prompt` has the baseline decoder, `vlpose` the dual one.
+VARIANTS = {f"decoder {name}": f"--decoder {name}"
             for name in ("injector", "extractor-injector", "dual-released")}
 VARIANTS |= {"no text": "--matcher image",
-             "one sentence for all": "--sentences 'a photo of a person'", "bare names": "--sentences '{domain}'"}
+             "one sentence for all": "--sentences 'a photo of a person'",
+             "bare names": "--sentences '{domain}'"}
 VARIANTS |= {f"{number} prompt{'s' * (number != 1)}": f"--num-prompts {number}"
              for number in (0, 1, 5, 20, 50)}  # the default is 10
-VARIANTS |= {"vlpose with lora": "--rank 4", "vlpose with lora, no text": "--rank 4 --matcher image"}
-HELD_OUT = {f"without {held_out}": f"--target 'figures#{','.join(style for style in ART if style != held_out)}'"
-            for held_out in ("cartoon", "ink painting")}
+VARIANTS |= {"vlpose with lora": "--rank 4",
+             "vlpose with lora, no text": "--rank 4 --matcher image"}
+HELD_OUT = {}
+for held_out in ("cartoon", "ink painting"):
+    others = ",".join(style for style in ART if style != held_out)
+    HELD_OUT[f"without {held_out}"] = f"--target 'figures#{others}'"
 READERS = ("vlpose", "bare names", *HELD_OUT)  # tested with the right and with wrong sentences
 WORDS = {"vlpose": ""} | HELD_OUT  # of `words` and `clip`
-COMPOSED = {"cartoon": "a picture of a person: bright colours, thick dark outlines, a large head",
-            "ink painting": "a picture of a person: no colours, thick dark outlines, normal proportions"}  # see `words`
+COMPOSED = {  # see `words`
+    "cartoon": "a picture of a person: bright colours, thick dark outlines, a large head",
+    "ink painting": "a picture of a person: no colours, thick dark outlines, normal proportions"}
 
 UPDATES = "--weights {folder}/vlpose/vlpose-{seed}/model.pth --strategy lora"
 BOTH = {"both methods": "--strategy vlpose --supervised-steps 3300",
-        "the same start": "--weights {folder}/both/both-methods-{seed}/source-only.pth",  # plain alignment
+        # plain alignment
+        "the same start": "--weights {folder}/both/both-methods-{seed}/source-only.pth",
         "updates": f"{UPDATES} --adapt-lr 1.5e-3",
         "updates, longer": f"{UPDATES} --adapt-lr 3e-3 --steps 3000 --image-level 0.8"}
 BOTH_MODELS = {  # row of the table -> row of the experiment, its model
@@ -101,33 +115,43 @@ TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed
 
 REAL = {row: STRATEGIES[row] for row in ("vlpose", "last", "lora", "full")}
 
-FEW_LABELS = {5: 25, 20: 7, 100: 2}  # labelled pictures of a style -> epochs between validations, 50 to 70 steps
+# labelled pictures of a style -> epochs between validations, 50 to 70 steps
+FEW_LABELS = {5: 25, 20: 7, 100: 2}
 FEW_STRATEGIES = {"vlpose": ("", (5e-4, 1.5e-3)), "lora": ("--strategy lora", (1e-3, 3e-3)),
                   "full": ("--strategy full", (5e-4, 1.5e-3))}
-FEW = {f"{number} labels, {name}, {lr}": f"--target coco:{{folder}}/few-{number}-{{seed}} --validate-every {epochs} "
-                                         f"{options} --lr {lr}"
-       for number, epochs in FEW_LABELS.items() for name, (options, rates) in FEW_STRATEGIES.items() for lr in rates}
+FEW = {}
+for number, epochs in FEW_LABELS.items():
+    for name, (options, rates) in FEW_STRATEGIES.items():
+        for lr in rates:
+            FEW[f"{number} labels, {name}, {lr}"] = (
+                f"--target coco:{{folder}}/few-{number}-{{seed}} --validate-every {epochs} "
+                f"{options} --lr {lr}")
 
 EXPERIMENTS = {  # name -> options of all rows, rows
     "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT),
-    "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 --base-steps 1500 "
-               "--steps 800", RESNET),
+    "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 "
+               "--base-steps 1500 --steps 800", RESNET),
     "uda": ("--mode uda", LEVELS | SENSITIVITY),
     "lsp": (LSP, LEVELS | RECIPES),
     "lsp-resnet": (LSP_RESNET, LEVELS),
     "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH),
-    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth --sentences {folder}/tower/sentences.json", WORDS),
-    "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json", WORDS),
-    "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 --select best", FEW),
-    "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --target lsp:{root} --steps 600",
-             REAL),
-    "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4", TINY)}
-QUICK = {"vlpose": 3, "uda": 6, "lsp": 6, "lsp-resnet": 6}  # how many rows --quick runs; of the others, all
+    "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth "
+              "--sentences {folder}/tower/sentences.json", WORDS),
+    "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json",
+             WORDS),
+    "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 "
+            "--select best", FEW),
+    "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures "
+             "--target lsp:{root} --steps 600", REAL),
+    "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4",
+             TINY)}
+# how many rows --quick runs; of the others, all
+QUICK = {"vlpose": 3, "uda": 6, "lsp": 6, "lsp-resnet": 6}
 
 
 def filled(args, options, seed=0):
-    return options.format(root=shlex.quote(args.root), init=shlex.quote(args.init), folder=args.folder, seed=seed,
-                          domain="{domain}")
+    return options.format(root=shlex.quote(args.root), init=shlex.quote(args.init),
+                          folder=args.folder, seed=seed, domain="{domain}")
 
 
 def commands(args):
@@ -139,7 +163,9 @@ def commands(args):
             common = EXPERIMENTS[args.experiment][0]
             if f"{IMAGE} " in f"{options} ":  # then nothing trains a style decoder
                 common = common.replace("--style-lr 1e-2 ", "")
-            found[row, seed] = shlex.split(filled(args, f"{common} {options} {oracle} --seed {seed}", seed))
+            found[row, seed] = shlex.split(filled(args,
+                                                  f"{common} {options} {oracle} --seed {seed}",
+                                                  seed))
     return found
 
 
@@ -148,13 +174,17 @@ def folder_of(args, row, seed):
 
 
 def run(args, row, seed, options):
-    """Trains one row, or goes on with it, unless it is finished. What it prints is in log.txt. Returns the status."""
+    """Trains one row, or goes on with it, unless it is finished. Returns the status.
+
+    What it prints is in log.txt.
+    """
     folder = folder_of(args, row, seed)
     options, config = [*options, "--out", str(folder)], folder / "config.json"
     if config.exists():
         same = vars(parse_options(options)) | {"processes": 1}
         if json.loads(config.read_text()) != json.loads(json.dumps(same)):  # tuples are lists
-            print(f"{folder}: a run with other options; remove it, or name another --folder", file=sys.stderr)
+            print(f"{folder}: a run with other options; remove it, or name another --folder",
+                  file=sys.stderr)
             return 1
         options = ["--resume", str(folder)]
     if (folder / "results.json").exists():
@@ -163,15 +193,19 @@ def run(args, row, seed, options):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a") as log:
         threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
-        status = subprocess.run([sys.executable, ROOT / "train.py", *options], stdout=log, stderr=log,
-                                env={"OMP_NUM_THREADS": threads} | os.environ).returncode
+        status = subprocess.run([sys.executable, ROOT / "train.py", *options], stdout=log,
+                                stderr=log, env={"OMP_NUM_THREADS": threads}
+                                | os.environ).returncode
     if status:
         print(f"failed; see {folder / 'log.txt'}", file=sys.stderr)
     return status
 
 
 def train_rows(args, options_of, chosen):
-    """Trains rows, --jobs beside each other, last those that go on from others of the experiment. True if one fails."""
+    """Trains rows, --jobs beside each other. True if one fails.
+
+    Rows that go on from others of the experiment come last.
+    """
     if args.experiment in NEEDS:
         NEEDS[args.experiment](args)
     rows, tasks = EXPERIMENTS[args.experiment][1], {False: [], True: []}
@@ -179,28 +213,36 @@ def train_rows(args, options_of, chosen):
         if row in chosen:
             tasks[f"{{folder}}/{args.experiment}/" in rows[row]].append((args, row, seed, options))
     with ThreadPoolExecutor(args.jobs) as pool:
-        return any([status for part in tasks.values() for status in list(pool.map(lambda task: run(*task), part))])
+        return any([status for part in tasks.values()
+                    for status in list(pool.map(lambda task: run(*task), part))])
 
 
 def read_sentences(folder):
-    """What VLPose finds in all art when it reads each image's own sentence, that of another style, and of the held-out
-    styles one that is composed of phrases about other styles: {"right sentence": {domain: {"AP": ...}}, "wrong
-    sentence": ..., "composed sentence": ...}. Kept in sentences.json."""
+    """What VLPose finds in all art by the sentence that it reads; kept in sentences.json.
+
+    {"right sentence": {domain: {"AP": ...}}, "wrong sentence": ..., "composed sentence": ...}: each
+    image's own sentence; that of another style; and for the held-out styles one that is composed of
+    phrases about other styles.
+    """
     path = folder / "sentences.json"
     if not path.exists():
         model = load_model(folder / "model.pth")
         right = with_sentences(load_dataset("figures#artificial", "val"), model.about["sentences"])
         sentence_of = dict(zip(right.domains.tolist(), right.sentences.tolist()))
-        wrong = with_sentences(right, {style: sentence_of[other] for style, other in zip(ART, ART[1:] + ART[:1])})
+        wrong = with_sentences(right, {style: sentence_of[other]
+                                       for style, other in zip(ART, ART[1:] + ART[:1])})
         composed = with_sentences(right, sentence_of | COMPOSED)
-        path.write_text(json.dumps({f"{name} sentence": table_of(model, figures) for name, figures in (
-            ("right", right), ("wrong", wrong), ("composed", composed))}))
+        read = {"right": right, "wrong": wrong, "composed": composed}
+        path.write_text(json.dumps({f"{name} sentence": table_of(model, figures)
+                                    for name, figures in read.items()}))
     return json.loads(path.read_text())
 
 
 def domains_of(folder):
-    """{model: {domain: {"AP": ...}}} of a run's models of both methods, on photographs and on each art, an adapter on;
-    kept in domains.json."""
+    """{model: {domain: {"AP": ...}}} of a run's models of both methods; kept in domains.json.
+
+    They are tested on photographs and on each art, with their adapter on.
+    """
     path = folder / "domains.json"
     if not path.exists():
         tables = defaultdict(dict)
@@ -217,35 +259,46 @@ def table_of(model, figures):
     """{domain: {"AP": ...}} of figures with sentences, which a VLPose reads."""
     texts = None
     if isinstance(model, VLPose):
-        texts = encode_sentences(load_clip_text(model.about["text_weights"]), np.unique(figures.sentences).tolist())
+        texts = encode_sentences(load_clip_text(model.about["text_weights"]),
+                                 np.unique(figures.sentences).tolist())
     return domain_table(figures, predict(model, figures, texts), model.config.image_size)
 
 
 def pseudo_labels_of(folder):
-    """What pseudo-labels of a run's source-only model are worth, on the target's training images as a whole: {joint:
-    [share of its keypoints that are sure, PCK@0.05, the same of the sure ones]}. Sure is above the median of all
-    confidences, as in `confidence_mask`. Kept in pseudo-labels.json."""
+    """What a run's source-only model's pseudo-labels are worth, on the target's training images.
+
+    {joint: [share of its keypoints that are sure, PCK@0.05, the same of the sure ones]}. Sure is
+    above the median of all confidences, as in `confidence_mask`. Kept in pseudo-labels.json.
+    """
     path = folder / "pseudo-labels.json"
     if not path.exists():
-        model, config = load_model(folder / "source-only.pth"), json.loads((folder / "config.json").read_text())
+        model = load_model(folder / "source-only.pth")
+        config = json.loads((folder / "config.json").read_text())
         target = with_skeleton(load_dataset(config["target"], "train"), model.skeleton)
         people, (height, width) = target.annotated, model.config.image_size
-        poses = np.reshape([result["keypoints"] for result in predict(model, target, flip_test=False)], (len(people), -1, 3))
-        truth, side = target.keypoints[people], crop_width(target.boxes[people], (height, width)) * height / width
-        labelled, sure = truth[:, :, 2] > 0, poses[:, :, 2] > np.median(poses[:, :, 2])  # (people, K)
-        pck, pck_of_sure = (evaluate_pck(poses[:, :, :2], truth[:, :, :2], counted, side, groups=target.skeleton.groups)
+        poses = np.reshape([result["keypoints"]
+                            for result in predict(model, target, flip_test=False)],
+                           (len(people), -1, 3))
+        truth, side = target.keypoints[people], crop_width(target.boxes[people],
+                                                           (height, width)) * height / width
+        # (people, K)
+        labelled, sure = truth[:, :, 2] > 0, poses[:, :, 2] > np.median(poses[:, :, 2])
+        pck, pck_of_sure = (evaluate_pck(poses[:, :, :2], truth[:, :, :2], counted, side,
+                                         groups=target.skeleton.groups)
                             for counted in (labelled, labelled & sure))
-        joints = {name: [*group] for name, group in target.skeleton.groups.items() if labelled[:, group].any()}
+        joints = {name: [*group] for name, group in target.skeleton.groups.items()
+                  if labelled[:, group].any()}
         joints["mean"] = sum(joints.values(), [])
-        path.write_text(json.dumps({name: [sure[:, group][labelled[:, group]].mean(), pck[name], pck_of_sure[name]]
-                                    for name, group in joints.items()}))
+        path.write_text(json.dumps({name: [sure[:, group][labelled[:, group]].mean(), pck[name],
+                                           pck_of_sure[name]] for name, group in joints.items()}))
     return json.loads(path.read_text())
 
 
 def train_tower(args):
     """A text tower that has seen figures, and the sentences that it knows; see text_tower.py."""
     if not (args.folder / "tower" / "tower.pth").exists():
-        subprocess.run([sys.executable, ROOT / "tests" / "text_tower.py", args.folder / "tower"], check=True)
+        subprocess.run([sys.executable, ROOT / "tests" / "text_tower.py", args.folder / "tower"],
+                       check=True)
 
 
 def write_sentences(args):
@@ -255,19 +308,28 @@ def write_sentences(args):
 
 
 def draw_tiny_sets(args):
-    """COCO folders with 40 labelled figures to train on, another 40 for each seed, and all of `val`, with 13 joints."""
+    """COCO folders with 40 labelled figures to train on and all of `val`, with 13 joints.
+
+    Each seed has another 40.
+    """
     joints = [name for name in COCO17.names if "eye" not in name and "ear" not in name]
     kept = [COCO17.names.index(name) for name in joints]
-    skeleton = make_skeleton(joints, [(kept.index(a), kept.index(b)) for a, b in COCO17.edges if {a, b} <= {*kept}])
+    skeleton = make_skeleton(joints, [(kept.index(a), kept.index(b)) for a, b in COCO17.edges
+                                      if {a, b} <= {*kept}])
     for pictures, spec in zip(PICTURES, ("figures#cartoon", "figures#artificial")):
-        splits = {split: with_skeleton(load_dataset(spec, split), skeleton) for split in ("train", "val")}
+        splits = {split: with_skeleton(load_dataset(spec, split), skeleton)
+                  for split in ("train", "val")}
         for seed in range(args.seeds):
             chosen = np.random.default_rng(seed).permutation(len(splits["train"].files)) < 40
-            write_set(args.folder / f"tiny-{pictures}-{seed}", select_images(splits["train"], chosen), splits["val"])
+            write_set(args.folder / f"tiny-{pictures}-{seed}",
+                      select_images(splits["train"], chosen), splits["val"])
 
 
 def draw_few_sets(args):
-    """COCO folders with few labelled figures of each style, others for each seed; every fifth of them is `val`."""
+    """COCO folders with few labelled figures of each style, others for each seed.
+
+    Every fifth of them is `val`.
+    """
     figures = load_dataset("figures#artificial", "train")
     for number in FEW_LABELS:
         for seed in range(args.seeds):
@@ -281,16 +343,23 @@ def draw_few_sets(args):
 
 
 def write_set(home, train, val):
-    """Figures to train on and to validate on, as a folder of COCO's; it has the pictures by a link."""
+    """Writes figures to train on and to validate on as a folder of COCO's.
+
+    The folder has the pictures by a link.
+    """
     if not home.exists():
         (home / "annotations").mkdir(parents=True)
         (home / "images").symlink_to(below_common_folder([*train.files, *val.files])[0])
         for split, figures in (("train", train), ("val", val)):
-            (home / "annotations" / f"person_keypoints_{split}2017.json").write_text(json.dumps(to_coco(figures)))
+            path = home / "annotations" / f"person_keypoints_{split}2017.json"
+            path.write_text(json.dumps(to_coco(figures)))
 
 
 def tuning_measures(args, row, folder):
-    """{model: {measure: number}} of a run of VLPose: AP by domain and on average over art, and how much was trained."""
+    """{model: {measure: number}} of a run of VLPose.
+
+    AP by domain and on average over art, and how much was trained.
+    """
     results = json.loads((folder / "results.json").read_text())
     if args.experiment in ("vlpose", "words", "clip") and row in READERS:
         results |= read_sentences(folder)
@@ -306,8 +375,12 @@ def tuning_measures(args, row, folder):
 
 
 def with_mean_of_art(tables):
-    """{model: {domain: AP}} of {model: {domain: {"AP": ...}}}, with the mean of all styles where all are there."""
-    found = {model: {domain: numbers["AP"] for domain, numbers in domains.items()} for model, domains in tables.items()}
+    """{model: {domain: AP}} of {model: {domain: {"AP": ...}}}.
+
+    With the mean of all styles, where all of them are there.
+    """
+    found = {model: {domain: numbers["AP"] for domain, numbers in domains.items()}
+             for model, domains in tables.items()}
     for numbers in found.values():
         if numbers.keys() >= set(ART):  # a run without one of the styles has no mean to compare
             numbers["art"] = float(np.mean([numbers[style] for style in ART]))
@@ -315,7 +388,10 @@ def with_mean_of_art(tables):
 
 
 def collect(args, rows):
-    """{(row, model): {measure: a number per seed}} of the finished runs; all of it is also written as CSV."""
+    """{(row, model): {measure: a number per seed}} of the finished runs.
+
+    All of it is also written as CSV.
+    """
     numbers, lines = defaultdict(lambda: defaultdict(list)), []
     for row, seed in rows:
         folder = folder_of(args, row, seed)
@@ -336,7 +412,9 @@ def collect(args, rows):
 
 
 def spread(values):
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
 def code(options):
@@ -344,15 +422,17 @@ def code(options):
 
 
 def print_alignment(numbers, rows):
-    print("| PCK of the target | seeds | PCK@0.05 | its teacher's | PCK@0.2 | options |\n|" + 6 * "---|")
+    print("| PCK of the target | seeds | PCK@0.05 | its teacher's | PCK@0.2 | options |\n|"
+          + 6 * "---|")
     models = {model: (numbers["all three levels", model], None, options)
               for model, options in (("source only", ""), ("oracle", "--oracle"))}
-    models |= {row: (numbers[row, "student"], numbers[row, "teacher"], options) for row, options in rows.items()}
+    models |= {row: (numbers[row, "student"], numbers[row, "teacher"], options)
+               for row, options in rows.items()}
     for row, (model, teacher, options) in models.items():
         if model:
+            wide = spread((teacher or model)["mean at 0.2"])
             print(f"| {row} | {len(model['mean'])} | {spread(model['mean'])} | "
-                  f"{spread(teacher['mean']) if teacher else ''} | {spread((teacher or model)['mean at 0.2'])} | "
-                  f"{code(options)} |")
+                  f"{spread(teacher['mean']) if teacher else ''} | {wide} | {code(options)} |")
 
 
 def print_recipes(numbers):
@@ -361,21 +441,27 @@ def print_recipes(numbers):
     for row in ("all three levels", *RECIPES):
         if student := numbers[row, "student"]:
             columns = (numbers[row, "source only"], student, numbers[row, "teacher"])
-            print(f"| {row} | {len(student['mean'])} | {' | '.join(spread(column['mean']) for column in columns)} |")
+            print(f"| {row} | {len(student['mean'])} | "
+                  f"{' | '.join(spread(column['mean']) for column in columns)} |")
 
 
 def print_pseudo_labels(args):
     folder = folder_of(args, "all three levels", 0)
     if (folder / "results.json").exists():
-        print("\n| pseudo-labels of source only, seed 0 | sure | right | right where sure |\n|---|---|---|---|")
+        print("\n| pseudo-labels of source only, seed 0 | sure | right | right where sure "
+              "|\n|---|---|---|---|")
         for joint, shares in pseudo_labels_of(folder).items():
             print(f"| {joint} | {' | '.join(f'{share:.2f}' for share in shares)} |")
 
 
 def print_tuning(numbers, rows):
-    """A row for the original and each way of tuning. A gain is measured in what full fine-tuning gains on art."""
+    """A row for the original and each way of tuning.
+
+    A gain is measured in what full fine-tuning gains on art.
+    """
     columns = ("photo", *ART)
-    print(f"| AP | seeds | mean of art | of full's gain | {' | '.join(columns)} | trained | options |\n|" + 14 * "---|")
+    print(f"| AP | seeds | mean of art | of full's gain | {' | '.join(columns)} | trained | "
+          f"options |\n|" + 14 * "---|")
     original, full = numbers["vlpose", "original"], numbers["full", "adapted"]
     models = {"scratch, the original": (original, "--strategy scratch")}
     models |= {row: (numbers[row, "adapted"], options) for row, options in rows.items()}
@@ -385,20 +471,26 @@ def print_tuning(numbers, rows):
             if full and original:
                 lowest, highest = np.mean(original["art"]), np.mean(full["art"])
                 share = f"{(np.mean(found['art']) - lowest) / (highest - lowest):.0%}"
-            print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | {share} | {spread(found['photo'])} | "
-                  f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} | {trained:,} | {code(options)} |")
+            styles = " | ".join(f"{np.mean(found[style]):.3f}" for style in ART)
+            print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | {share} | "
+                  f"{spread(found['photo'])} | {styles} | {trained:,} | {code(options)} |")
 
 
 def print_few(numbers):
-    """Of each way of tuning the learning rate that was better on the held-out pictures, the mean over the seeds."""
-    print(f"| AP of art, photo | {' | '.join(f'{number} labels a style' for number in FEW_LABELS)} |\n|" + 4 * "---|")
+    """For each way of tuning the mean over the seeds.
+
+    It is that of the learning rate that was better on the held-out pictures.
+    """
+    print(f"| AP of art, photo | {' | '.join(f'{number} labels a style' for number in FEW_LABELS)} "
+          f"|\n|" + 4 * "---|")
     for name, (_, rates) in FEW_STRATEGIES.items():
         cells = []
         for number in FEW_LABELS:
             found = [numbers[f"{number} labels, {name}, {lr}", "adapted"] for lr in rates]
-            best = max(filter(None, found), key=lambda measures: np.mean(measures["held out"]), default=None)
-            cells.append(f"{spread(best['art'])}, {np.mean(best['photo']):.3f} (lr {rates[found.index(best)]:g})"
-                         if best else "")
+            best = max(filter(None, found), key=lambda measures: np.mean(measures["held out"]),
+                       default=None)
+            cells.append(f"{spread(best['art'])}, {np.mean(best['photo']):.3f} (lr "
+                         f"{rates[found.index(best)]:g})" if best else "")
         print(f"| {name} | {' | '.join(cells)} |")
 
 
@@ -407,18 +499,23 @@ def print_both(numbers):
     for title, (row, model) in BOTH_MODELS.items():
         if found := numbers[row, model]:
             options = "" if model == "source-only" else BOTH[row]
-            print(f"| {title} | {len(found['art'])} | {spread(found['art'])} | {spread(found['photo'])} | "
-                  f"{' | '.join(f'{np.mean(found[style]):.3f}' for style in ART)} | {code(options)} |")
+            styles = " | ".join(f"{np.mean(found[style]):.3f}" for style in ART)
+            print(f"| {title} | {len(found['art'])} | {spread(found['art'])} | "
+                  f"{spread(found['photo'])} | {styles} | {code(options)} |")
 
 
 def print_strategies(numbers, strategies, measure, prefix=""):
-    """A row for the model before and after each way of tuning: what it finds there, and on figures' photographs."""
+    """A row for the model before and after each way of tuning.
+
+    What it finds there, and on figures' photographs.
+    """
     models = {f"{prefix}not adapted": (numbers[f"{prefix}full", "original"], "")}
     models |= {f"{prefix}{name}": (numbers[f"{prefix}{name}", "adapted"], options)
                for name, options in strategies.items()}
     for row, (found, options) in models.items():
         if found:
-            print(f"| {row} | {spread(found[measure])} | {spread(found['photo'])} | {code(options)} |")
+            print(f"| {row} | {spread(found[measure])} | {spread(found['photo'])} | "
+                  f"{code(options)} |")
 
 
 def print_tiny(numbers):
@@ -428,23 +525,29 @@ def print_tiny(numbers):
 
 
 def print_real(numbers):
-    print("| 1,000 photographs of LSP | AP on another 1,000 | on figures' photographs | options |\n|---|---|---|---|")
+    print("| 1,000 photographs of LSP | AP on another 1,000 | on figures' photographs | options "
+          "|\n|---|---|---|---|")
     print_strategies(numbers, REAL, "held out")
 
 
 def print_sentences(numbers):
-    """Does it read? What the right sentence gains, and what it finds in a style that it was not tuned on."""
+    """Does it read?
+
+    What the right sentence gains, and what it finds in a style that it was not tuned on.
+    """
     print("\n| AP on art | the right sentence | another style's | gain |\n|---|---|---|---|")
     for row in READERS:
         right, wrong = (numbers[row, f"{name} sentence"]["art"] for name in ("right", "wrong"))
         if right and row not in HELD_OUT:
-            print(f"| {row} | {spread(right)} | {spread(wrong)} | {spread(np.subtract(right, wrong))} |")
-    print("\n| AP on a style | the original | tuned on the others | with another's sentence | with a composed one "
-          "| tuned on all |\n|" + 6 * "---|")
+            print(f"| {row} | {spread(right)} | {spread(wrong)} | "
+                  f"{spread(np.subtract(right, wrong))} |")
+    print("\n| AP on a style | the original | tuned on the others | with another's sentence | "
+          "with a composed one | tuned on all |\n|" + 6 * "---|")
     for row in HELD_OUT:
         style = row.removeprefix("without ")
         sentences = [(row, f"{name} sentence") for name in ("right", "wrong", "composed")]
-        columns = [numbers[key][style] for key in (("vlpose", "original"), *sentences, ("vlpose", "adapted"))]
+        columns = [numbers[key][style] for key in (("vlpose", "original"), *sentences,
+                                                   ("vlpose", "adapted"))]
         if all(columns):
             print(f"| {style} | {' | '.join(spread(values) for values in columns)} |")
 
@@ -455,11 +558,14 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
     ticks: {x: text} along the horizontal axis, where these should not be numbers.
     """
     picture = Image.new("RGB", (side, side), "white")
-    draw, values = ImageDraw.Draw(picture), np.concatenate([np.array(points) for points in lines.values()])
+    draw, values = ImageDraw.Draw(picture), np.concatenate([np.array(points)
+                                                            for points in lines.values()])
     low = np.floor(20 * values.min(0) - 0.2) / 20
     high = np.maximum(np.ceil(20 * values.max(0) + 0.2) / 20, low + 0.05)
-    steps = [next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if b - a < 9 * step) for a, b in zip(low, high)]
-    marks = [np.arange(a, b + step / 2, step) for a, b, step in zip(low, high, steps)]  # round numbers, nine at most
+    steps = [next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if b - a < 9 * step)
+             for a, b in zip(low, high)]
+    # round numbers, nine at most
+    marks = [np.arange(a, b + step / 2, step) for a, b, step in zip(low, high, steps)]
     left, top, right, bottom = 50, 20, side - 20, side - 40
 
     def place(point):
@@ -478,9 +584,11 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
         for point in points:
             x, y = place(point)
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), color)
-        falls = len(points) > 1 and points[-2][1] > points[-1][1]  # then the line is above its end, its label below
+        # then the line is above its end, its label below
+        falls = len(points) > 1 and points[-2][1] > points[-1][1]
         away, beside = (8, "l") if x < left + 0.7 * (right - left) else (-8, "r")
-        dx, dy, level = (0, 8 if falls else -8, "a" if falls else "s") if len(points) > 1 else (away, 0, "m")
+        dx, dy, level = (0, 8 if falls else -8,
+                         "a" if falls else "s") if len(points) > 1 else (away, 0, "m")
         draw.text((x + dx, y + dy), label, color, anchor=beside + level)
     draw.text((side / 2, side - 8), x_title, "black", anchor="ms")
     draw.text((left + 5, top + 3), y_title, "black")
@@ -488,32 +596,42 @@ def draw_chart(lines, x_title, y_title, ticks=None, side=480):
 
 
 def draw_tradeoff(numbers, path):
-    """VLPose's figure 1: what each way of tuning does to art and to photographs. A line leads from what an adapter does
-    to photographs when it is left on to where it leaves them when it is off."""
+    """VLPose's figure 1: what each way of tuning does to art and to photographs.
+
+    A line leads from what an adapter does to photographs when it is left on to where it leaves them
+    when it is off.
+    """
     original = numbers["vlpose", "original"]
     models = {"scratch": (original, [original])}  # measured on art, on photographs
-    models |= {row: (numbers[row, "adapted"], [numbers[row, "adapted"], numbers[row, "adapter off"]])
-               for row in STRATEGIES}
-    points = {row: [(np.mean(photos["photo"]), np.mean(art["art"])) for photos in measured if photos["photo"]]
-              for row, (art, measured) in models.items() if art["art"]}
+    models |= {row: (numbers[row, "adapted"],
+                     [numbers[row, "adapted"], numbers[row, "adapter off"]]) for row in STRATEGIES}
+    points = {row: [(np.mean(photos["photo"]), np.mean(art["art"])) for photos in measured
+                    if photos["photo"]] for row, (art, measured) in models.items() if art["art"]}
     if points:
         draw_chart(points, "AP on photographs", "AP on art").save(path)
 
 
 def draw_frontier(numbers, path):
-    """What each way of tuning gains on art for the parameters that it trains; a line joins the ranks of `lora`."""
+    """What each way of tuning gains on art for the parameters that it trains.
+
+    A line joins the ranks of `lora`.
+    """
     lines = defaultdict(list)
     for row in STRATEGIES | LORA:
         if (found := numbers[row, "adapted"])["art"]:
-            lines[row.split(", rank")[0]].append((math.log10(found["trained"][0]), np.mean(found["art"])))
+            lines[row.split(", rank")[0]].append((math.log10(found["trained"][0]),
+                                                  np.mean(found["art"])))
     if len(lines["lora"]) > 1:
         ticks = {math.log10(number): f"{number:,}" for number in (10_000, 100_000, 1_000_000)}
-        draw_chart({row: sorted(points) for row, points in lines.items()}, "trained parameters", "AP on art",
-                   ticks).save(path)
+        draw_chart({row: sorted(points) for row, points in lines.items()}, "trained parameters",
+                   "AP on art", ticks).save(path)
 
 
 def draw_sensitivity(numbers, path):
-    """The alignment paper's figure 2: what the weights of two levels do; each step to the right is another weight."""
+    """The alignment paper's figure 2: what the weights of two levels do.
+
+    Each step to the right is another weight.
+    """
     lines, off = {}, -1.5
     for level, (default, weights) in WEIGHTS.items():
         rows = {math.log10(weight / default): f"{level} {weight}" for weight in weights}
@@ -522,15 +640,20 @@ def draw_sensitivity(numbers, path):
                         if (pck := numbers[row, "teacher"]["mean"])]
     if all(len(points) > 2 for points in lines.values()):  # other weights have been tried
         ticks = {off: "off", -1: "0.1", 0: "1", 1: "10", 2: "100"}
-        draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher", ticks).save(path)
+        draw_chart(lines, "weight of a level, relative to the default", "PCK of the teacher",
+                   ticks).save(path)
 
 
-NEEDS = {"words": train_tower, "clip": write_sentences, "few": draw_few_sets, "tiny": draw_tiny_sets}  # first
-PRINTED = {"few": print_few, "real": print_real, "both": print_both, "tiny": print_tiny}  # tables of their own
+# first
+NEEDS = {"words": train_tower, "clip": write_sentences, "few": draw_few_sets,
+         "tiny": draw_tiny_sets}
+# tables of their own
+PRINTED = {"few": print_few, "real": print_real, "both": print_both, "tiny": print_tiny}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("experiment", choices=EXPERIMENTS)
     add("--root", default="lsp", help="of LSP")

@@ -1,11 +1,13 @@
-"""Trials of faults that take too long for the tests: broken files by the thousand, and runs that are killed.
+"""Trials of faults that take too long for the tests: broken files by the thousand, killed runs.
 
-    python tests/faults.py fuzz --cases 10000      each broken file ends in success or in one clean line
-    python tests/faults.py flip --cases 150        flipped bits in a model file
-    python tests/faults.py kill --trials 20        kill -9 at a random moment, then --resume: the numbers of a run
-    python tests/faults.py kill --trials 20 --processes 2                                      that nobody has killed
+    python tests/faults.py fuzz --cases 10000   each broken file ends in success or one clean line
+    python tests/faults.py flip --cases 150     flipped bits in a model file
+    python tests/faults.py kill --trials 20     kill -9 at a random moment, then --resume
+    python tests/faults.py kill --trials 20 --processes 2
 
-Everything follows from --seed. A case that does not hold is printed and its file kept in --out. Needs a POSIX system.
+A run that was killed must end with the numbers of one that nobody has killed. Everything follows
+from --seed. A case that does not hold is printed, and its file is kept in --out. Needs a POSIX
+system.
 """
 import argparse
 import copy
@@ -34,15 +36,18 @@ sys.path.insert(0, str(ROOT))
 import convert  # noqa: E402
 import train  # noqa: E402
 from clip_tokenizer import CLIPTokenizer  # noqa: E402
-from data import DataError, draw_figures, load_dataset, open_image, read_boxes, to_coco  # noqa: E402
+# noqa: E402
+from data import DataError, draw_figures, load_dataset, open_image, read_boxes, to_coco
 from eval import evaluate_oks, fail  # noqa: E402
-from vlpose import VIT_CONFIGS, PoseModel, VLPose, load_model, load_weights, save_checkpoint  # noqa: E402
+# noqa: E402
+from vlpose import VIT_CONFIGS, PoseModel, VLPose, load_model, load_weights, save_checkpoint
 
 SECONDS, BYTES = 5, 1e9  # that a case may take
-ODD = [None, "", "1234", "é\0\n", -1, 0, 7, 1.7, 1e300, -1e300, 2e9, 10 ** 30, float("nan"), float("inf"), True, [], {},
-       [[]], [1, 2], {"a": 1}, "../../etc/passwd", "/", ["x"] * 51, [1e300] * 4, list(range(51)), 10 ** 400]
+ODD = [None, "", "1234", "é\0\n", -1, 0, 7, 1.7, 1e300, -1e300, 2e9, 10 ** 30, float("nan"),
+       float("inf"), True, [], {}, [[]], [1, 2], {"a": 1}, "../../etc/passwd", "/", ["x"] * 51,
+       [1e300] * 4, list(range(51)), 10 ** 400]
 
-# ------------------------------------------------------------------------------------------------------------ breaking
+# ----------------------------------------------------------------------------------------- breaking
 
 def broken_bytes(content, chance):
     """A few bytes changed, lost, doubled or added; or an end cut off."""
@@ -70,9 +75,11 @@ def broken_tree(tree, chance):
     tree = json.loads(json.dumps(tree))
     for _ in range(chance.randint(1, 3)):
         parent, key, node = None, None, tree
-        while isinstance(node, (dict, list)) and node and (parent is None or chance.random() < 0.75):
+        while isinstance(node, (dict, list)) and node and (parent is None
+                                                           or chance.random() < 0.75):
             parent = node
-            key = chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
+            key = chance.choice(list(node)) if isinstance(node,
+                                                          dict) else chance.randrange(len(node))
             node = node[key]
         if parent is None:
             return copy.deepcopy(chance.choice(ODD))
@@ -86,7 +93,8 @@ def broken_tree(tree, chance):
 def broken_json(tree, chance):
     if chance.random() < 0.3:
         return broken_bytes(json.dumps(tree).encode(), chance)
-    return json.dumps(broken_tree(tree, chance)).encode() + chance.choice((b"", b"", b"", b" and more", b"]"))
+    content = json.dumps(broken_tree(tree, chance)).encode()
+    return content + chance.choice((b"", b"", b"", b" and more", b"]"))
 
 
 def broken_zip(content, chance):
@@ -97,11 +105,12 @@ def broken_zip(content, chance):
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
         for entry in old.infolist():
             inside = old.read(entry)
-            new.writestr(entry.filename, broken_bytes(inside, chance) if entry.filename.endswith(".pkl") else inside)
+            new.writestr(entry.filename, broken_bytes(inside, chance)
+                         if entry.filename.endswith(".pkl") else inside)
     return out.getvalue()
 
 
-# ----------------------------------------------------------------------------------------------------------- the kinds
+# ---------------------------------------------------------------------------------------- the kinds
 
 def saved(save, *arguments, **options):
     buffer = io.BytesIO()
@@ -115,9 +124,10 @@ def kinds_of(home):
     people = load_dataset(f"figures:{home / train.FIGURES}", "val")
     coco = to_coco(people)
     (home / "images").symlink_to(home / train.FIGURES / "images")
-    results = [{"image_id": record["image_id"], "category_id": 1, "score": 0.5, "keypoints": record["keypoints"]}
-               for record in coco["annotations"]]
-    boxes = [{"image_id": n + 1, "bbox": [1, 2, 30, 40], "score": 0.5, "category_id": 1} for n in range(5)]
+    results = [{"image_id": record["image_id"], "category_id": 1, "score": 0.5,
+                "keypoints": record["keypoints"]} for record in coco["annotations"]]
+    boxes = [{"image_id": n + 1, "bbox": [1, 2, 30, 40], "score": 0.5, "category_id": 1}
+             for n in range(5)]
     (home / "truth.json").write_text(json.dumps(coco))
     (home / "results.json").write_text(json.dumps(results))
 
@@ -126,8 +136,10 @@ def kinds_of(home):
     save_checkpoint(home / "model.pth", model, sentences="a {domain}", text_weights="random")
     own, contents = (home / "model.pth").read_bytes(), torch.load(home / "model.pth")
     small = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    foreign = {"state_dict": small.state_dict(), "meta": {"loss": np.float64(3), "args": argparse.Namespace(lr=1)}}
-    plain, legacy = (saved(lambda f, new=new: torch.save(foreign, f, _use_new_zipfile_serialization=new))
+    foreign = {"state_dict": small.state_dict(),
+               "meta": {"loss": np.float64(3), "args": argparse.Namespace(lr=1)}}
+    plain, legacy = (saved(lambda f, new=new: torch.save(foreign, f,
+                                                         _use_new_zipfile_serialization=new))
                      for new in (True, False))
     script = saved(lambda f: torch.jit.save(torch.jit.script(small), f))
     header = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -153,7 +165,8 @@ def kinds_of(home):
     pictures = {}
     for ending in ("jpeg", "png", "webp", "bmp", "gif", "tiff"):
         with Image.open(people.files[0]) as image:
-            pictures[ending] = saved(lambda f, image=image, form=ending.upper(): image.save(f, form))
+            form = ending.upper()
+            pictures[ending] = saved(lambda f, image=image, form=form: image.save(f, form))
     arrays = {}
     try:
         from scipy.io import savemat
@@ -170,7 +183,8 @@ def kinds_of(home):
         convert.tigdog_rows(home / "x", "horse", "train", 9)
 
     def tokens(path):
-        text = path.read_bytes().decode("utf-8", errors="surrogatepass" if len(path.name) % 2 else "replace")
+        text = path.read_bytes().decode("utf-8",
+                                        errors="surrogatepass" if len(path.name) % 2 else "replace")
         tokenizer = CLIPTokenizer()
         ids = tokenizer.encode(text[:200])
         tokenizer.decode([i + 1 for i in ids])
@@ -178,11 +192,14 @@ def kinds_of(home):
 
     sentence = "a photo of a ukiyo-e 浮世絵 character, don't 𝒲 <|endoftext|>\t".encode()
     return {
-        "annotations": ("a.json", lambda c: broken_json(coco, c), lambda p: load_dataset(f"coco:{p}", "all")),
+        "annotations": ("a.json", lambda c: broken_json(coco, c),
+                        lambda p: load_dataset(f"coco:{p}", "all")),
         "truth of an evaluation": ("t.json", lambda c: broken_json(coco, c),
                                    lambda p: evaluate_oks(p, home / "results.json")),
-        "results": ("r.json", lambda c: broken_json(results, c), lambda p: evaluate_oks(home / "truth.json", p)),
-        "boxes": ("b.json", lambda c: broken_json(boxes, c), lambda p: read_boxes(p, {n: n for n in range(9)})),
+        "results": ("r.json", lambda c: broken_json(results, c),
+                    lambda p: evaluate_oks(home / "truth.json", p)),
+        "boxes": ("b.json", lambda c: broken_json(boxes, c),
+                  lambda p: read_boxes(p, {n: n for n in range(9)})),
         "safetensors": ("s.safetensors", safetensors, load_weights),
         ".pth, our own": ("o.pth", lambda c: broken_zip(own, c), load_model),
         ".pth, others'": ("p.pth", lambda c: broken_zip(plain, c), load_weights),
@@ -192,13 +209,15 @@ def kinds_of(home):
         "text": ("tokens.txt", lambda c: broken_bytes(sentence, c), tokens),
         "config.json": ("options.json", lambda c: broken_json(options, c), resume),
         ".npy": ("n.npy", lambda c: broken_bytes(numbers, c), npy),
-        **{f"picture, {ending}": (f"x.{ending}", lambda c, content=content: broken_bytes(content, c), open_image)
+        **{f"picture, {ending}": (f"x.{ending}",
+                                  lambda c, content=content: broken_bytes(content, c), open_image)
            for ending, content in pictures.items()},
         **{f".{name}": ("joints.mat", lambda c, content=content: broken_bytes(content, c),
-                        lambda p: convert.load_matlab(p, "joints", "'joints'")) for name, content in arrays.items()}}
+                        lambda p: convert.load_matlab(p, "joints", "'joints'"))
+           for name, content in arrays.items()}}
 
 
-# --------------------------------------------------------------------------------------------------------- the trials
+# --------------------------------------------------------------------------------------- the trials
 
 class TooLong(BaseException):
     pass
@@ -220,15 +239,21 @@ def outcome(read, path):
         with redirect_stderr(io.StringIO()) as said:
             fail(error)
         line, = said.getvalue().splitlines()
-        nameless = path.suffix == ".txt" or path.name == "n.npy"  # what is not read from a file, or from a copy of it
-        named = nameless or any(name in line for name in (path.name, "config.json", "results.json", "truth.json"))
+        # what is not read from a file, or from a copy of it
+        nameless = path.suffix == ".txt" or path.name == "n.npy"
+        named = nameless or any(name in line
+                                for name in (path.name, "config.json", "results.json",
+                                             "truth.json"))
         found = "clean" if line.startswith("error: ") and named else f"nameless: {line}"
     except (Exception, TooLong, SystemExit) as error:
         found = f"{type(error).__name__}: {error!s:.300}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    taken, grown = time.monotonic() - start, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return f"{taken:.1f} s" if taken > SECONDS else f"{grown / 1e9:.1f} GB" if grown > BYTES else found
+    taken = time.monotonic() - start
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    if taken > SECONDS:
+        return f"{taken:.1f} s"
+    return f"{grown / 1e9:.1f} GB" if grown > BYTES else found
 
 
 def fuzz(args, home):
@@ -248,16 +273,20 @@ def fuzz(args, home):
                 print(f"{kind}, case {case}: {found}")
         total += counts
         bad += counts["found"]
-        print(f"{kind:26}{counts.total():8}{counts['good']:8}{counts['clean']:8}{counts['found']:8}", flush=True)
+        print(f"{kind:26}{counts.total():8}{counts['good']:8}{counts['clean']:8}"
+              f"{counts['found']:8}", flush=True)
     print(f"{'all':26}{total.total():8}{total['good']:8}{total['clean']:8}{total['found']:8}")
     return bad
 
 
 def flip(args, home):
     save_checkpoint(home / "model.pth", PoseModel(VIT_CONFIGS["tiny"]))
-    whole, before, counts = (home / "model.pth").read_bytes(), load_model(home / "model.pth").state_dict(), Counter()
+    whole = (home / "model.pth").read_bytes()
+    before = load_model(home / "model.pth").state_dict()
+    counts = Counter()
     for case in range(args.cases):
-        content, place = bytearray(whole), random.Random(f"{args.seed} {case}").randrange(8 * len(whole))
+        content = bytearray(whole)
+        place = random.Random(f"{args.seed} {case}").randrange(8 * len(whole))
         content[place // 8] ^= 1 << place % 8
         (home / "model.pth").write_bytes(content)
         try:
@@ -277,25 +306,31 @@ train.CHECKPOINT_EVERY, train.LOG_EVERY = 3, 3
 sys.exit(train.main())
 """
 RUNS = {"vlpose": "--mode vlpose --base-steps 40 --steps 40 --batch-size 4",
-        "uda": "--mode uda --style-steps 20 --supervised-steps 20 --steps 30 --batch-size 4 --oracle"}
+        "uda": "--mode uda --style-steps 20 --supervised-steps 20 --steps 30 --batch-size 4 "
+        "--oracle"}
 
 
 def started(home, processes, arguments):
-    several = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--rdzv_backend=c10d",
-               "--rdzv_endpoint=127.0.0.1:0"] if processes > 1 else []
-    return subprocess.Popen([sys.executable, *several, str(home / "driver.py"), *arguments], start_new_session=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    several = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
+               "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"] if processes > 1 else []
+    return subprocess.Popen([sys.executable, *several, str(home / "driver.py"), *arguments],
+                            start_new_session=True, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def family(process):
     """The processes that a process has started, and those that they have."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True,
+                           text=True).stdout.split()
     return [other for child in map(int, found) for other in (child, *family(child))]
 
 
 def kill(args, home):
-    """Runs that are killed once or twice at random moments; `same` counts those that end as if nothing had happened."""
+    """Runs that are killed once or twice at random moments.
+
+    `same` counts the runs that end as if nothing had happened.
+    """
     (home / "driver.py").write_text(DRIVER)
     draw_figures(home / "cache", {"train": (12, 4), "val": (4, 2)})
     bad = 0
@@ -305,7 +340,8 @@ def kill(args, home):
             cache.mkdir(exist_ok=True)
             if not (cache / train.FIGURES).exists():
                 (cache / train.FIGURES).symlink_to(home / "cache" / train.FIGURES)
-            return [*words.split(), "--device", "cpu", "--cache", str(cache), "--out", str(home / f"{mode}-{name}")]
+            return [*words.split(), "--device", "cpu", "--cache", str(cache), "--out",
+                    str(home / f"{mode}-{name}")]
         start = time.monotonic()
         whole = started(home, args.processes, options("whole"))
         _, said = whole.communicate()
@@ -320,11 +356,13 @@ def kill(args, home):
                     killed.wait(chance.uniform(0.2, 1) * length)
                     counts["finished before"] += 1
                 except subprocess.TimeoutExpired:
-                    for process in [*family(killed.pid), killed.pid]:  # torchrun's processes have their own groups
+                    # torchrun's processes have their own groups
+                    for process in [*family(killed.pid), killed.pid]:
                         os.kill(process, signal.SIGKILL)
                     counts["killed"] += 1
                 killed.communicate()
-                arguments = ["--resume", str(folder)] if (folder / "config.json").exists() else options(trial)
+                arguments = ["--resume",
+                             str(folder)] if (folder / "config.json").exists() else options(trial)
             resumed = started(home, args.processes, arguments)
             _, said = resumed.communicate()
             same = resumed.returncode == 0 and (folder / "results.json").read_text() == (
@@ -337,18 +375,21 @@ def kill(args, home):
             counts["drafts left"] += len(left)
             shutil.rmtree(folder)
         bad += counts["OTHER"]
-        print(f"{mode}, {args.processes} processes, {length:.0f} s a run: {dict(counts)}", flush=True)
+        print(f"{mode}, {args.processes} processes, {length:.0f} s a run: {dict(counts)}",
+              flush=True)
     return bad
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trial", choices=("fuzz", "flip", "kill"))
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "posebridge-faults")
+    parser.add_argument("--out", type=Path,
+                        default=Path(tempfile.gettempdir()) / "posebridge-faults")
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as home:

@@ -1,4 +1,7 @@
-"""What must hold for the evidence: rows are commands, finished ones are not run again, tables say what runs found."""
+"""What must hold for the evidence.
+
+Rows are commands, finished ones are not run again, and tables say what runs found.
+"""
 import argparse
 import json
 import time
@@ -14,8 +17,8 @@ from train import main, parse_options
 
 @pytest.fixture
 def args(tmp_path):
-    return argparse.Namespace(experiment="vlpose", seeds=2, jobs=1, quick=False, folder=tmp_path, root="lsp",
-                              init="resnet18")
+    return argparse.Namespace(experiment="vlpose", seeds=2, jobs=1, quick=False, folder=tmp_path,
+                              root="lsp", init="resnet18")
 
 
 @pytest.mark.parametrize("experiment", evidence.EXPERIMENTS)
@@ -65,7 +68,8 @@ def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys)
     assert np.allclose(numbers["full", "adapted"]["art"], [0.25, 0.3])
     evidence.print_tuning(numbers, evidence.STRATEGIES)
     printed = capsys.readouterr().out
-    assert "| full | 2 | 0.275 ± 0.035 |  | 0.550 ± 0.071 |" in printed and "| 1,234 | `--strategy full` |" in printed
+    assert "| full | 2 | 0.275 ± 0.035 |  | 0.550 ± 0.071 |" in printed
+    assert "| 1,234 | `--strategy full` |" in printed
     assert "| last | 1 | 0.200 |  | 0.400 |" in printed
     evidence.draw_tradeoff(numbers, args.folder / "vlpose.png")
     assert (args.folder / "vlpose.png").exists()
@@ -89,20 +93,24 @@ def test_alignment_has_a_table_and_a_picture_of_the_weights_once_a_row_is_finish
     evidence.print_alignment(numbers, evidence.LEVELS | evidence.SENSITIVITY)
     printed = capsys.readouterr().out
     assert "| source only | 2 | 0.505 ± 0.007 |  | 0.900 ± 0.000 |" in printed
-    assert "| pose level 100 | 2 | 0.805 ± 0.007 | 0.805 ± 0.007 | 0.900 ± 0.000 | `--pose-level 100` |" in printed
+    assert ("| pose level 100 | 2 | 0.805 ± 0.007 | 0.805 ± 0.007 | 0.900 ± 0.000 | "
+            "`--pose-level 100` |") in printed
 
 
 def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_path, monkeypatch):
     draw_figures(tmp_path, {"train": (4, 4), "val": (2, 2)})
     monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
-    assert main(["--cache", str(tmp_path), "--out", str(tmp_path / "run"), "--base-steps", "2", "--steps", "2"]) == 0
+    assert main(["--cache", str(tmp_path), "--out", str(tmp_path / "run"), "--base-steps", "2",
+                 "--steps", "2"]) == 0
     read = []
-    monkeypatch.setattr(evidence, "predict", lambda model, figures, texts: read.append((figures, texts)))
+    monkeypatch.setattr(evidence, "predict",
+                        lambda model, figures, texts: read.append((figures, texts)))
     monkeypatch.setattr(evidence, "domain_table", lambda *_: {})
     names = {f"{name} sentence" for name in ("right", "wrong", "composed")}
     assert evidence.read_sentences(tmp_path / "run").keys() == names
     (right, right_texts), (wrong, wrong_texts), (composed, composed_texts) = (
-        (dict(zip(figures.domains.tolist(), figures.sentences.tolist())), texts) for figures, texts in read)
+        (dict(zip(figures.domains.tolist(), figures.sentences.tolist())), texts)
+        for figures, texts in read)
     assert right == {style: f"a photo of a {style} character" for style in evidence.ART}
     assert wrong.keys() == right.keys() and sorted(wrong.values()) == sorted(right.values())
     assert not any(right[style] == wrong[style] for style in evidence.ART)
@@ -114,11 +122,13 @@ def test_each_style_is_read_with_its_own_sentence_and_with_that_of_another(tmp_p
 def test_a_composed_sentence_has_only_phrases_of_other_styles():
     for style, sentence in evidence.COMPOSED.items():
         phrases = sentence.removeprefix(text_tower.OPENING).split(", ")
-        heard = {look.split("/")[0] for other in evidence.ART if other != style for look in text_tower.LOOKS[other]}
+        heard = {look.split("/")[0] for other in evidence.ART if other != style
+                 for look in text_tower.LOOKS[other]}
         assert sentence.startswith(text_tower.OPENING) and heard >= {*phrases}
 
 
-def test_few_labels_are_the_same_number_of_each_style_and_every_fifth_is_held_out(args, monkeypatch, tmp_path):
+def test_few_labels_are_the_same_number_of_each_style_and_every_fifth_is_held_out(
+        args, monkeypatch, tmp_path):
     draw_figures(tmp_path / "home", {"train": (1, 8), "val": (1, 1)})
     monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(evidence, "FEW_LABELS", {5: 25})
@@ -126,7 +136,8 @@ def test_few_labels_are_the_same_number_of_each_style_and_every_fifth_is_held_ou
     train, val, other = (load_dataset(f"coco:{args.folder}/few-5-{seed}", split)
                          for seed, split in ((0, "train"), (0, "val"), (1, "train")))
     for part, count in ((train, 4), (val, 1)):
-        assert dict(zip(*np.unique(part.domains, return_counts=True))) == dict.fromkeys(evidence.ART, count)
+        assert dict(zip(*np.unique(part.domains,
+                                   return_counts=True))) == dict.fromkeys(evidence.ART, count)
     assert not {*train.files} & {*val.files} and {*train.files} != {*other.files}
 
 
@@ -135,16 +146,19 @@ def test_few_labels_are_shown_at_the_rate_that_was_better_on_the_held_out_pictur
     for (row, seed), art in zip(evidence.commands(args), np.linspace(0.3, 0.65, 36)):
         folder = evidence.folder_of(args, row, seed)
         folder.mkdir(parents=True)
-        table = {domain: {"AP": art} for domain in (*evidence.ART, "photo")} | {"all of coco:few": {"AP": 1 - art}}
+        table = {domain: {"AP": art} for domain in (*evidence.ART,
+                                                    "photo")} | {"all of coco:few": {"AP": 1 - art}}
         (folder / "results.json").write_text(json.dumps({"adapted": table}))
         (folder / "log.txt").write_text("lora: 1,234 trainable parameters")
     evidence.print_few(evidence.collect(args, evidence.commands(args)))
     assert "| vlpose | 0.305 ± 0.007, 0.305 (lr 0.0005) | 0.425" in capsys.readouterr().out
 
 
-def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_parameters(args, capsys):
+def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_parameters(
+        args, capsys):
     rows = [*evidence.STRATEGIES, *evidence.LORA]
-    numbers = {(row, "adapted"): {"art": [0.3 + place / 100], "photo": [0.5], "trained": [1000 * (place + 1)]}
+    numbers = {(row, "adapted"): {"art": [0.3 + place / 100], "photo": [0.5],
+                                  "trained": [1000 * (place + 1)]}
                | {style: [0.3] for style in evidence.ART} for place, row in enumerate(rows)}
     numbers["full", "adapted"]["art"] = [0.5]
     numbers["vlpose", "original"] = numbers["vlpose", "adapted"] | {"art": [0.1]}
@@ -184,18 +198,21 @@ def test_rows_that_go_on_from_others_of_the_experiment_wait_for_all_of_them(args
         return 0
     monkeypatch.setattr(evidence, "run", run)
     assert not evidence.train_rows(args, evidence.commands(args), [*reversed(evidence.BOTH)])
-    assert ended[-args.seeds:] == args.seeds * ["the same start"] and len(ended) == args.seeds * len(evidence.BOTH)
+    assert ended[-args.seeds:] == args.seeds * ["the same start"]
+    assert len(ended) == args.seeds * len(evidence.BOTH)
 
 
 @pytest.mark.parametrize("experiment", evidence.NEEDS)
 def test_tables_alone_train_and_draw_nothing_first(args, experiment, monkeypatch):
     monkeypatch.setitem(evidence.NEEDS, experiment, pytest.fail)
-    monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--folder", str(args.folder)])
+    monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--folder",
+                                     str(args.folder)])
     assert evidence.main() == 0
 
 
 @pytest.mark.parametrize("experiment", evidence.EXPERIMENTS)
-def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(args, experiment, monkeypatch, capsys):
+def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(
+        args, experiment, monkeypatch, capsys):
     args.experiment = experiment
     for row, seed in evidence.commands(args):
         folder = evidence.folder_of(args, row, seed)
@@ -212,8 +229,9 @@ def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(args, e
     monkeypatch.setattr(evidence, "read_sentences", lambda _: dict.fromkeys(
         ("right sentence", "wrong sentence", "composed sentence"), everything))
     monkeypatch.setattr(evidence, "pseudo_labels_of", lambda _: {"mean": [0.5, 0.4, 0.6]})
-    monkeypatch.setattr(evidence, "domains_of", lambda _: dict.fromkeys(("source-only", "teacher"), everything))
-    monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--seeds", "2", "--folder",
-                                     str(args.folder)])
+    monkeypatch.setattr(evidence, "domains_of",
+                        lambda _: dict.fromkeys(("source-only", "teacher"), everything))
+    monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--seeds", "2",
+                                     "--folder", str(args.folder)])
     assert evidence.main() == 0
     assert "0.500 ± 0.000" in (printed := capsys.readouterr().out) or "0.700 ± 0.000" in printed
