@@ -1,71 +1,153 @@
-"""The README is true: its code runs, its commands are accepted, its names exist, its lessons are as short as said."""
+"""The README and its pages are true: code runs, commands are accepted, names and files exist."""
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
 from PIL import Image
 
+import data
 import eval
 import train
 from conftest import ROOT
+from uda import MultiLevelAlignment
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, save_checkpoint
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {"README.md": README}
+PAGES |= {f"assets/{page.name}": page.read_text("utf-8") for page in (ROOT / "assets").glob("*.md")}
 MODULES = ("clip_tokenizer", "vlpose", "data", "uda", "eval", "train")
-CODE = re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M)
-COMMANDS = [shlex.split(line) for line in re.sub(
-    "^    torchrun --nproc_per_node=8", "    python", re.sub(r" \\\n\s+", " ", README), flags=re.M).splitlines()
-            if line.startswith("    python ")]
+CODE = [code for page in ("README.md", "assets/try.md")
+        for code in re.findall(r"^```python\n(.*?)^```", PAGES[page], flags=re.S | re.M)]
 
 
-def lines_of(module):
-    """(lesson, appendix): the lines before the first banner, and the others."""
-    lines = (ROOT / f"{module}.py").read_text().splitlines()
-    banner = next(n for n, line in enumerate(lines) if re.match(r"# =+ *Appendix", line))
-    return banner, len(lines) - banner
+def commands_of(text):
+    """The indented commands of a page, as lists of words; those of torchrun as those of python."""
+    text = re.sub(r" \\\n\s+", " ", text)  # a command in one line
+    text = re.sub("^    torchrun --nproc_per_node=8", "    python", text, flags=re.M)
+    lines = [line for line in text.splitlines() if line.startswith("    python ")]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_lesson_and_appendix_have_as_many_lines_as_the_map_says(module):
-    row = next(line for line in README.splitlines() if line.startswith(f"| [{module}.py]"))
-    assert tuple(map(int, re.findall(r"\| (\d+) \|", row.replace("|", "||")))) == lines_of(module)
+COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands_of(text)]
 
 
-def test_the_lessons_fit_into_an_afternoon():
-    lessons, appendices = zip(*map(lines_of, MODULES))
-    assert sum(lessons) <= 1900 and sum(lessons) + sum(appendices) <= 5200
-    assert len(README.splitlines()) <= 230
+@pytest.fixture
+def run_code(tmp_path, monkeypatch):
+    """Runs the README's code that has these words, in a folder with a run; returns its names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "READERS", dict(data.READERS))
+    monkeypatch.setattr(train, "MODES", dict(train.MODES))
+    torch.manual_seed(0)
+    (tmp_path / "runs" / "vlpose-1").mkdir(parents=True)
+    save_checkpoint(tmp_path / "runs" / "vlpose-1" / "model.pth",
+                    VLPose(PoseModel(VIT_CONFIGS["tiny"]), 128), text_weights="random",
+                    sentences="a photo of a {domain} character", per_token=False)
+
+    def run(words):
+        code, = [code for code in CODE if words in code]
+        names = {"__name__": "__main__"}
+        exec(code, names)
+        return names
+    return run
 
 
 @pytest.mark.parametrize("code", CODE, ids=lambda code: code.splitlines()[0])
-def test_the_code_runs(code, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    (tmp_path / "runs" / "vlpose-1").mkdir(parents=True)
-    save_checkpoint(tmp_path / "runs" / "vlpose-1" / "model.pth", VLPose(PoseModel(VIT_CONFIGS["tiny"]), 128),
-                    text_weights="random", sentences="a photo of a {domain} character", per_token=False)
-    exec(code, {})
-    if "pose.png" in code:
-        with Image.open("pose.png") as image:
-            assert image.size == (160, 160)
+def test_the_code_runs(code, run_code):
+    run_code(code)
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=shlex.join)
-def test_the_commands_are_accepted(command, tmp_path, monkeypatch, capsys):
+def test_the_ten_lines_of_python_draw_a_pose(run_code):
+    poses = run_code("pose.png")["poses"]
+    assert poses.keypoints.shape == (1, 17, 3)
+    with Image.open("pose.png") as image:
+        assert image.size == (160, 160)
+
+
+IMAGES = 2, 3, 128, 96  # of a tiny model, whose heatmaps are 32×24
+
+
+def alignment_step(alignment):
+    """(losses, gradient of the loss) of a step on random images."""
+    images = torch.rand(IMAGES)
+    loss, heatmaps = alignment(images, torch.rand(2, 17, 32, 24), torch.ones(2, 17), images)
+    loss.backward()
+    assert heatmaps.shape == (2, 17, 32, 24)
+    return alignment.losses, alignment.student.predictor.weight.grad
+
+
+def test_the_recipe_of_another_decoder_gives_heatmaps_that_learn(run_code):
+    model = run_code("ExtractorOnly")["model"]
+    heatmaps = model(torch.rand(IMAGES), text=torch.rand(2, 1, 128))
+    (heatmaps * torch.rand_like(heatmaps)).sum().backward()
+    assert heatmaps.shape == (2, 17, 32, 24)
+    assert model.auxiliary1[0].weight.grad.any() and model.matcher.text.weight.grad.any()
+    assert model.base.head.block1[0].weight.grad is None
+
+
+def test_the_recipe_of_another_loss_adds_it_to_the_others(run_code):
+    alignment = run_code("Smooth")["Smooth"](PoseModel(VIT_CONFIGS["tiny"]))
+    losses, gradient = alignment_step(alignment)
+    assert list(losses) == ["supervised", "consistency", "feature_level", "pose_level", "smooth"]
+    assert losses["smooth"] > 0 and gradient.isfinite().all()
+
+
+def test_the_recipe_of_another_restyling_is_what_the_student_sees(run_code):
+    restyle = run_code("same_colours")["same_colours"]
+    source, target = torch.rand(IMAGES), 0.3 + 0.1 * torch.rand(IMAGES)
+    restyled = restyle(source, target)
+    torch.testing.assert_close(restyled.mean((2, 3)), target.mean((2, 3)), rtol=0.01, atol=0.01)
+    alignment = MultiLevelAlignment(PoseModel(VIT_CONFIGS["tiny"]), restyle)
+    assert alignment_step(alignment)[1].isfinite().all()
+
+
+def test_the_recipe_of_another_data_format_can_be_named_in_a_command(run_code, tmp_path):
+    (tmp_path / "album").mkdir()
+    Image.new("RGB", (90, 60)).save(tmp_path / "album" / "one.png")
+    run_code("read_mine")
+    people = data.load_dataset(f"mine:{tmp_path / 'album'}", "train")
+    assert people.boxes.tolist() == [[0, 0, 90, 60]] and (people.keypoints == 20).all()
+
+
+def test_the_recipe_of_another_option_is_one_of_the_command(run_code):
+    run_code("MyOptions")
+    assert train.parse_options(["--mode", "uda"]).temperature == 0.02
+    assert train.parse_options(["--mode", "uda", "--recipe", "paper"]).temperature == 1
+    assert train.parse_options(["--mode", "uda", "--temperature", "0.1"]).temperature == 0.1
+    with pytest.raises(data.DataError, match="--temperature: expected a number above 0, found 0"):
+        train.parse_options(["--mode", "uda", "--temperature", "0"])
+
+
+def test_the_ten_lines_work_from_another_folder(tmp_path):
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom data import draw_figure\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page, command", COMMANDS, ids=lambda part: str(part)[:90])
+def test_the_commands_are_accepted(page, command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    script, *arguments = command[1:]
-    arguments = arguments[:arguments.index("#")] if "#" in arguments else arguments
-    if script == "train.py":
+    _, script, *arguments = command
+    if script == "train.py" and "--resume" in arguments:
+        assert train.main(arguments) == 2 and "config.json: not there" in capsys.readouterr().err
+    elif script == "train.py":
         assert train.parse_options(arguments).mode in train.MODES
     elif script == "eval.py":
-        assert eval.main(arguments) == 2  # its files are not there; an unknown option would end the program
+        assert eval.main(arguments) == 2  # its files are not there
+        said = capsys.readouterr().err
+        assert "unrecognized" not in said and "no effect" not in said
     else:
-        assert arguments[0] == "pytest" or (ROOT / script).exists()
+        assert script == "-m" or (ROOT / script).exists()
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(rf"`((?:{'|'.join(MODULES)})\.\w[\w.]*)`", README))))
-def test_the_names_of_the_map_exist(name):
+NAMES = sorted({name for text in PAGES.values()
+                for name in re.findall(rf"`((?:{'|'.join(MODULES)})\.\w[\w.]*)`", text)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_names_of_the_pages_exist(name):
     module, *path = name.split(".")
     if path == ["py"]:
         return
@@ -74,18 +156,21 @@ def test_the_names_of_the_map_exist(name):
         thing = getattr(thing, part)
 
 
-@pytest.mark.parametrize("page", ["README.md", "assets/README.md", "assets/evidence.md", "assets/protocol.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_pictures_and_links_lead_to_files(page):
-    targets = re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / page).read_text())
-    assert all((ROOT / page).parent.joinpath(target).exists() for target in targets), targets
+    targets = re.findall(r"\]\((?!http|#)([^)#]+)", PAGES[page])
+    places = [(ROOT / page).parent / target.replace("\n", "") for target in targets]
+    assert [place for place in places if not place.exists()] == []
 
 
-def test_every_option_of_the_readme_is_one_of_a_command(capsys):
-    known = set()
+def test_every_option_of_the_pages_is_one_of_a_command(capsys):
     for argv in (["--mode", "vlpose", "--help"], ["--mode", "uda", "--help"]):
         with pytest.raises(SystemExit):
             train.parse_options(argv)
     with pytest.raises(SystemExit):
         eval.main(["--help"])
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
-    assert set(re.findall(r"`(--[a-z][a-z-]+)", README)) <= known
+    for script in ("evidence", "faults", "benchmark"):
+        known |= set(re.findall(r"--[a-z][a-z-]+", (ROOT / "tests" / f"{script}.py").read_text()))
+    for page, text in PAGES.items():
+        assert set(re.findall(r"`(--[a-z][a-z-]+)", text)) <= known, page
