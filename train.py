@@ -22,7 +22,7 @@ from uda import (Compute, LossWeights, MultiLevelAlignment, heatmaps_and_feature
                  supervised_loss)
 from vlpose import DECODERS, MATCHERS, MODEL_CONFIGS, VLPose, check_adapter, padded
 
-# ---------------------------------------------------------------------------------- 1. the options
+# ----------------------------------------------------------------------------------- 1. the options
 #
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
@@ -162,7 +162,7 @@ class AlignmentRecipe:
         help="Gradients with a greater norm than this are clipped; with 0 none are.")
 
 
-# ------------------------------------------------------------------------ 2. the loss and the loop
+# ------------------------------------------------------------------------- 2. the loss and the loop
 
 @dataclass(frozen=True)
 class Stage:
@@ -860,7 +860,7 @@ class Run:
         self.options = options
         self.measure = measure
         self.compute = Compute(options.bf16, options.accumulate)
-        self.code = code_of_modules()
+        self.code = code_of_modules()  # the cache asks whether it has changed
         self.folder = folder_of(options)
         if processes()[0] == 0:  # held until this run is gone
             self.lock = weakref.finalize(self, locked(self.folder / "lock").close)
@@ -887,11 +887,11 @@ class Run:
         """Validates, logs and saves every so many steps; `done` of them are done."""
         last = done == stage.steps
         validation = math.nan
-        every = stage.validate_every or max(stage.steps // 5, 100)
-        if done % every == 0 or last and stage.validate_every:
+        validate_every = stage.validate_every or max(stage.steps // 5, 100)
+        if done % validate_every == 0 or last and stage.validate_every:
             validation = self.validate(stage, model)
-        every = min(LOG_EVERY, max(1, stage.steps // 10))
-        if done % every == 0 or last or not math.isnan(validation):
+        log_every = min(LOG_EVERY, max(1, stage.steps // 10))
+        if done % log_every == 0 or last or not math.isnan(validation):
             pck = math.nan
             if predicted is not None:
                 pck = batch_pck(predicted, batch, model.config)
@@ -972,7 +972,7 @@ def write_file(path, content):
             content.save(part)
 
 
-# ---------------------------------------------------------------------------------------- the log
+# ------------------------------------------------------------------------------------------ the log
 
 class Log:
     """log.csv and curves.png of a run: a row for every few steps of each stage."""
@@ -1068,7 +1068,7 @@ def draw_chart(picture, box, title, rows, key):
         draw.line(list(zip(x[known], y[known])), color, 2)
 
 
-# -------------------------------------------------------------------------------- the checkpoints
+# ---------------------------------------------------------------------------------- the checkpoints
 
 class Checkpoints:
     """The last two checkpoints of a stage, and its best model in validation.
@@ -1146,7 +1146,7 @@ class Checkpoints:
                             f"more than {self.stage.steps}")
 
 
-# ------------------------------------------------------------------------------------ the signals
+# -------------------------------------------------------------------------------------- the signals
 
 class Signals:
     """What Ctrl-C and its like do: the first one lets a step of training end and be saved.
@@ -1532,7 +1532,7 @@ def validation(stage, model, tests, texts, workers):
     return pck["mean"]
 
 
-# ----------------------------------------------------------------------------------- of VLPose
+# ---------------------------------------------------------------------------------------- of VLPose
 
 def compare_poses(base, adapted, texts, tests, run):
     """Prints and keeps the table of the original and the adapted model, and draws their poses."""
@@ -1637,7 +1637,7 @@ def some_of_each_domain(dataset, models, count):
     return [(title, dataset, row, poses) for title, row, poses in zip(titles, rows, people)]
 
 
-# -------------------------------------------------------------------------------- of alignment
+# ------------------------------------------------------------------------------------- of alignment
 
 def compare_pck(models, texts, stylist, test, run):
     """Keeps the models and a table of them, prints it, and draws what they predict.
@@ -1764,7 +1764,7 @@ def draw_pseudo_labels(test, source_only, teacher):
     return draw_sheet(people)
 
 
-# --------------------------------------------------------------------------------- of both
+# ------------------------------------------------------------------------------------------ of both
 
 def draw_sheet(people, side=192):
     """A picture with a column for each person and a row for each of their poses.
