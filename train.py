@@ -1213,7 +1213,7 @@ def fit_or_find(stage, model, loss_of, data, run, restyle=None, stylist=None):
         run.code[file.name] = digest(file.read_bytes())
         key["restyle"] = f"{restyle.__module__}.{restyle.__qualname__}"
         key["probability"] = run.options.image_level
-        key["stylist"] = stylist and state_hash(stylist)
+        key["stylist"] = None if stylist is None else state_hash(stylist)
     path = Path(run.options.cache) / f"{stage.name}-{digest(json.dumps(key).encode())}.pth"
     begun = (run.folder / f"{stage.name}.checkpoint.pth").exists()
     if all_items([path.exists() and not begun])[0] and take_from(path, stage, model, run.code):
