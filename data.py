@@ -33,7 +33,7 @@ class DataError(ValueError):
     """Bad input. The message is one line that names the file, the record, and what was expected."""
 
 
-# ------------------------------------------------------------------------------------ skeletons
+# ---------------------------------------------------------------------------------------- skeletons
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
@@ -63,7 +63,7 @@ class Skeleton:
         return self.names[0] != "keypoint 1"
 
 
-# ------------------------------------------------------------------------------------ data sets
+# ---------------------------------------------------------------------------------------- data sets
 
 @dataclass
 class PoseDataset:
@@ -100,7 +100,7 @@ class PoseDataset:
             crowd=self.crowd[rows])
 
 
-# -------------------------------------------------------------------------------- crop geometry
+# ------------------------------------------------------------------------------------ crop geometry
 #
 # An affine map takes a point p = (x, y) of the image to A p + b in the crop. A is 2×2: it scales
 # and turns; b is 2×1: it moves. Side by side they are the matrix M = [A b] (2, 3). Labels go
@@ -196,7 +196,7 @@ def normalize(images):
     return (images - mean) / std
 
 
-# -------------------------------------------------------------------------------- heatmap codec
+# ------------------------------------------------------------------------------------ heatmap codec
 #
 # A heatmap says where a keypoint is and how sure the model is of it. The target for a model is a
 # Gaussian around the keypoint; a prediction is read off at its peak. A heatmap is usually a quarter
@@ -285,7 +285,7 @@ def decode_heatmaps(heatmaps, input_size, sigma=2.0):
     return points * scale, scores
 
 
-# --------------------------------------------------------------------- training and test crops
+# -------------------------------------------------------------------------- training and test crops
 
 @dataclass(frozen=True)
 class Augmentation:

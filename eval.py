@@ -33,7 +33,7 @@ AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # pixels, both
 ALL, MEDIUM, LARGE = range(3)  # the rows of AREAS
 MAX_DETECTIONS = 20  # of a category in an image: those with the best scores count
 
-# --------------------------------------------------------------------- ground truth and detections
+# ---------------------------------------------------------------------- ground truth and detections
 
 @dataclass
 class People:
@@ -69,7 +69,7 @@ class Scene:
     to_find: np.ndarray | None = None  # (areas, people) bool
 
 
-# ---------------------------------------------------------------------- object keypoint similarity
+# ----------------------------------------------------------------------- object keypoint similarity
 
 def keypoint_similarity(offset, area, sigmas):
     """How close a keypoint is to its true place: 1 at the place itself, towards 0 far away.
@@ -139,7 +139,7 @@ def last_argmax(values):
     return values.shape[1] - 1 - values[:, ::-1].argmax(1)
 
 
-# ------------------------------------------------------------------------ true and false positives
+# ------------------------------------------------------------------------- true and false positives
 
 def classify_detections(scene, sigmas):
     """Finds out which detections of a scene are right, and who is to be found.

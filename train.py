@@ -20,7 +20,7 @@ from data import average_gradients, first_process_first, seed_step
 from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, supervised_loss
 from vlpose import VLPose, check_adapter
 
-# ------------------------------------------------------------------------ 1. the loss and the loop
+# ------------------------------------------------------------------------- 1. the loss and the loop
 
 FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 and 200 of 210 epochs
 
@@ -919,7 +919,7 @@ class Run:
         self.options = options
         self.measure = measure
         self.compute = Compute(options.bf16, options.accumulate)
-        self.code = code_of_modules()
+        self.code = code_of_modules()  # the cache asks whether it has changed
         self.folder = folder_of(options)
         if processes()[0] == 0:  # held until this run is gone
             self.lock = weakref.finalize(self, locked(self.folder / "lock").close)
@@ -946,11 +946,11 @@ class Run:
         """Validates, logs and saves every so many steps; `done` of them are done."""
         last = done == stage.steps
         validation = math.nan
-        every = stage.validate_every or max(stage.steps // 5, 100)
-        if done % every == 0 or last and stage.validate_every:
+        validate_every = stage.validate_every or max(stage.steps // 5, 100)
+        if done % validate_every == 0 or last and stage.validate_every:
             validation = self.validate(stage, model)
-        every = min(LOG_EVERY, max(1, stage.steps // 10))
-        if done % every == 0 or last or not math.isnan(validation):
+        log_every = min(LOG_EVERY, max(1, stage.steps // 10))
+        if done % log_every == 0 or last or not math.isnan(validation):
             pck = math.nan
             if predicted is not None:
                 pck = batch_pck(predicted, batch, model.config)
@@ -1031,7 +1031,7 @@ def write_file(path, content):
             content.save(part)
 
 
-# ---------------------------------------------------------------------------------------- the log
+# ------------------------------------------------------------------------------------------ the log
 
 class Log:
     """log.csv and curves.png of a run: a row for every few steps of each stage."""
@@ -1127,7 +1127,7 @@ def draw_chart(picture, box, title, rows, key):
         draw.line(list(zip(x[known], y[known])), color, 2)
 
 
-# -------------------------------------------------------------------------------- the checkpoints
+# ---------------------------------------------------------------------------------- the checkpoints
 
 class Checkpoints:
     """The last two checkpoints of a stage, and its best model in validation.
@@ -1205,7 +1205,7 @@ class Checkpoints:
                             f"more than {self.stage.steps}")
 
 
-# ------------------------------------------------------------------------------------ the signals
+# -------------------------------------------------------------------------------------- the signals
 
 class Signals:
     """What Ctrl-C and its like do: the first one lets a step of training end and be saved.
@@ -1272,7 +1272,7 @@ def fit_or_find(stage, model, loss_of, data, run, restyle=None, stylist=None):
         run.code[file.name] = digest(file.read_bytes())
         key["restyle"] = f"{restyle.__module__}.{restyle.__qualname__}"
         key["probability"] = run.options.image_level
-        key["stylist"] = stylist and state_hash(stylist)
+        key["stylist"] = None if stylist is None else state_hash(stylist)
     path = Path(run.options.cache) / f"{stage.name}-{digest(json.dumps(key).encode())}.pth"
     begun = (run.folder / f"{stage.name}.checkpoint.pth").exists()
     if all_items([path.exists() and not begun])[0] and take_from(path, stage, model, run.code):
@@ -1591,7 +1591,7 @@ def validation(stage, model, tests, texts, workers):
     return pck["mean"]
 
 
-# ----------------------------------------------------------------------------------- of VLPose
+# ---------------------------------------------------------------------------------------- of VLPose
 
 def compare_poses(base, adapted, texts, tests, run):
     """Prints and keeps the table of the original and the adapted model, and draws their poses."""
@@ -1696,7 +1696,7 @@ def some_of_each_domain(dataset, models, count):
     return [(title, dataset, row, poses) for title, row, poses in zip(titles, rows, people)]
 
 
-# -------------------------------------------------------------------------------- of alignment
+# ------------------------------------------------------------------------------------- of alignment
 
 def compare_pck(models, texts, stylist, test, run):
     """Keeps the models and a table of them, prints it, and draws what they predict.
@@ -1823,7 +1823,7 @@ def draw_pseudo_labels(test, source_only, teacher):
     return draw_sheet(people)
 
 
-# --------------------------------------------------------------------------------- of both
+# ------------------------------------------------------------------------------------------ of both
 
 def draw_sheet(people, side=192):
     """A picture with a column for each person and a row for each of their poses.

@@ -36,7 +36,7 @@ from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_
                   rows_of_all, transform_points)
 from vlpose import RelationMatcher, WeightsError, load_strictly, load_weights
 
-# -------------------------------------------------------------------- supervision, on the source
+# ----------------------------------------------------------------------- supervision, on the source
 
 def supervised_loss(predicted, labels, weights):
     """L_sup = mean of ½ ω (y - ŷ)² over images, keypoints and pixels.
@@ -49,7 +49,7 @@ def supervised_loss(predicted, labels, weights):
     return 0.5 * squares.mean()
 
 
-# ---------------------------------------------------------------------------- image level: style
+# ------------------------------------------------------------------------------- image level: style
 
 def adain(content, style):
     """AdaIN(c, s) = σ(s) (c - μ(c)) / σ(c) + μ(s): adaptive instance normalization.
@@ -129,7 +129,7 @@ class StyleTransfer(nn.Module):
         return content_loss, gram_loss
 
 
-# ------------------------------------------------------------------ feature level: discriminator
+# --------------------------------------------------------------------- feature level: discriminator
 
 def reverse_gradient(x, scale=1.0):
     """Returns x itself, but its gradient comes back times -scale (arXiv 1409.7495).
@@ -165,7 +165,7 @@ def adversarial_loss(source, target):
     return F.softplus(source).mean() + F.softplus(-target).mean()
 
 
-# ----------------------------------------------------------- pose level: information maximization
+# ------------------------------------------------------------- pose level: information maximization
 
 def information_maximization_loss(heatmaps):
     """L_im = Ĥ(p_row) + Ĥ(p_col) - Ĥ(p̄) of heatmaps y (B, K, h, w).
@@ -194,7 +194,7 @@ def entropy(logits):
     return -(log_p.exp() * log_p).sum(-1).mean()
 
 
-# ----------------------------------------------------------------------------------------- views
+# -------------------------------------------------------------------------------------------- views
 #
 # A view is an image under a random affine map. A matrix (2, 3) leads from where a pixel is to where
 # it goes, as in data.py. To compare what teacher and student see, their heatmaps go back by the
@@ -312,7 +312,7 @@ def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     return changed
 
 
-# ----------------------------------------------------------------------------------- the teacher
+# -------------------------------------------------------------------------------------- the teacher
 
 def peaks(heatmaps):
     """The highest pixels (B, K, 2) of heatmaps, and their heights (B, K): the confidence."""
@@ -369,7 +369,7 @@ def ema_update(teacher, student, decay=0.999):
     get_ema_multi_avg_fn(decay)(list(teacher.parameters()), list(student.parameters()), 0)
 
 
-# ------------------------------------------------------------------------- a step of adaptation
+# ----------------------------------------------------------------------------- a step of adaptation
 
 @dataclass(frozen=True)
 class LossWeights:
