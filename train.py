@@ -8,17 +8,19 @@ The lesson, from top to bottom:
     2  the stages of VLPose; `train_vlpose` is their table of contents
     3  the stages of multi-level alignment; `train_uda` is theirs
 The first appendix has all options, with their defaults for minutes on a CPU and in the papers. The
-others hold the plan of the stages, the run's folder, the cache of trained models, data and models,
-tables and pictures, and the command.
+others hold the plan of the stages and their batches, how `fit` computes, the run's folder, the
+cache of trained models, data and models, tables and pictures, and the command.
 """
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from data import average_gradients, first_process_first, seed_step
-from uda import LossWeights, MultiLevelAlignment, heatmaps_and_features, supervised_loss
-from vlpose import VLPose, check_adapter
+from data import average_gradients, encode_heatmaps, first_process_first, seed_step
+from uda import (LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view,
+                 supervised_loss)
+from vlpose import VLPose, check_adapter, padded
 
 # ------------------------------------------------------------------------- 1. the loss and the loop
 
@@ -40,55 +42,89 @@ class Stage:
     warm_up: int = 500         # steps, at most a tenth of all
     milestones: tuple = FALLS  # shares of the steps after which the rate is divided by ten
     clip: float = 1.0          # the greatest norm of a gradient; 0: any
-    steady: str = ""           # the rate of parameters whose name begins like this does not fall
-    validate_every: int = 0    # steps; 0: each fifth of the stage
+    steady: str = ""           # parameters whose names start with this keep their learning rate
+    validate_every: int = 0    # steps; 0: each fifth of the stage, but at least 100
     select: str = "last"       # or "best": the model to go on with
 
 
 def heatmap_loss(model, texts, compute, batch):
-    """Mean of ω (y - ŷ)² over images, keypoints and pixels -> (loss, ŷ).
+    """Mean of ω (y - ŷ)² over images, keypoints and pixels -> (loss, ŷ, labels).
 
     ŷ (B, K, h, w) are the predicted heatmaps, y those of the labels; ω (B, K) is 0 where a keypoint
     is not labelled. texts: {sentence: T}, which a VLPose reads; None without text.
     """
-    images = rgb(batch, model)                                                    # (B, 3, H, W)
-    text = read_sentences(batch, texts)                                           # T and its mask
-    predicted, _ = heatmaps_and_features(model, images, compute, *text)           # ŷ
-    labels, weights = label_heatmaps(batch, model.config, images.device)          # y, ω
-    return ((predicted - labels) ** 2 * weights[:, :, None, None]).mean(), predicted
+    images, points, visible = labelled_images(batch, model)
+    predicted, _ = heatmaps_and_features(model, images, compute, *text_of(batch, texts))  # ŷ
+    heatmaps, weights = label_heatmaps(points, visible, model.config)                     # y, ω
+    loss = ((predicted - heatmaps) ** 2 * weights[:, :, None, None]).mean()
+    return loss, predicted, (points, visible)
 
 
+def labelled_images(batch, model, views=None):
+    """Images (B, 3, H, W), their keypoints (B, K, 2), and which are visible (B, K), 0 or 1.
 
-def fit(stage, model, loss_of, data, run):
+    views: how far a random view of each image goes; None leaves the images as they are.
+    """
+    images = rgb(batch, model)
+    points = batch["keypoints"].to(images.device, non_blocking=True)
+    visible = batch["visible"].to(images.device, non_blocking=True)
+    if views is None:
+        return images, points, visible
+    return source_view(images, points, visible, views)
+
+
+def rgb(batch, model):
+    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
+    device = next(model.parameters()).device
+    return batch["image"].to(device, non_blocking=True) / 255
+
+
+def text_of(batch, texts):
+    """T (B, L, D_text) of a batch's sentences, and its mask where some are shorter; or ()."""
+    if texts is None:
+        return ()
+    return padded([texts[sentence] for sentence in batch["sentence"]])
+
+
+def label_heatmaps(points, visible, config):
+    """Heatmaps (B, K, h, w) of labels, a quarter of the crops' size, and their weights (B, K)."""
+    height, width = config.image_size
+    size = (height // 4, width // 4)
+    return encode_heatmaps(points, visible, config.image_size, size, config.sigma)
+
+
+def fit(stage, model, loss_of, pools, run):
     """Trains what requires a gradient in `model`.
 
     A stage that was stopped goes on from its last checkpoint.
 
-    loss_of: a batch of each data set -> (loss, heatmaps predicted for the first batch, or None).
-    data: a pair for each data set: its Crops, and the rows of people to draw from.
+    loss_of: a batch of each data set -> (loss, predicted heatmaps, labels). The last two are of the
+        first batch, for the log: (B, K, h, w), and points and visible. Both may be None.
+    pools: a pair for each data set: its Crops, and the rows of people to draw from.
     """
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[stage.optimizer]
-    optimizer = kind(parameter_groups(model, stage), fused=next(model.parameters()).is_cuda or None)
+    optimizer_class = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
+    groups = parameter_groups(model, stage)  # by layer and weight decay; see "how `fit` computes"
+    optimizer = optimizer_class(groups, fused=next(model.parameters()).is_cuda)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    first = run.restore(stage, model, optimizer, data)
+    done = run.restore(stage, model, optimizer, pools)  # the number of steps
     prepare(model, run.options.checkpointing)
-    batches_from = batches_of(data, stage, first, run.options.workers)
-    for step, batches in enumerate(batches_from, start=first):
+    batches_to_come = batches_of(pools, stage, done, run.options.workers)  # in shuffled passes
+    for step, batches in enumerate(batches_to_come, start=done):
         seed_step(stage.seed * 10 ** 6 + step)  # what is random depends on the step and the seed
         for group in optimizer.param_groups:
             factor = 1 if group["steady"] else learning_rate(step, stage)
             group["lr"] = stage.lr * group["scale"] * factor
 
         optimizer.zero_grad(set_to_none=True)
-        loss, predicted = loss_of(*batches)
+        loss, predicted, labels = loss_of(*batches)
         loss.backward()
-        stop_unless_finite(stage, step, loss, batches, data)
+        stop_unless_finite(stage, step, loss, batches, pools)
         average_gradients(trained)
         if stage.clip:
             torch.nn.utils.clip_grad_norm_(trained, stage.clip)
         optimizer.step()
 
-        run.after_step(stage, step + 1, loss.detach(), predicted, batches[0], model, optimizer)
+        run.after_step(stage, step + 1, loss.detach(), predicted, labels, model, optimizer)
     run.finish(stage, model)
 
 
@@ -112,49 +148,33 @@ def train_vlpose(options):
     adapter = adapter_of(options)
     if adapter:  # what cannot work fails here, before anything is trained
         check_adapter(base.config, adapter["decoder"], adapter["num_prompts"])
+    else:
+        texts = None
     plan = plan_vlpose(options, base, source, target)
     if options.dry_run:
         return
 
     def measure(stage, model):
-        return validation(stage, model, tests, texts, options.workers)
+        if stage.name == "base":
+            return validation(stage, model, tests[0], None, options.workers)
+        return validation(stage, model, tests[-1], texts, options.workers)
 
     run = Run(options, measure)
 
     # Stage 1: a base model learns from the source, unless --weights gives a trained one.
     if "base" in plan:
-        train_base(plan["base"], base, source, run)
+        loss_of = partial(heatmap_loss, base, None, run.compute)
+        fit_or_find(plan["base"], base, loss_of, [vlpose_pool(source, base, options)], run)
 
     # Stage 2: what --strategy names is tuned on the target. With VLPose that is only an adapter.
     adapted = model_to_tune(base, text_dim, options)
     report_trained_share(adapted, base, options)
     if "adapt" in plan:
-        tune(plan["adapt"], adapted, target, texts, run)
-    save_adapted(adapted, run)
+        loss_of = partial(heatmap_loss, adapted, texts, run.compute)
+        fit(plan["adapt"], adapted, loss_of, [vlpose_pool(target, adapted, options)], run)
 
     # The original, the adapted model, and its adapter off.
     compare_poses(base, adapted, texts, tests, run)
-
-
-def train_base(stage, base, source, run):
-    """Stage 1: trains a base model on the source, in place."""
-    def loss_of(batch):
-        return heatmap_loss(base, None, run.compute, batch)
-
-    crops = vlpose_crops(source, base, run.options)
-    fit_or_find(stage, base, loss_of, [crops], run)
-
-
-def tune(stage, adapted, target, texts, run):
-    """Stage 2: trains what requires a gradient in the adapted model on the target, in place."""
-    if not isinstance(adapted, VLPose):
-        texts = None
-
-    def loss_of(batch):
-        return heatmap_loss(adapted, texts, run.compute, batch)
-
-    crops = vlpose_crops(target, adapted, run.options)
-    fit(stage, adapted, loss_of, [crops], run)
 
 
 def model_to_tune(base, text_dim, options):
@@ -220,51 +240,62 @@ def train_uda(options):
         if options.strategy == "vlpose":
             check_adapter(start.config, "dual", None)
         stylist = new_stylist(options)
-        texts, text_dim = alignment_texts(data, options)
     restyle = restyling(stylist, options)
     plan = plan_uda(options, stylist, restyle, data)
     if options.dry_run:
         return
 
+    test = TestSet(data.test, data.test, data.test.annotated)
+
     def measure(stage, model):
-        test = Test(data.test, data.test, data.test.annotated)
-        return validation(stage, model, [test], texts, options.workers)
+        if stage.name == "adapt":
+            return validation(stage, model.student, test, data.texts, options.workers)
+        return validation(stage, model, test, None, options.workers)
 
     crops = alignment_crops(data, start.config.image_size, options)
-    run = Run(options, measure)
+    run = Run(options, measure, restyle)
 
     # Stage 0: a style decoder learns to redraw source images in the style of target images.
     if "style" in plan:
-        train_style(plan["style"], stylist, crops, run)
+        loss_of = partial(style_loss, stylist)
+        fit(plan["style"], stylist, loss_of, [crops.sources, crops.targets], run)
 
     # Stage 1: a model learns from the source's labels, unless --weights gives a trained one.
     source_only = start
     if "source" in plan:
-        source_only = train_on_labels(plan["source"], start, crops.sources, crops, run)
+        source_only = copy.deepcopy(start)
+        loss_of = partial(source_loss, source_only, crops.source_views, run.compute, None)
+        fit_or_find(plan["source"], source_only, loss_of, [crops.sources], run)
 
     # The student begins likewise, but some of its source images have the style of target images.
     student = source_only
     if "restyled" in plan:
-        student = train_restyled(plan["restyled"], start, restyle, stylist, crops, run)
+        student = copy.deepcopy(start)
+        loss_of = partial(source_loss, student, crops.source_views, run.compute, restyle)
+        fit_or_find(plan["restyled"], student, loss_of, [crops.sources, crops.targets], run,
+                    restyle, stylist)
 
     # Stage 2: student and teacher adapt to the target's images.
-    alignment = adapt(plan["adapt"], student, restyle, texts, text_dim, crops, run)
+    alignment = adapt(plan["adapt"], student, restyle, data, crops, run)
     models = {"source only": source_only,
               "student": alignment.student, "teacher": alignment.teacher}
 
     # The oracle: what would the target's labels give in as many steps?
     if "oracle" in plan:
-        models["oracle"] = train_on_labels(
-            plan["oracle"], source_only, crops.labelled_targets, crops, run)
+        models["oracle"] = copy.deepcopy(source_only)
+        loss_of = partial(source_loss, models["oracle"], crops.source_views, run.compute, None)
+        fit_or_find(plan["oracle"], models["oracle"], loss_of, [crops.labelled_targets], run)
 
     # How good is each of them on the target?
-    compare_pck(models, texts, stylist, data.test, run)
+    compare_pck(models, stylist, data, run)
 
 
 def restyling(stylist, options):
     """The image level: (source images, target images) -> source images, some in the target's style.
 
-    To try another restyling, return a function of your own. None leaves out the image level.
+    None leaves out the image level. To try another restyling, return a function of your own in the
+    first line. It also chooses the images that it changes; `--image-level` is the probability of
+    this one. With `--image-level 0` no style decoder is trained in vain, and your function runs.
     """
     if stylist is None:
         return None
@@ -274,48 +305,28 @@ def restyling(stylist, options):
     return restyle
 
 
-def train_style(stage, stylist, crops, run):
-    """Stage 0: trains the style decoder, in place, with content loss + 0.1 style loss."""
-    def loss_of(source, target):
-        content, style = stylist.loss(rgb(source, stylist), rgb(target, stylist))
-        stylist.losses = {"content": content, "style": 0.1 * style}  # for the log
-        return content + 0.1 * style, None
-
-    fit(stage, stylist, loss_of, [crops.sources, crops.targets], run)
+def style_loss(stylist, source, target):
+    """Stage 0: content loss + 0.1 style loss of the style decoder. It predicts no heatmaps."""
+    content, style = stylist.loss(rgb(source, stylist), rgb(target, stylist))
+    stylist.losses = {"content": content, "style": 0.1 * style}  # for the log
+    return content + 0.1 * style, None, None
 
 
-def train_on_labels(stage, start, labelled, crops, run):
-    """Stage 1, and the oracle: a copy of `start`, trained on labels alone.
+def source_loss(model, views, compute, restyle, batch, target=None):
+    """Stage 1, and the oracle: L_sup -> (loss, heatmaps, labels).
 
-    labelled: the crops of the source, or for the oracle those of the target.
+    restyle: see `restyling`; None leaves the labelled images as they are.
+    target: a batch of the images whose style `restyle` takes.
     """
-    model = copy.deepcopy(start)
-
-    def loss_of(batch):
-        images, labels, weights = labelled_images(batch, model, crops.source_views)
-        return source_loss(model, images, labels, weights, run.compute)
-
-    fit_or_find(stage, model, loss_of, [labelled], run)
-    return model
-
-
-def train_restyled(stage, start, restyle, stylist, crops, run):
-    """Stage 1 of the student: a copy of `start`, trained on labelled images in the target's style.
-
-    restyle: see `restyling`; it uses the stylist.
-    """
-    model = copy.deepcopy(start)
-
-    def loss_of(source, target):
-        images, labels, weights = labelled_images(source, model, crops.source_views)
+    images, points, visible = labelled_images(batch, model, views)
+    if restyle:
         images = restyle(images, rgb(target, model))                              # (B, 3, H, W)
-        return source_loss(model, images, labels, weights, run.compute)
+    predicted, _ = heatmaps_and_features(model, images, compute)                  # (B, K, h, w)
+    loss = supervised_loss(predicted, *label_heatmaps(points, visible, model.config))
+    return loss, predicted, (points, visible)
 
-    fit_or_find(stage, model, loss_of, [crops.sources, crops.targets], run, restyle, stylist)
-    return model
 
-
-def adapt(stage, student, restyle, texts, text_dim, crops, run):
+def adapt(stage, student, restyle, data, crops, run):
     """Stage 2: student and teacher adapt to the target's images.
 
     `MultiLevelAlignment.forward` is a step of this stage. With texts both methods work at once: the
@@ -324,9 +335,9 @@ def adapt(stage, student, restyle, texts, text_dim, crops, run):
     options = run.options
     torch.manual_seed(options.seed)
     student = copy.deepcopy(student)
-    if texts:
+    if data.texts:
         adapter = LORA if options.strategy == "lora" else {}
-        student = VLPose(student, text_dim, **adapter)
+        student = VLPose(student, data.text_dim, **adapter)
     weights = LossWeights(consistency=options.consistency, feature_level=options.feature_level,
                           pose_level=options.pose_level)
     alignment = MultiLevelAlignment(
@@ -334,25 +345,16 @@ def adapt(stage, student, restyle, texts, text_dim, crops, run):
         source_keypoints=crops.source_keypoints, compute=run.compute)
     alignment.to(options.device)
 
-    def loss_of(source, target):
-        return alignment_loss(alignment, crops.source_views, texts, source, target)
+    def loss_of(source, target):  # L = L_sup + L_con + L_adv + L_im, each with its weight
+        images, points, visible = labelled_images(source, alignment, crops.source_views)
+        labels, label_weights = label_heatmaps(points, visible, alignment.config)
+        loss, predicted = alignment(
+            images, labels, label_weights, rgb(target, alignment),
+            text_of(source, data.texts), text_of(target, data.texts))
+        return loss, predicted, (points, visible)
 
     fit(stage, alignment, loss_of, [crops.sources, crops.targets], run)
     return alignment
-
-
-def source_loss(model, images, labels, weights, compute):
-    """L_sup of labelled images -> (loss, the model's heatmaps (B, K, h, w))."""
-    heatmaps, _ = heatmaps_and_features(model, images, compute)
-    return supervised_loss(heatmaps, labels, weights), heatmaps
-
-
-def alignment_loss(alignment, views, texts, source, target):
-    """L = L_sup + L_con + L_adv + L_im, each with its weight -> (loss, the source's heatmaps)."""
-    images, labels, weights = labelled_images(source, alignment, views)
-    return alignment(images, labels, weights, rgb(target, alignment),
-                     read_sentences(source, texts), read_sentences(target, texts))
-
 
 
 # === Appendix: the options of both modes; skip on a first reading =================================
@@ -366,7 +368,6 @@ import os
 import signal
 import sys
 import time
-import weakref
 from argparse import SUPPRESS
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -381,22 +382,25 @@ from PIL import Image, ImageDraw
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
-                  decode_heatmaps, encode_heatmaps, expecting, free_space, ignore_group_signals,
-                  join_processes, load_dataset, mean_of_all, my_share, open_image, processes,
-                  read_boxes, to_coco, transform_points, unlabelled, unreadable, wait_for_all,
-                  warp_image, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+                  decode_heatmaps, expecting, free_space, ignore_group_signals, join_processes,
+                  load_dataset, mean_of_all, my_share, open_image, processes, read_boxes, to_coco,
+                  transform_points, unlabelled, unreadable, wait_for_all, warp_image, with_boxes,
+                  with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, argument_of, data_spec, default_device, defaults_of, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of,
                   highest_cells, only_with, only_without, option, path_or_name, pck_of_results,
                   predict, predict_people, read_options, usable_device)
-from uda import GENTLE_VIEWS, Compute, StyleTransfer, Views, source_view
+from uda import GENTLE_VIEWS, Compute, StyleTransfer, Views
 from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PoseModel, ViT, encode_sentences,
                     load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
-                    padded, read_file, save_checkpoint, save_tensors, with_keypoints)
+                    read_file, save_checkpoint, save_tensors, with_keypoints)
 
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
-# when the option counts: it is refused where it would have no effect.
+# when the option counts; where it does not count, a value other than the default is refused.
+#
+# A model that was trained on labels is cached. What it depends on stands in classes of their own:
+# VLPoseBase, AlignmentBase and ModelOptions. See the cache before you add a field to another class.
 
 NEW_MODEL = [only_without("weights")]           # a model is trained before it is adapted
 TUNED = [only_without("strategy", "scratch")]   # a model is adapted
@@ -405,40 +409,14 @@ HAS_MATCHER = only_with("decoder", "injector", "extractor-injector", "dual", "du
 
 
 @dataclass
-class VLPoseRecipe:
-    """The options that only `--mode vlpose` has."""
+class VLPoseAdaptation:
+    """The options of `--mode vlpose` for its data, and for what is adapted to the target."""
     source: str = option("figures#natural", type=data_spec,
         help="The base model learns from this data set: name:root or name:root#domain.")
     target: str = option("figures#artificial", type=data_spec,
         help="The model is adapted to this data set: name:root or name:root#domain.")
     boxes: str = option(None, type=path_or_name,
         help="Test on the target in these boxes: a detector's results in COCO's format.")
-    size: str = option("tiny", paper="base", choices=MODEL_CONFIGS, only=NEW_MODEL,
-        help="The size of the model, unless --weights gives one.")
-    batch_size: int = option(16, paper=512, least=1, help="The number of crops in a batch.")
-    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
-        help="How strongly crops are augmented.")
-    # the training of the base model
-    base_lr: float = option(1.5e-3, paper=5e-4, above=0, only=NEW_MODEL,
-        help="The learning rate of the base model's training.")
-    base_steps: int = option(3300, paper=None, least=1, only=NEW_MODEL,
-        help="The base model is trained for so many steps.")
-    base_epochs: int = option(None, paper=210, least=1, only=NEW_MODEL,
-        help="The base model is trained for so many epochs; they take the place of --base-steps.")
-    # its adaptation
-    lr: float = option(1.5e-3, paper=5e-4, above=0, only=TUNED,
-        help="The learning rate of the adaptation.")
-    steps: int = option(1200, paper=None, least=1, only=TUNED,
-        help="The model is adapted for so many steps.")
-    epochs: int = option(None, paper=210, least=1, only=TUNED,
-        help="The model is adapted for so many epochs; they take the place of --steps.")
-    lr_batch: int = option(None, paper=512, least=1,
-        help="If it is given, both learning rates are multiplied by batch size / this number.")
-    validate_every: int = option(0, paper=10, least=0, only=TUNED,
-        help="The adapted model is validated after so many epochs; 0: after each fifth of them.")
-    select: str = option("last", paper="best", choices=("last", "best"),
-        only=[only_with("validate_every")],
-        help="Which model is kept: the last one, or the best in validation.")
     # what is adapted, and what it reads
     strategy: str = option("vlpose",
         choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"),
@@ -451,6 +429,36 @@ class VLPoseRecipe:
         help="What image tokens attend to: image and text (concat), or the image alone (image).")
     num_prompts: int = option(None, least=0, only=[only_with("strategy", "prompt", "vlpose")],
         help="The number of visual prompts in each layer; by default the paper's for the size.")
+    # its training
+    lr: float = option(1.5e-3, paper=5e-4, above=0, only=TUNED,
+        help="The learning rate of the adaptation.")
+    steps: int = option(1200, paper=None, least=1, only=TUNED,
+        help="The model is adapted for so many steps.")
+    epochs: int = option(None, paper=210, least=1, only=TUNED,
+        help="The model is adapted for so many epochs; they take the place of --steps.")
+    validate_every: int = option(0, paper=10, least=0, only=TUNED,
+        help="The adapted model is validated after so many epochs; 0: after each fifth of them.")
+    select: str = option("last", paper="best", choices=("last", "best"),
+        only=[only_with("validate_every")],
+        help="Which model is kept: the last one, or the best in validation.")
+
+
+@dataclass
+class VLPoseBase:
+    """The options of `--mode vlpose` for the training of the base model."""
+    size: str = option("tiny", paper="base", choices=MODEL_CONFIGS, only=NEW_MODEL,
+        help="The size of the model, unless --weights gives one.")
+    batch_size: int = option(16, paper=512, least=1, help="The number of crops in a batch.")
+    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
+        help="How strongly crops are augmented.")
+    base_lr: float = option(1.5e-3, paper=5e-4, above=0, only=NEW_MODEL,
+        help="The learning rate of the base model's training.")
+    base_steps: int = option(3300, paper=None, least=1, only=NEW_MODEL,
+        help="The base model is trained for so many steps.")
+    base_epochs: int = option(None, paper=210, least=1, only=NEW_MODEL,
+        help="The base model is trained for so many epochs; they take the place of --base-steps.")
+    lr_batch: int = option(None, paper=512, least=1,
+        help="If it is given, both learning rates are multiplied by batch size / this number.")
 
 
 HAS_SOURCE = only_without("source", "none")
@@ -459,8 +467,11 @@ STYLE_TRAINED = [only_with("image_level"), only_without("style_weights"), HAS_SO
 
 
 @dataclass
-class AlignmentRecipe:
-    """The options that only `--mode uda` has. A level or a loss whose weight is 0 is left out."""
+class AlignmentAdaptation:
+    """The options of `--mode uda` for its data, for style, and for the adaptation to the target.
+
+    A level or a loss whose weight is 0 is left out.
+    """
     source: str = option("figures#sculpture", type=data_spec,
         help="The model learns from the labels of this data set: name:root or name:root#domain; "
              "with `none` only the model of --weights adapts.")
@@ -470,12 +481,6 @@ class AlignmentRecipe:
         help="The models are tested on labelled people of this data set, in place of the target.")
     oracle: bool = option(False,
         help="Train also with the target's labels, which shows what is left to gain.")
-    size: str = option("tiny", paper="resnet101", choices=MODEL_CONFIGS, only=NEW_MODEL,
-        help="The size of the model, unless --weights gives one.")
-    batch_size: int = option(16, paper=32, least=1,
-        help="The number of crops in a batch, from each domain.")
-    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
-        help="How strongly crops and views are augmented.")
     # stage 0: the style decoder
     style_encoder: str = option(None, type=path_or_name, only=STYLED,
         help="The VGG-19 of style transfer: a file or adain-encoder; by default a small network.")
@@ -487,13 +492,6 @@ class AlignmentRecipe:
         help="The learning rate of stage 0.")
     style_batch: int = option(None, paper=16, least=1, only=STYLE_TRAINED,
         help="The number of crops in a batch of stage 0, if it is not --batch-size.")
-    # stage 1: supervised, on the source
-    supervised_steps: int = option(1200, paper=20_000, least=1, only=NEW_MODEL,
-        help="Stage 1: the model learns from the source's labels for so many steps.")
-    lr: float = option(1.5e-3, paper=1e-4, above=0, only=NEW_MODEL,
-        help="The learning rate of stage 1.")
-    milestones: tuple[float, ...] = option(FALLS, paper=(), nargs="*", least=0, most=1,
-        help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
     # stage 2: adaptation to the target
     steps: int = option(600, paper=15_000, least=1,
         help="Stage 2: the student is adapted for so many steps.")
@@ -518,7 +516,24 @@ class AlignmentRecipe:
         help="The weight of consistency with the teacher's pseudo-labels.")
     occlusion: float = option(0.5, least=0, most=1,
         help="The probability that one of the keypoints that the teacher is sure of is covered.")
-    # all stages
+
+
+@dataclass
+class AlignmentBase:
+    """The options of `--mode uda` for stage 1: a model learns from the source's labels."""
+    size: str = option("tiny", paper="resnet101", choices=MODEL_CONFIGS, only=NEW_MODEL,
+        help="The size of the model, unless --weights gives one.")
+    batch_size: int = option(16, paper=32, least=1,
+        help="The number of crops in a batch, from each domain.")
+    augmentation: str = option("gentle", choices=("gentle", "paper"), paper="paper",
+        help="How strongly crops and views are augmented.")
+    supervised_steps: int = option(1200, paper=20_000, least=1, only=NEW_MODEL,
+        help="Stage 1: the model learns from the source's labels for so many steps.")
+    lr: float = option(1.5e-3, paper=1e-4, above=0, only=NEW_MODEL,
+        help="The learning rate of stage 1.")
+    milestones: tuple[float, ...] = option(FALLS, paper=(), nargs="*", least=0, most=1,
+        help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
+    # these count in all stages
     optimizer: str = option("adamw", paper="adam", choices=("adamw", "adam"),
         help="The optimizer of all stages.")
     weight_decay: float = option(0.1, paper=0.0, least=0,
@@ -530,9 +545,8 @@ class AlignmentRecipe:
 
 
 @dataclass
-class CommonOptions:
-    """The options that both modes have."""
-    # the model at the start, and what a VLPose reads
+class ModelOptions:
+    """The options that both modes have for the model and for how it computes."""
     weights: str = option(None, type=path_or_name,
         help="A trained model to adapt; none is trained then. It is a file or a name such as "
              "vitpose-b; of a VLPose its base is taken.")
@@ -543,6 +557,17 @@ class CommonOptions:
     sigma: float = option(None, above=0,
         help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by "
              "default the size's own.")
+    bf16: bool = option(None,
+        help="Compute in bfloat16; by default a GPU that has it does. A CPU that does not have "
+             "it is many times slower with it.")
+    accumulate: int = option(1, least=1,
+        help="Each batch is computed in so many parts, which saves memory.")
+    seed: int = option(0, least=0, help="The seed for all random numbers.")
+
+
+@dataclass
+class RunOptions:
+    """The options that both modes have for text, for the machine and for the run's folder."""
     sentences: str = option("a photo of a {domain} character", type=path_or_name, only=READS_TEXT,
         help="What is read of an image: a template that names its domain, a JSON file {domain: "
              "sentence}, or `description`, the image's own text.")
@@ -550,16 +575,10 @@ class CommonOptions:
         help="All tokens of a sentence are read, not just its end.")
     text_weights: str = option("random", type=path_or_name, only=READS_TEXT,
         help="The weights of CLIP's text tower: a file or a name such as ViT-B/32.")
-    # how the run computes
-    bf16: bool = option(None,
-        help="Compute in bfloat16; by default a GPU that has it does. A CPU that does not have "
-             "it is many times slower with it.")
-    accumulate: int = option(1, least=1,
-        help="Each batch is computed in so many parts, which saves memory.")
+    # the machine
     checkpointing: bool = option(False,
         help="The blocks of a transformer are computed anew in the backward pass, which saves "
              "more memory.")
-    seed: int = option(0, least=0, help="The seed for all random numbers.")
     device: str = option(default_device(), type=usable_device, help="The device that computes.")
     workers: int = option(4 if torch.cuda.is_available() else 0, least=0,
         help="The number of processes that cut out crops.")
@@ -579,12 +598,12 @@ class CommonOptions:
 
 
 @dataclass
-class VLPoseOptions(CommonOptions, VLPoseRecipe):
-    """All options of `--mode vlpose`. The fields of the last class come first."""
+class VLPoseOptions(RunOptions, ModelOptions, VLPoseBase, VLPoseAdaptation):
+    """All options of `--mode vlpose`. `--help` lists those of the last class first."""
 
 
 @dataclass
-class AlignmentOptions(CommonOptions, AlignmentRecipe):
+class AlignmentOptions(RunOptions, ModelOptions, AlignmentBase, AlignmentAdaptation):
     """All options of `--mode uda`."""
 
 
@@ -624,7 +643,7 @@ def plan_uda(options, stylist, restyle, data):
     """
     plan = {}
     both = f"{data.source.name} and {data.target.name}"
-    if data.source is data.target:
+    if options.source == "none":
         both = data.target.name
     people = {"source": len(data.source.annotated), "target": len(data.target.ids)}
     common = dict(seed=options.seed, optimizer=options.optimizer, warm_up=options.warm_up,
@@ -671,7 +690,7 @@ def print_plan(stage, data, people):
     print(line)
 
 
-def vlpose_crops(dataset, model, options):
+def vlpose_pool(dataset, model, options):
     """What `fit` draws from: augmented crops of a data set, and the rows of annotated people."""
     augmentation = VITPOSE if options.augmentation == "paper" else GENTLE
     return Crops(dataset, model.config.image_size, augmentation), dataset.annotated
@@ -695,8 +714,8 @@ def alignment_crops(data, size, options):
     labelled_crops = REGDA if paper else GENTLE
     everyone = np.arange(len(data.target.ids))
     targets = Crops(data.target, size, REGDA if paper else Augmentation()), everyone
-    sources = targets  # of --source none
-    if data.source is not data.target:
+    sources = targets
+    if options.source != "none":
         sources = Crops(data.source, size, labelled_crops), data.source.annotated
     oracle = None
     if data.labelled_target:
@@ -706,26 +725,22 @@ def alignment_crops(data, size, options):
                           np.flatnonzero(labelled).tolist() or None)
 
 
-def batches_of(data, stage, first, workers):
-    """Yields a batch of each data set for each step from `first` on.
+def batches_of(pools, stage, done, workers):
+    """Yields a batch of each data set for each step that is left, after so many `done` ones.
 
-    Each data set has an order of its own.
+    Each data set has an order of its own. A process cuts out its share of each batch.
     """
+    size = stage.batch_size
     loaders = []
-    for place, (crops, rows) in enumerate(data):
+    for place, (crops, rows) in enumerate(pools):
         passes = Passes(crops, rows, stage.seed + 10 ** 6 * place)
-        loader = DataLoader(passes, batch_sampler=positions_of(stage, first), num_workers=workers,
+        positions = (my_share(range(step * size, (step + 1) * size))
+                     for step in range(done, stage.steps))
+        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers,
                             pin_memory=torch.cuda.is_available(),
                             worker_init_fn=ignore_group_signals)
         loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
-
-
-def positions_of(stage, first):
-    """For each step from `first` on this process's share of the batch's positions in `Passes`."""
-    size = stage.batch_size
-    for step in range(first, stage.steps):
-        yield my_share(range(step * size, (step + 1) * size))
 
 
 class Passes(torch.utils.data.Dataset):
@@ -784,45 +799,6 @@ def stderr_of_all():
     return sys.__stderr__ if rank else sys.stderr
 
 
-def rgb(batch, model):
-    """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
-    device = next(model.parameters()).device
-    return batch["image"].to(device, non_blocking=True) / 255
-
-
-def read_sentences(batch, texts):
-    """T (B, L, D_text) of a batch's sentences, and its mask where some are shorter; or ()."""
-    if texts is None:
-        return ()
-    return padded([texts[sentence] for sentence in batch["sentence"]])
-
-
-def label_heatmaps(batch, config, device):
-    """Heatmaps (B, K, h, w) of a batch's labels, and the weights (B, K) of its keypoints.
-
-    A heatmap has a quarter of the crops' height and width.
-    """
-    points = batch["keypoints"].to(device, non_blocking=True)   # (B, K, 2)
-    visible = batch["visible"].to(device, non_blocking=True)    # (B, K)
-    size = config.image_size
-    return encode_heatmaps(points, visible, size, (size[0] // 4, size[1] // 4), config.sigma)
-
-
-def labelled_images(batch, model, views):
-    """Images (B, 3, H, W), RGB in [0, 1], heatmaps (B, K, h, w) of their labels, weights (B, K).
-
-    views: how far a random view of each image goes; None leaves the images as they are. The batch's
-    labels become those of its views, for the log to compare with.
-    """
-    images = rgb(batch, model)
-    if views:
-        images, points, visible = source_view(images, batch["keypoints"], batch["visible"], views)
-        batch["keypoints"] = points
-        batch["visible"] = visible
-    labels, weights = label_heatmaps(batch, model.config, images.device)
-    return images, labels, weights
-
-
 # === Appendix: how `fit` computes; skip on a first reading ========================================
 
 def parameter_groups(model, stage):
@@ -863,8 +839,11 @@ def prepare(model, checkpointing):
 
     checkpointing: the blocks of a transformer are computed anew in the backward pass.
     """
+    _, world = processes()
     for module in model.modules():
-        if type(module) is torch.nn.BatchNorm2d and processes()[1] > 1:
+        if type(module) is torch.nn.BatchNorm2d and world > 1:
+            # The layer stays the same object, whose parameters the optimizer has; only its
+            # `forward` changes. A new layer would have to be put into its place in each model.
             module.__class__ = SyncBatchNorm
         if isinstance(module, ViT):
             module.checkpointing = checkpointing
@@ -879,7 +858,7 @@ def set_training_mode(model):
             module.eval()
 
 
-def stop_unless_finite(stage, step, loss, batches, data):
+def stop_unless_finite(stage, step, loss, batches, pools):
     """Raises DataError, after the names of the batch's pictures, for a loss that is not finite.
 
     What would become of the weights is never saved.
@@ -887,7 +866,7 @@ def stop_unless_finite(stage, step, loss, batches, data):
     if loss.isfinite():
         return
     rank, _ = processes()
-    for (crops, _), batch in zip(data, batches):
+    for (crops, _), batch in zip(pools, batches):
         people = crops.dataset
         for row in batch["row"].tolist():
             file = people.files[people.image_index[row]]
@@ -913,26 +892,32 @@ class Run:
     """A run in its folder: `fit` tells it of each step, and it validates, logs and saves.
 
     measure: (stage, model) -> a number of the validation, or NaN.
+    restyle: the function that changes images in training, for the cache of trained models.
     """
 
-    def __init__(self, options, measure):
+    def __init__(self, options, measure, restyle=None):
+        rank, world = processes()
         self.options = options
         self.measure = measure
         self.compute = Compute(options.bf16, options.accumulate)
-        self.code = code_of_modules()  # the cache asks whether it has changed
+        self.code = code_of_modules()  # {file: hash}; the cache asks whether it has changed
+        file = file_of(restyle)
+        if file:
+            self.code[file.name] = digest(file.read_bytes())
         self.folder = folder_of(options)
-        if processes()[0] == 0:  # held until this run is gone
-            self.lock = weakref.finalize(self, locked(self.folder / "lock").close)
-        config = vars(options) | {"resume": None, "processes": processes()[1]}
+        if rank == 0:
+            self.lock = locked(self.folder / "lock")  # as long as the file is open
+        config = vars(options) | {"resume": None, "processes": world}
         write_file(self.folder / "config.json", config)
         print(f"run folder: {self.folder}")
         self.log = Log(self.folder)
         self.signals = Signals(self.folder)
+        self.checkpoints = None  # of the stage that trains
 
-    def restore(self, stage, model, optimizer, data):
+    def restore(self, stage, model, optimizer, pools):
         """The stage begins, or goes on from its newest good checkpoint -> number of steps done."""
         self.signals.wait_for_step = True
-        self.checkpoints = Checkpoints(self.folder, stage, data, self.code)
+        self.checkpoints = Checkpoints(self.folder, stage, pools, self.code)
         self.checkpoints.check_space(model)
         state = self.checkpoints.load(model, optimizer)
         done = 0
@@ -942,23 +927,29 @@ class Run:
         self.log.start_clock(done)
         return done
 
-    def after_step(self, stage, done, loss, predicted, batch, model, optimizer):
+    def after_step(self, stage, done, loss, predicted, labels, model, optimizer):
         """Validates, logs and saves every so many steps; `done` of them are done."""
         last = done == stage.steps
-        validation = math.nan
         validate_every = stage.validate_every or max(stage.steps // 5, 100)
-        if done % validate_every == 0 or last and stage.validate_every:
+        to_validate = done % validate_every == 0
+        if last and stage.validate_every:
+            to_validate = True
+        validation = math.nan
+        if to_validate and predicted is not None:
             validation = self.validate(stage, model)
+
         log_every = min(LOG_EVERY, max(1, stage.steps // 10))
-        if done % log_every == 0 or last or not math.isnan(validation):
+        to_log = done % log_every == 0 or last or not math.isnan(validation)
+        if to_log:
             pck = math.nan
             if predicted is not None:
-                pck = batch_pck(predicted, batch, model.config)
+                pck = batch_pck(predicted, *labels, model.config)
             losses = {"loss": loss, **getattr(model, "losses", {})}
             self.log.add(stage, done, losses, pck, validation)
+
         age = time.monotonic() - self.checkpoints.saved
-        due = done % CHECKPOINT_EVERY == 0 or age > CHECKPOINT_SECONDS
-        if due or last or self.signals.received:
+        to_save = done % CHECKPOINT_EVERY == 0 or age > CHECKPOINT_SECONDS or last
+        if to_save or self.signals.received:
             self.save(stage, done, model, optimizer)
         self.signals.stop_if_received()
 
@@ -1039,10 +1030,12 @@ class Log:
     def __init__(self, folder):
         self.folder = folder
         self.rows = []
+        self.done_before = 0  # steps of the stage before the clock started
+        self.started = time.monotonic()
 
     def start_clock(self, done):
         """The speed is measured from here, where so many steps of the stage are done."""
-        self.first = done
+        self.done_before = done
         self.started = time.monotonic()
 
     def add(self, stage, done, losses, pck, validation):
@@ -1052,7 +1045,8 @@ class Log:
         for name, loss in losses.items():
             row[name] = mean_of_all(loss.detach()).item()
         self.rows.append(row)
-        speed = (done - self.first) / (time.monotonic() - self.started)  # steps per second
+        seconds = time.monotonic() - self.started
+        speed = (done - self.done_before) / seconds  # steps per second
         line = f"{stage.name:8}{done:6}/{stage.steps}  loss {row['loss']:.5f}  "
         if not math.isnan(pck):
             line += f"PCK {pck:.3f}  "
@@ -1072,14 +1066,17 @@ class Log:
         write_file(self.folder / "curves.png", draw_curves(self.rows))
 
 
-def batch_pck(predicted, batch, config):
-    """Share of a batch's labelled keypoints that are closer than 0.05 of a crop's height."""
+def batch_pck(predicted, points, visible, config):
+    """Share of a batch's labelled keypoints that are closer than 0.05 of a crop's height.
+
+    predicted (B, K, h, w): heatmaps; points (B, K, 2) and visible (B, K): the labels.
+    """
     height, width = config.image_size
-    points, _ = decode_heatmaps(predicted.detach().cpu(), config.image_size, config.sigma)
-    truth = batch["keypoints"].cpu()                                         # (B, K, 2)
-    right = (points - truth).norm(dim=2) < 0.05 * height                     # (B, K)
+    found, _ = decode_heatmaps(predicted.detach().cpu(), config.image_size, config.sigma)
+    truth = points.cpu()                                                     # (B, K, 2)
+    right = (found - truth).norm(dim=2) < 0.05 * height                      # (B, K)
     inside = ((truth >= 0) & (truth <= torch.tensor([width, height]) - 1)).all(2)
-    counted = inside & (batch["visible"].cpu() > 0)
+    counted = inside & (visible.cpu() > 0)
     numbers = torch.stack([(right & counted).sum(), counted.sum()])
     right, counted = mean_of_all(numbers.to(predicted))
     return (right / counted).item()
@@ -1132,18 +1129,18 @@ def draw_chart(picture, box, title, rows, key):
 class Checkpoints:
     """The last two checkpoints of a stage, and its best model in validation.
 
-    data: what the stage draws from; it does not go on with anything else.
+    pools: what the stage draws from; it does not go on with anything else.
     code: {file: hash} of the program; see the cache.
     """
 
-    def __init__(self, folder, stage, data, code):
+    def __init__(self, folder, stage, pools, code):
         self.folder = folder
         self.stage = stage
         self.newest = folder / f"{stage.name}.checkpoint.pth"
         self.older = folder / f"{stage.name}.checkpoint.older.pth"
         self.best_model = folder / f"{stage.name}.best.pth"
         self.best = -math.inf
-        self.data = {crops.dataset.name: identity_of(crops, rows) for crops, rows in data}
+        self.data = {crops.dataset.name: identity_of(crops, rows) for crops, rows in pools}
         self.code = code  # of the program that began the stage
         self.saved = time.monotonic()
 
@@ -1237,53 +1234,57 @@ class Signals:
 
 # === Appendix: the cache of trained models; skip on a first reading ===============================
 #
-# A cached model is found by its stage's options, its data and its starting weights. Its file has
-# hashes of the code that trained it: if a module was edited since then, it is trained anew.
+# A cached model is found by its stage, its data, its starting weights and the options that may have
+# changed it. Its file has hashes of the code that trained it: if a module was edited since then,
+# the model is trained anew.
 
 MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
 
-# The models that are cached do not depend on these options. They belong to what comes after, to the
-# machine, or to data, weights and a style that are looked at themselves. All other options are part
-# of the key, also those that somebody adds.
-NOT_IN_KEY = {
-    "mode", "recipe", "resume", "device", "workers", "checkpointing", "cache", "out", "dry_run",
-    "source", "target", "test", "boxes", "oracle", "weights", "init",
-    "sentences", "per_token", "text_weights", "strategy", "rank", "decoder", "matcher",
-    "num_prompts", "lr_batch", "base_lr", "base_steps", "base_epochs", "lr", "steps", "epochs",
-    "validate_every", "select", "supervised_steps", "adapt_lr", "milestones", "adapt_milestones",
-    "steady_discriminator", "style_encoder", "style_weights", "style_steps", "style_lr",
-    "style_batch", "ema_decay", "image_level", "feature_level", "pose_level", "consistency",
-    "occlusion"}
+# No option of these classes changes a cached model. All other options are part of the key, also
+# those that somebody adds. Where an option of these classes is needed, `key_of` takes its effect:
+# the data, the probability of a restyling, and the weights of the style network.
+AFTER_THE_CACHE = (VLPoseAdaptation, AlignmentAdaptation, RunOptions)
 
 
-def fit_or_find(stage, model, loss_of, data, run, restyle=None, stylist=None):
+def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
     """`fit`, unless the run has not begun the stage and the cache has its result.
 
     restyle, stylist: the function that changes images, and the network whose weights it uses.
     """
-    key = {"figures": FIGURES, "stage": asdict(stage), "config": asdict(model.config),
-           "weights": state_hash(model), "options": options_in_key(run.options),
-           "data": [identity_of(crops, rows) for crops, rows in data]}
+    files = list(MODULES)  # with the code that trains the model
     if restyle:
         file = file_of(restyle)
         if file is None:  # nobody can tell whether it is still the same
-            fit(stage, model, loss_of, data, run)
+            fit(stage, model, loss_of, pools, run)
             return
-        run.code[file.name] = digest(file.read_bytes())
-        key["restyle"] = f"{restyle.__module__}.{restyle.__qualname__}"
-        key["probability"] = run.options.image_level
-        key["stylist"] = None if stylist is None else state_hash(stylist)
+        files.append(file.name)
+    code = {name: run.code[name] for name in files}
+    key = key_of(stage, model, pools, run.options, restyle, stylist)
     path = Path(run.options.cache) / f"{stage.name}-{digest(json.dumps(key).encode())}.pth"
     begun = (run.folder / f"{stage.name}.checkpoint.pth").exists()
-    if all_items([path.exists() and not begun])[0] and take_from(path, stage, model, run.code):
+    to_find = all_items([path.exists() and not begun])[0]  # as the first process sees it
+    if to_find and take_from(path, stage, model, code):
         return
-    fit(stage, model, loss_of, data, run)
-    if run.checkpoints.code != run.code:  # other code has begun the stage: nobody shall find it
-        return
-    try:
-        save_checkpoint(path, model, code=run.code)
-    except DataError as error:
-        print(f"{error}; it is not kept for other runs", file=sys.stderr)
+    fit(stage, model, loss_of, pools, run)
+    if run.checkpoints.code == run.code:  # else other code has begun it: nobody shall find it
+        keep(path, model, code)
+
+
+def key_of(stage, model, pools, options, restyle, stylist):
+    """All that a trained model depends on, but for the code."""
+    in_key = vars(options).copy()
+    for options_class in AFTER_THE_CACHE:
+        if isinstance(options, options_class):
+            for entry in fields(options_class):
+                del in_key[entry.name]
+    key = {"figures": FIGURES, "stage": asdict(stage), "config": asdict(model.config),
+           "weights": state_hash(model), "options": in_key,
+           "data": [identity_of(crops, rows) for crops, rows in pools]}
+    if restyle:
+        key["restyle"] = f"{restyle.__module__}.{restyle.__qualname__}"
+        key["probability"] = options.image_level
+        key["stylist"] = None if stylist is None else state_hash(stylist)
+    return key
 
 
 def take_from(path, stage, model, code):
@@ -1304,8 +1305,12 @@ def take_from(path, stage, model, code):
     return True
 
 
-def options_in_key(options):
-    return {name: value for name, value in vars(options).items() if name not in NOT_IN_KEY}
+def keep(path, model, code):
+    """Writes a trained model into the cache; a cache that cannot be written is only a warning."""
+    try:
+        save_checkpoint(path, model, code=code)
+    except DataError as error:
+        print(f"{error}; it is not kept for other runs", file=sys.stderr)
 
 
 def code_of_modules():
@@ -1347,7 +1352,7 @@ def digest(content):
 # === Appendix: data and models; skip on a first reading ===========================================
 
 @dataclass
-class Test:
+class TestSet:
     """A data set to test on, and where to look for its people: their own boxes, or a detector's."""
     dataset: PoseDataset
     boxed: PoseDataset                # its people are the boxes
@@ -1362,9 +1367,8 @@ class Test:
 
 
 def vlpose_data(options):
-    """What the base learns from, what is adapted to, and the tests, the target's at the end.
-
-    The first is None with --weights.
+    """The source, the target, and the TestSets, the target's at the end. With --weights the source
+    is None.
     """
     target = training_set(options.target, options)
     source = None
@@ -1374,7 +1378,7 @@ def vlpose_data(options):
     for spec in dict.fromkeys((options.source, options.target)):
         dataset = open_with_sentences(spec, "val", options, target.skeleton)
         if len(dataset.annotated):
-            tests.append(Test(dataset, dataset, dataset.annotated))
+            tests.append(TestSet(dataset, dataset, dataset.annotated))
     if not tests:
         raise DataError(f"{options.source}, {options.target}: expected labelled people to "
                         "validate on, found none")
@@ -1385,13 +1389,13 @@ def vlpose_data(options):
 
 
 def test_in_boxes(dataset, options):
-    """A Test on the target in the boxes of a detector's results."""
+    """The target as a TestSet in the boxes of a detector's results."""
     if dataset.name != options.target:
         raise DataError(f"{options.target}: expected labelled people to test on in boxes, "
                         "found none")
     image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
     rows, boxes, scores = read_boxes(options.boxes, image_rows)
-    return Test(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
+    return TestSet(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
 
 
 @dataclass
@@ -1401,15 +1405,14 @@ class AlignmentData:
     target: PoseDataset                  # without its labels
     test: PoseDataset
     labelled_target: PoseDataset | None  # of --oracle
+    texts: dict | None                   # {sentence: T} where an adapter reads them
+    text_dim: int | None                 # the width of T
 
 
 def alignment_data(options):
-    """AlignmentData. Where nothing is labelled to test on, the skeleton is the source's.
-
-    With --source none it is always the model's.
-    """
+    """AlignmentData of the options."""
     target = unlabelled(open_with_sentences(options.target, "train", options))
-    source = target
+    source = None
     if options.source != "none":
         source = training_set(options.source, options)
     test = open_with_sentences(options.test or options.target, split_of(options.test), options)
@@ -1419,19 +1422,25 @@ def alignment_data(options):
     check_pictures([test])
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, "
           "their labels unread")
-    if source is target:
+
+    # All get one skeleton.
+    if source is None:
         skeleton = load_pose_model(options.weights).skeleton
     elif labelled:
         skeleton = test.skeleton
     else:
         skeleton = source.skeleton
-    bare = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
-    source = bare if source is target else with_skeleton(source, skeleton)
-    test = with_skeleton(test, skeleton) if labelled else bare
+    target = with_boxes(replace(target, skeleton=skeleton), target.image_index, target.boxes)
+    source = with_skeleton(source, skeleton) if source else target
+    test = with_skeleton(test, skeleton) if labelled else target
     labelled_target = None
     if options.oracle:
         labelled_target = training_set(options.target, options, skeleton)
-    return AlignmentData(source, bare, test, labelled_target)
+
+    texts = text_dim = None
+    if options.strategy != "full":  # an adapter reads text
+        texts, text_dim = read_texts([source, target, test], options)
+    return AlignmentData(source, target, test, labelled_target, texts, text_dim)
 
 
 def split_of(spec):
@@ -1535,24 +1544,10 @@ def read_texts(datasets, options):
     return texts, clip_text.config.embed_dim
 
 
-def alignment_texts(data, options):
-    """`read_texts` where stage 2 trains an adapter, which reads them; else None and None."""
-    if options.strategy == "full":
-        return None, None
-    return read_texts([data.source, data.target, data.test], options)
-
-
 def save_model(path, model, options, adapter_only=False):
     """Writes a model, or of a VLPose only the adapter, and which sentences it reads."""
     save_checkpoint(path, model, adapter_only, text_weights=options.text_weights,
                     sentences=options.sentences, per_token=options.per_token)
-
-
-def save_adapted(model, run):
-    """Writes model.pth, and a VLPose's adapter.pth, which is small."""
-    save_model(run.folder / "model.pth", model, run.options)
-    if isinstance(model, VLPose):
-        save_model(run.folder / "adapter.pth", model, run.options, adapter_only=True)
 
 
 def report_trained_share(model, base, options):
@@ -1569,21 +1564,17 @@ PREVIEWS = 8  # people in a picture
 SOME = 100    # people to validate with
 
 
-def validation(stage, model, tests, texts, workers):
-    """The number that is measured while a stage trains; NaN where there is none.
+def validation(stage, model, test, texts, workers):
+    """The number that is measured while a stage trains; NaN where nothing is labelled.
 
-    Where a model is selected by it, it is the AP over all of the target. Otherwise it is the PCK of
-    some people of the target, for the base's stage of the source, without the flip test.
+    Where the stage selects its best model, it is the AP over all of the TestSet. Otherwise it is
+    the PCK of some of its people, without the flip test.
     """
-    test = tests[0] if stage.name == "base" else tests[-1]
-    model = getattr(model, "student", model)
-    if not isinstance(model, VLPose):
-        texts = None
     if stage.select == "best":
         _, table = test.numbers(model, texts, workers)
-        return table[f"all of {test.dataset.name}"]["AP"]
+        return table[whole_of(test.dataset)]["AP"]
     people = test.dataset.annotated
-    if stage.name == "style" or not len(people):
+    if not len(people):
         return math.nan
     some = test.dataset.select_people(people[::math.ceil(len(people) / SOME)])
     results = predict(model, some, texts, flip_test=False, workers=workers)
@@ -1594,10 +1585,14 @@ def validation(stage, model, tests, texts, workers):
 # ---------------------------------------------------------------------------------------- of VLPose
 
 def compare_poses(base, adapted, texts, tests, run):
-    """Prints and keeps the table of the original and the adapted model, and draws their poses."""
-    models = {"original": (base, None), "adapted": (adapted, None)}  # what predicts, what it reads
+    """Keeps the adapted model, prints and keeps a table of it and the original, draws their poses.
+
+    A VLPose's adapter.pth is small; with its adapter off, its poses must be the original's.
+    """
+    models = {"original": (base, None), "adapted": (adapted, texts)}  # what predicts, what it reads
+    save_model(run.folder / "model.pth", adapted, run.options)
     if isinstance(adapted, VLPose):
-        models["adapted"] = (adapted, texts)
+        save_model(run.folder / "adapter.pth", adapted, run.options, adapter_only=True)
         models["adapter off"] = (adapted, None)
     tables = {}
     results = {}
@@ -1611,7 +1606,7 @@ def compare_poses(base, adapted, texts, tests, run):
                 if domain in tables[label]:  # two data sets have a domain of the same name
                     domain = f"{domain} ({test.dataset.name})"
                 tables[label][domain] = numbers
-    print_domains(tables)
+    print_domains(tables, [whole_of(test.dataset) for test in tests])
     write_file(run.folder / "results.json", tables)
     people = []
     for test in tests:
@@ -1630,7 +1625,7 @@ def report_adapter_off(same):
 
 
 def domain_table(dataset, results, size, detected=False):
-    """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and of "all of" the data set.
+    """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and of the data set as a whole.
 
     AP is COCO's, PCK is PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows
     whose pose it is, so that PCK is -1.
@@ -1638,7 +1633,7 @@ def domain_table(dataset, results, size, detected=False):
     of_all, numbers = evaluate_domains(to_coco(dataset), results, dataset.skeleton.sigmas)
     domains = dataset.domains[dataset.image_index[dataset.annotated]]  # (people,)
     chosen = {domain: domains == domain for domain in numbers}         # {domain: which people}
-    whole = f"all of {dataset.name}"
+    whole = whole_of(dataset)
     numbers[whole] = of_all
     chosen[whole] = np.full(len(domains), True)
     table = {}
@@ -1652,13 +1647,18 @@ def domain_table(dataset, results, size, detected=False):
     return table
 
 
-def print_domains(tables):
+def whole_of(dataset):
+    """The row of a table for all people of a data set, beside the rows of its domains."""
+    return f"all of {dataset.name}"
+
+
+def print_domains(tables, whole):
     """AP and PCK of each domain, their means, and those over all of each data set.
 
     tables: {model: {domain: {"AP": ..., "PCK": ...}}}; each model has two columns.
+    whole: the rows for whole data sets.
     """
     names = list(tables["original"])
-    whole = [name for name in names if name.startswith("all of ")]
     natural = [name for name in names if name.split(" (")[0] in NATURAL_DOMAINS]
     artificial = [name for name in names if name not in {*whole, *natural}]
     members = {name: [name] for name in natural + artificial}
@@ -1698,11 +1698,12 @@ def some_of_each_domain(dataset, models, count):
 
 # ------------------------------------------------------------------------------------- of alignment
 
-def compare_pck(models, texts, stylist, test, run):
+def compare_pck(models, stylist, data, run):
     """Keeps the models and a table of them, prints it, and draws what they predict.
 
     The table has PCK, or where nothing is labelled what can be known without labels.
     """
+    test = data.test
     if stylist:
         save_tensors(run.folder / "style.pth", stylist.state_dict())
     labelled = len(test.annotated) > 0
@@ -1710,7 +1711,7 @@ def compare_pck(models, texts, stylist, test, run):
     results = {}
     for name, model in models.items():
         save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, run.options)
-        read = texts if isinstance(model, VLPose) else None
+        read = data.texts if isinstance(model, VLPose) else None
         results[name] = predict(model, test, read, flip_test=False, workers=run.options.workers)
         measure = pck_numbers if labelled else without_labels
         table[name] = measure(model, test, results[name], read, run.options.workers)
@@ -1720,7 +1721,7 @@ def compare_pck(models, texts, stylist, test, run):
     write_file(run.folder / "results.json", table)
     picture = draw_pseudo_labels(test, results["source only"], results["teacher"])
     write_file(run.folder / "poses.png", picture)
-    if texts:
+    if data.texts:
         teacher = models["teacher"]
         save_model(run.folder / "adapter.pth", teacher, run.options, adapter_only=True)
         off = predict(teacher, test, flip_test=False, workers=run.options.workers)
@@ -1765,7 +1766,7 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     found = []  # of each batch
     for batch, heatmaps in heatmaps_of(model, dataset, dataset.annotated, texts, workers=workers):
         predicted = highest_cells(heatmaps.float().cpu())                       # (B, K, 2)
-        target, visible = label_heatmaps(batch, model.config, "cpu")
+        target, visible = label_heatmaps(batch["keypoints"], batch["visible"], model.config)
         found.append((predicted, highest_cells(target), visible.numpy()))
     predicted, target, visible = map(np.concatenate, zip(*all_items(found)))
     size = (height // 4, width // 4)
@@ -1862,31 +1863,31 @@ def true_pose(dataset, row):
 
 # === Appendix: the command; skip on a first reading ===============================================
 
-
-
 MODES = {"vlpose": (train_vlpose, VLPoseOptions), "uda": (train_uda, AlignmentOptions)}
 MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing")  # when a run goes on
+STEPS_AND_EPOCHS = (("steps", "epochs"), ("base_steps", "base_epochs"))
 
 
 def parse_options(argv):
     """The options of a command line, an object of the mode's dataclass.
 
-    Raises DataError for an option that is unknown, wrong, or given in vain.
+    Raises DataError for an option that is unknown, wrong, or without effect.
     """
-    given, rest = read_first(argv)
-    if "resume" in given:
-        return resumed(given, rest)
-    _, kind = MODES[given.get("mode", "vlpose")]
-    defaults = defaults_of(kind, given.get("recipe", "minutes"))
-    options = read_options(
-        kind, argv, defaults, "Trains and evaluates a pose estimator that crosses domains.")
+    first, rest = read_first(argv)
+    if "resume" in first:
+        return resumed(first, rest)
+    _, options_class = MODES[first.get("mode", "vlpose")]
+    defaults = defaults_of(options_class, first.get("recipe", "minutes"))
+    options = read_options(options_class, argv, defaults,
+                           "Trains and evaluates a pose estimator that crosses domains.")
+    given = flags_in(argv)
     if options.source == options.target and not options.weights:
         raise DataError(f"--source {options.source}: expected other data than --target")
     if options.mode == "vlpose":
-        keep_the_given(options, defaults, "steps", "epochs")
-        keep_the_given(options, defaults, "base_steps", "base_epochs")
+        for pair in STEPS_AND_EPOCHS:
+            keep_the_given(options, given, *pair)
     elif options.source == "none":
-        leave_the_source_out(options, defaults)
+        leave_the_source_out(options, given)
     if options.bf16 is None:
         options.bf16 = has_bf16(options.device)
     return options
@@ -1898,31 +1899,34 @@ def read_first(argv):
     These must be known before the others can be read. Returns also the rest of the command line.
     """
     parser = Parser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
-    for entry in fields(CommonOptions):
+    for entry in fields(RunOptions):
         if entry.name in ("mode", "recipe", "resume", "device"):
             parser.add_argument(flag_of(entry.name), **argument_of(entry, None))
     given, rest = parser.parse_known_args(argv)
     return vars(given), rest
 
 
-def keep_the_given(options, defaults, steps, epochs):
+def flags_in(argv):
+    """The options that a command line names, as {"--steps", ...}."""
+    return {word.split("=")[0] for word in argv if word.startswith("--")}
+
+
+def keep_the_given(options, given, steps, epochs):
     """Of --steps and --epochs the one that was given counts; the other's default is forgotten."""
-    steps_given = getattr(options, steps) != defaults[steps]
-    epochs_given = getattr(options, epochs) != defaults[epochs]
-    if steps_given and epochs_given:
+    if {flag_of(steps), flag_of(epochs)} <= given:
         raise DataError(f"expected {flag_of(steps)} or {flag_of(epochs)}, found both")
-    if steps_given:
+    if flag_of(steps) in given:
         setattr(options, epochs, None)
-    if epochs_given:
+    if flag_of(epochs) in given:
         setattr(options, steps, None)
 
 
-def leave_the_source_out(options, defaults):
+def leave_the_source_out(options, given):
     """With --source none the model of --weights adapts without the levels that need a source."""
     if not options.weights:
         raise DataError("--source none: expected --weights, the model to adapt")
     for name in ("image_level", "feature_level"):
-        if getattr(options, name) not in (0, defaults[name]):
+        if flag_of(name) in given and getattr(options, name) != 0:
             raise DataError(f"{flag_of(name)}: has no effect with --source none")
         setattr(options, name, 0.0)
 
@@ -1932,12 +1936,14 @@ def has_bf16(device):
     return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def resumed(given, rest):
+def resumed(first, rest):
     """The options of the run in a folder, changed by those that are given now.
 
-    given: the values of --resume, --mode, --recipe, --device; rest: the rest of the command line.
+    The run's options are read as if all of them were given now, so that config.json passes every
+    check of the command line.
+    first: the values of --resume, --mode, --recipe, --device; rest: the rest of the command line.
     """
-    folder = given["resume"]
+    folder = first["resume"]
     config = Path(folder) / "config.json"
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
@@ -1948,11 +1954,16 @@ def resumed(given, rest):
             print(f"{folder}: goes on with another number of processes, {world}: not to the last "
                   "digit")
         for name in ("mode", "recipe"):
-            refuse_change(config, name, saved[name], given.get(name, saved[name]))
-        saved["resume"] = None
-        saved["device"] = given.get("device", saved["device"])  # its own may not be here
+            refuse_change(config, name, saved[name], first.get(name, saved[name]))
+        then = saved | {"resume": None}
+        then["device"] = first.get("device", saved["device"])  # its own may not be here
+        for steps, epochs in STEPS_AND_EPOCHS:
+            if flag_of(epochs) in flags_in(rest):  # it takes the place of the other one
+                then[steps] = None
+            if flag_of(steps) in flags_in(rest):
+                then[epochs] = None
         try:
-            options = parse_options(words_of(saved) + rest)  # as if all of them were given now
+            options = parse_options(words_of(then) + rest)
         except DataError as error:
             raise DataError(f"{config} and what is given now: {error}") from None
         now = json.loads(json.dumps(vars(options)))  # tuples are lists there

@@ -161,13 +161,13 @@ def test_a_damaged_base_model_in_the_cache_is_trained_anew(run, cache, tmp_path,
 
 def test_an_adapter_that_leaves_a_trace_when_it_is_off_is_an_error(
         cache, tmp_path, capsys, monkeypatch):
-    numbers = train.Test.numbers
+    numbers = train.TestSet.numbers
 
     def other_numbers(self, model, *rest):
         _, table = numbers(self, model, *rest)
         return [object()], table  # no two results are equal
 
-    monkeypatch.setattr(train.Test, "numbers", other_numbers)
+    monkeypatch.setattr(train.TestSet, "numbers", other_numbers)
     assert main(command(cache, tmp_path / "run")) == 2
     assert "with its adapter off the model differs from the original" in error_of(capsys)
     assert {"results.json", "model.pth",

@@ -317,7 +317,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole_batch(strategy):
             model = VLPose(model, 8, num_prompts=2)
             texts = {"a": torch.ones(1, 8), "b": torch.zeros(1, 8)}
         model.eval()  # neither BatchNorm's statistics nor dropout: they depend on the part
-        loss, _ = heatmap_loss(model, texts, Compute(parts=parts), batch)
+        loss, _, _ = heatmap_loss(model, texts, Compute(parts=parts), batch)
         loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     for found in gradients[1:]:

@@ -557,7 +557,7 @@ def test_a_file_to_test_on_is_tested_whole_and_without_a_source_in_the_models_ow
         cache, tmp_path, pictures, monkeypatch):
     target, names = with_joints(cache, tmp_path, 13)
     tested = []
-    monkeypatch.setattr(train, "compare_pck", lambda *arguments: tested.append(arguments[3]))
+    monkeypatch.setattr(train, "compare_pck", lambda *arguments: tested.append(arguments[2].test))
     monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "given.pth", PoseModel(VIT_CONFIGS["tiny"]))
     assert main(uda_command(cache, tmp_path / "run", "--target", pictures, "--source", "none",
@@ -706,10 +706,23 @@ def test_an_option_that_somebody_adds_is_part_of_the_caches_key(cache, tmp_path,
     assert len(list(own.glob("base-*.pth"))) == 2
 
 
-def test_options_that_are_not_in_the_key_are_options():
-    known = {entry.name for kind in (train.VLPoseOptions, train.AlignmentOptions)
-             for entry in fields(kind)}
-    assert train.NOT_IN_KEY < known
+IN_KEY = {"size", "batch_size", "augmentation",
+          "weights", "init", "image_size", "sigma", "bf16", "accumulate", "seed"}
+IN_KEY_OF = {"vlpose": IN_KEY | {"base_lr", "base_steps", "base_epochs", "lr_batch"},
+             "uda": IN_KEY | {"supervised_steps", "lr", "milestones", "optimizer", "weight_decay",
+                              "warm_up", "clip"}}
+
+
+@pytest.mark.parametrize("mode", ["vlpose", "uda"])
+def test_strategies_rates_and_the_machine_share_one_base(cache, mode):
+    model = PoseModel(VIT_CONFIGS["tiny"])
+    figures = load_dataset("figures#photo", "train", cache)
+    pool = train.vlpose_pool(figures, model, options())
+    key = train.key_of(Stage("base", 1, 1.0, 1, 0, False), model, [pool], options("--mode", mode),
+                       None, None)
+    assert set(key["options"]) == IN_KEY_OF[mode]
+    known = {entry.name for entry in fields(train.MODES[mode][1])}
+    assert known > {"source", "target", "strategy", "steps", "device", "out"}
 
 
 # ---------------------------------------------------------------------------- recipes and protocols
