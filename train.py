@@ -252,39 +252,39 @@ def train_uda(options):
             return validation(stage, model.student, test, data.texts, options.workers)
         return validation(stage, model, test, None, options.workers)
 
-    crops = alignment_crops(data, start.config.image_size, options)
+    pools = alignment_pools(data, start.config.image_size, options)
     run = Run(options, measure, restyle)
 
     # Stage 0: a style decoder learns to redraw source images in the style of target images.
     if "style" in plan:
         loss_of = partial(style_loss, stylist)
-        fit(plan["style"], stylist, loss_of, [crops.sources, crops.targets], run)
+        fit(plan["style"], stylist, loss_of, [pools.sources, pools.targets], run)
 
     # Stage 1: a model learns from the source's labels, unless --weights gives a trained one.
     source_only = start
     if "source" in plan:
         source_only = copy.deepcopy(start)
-        loss_of = partial(source_loss, source_only, crops.source_views, run.compute, None)
-        fit_or_find(plan["source"], source_only, loss_of, [crops.sources], run)
+        loss_of = partial(source_loss, source_only, pools.source_views, run.compute)
+        fit_or_find(plan["source"], source_only, loss_of, [pools.sources], run)
 
     # The student begins likewise, but some of its source images have the style of target images.
     student = source_only
     if "restyled" in plan:
         student = copy.deepcopy(start)
-        loss_of = partial(source_loss, student, crops.source_views, run.compute, restyle)
-        fit_or_find(plan["restyled"], student, loss_of, [crops.sources, crops.targets], run,
+        loss_of = partial(source_loss, student, pools.source_views, run.compute, restyle=restyle)
+        fit_or_find(plan["restyled"], student, loss_of, [pools.sources, pools.targets], run,
                     restyle, stylist)
 
     # Stage 2: student and teacher adapt to the target's images.
-    alignment = adapt(plan["adapt"], student, restyle, data, crops, run)
+    alignment = adapt(plan["adapt"], student, restyle, data, pools, run)
     models = {"source only": source_only,
               "student": alignment.student, "teacher": alignment.teacher}
 
     # The oracle: what would the target's labels give in as many steps?
     if "oracle" in plan:
         models["oracle"] = copy.deepcopy(source_only)
-        loss_of = partial(source_loss, models["oracle"], crops.source_views, run.compute, None)
-        fit_or_find(plan["oracle"], models["oracle"], loss_of, [crops.labelled_targets], run)
+        loss_of = partial(source_loss, models["oracle"], pools.source_views, run.compute)
+        fit_or_find(plan["oracle"], models["oracle"], loss_of, [pools.labelled_targets], run)
 
     # How good is each of them on the target?
     compare_pck(models, stylist, data, run)
@@ -294,8 +294,8 @@ def restyling(stylist, options):
     """The image level: (source images, target images) -> source images, some in the target's style.
 
     None leaves out the image level. To try another restyling, return a function of your own in the
-    first line. It also chooses the images that it changes; `--image-level` is the probability of
-    this one. With `--image-level 0` no style decoder is trained in vain, and your function runs.
+    first line; it chooses itself which images it changes. Your function also runs with
+    `--image-level 0`, which saves the training of a style decoder.
     """
     if stylist is None:
         return None
@@ -312,13 +312,9 @@ def style_loss(stylist, source, target):
     return content + 0.1 * style, None, None
 
 
-def source_loss(model, views, compute, restyle, batch, target=None):
-    """Stage 1, and the oracle: L_sup -> (loss, heatmaps, labels).
-
-    restyle: see `restyling`; None leaves the labelled images as they are.
-    target: a batch of the images whose style `restyle` takes.
-    """
-    images, points, visible = labelled_images(batch, model, views)
+def source_loss(model, views, compute, source, target=None, restyle=None):
+    """Stage 1, and the oracle: L_sup of labelled images, some restyled -> (loss, ŷ, labels)."""
+    images, points, visible = labelled_images(source, model, views)
     if restyle:
         images = restyle(images, rgb(target, model))                              # (B, 3, H, W)
     predicted, _ = heatmaps_and_features(model, images, compute)                  # (B, K, h, w)
@@ -326,7 +322,7 @@ def source_loss(model, views, compute, restyle, batch, target=None):
     return loss, predicted, (points, visible)
 
 
-def adapt(stage, student, restyle, data, crops, run):
+def adapt(stage, student, restyle, data, pools, run):
     """Stage 2: student and teacher adapt to the target's images.
 
     `MultiLevelAlignment.forward` is a step of this stage. With texts both methods work at once: the
@@ -341,19 +337,19 @@ def adapt(stage, student, restyle, data, crops, run):
     weights = LossWeights(consistency=options.consistency, feature_level=options.feature_level,
                           pose_level=options.pose_level)
     alignment = MultiLevelAlignment(
-        student, restyle, weights, views=crops.target_views, decay=options.ema_decay,
-        source_keypoints=crops.source_keypoints, compute=run.compute)
+        student, restyle, weights, views=pools.target_views, decay=options.ema_decay,
+        source_keypoints=pools.source_keypoints, compute=run.compute)
     alignment.to(options.device)
 
     def loss_of(source, target):  # L = L_sup + L_con + L_adv + L_im, each with its weight
-        images, points, visible = labelled_images(source, alignment, crops.source_views)
+        images, points, visible = labelled_images(source, alignment, pools.source_views)
         labels, label_weights = label_heatmaps(points, visible, alignment.config)
         loss, predicted = alignment(
             images, labels, label_weights, rgb(target, alignment),
             text_of(source, data.texts), text_of(target, data.texts))
         return loss, predicted, (points, visible)
 
-    fit(stage, alignment, loss_of, [crops.sources, crops.targets], run)
+    fit(stage, alignment, loss_of, [pools.sources, pools.targets], run)
     return alignment
 
 
@@ -610,7 +606,7 @@ class AlignmentOptions(RunOptions, ModelOptions, AlignmentBase, AlignmentAdaptat
 # === Appendix: the plan and the batches; skip on a first reading ==================================
 
 def plan_vlpose(options, base, source, target):
-    """{name: Stage} of what will be trained, and prints it: "base" and "adapt".
+    """{name: Stage} of what will be trained: "base" and "adapt". Prints a line on each of them.
 
     There is no base stage where --weights gives the base, and with `scratch` nothing is adapted.
     """
@@ -637,9 +633,10 @@ def plan_vlpose(options, base, source, target):
 
 
 def plan_uda(options, stylist, restyle, data):
-    """{name: Stage} of what will be trained, and prints it: style, source, restyled, adapt, oracle.
+    """{name: Stage} of what will be trained: style, source, restyled, adapt, oracle.
 
-    Stages that the options leave out, or whose result they give, are not in it.
+    Stages that the options leave out, or whose result they give, are not in it. Prints a line on
+    each of them but the oracle, which is trained just like adapt.
     """
     plan = {}
     both = f"{data.source.name} and {data.target.name}"
@@ -697,7 +694,7 @@ def vlpose_pool(dataset, model, options):
 
 
 @dataclass
-class AlignmentCrops:
+class AlignmentPools:
     """What the stages of alignment draw from: pairs of Crops and rows, as `fit` wants them."""
     sources: tuple
     targets: tuple
@@ -707,8 +704,8 @@ class AlignmentCrops:
     source_keypoints: list | None   # those that the source labels; None: it labels none
 
 
-def alignment_crops(data, size, options):
-    """AlignmentCrops of data sets, in crops of `size` (height, width)."""
+def alignment_pools(data, size, options):
+    """AlignmentPools of data sets, in crops of `size` (height, width)."""
     paper = options.augmentation == "paper"
     views = replace(Views() if paper else GENTLE_VIEWS, occlusion=options.occlusion)
     labelled_crops = REGDA if paper else GENTLE
@@ -717,11 +714,12 @@ def alignment_crops(data, size, options):
     sources = targets
     if options.source != "none":
         sources = Crops(data.source, size, labelled_crops), data.source.annotated
-    oracle = None
-    if data.labelled_target:
-        oracle = Crops(data.labelled_target, size, labelled_crops), data.labelled_target.annotated
+    labelled_targets = None
+    if options.oracle:
+        people = data.labelled_target
+        labelled_targets = Crops(people, size, labelled_crops), people.annotated
     labelled = (data.source.keypoints[:, :, 2] > 0).any(0)  # (K,)
-    return AlignmentCrops(sources, targets, oracle, views if paper else None, views,
+    return AlignmentPools(sources, targets, labelled_targets, views if paper else None, views,
                           np.flatnonzero(labelled).tolist() or None)
 
 
@@ -754,7 +752,8 @@ class Passes(torch.utils.data.Dataset):
         self.crops = crops
         self.rows = rows
         self.seed = seed
-        self.epoch = None
+        self.epoch = None  # the pass whose order is `order`
+        self.order = None
 
     def key(self, position):
         """The key of the crop at a position: its row, and the seed of its augmentation."""
@@ -906,7 +905,7 @@ class Run:
             self.code[file.name] = digest(file.read_bytes())
         self.folder = folder_of(options)
         if rank == 0:
-            self.lock = locked(self.folder / "lock")  # as long as the file is open
+            self.lock = locked(self.folder / "lock")  # others stay out while this file is open
         config = vars(options) | {"resume": None, "processes": world}
         write_file(self.folder / "config.json", config)
         print(f"run folder: {self.folder}")
@@ -1367,8 +1366,9 @@ class TestSet:
 
 
 def vlpose_data(options):
-    """The source, the target, and the TestSets, the target's at the end. With --weights the source
-    is None.
+    """The source, the target, and a list of TestSets, of which the target's is the last.
+
+    With --weights the source is None.
     """
     target = training_set(options.target, options)
     source = None
@@ -1596,6 +1596,7 @@ def compare_poses(base, adapted, texts, tests, run):
         models["adapter off"] = (adapted, None)
     tables = {}
     results = {}
+    domain_of = {}  # of each row of the tables
     for label, (model, read) in models.items():
         tables[label] = {}
         results[label] = []
@@ -1603,10 +1604,12 @@ def compare_poses(base, adapted, texts, tests, run):
             found, table = test.numbers(model, read, run.options.workers)
             results[label].append(found)
             for domain, numbers in table.items():
-                if domain in tables[label]:  # two data sets have a domain of the same name
-                    domain = f"{domain} ({test.dataset.name})"
-                tables[label][domain] = numbers
-    print_domains(tables, [whole_of(test.dataset) for test in tests])
+                row = domain
+                if row in tables[label]:  # two data sets have a domain of the same name
+                    row = f"{domain} ({test.dataset.name})"
+                tables[label][row] = numbers
+                domain_of[row] = domain
+    print_domains(tables, domain_of, [whole_of(test.dataset) for test in tests])
     write_file(run.folder / "results.json", tables)
     people = []
     for test in tests:
@@ -1652,29 +1655,29 @@ def whole_of(dataset):
     return f"all of {dataset.name}"
 
 
-def print_domains(tables, whole):
+def print_domains(tables, domain_of, whole):
     """AP and PCK of each domain, their means, and those over all of each data set.
 
-    tables: {model: {domain: {"AP": ..., "PCK": ...}}}; each model has two columns.
-    whole: the rows for whole data sets.
+    tables: {model: {row: {"AP": ..., "PCK": ...}}}; each model has two columns.
+    domain_of: {row: domain}; whole: the rows for whole data sets.
     """
-    names = list(tables["original"])
-    natural = [name for name in names if name.split(" (")[0] in NATURAL_DOMAINS]
-    artificial = [name for name in names if name not in {*whole, *natural}]
-    members = {name: [name] for name in natural + artificial}
+    natural = [row for row, domain in domain_of.items() if domain in NATURAL_DOMAINS]
+    artificial = [row for row in domain_of if row not in {*whole, *natural}]
+    members = {row: [row] for row in natural + artificial}
     members["mean of natural"] = natural
     members["mean of artificial"] = artificial
-    members.update({name: [name] for name in whole})
-    rows = {}
-    for title, domains in members.items():
-        if not domains:
+    for row in whole:
+        members[row] = [row]
+    printed = {}
+    for title, rows in members.items():
+        if not rows:
             continue
-        rows[title] = {}
+        printed[title] = {}
         for model, table in tables.items():
             for measure in ("AP", "PCK"):
-                values = [table[domain][measure] for domain in domains]
-                rows[title][f"{model} {measure}"] = np.mean(values)
-    print(format_table("domain", rows))
+                values = [table[row][measure] for row in rows]
+                printed[title][f"{model} {measure}"] = np.mean(values)
+    print(format_table("domain", printed))
 
 
 def some_of_each_domain(dataset, models, count):
