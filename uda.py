@@ -100,7 +100,7 @@ class StyleTransfer(nn.Module):
         return images[:, :, :height, :width]  # pooling has rounded odd sides up
 
     def restyle(self, content, style, probability):
-        """The image level: redraws some images, each in the style of the one beside it.
+        """The image level: redraws some images of a batch, image b in the style of style[b].
 
         An image is chosen with this probability. How strongly it changes is random: α ~ U(0, 1).
         """
@@ -530,7 +530,7 @@ class MultiLevelAlignment(nn.Module):
     def to_whole_image(self, heatmaps, matrix):
         """Heatmaps (B, K, h, w) of views, back in the frame of the whole images.
 
-        Only the heatmaps of keypoints that the source labels are kept.
+        Only the heatmaps of `source_keypoints` are kept.
         """
         matrix = resize_affine(matrix, self.config.image_size, heatmaps.shape[2:])
         heatmaps = warp(heatmaps, invert_matrix(matrix))
@@ -577,7 +577,7 @@ def style_encoder(width, depth):
 
 
 def style_decoder(width, depth):
-    """The mirror image of `style_encoder`, initialised to paint every picture grey.
+    """The mirror image of `style_encoder`, initialised so that its pictures are nearly grey.
 
     As many layers are missing at its start as at the encoder's end. The others keep their numbers,
     which are the public file's.
