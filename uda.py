@@ -77,7 +77,6 @@ class StyleTransfer(nn.Module):
 
     def __init__(self, encoder=None, decoder=None, width=64, depth=4):
         super().__init__()
-        self.depth = depth
         self.encoder = style_encoder(width, depth)
         self.decoder = style_decoder(width, depth)
         if encoder:

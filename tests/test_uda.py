@@ -663,6 +663,9 @@ def test_another_loss_is_added_in_one_place(step):
     alone = Smoother(aligned().student, None, Weights(0.0, 0.0, 0.0, smooth=0.2), model.views)
     loss_of(alone, step)
     assert list(alone.losses) == ["supervised", "smooth"]
+    idle = Smoother(aligned().student, None, Weights(0.0, 0.0, 0.0, smooth=0.0), model.views)
+    loss_of(idle, step)
+    assert list(idle.losses) == ["supervised"]  # nothing is asked of the target
 
 
 @pytest.mark.parametrize("part", [{}, *({name: weight} for name, weight in PARTS.items())], ids=str)
