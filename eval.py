@@ -45,7 +45,7 @@ class People:
     labelled: np.ndarray  # (people, K) bool
     area: np.ndarray  # (people,) in pixels
     box: np.ndarray  # (people, 4) left, top, width, height
-    crowd: np.ndarray  # (people,) bool: a box around many people, may be matched again and again
+    crowd: np.ndarray  # (people,) bool: a box around many people; it may be matched again
     ignored: np.ndarray  # (people,) bool: crowds and people without keypoints need not be found
     id_is_zero: np.ndarray  # (people,) bool: a quirk, see `classify_detections`
 
@@ -316,7 +316,7 @@ def heatmaps_of(model, dataset, people, texts=None, flip_test=False, workers=0,
     training = model.training
     model.eval()
     crops = Crops(dataset, model.config.image_size, augmentation)
-    keys = [(int(row), int(row)) for row in my_share(people, BATCH_SIZE)]   # (row, random seed)
+    keys = [(int(row), int(row)) for row in my_share(people, BATCH_SIZE)]   # of crops: (row, seed)
     loader = DataLoader(crops, BATCH_SIZE, sampler=keys, num_workers=workers,
                         worker_init_fn=ignore_group_signals)
     for batch in progress(loader, "predicting batches of poses"):
@@ -558,7 +558,7 @@ def evaluate_pck_grid(predicted, target, visible, size, threshold=0.05, groups=N
 
     predicted, target (people, K, 2): the highest cells of the heatmaps, see `highest_cells`.
     size: the heatmaps' (height, width). The threshold is a share of the height. A keypoint whose
-    true cell is in the first two rows or columns does not count. Otherwise as in `evaluate_pck`.
+    true cell is in the first two rows or columns does not count. All else is as in `evaluate_pck`.
     """
     height, width = size
     counts = (np.asarray(visible) > 0) & (target > 1).all(2)
@@ -640,15 +640,15 @@ def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigma
     kept = []
     order = np.lexsort((-scores, images))  # image by image, the best score first
     next_image = np.flatnonzero(np.diff(images[order])) + 1
-    for left in np.split(order, next_image):  # the poses of one image
-        while len(left):
-            best = left[0]
+    for remaining in np.split(order, next_image):  # the poses of one image
+        while len(remaining):
+            best = remaining[0]
             kept.append(best)
-            left = left[1:]
-            area = (areas[left] + areas[best]) / 2
-            offset = keypoints[left] - keypoints[best]                     # (poses, K, 2)
+            others = remaining[1:]
+            area = (areas[others] + areas[best]) / 2
+            offset = keypoints[others] - keypoints[best]                   # (poses, K, 2)
             oks = keypoint_similarity(offset, area[:, None], sigmas).mean(1)
-            left = left[oks <= threshold]
+            remaining = others[oks <= threshold]
     return np.sort(kept).astype(int)
 
 
@@ -750,7 +750,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     if not drawn.any():
         return image
 
-    # A transparent layer, just large enough for the skeleton, drawn `fine` times larger
+    # The transparent layer is just large enough for the skeleton. It is drawn `fine` times larger.
     low = keypoints[drawn, :2].min(0)
     high = keypoints[drawn, :2].max(0)
     width = max(1.0, (high - low).max() / LINES_PER_SKELETON, max(image.size) / LINES_PER_PICTURE)
@@ -1203,9 +1203,9 @@ def poses_of_model(options):
 
 
 def check_prompt(model, options):
-    """Raises DataError if the model cannot read the text of the options, or needs more of it.
+    """Raises DataError for text that the model cannot read, and if --prompt is missing.
 
-    The domain of own pictures is not known, so a model's own sentence with {domain} will not do.
+    The domain of own pictures is not known. So --prompt must replace a sentence with {domain}.
     """
     if not isinstance(model, VLPose):
         for name in ("prompt", "text_weights", "compare"):
@@ -1261,9 +1261,9 @@ def check_out(options, dataset):
 
 
 def with_texts(dataset, model, options):
-    """The data set with its sentences, by --prompt or the model's own, and {sentence: T}.
+    """The data set with the sentences of --prompt or the model's own, and {sentence: T}.
 
-    Without an adapter, or with its adapter off, the model needs no text: None in place of {...}.
+    A model without an adapter, or with its adapter off, needs no text: then there is None instead.
     """
     if not isinstance(model, VLPose) or options.prompt == "none":
         return dataset, None
@@ -1327,7 +1327,7 @@ def detect(dataset, options):
 
 
 def detector_name(options):
-    """The detector of --detect; the best one is another for people than for other categories."""
+    """The name of the detector. The best one for people is not the best for other categories."""
     people_only, others = DETECTORS[0], DETECTORS[1:]
     if options.detect == "best":
         return people_only if options.category == "person" else others[0]
@@ -1340,7 +1340,7 @@ def detector_name(options):
 def with_detected_boxes(dataset, path, options):
     """The data set with the people in the boxes of a file, and the boxes' scores (people,).
 
-    The file's image_id is an image's id in a data set, and the file's name of an own picture.
+    An image_id in the file is the id of an image of --data, or the name of a file of --images.
     """
     if options.data:
         names = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
