@@ -61,7 +61,7 @@ def test_the_code_runs(code, run_code):
     run_code(code)
 
 
-def test_the_ten_lines_of_python_draw_a_pose(run_code):
+def test_the_lines_of_python_draw_a_pose(run_code):
     poses = run_code("pose.png")["poses"]
     assert poses.keypoints.shape == (1, 17, 3)
     with Image.open("pose.png") as image:
@@ -122,7 +122,7 @@ def test_the_recipe_of_another_option_is_one_of_the_command(run_code):
         train.parse_options(["--mode", "uda", "--temperature", "0"])
 
 
-def test_the_ten_lines_work_from_another_folder(tmp_path):
+def test_the_lines_work_from_another_folder(tmp_path):
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom data import draw_figure\n"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
