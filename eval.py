@@ -32,6 +32,7 @@ RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
 AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # pixels, both ends included
 ALL, MEDIUM, LARGE = range(3)  # the rows of AREAS
 MAX_DETECTIONS = 20  # of a category in an image: those with the best scores count
+BATCH_SIZE = 64  # so many crops go through a model at once
 
 # ---------------------------------------------------------------------- ground truth and detections
 
@@ -44,7 +45,7 @@ class People:
     labelled: np.ndarray  # (people, K) bool
     area: np.ndarray  # (people,) in pixels
     box: np.ndarray  # (people, 4) left, top, width, height
-    crowd: np.ndarray  # (people,) bool: a box around many people, whom many detections may match
+    crowd: np.ndarray  # (people,) bool: a box around many people; it may be matched again
     ignored: np.ndarray  # (people,) bool: crowds and people without keypoints need not be found
     id_is_zero: np.ndarray  # (people,) bool: a quirk, see `classify_detections`
 
@@ -109,7 +110,6 @@ def object_keypoint_similarity(people, detections, sigmas):
     return oks
 
 
-
 # ---------------------------------------------------------------------------------- greedy matching
 
 def match_one_image(oks, ignored, crowd, thresholds=THRESHOLDS):
@@ -130,7 +130,7 @@ def match_one_image(oks, ignored, crowd, thresholds=THRESHOLDS):
         person = last_argmax(np.where(possible, oks[d], -1))    # (thresholds,)
         found = np.flatnonzero(possible.any(1))                 # at which thresholds
         matched[found, d] = person[found]
-        free[found, person[found]] = crowd[person[found]]       # only a crowd stays free
+        free[found, person[found]] = crowd[person[found]]       # a crowd may be matched again
     return matched
 
 
@@ -187,8 +187,8 @@ def precision_recall(positive, num_people):
     precision = true_positives / (places + 1 + np.spacing(1))     # TP + FP = place + 1
     precision = np.maximum.accumulate(precision[::-1])[::-1]      # the best from here on
     recall = true_positives / num_people
-    first = np.searchsorted(recall, RECALLS)          # the first place that reaches each recall
-    return np.append(precision, 0)[first], len(places) / num_people
+    reached = np.searchsorted(recall, RECALLS)        # the first place that reaches each recall
+    return np.append(precision, 0)[reached], len(places) / num_people
 
 
 def coco_numbers(scenes):
@@ -226,17 +226,17 @@ def coco_numbers(scenes):
     return numbers
 
 
-
 def evaluate_oks(annotations, results, sigmas=COCO17.sigmas):
     """COCO's ten keypoint numbers as pycocotools gives them: {"AP": ..., "AP .5": ..., ...}.
 
-    A number is -1 where nobody is to be found. annotations, results: paths of COCO's JSON files, or
-    what they hold. sigmas (K,): the spread of the annotators at each keypoint, relative to the
-    person's size; None takes the sigmas of the annotations' own skeleton. Raises DataError, which
-    names the record, for bad input.
+    annotations, results: paths of COCO's JSON files, or what they hold. sigmas (K,): the spread of
+    the annotators at each keypoint, relative to the person's size; None takes the sigmas of the
+    annotations' own skeleton. For bad input it raises a DataError, which names the record.
     """
-    return coco_numbers(classified_scenes(annotations, results, sigmas))
-
+    scenes, sigmas = read_scenes(annotations, results, sigmas)
+    for scene in scenes:
+        classify_detections(scene, sigmas)
+    return coco_numbers(scenes)
 
 
 # ---------------------------------------------------------------------------------------------- PCK
@@ -246,8 +246,8 @@ def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
 
     A keypoint is correct if it is closer to its true place than threshold * size. A joint's PCK is
     over all people whose joint is labelled. The PCK of a group is the mean over its joints. "mean"
-    is the mean over the joints of all groups, or over all joints if there are no groups. A joint
-    that is labelled for nobody is left out of means, and a mean of none is -1.
+    is the mean over the joints of all groups, or over all joints if there are no groups. Joints
+    that are labelled for nobody are left out. The mean of no joints is -1.
 
     predicted, target (people, K, 2); visible (people, K), labelled where above 0; size: a number or
     (people,), in the pixels of the points; groups {name: joints}. Raises DataError for other
@@ -278,7 +278,7 @@ def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
 # --------------------------------------------------------------------------------------- prediction
 
 @torch.inference_mode()
-def predict(model, dataset, texts=None, people=None, flip_test=True, batch_size=64, workers=0,
+def predict(model, dataset, texts=None, people=None, flip_test=True, workers=0,
             augmentation=Augmentation()):
     """One detection in COCO's results format for each person.
 
@@ -291,20 +291,21 @@ def predict(model, dataset, texts=None, people=None, flip_test=True, batch_size=
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
     results = []
-    batches = heatmaps_of(model, dataset, people, texts, flip_test=flip_test,
-                          batch_size=batch_size, workers=workers, augmentation=augmentation)
-    for batch, heatmaps in batches:
+    batches = heatmaps_of(model, dataset, people, texts, flip_test, workers, augmentation)
+    for batch, heatmaps in batches:                                     # (B, K, h, w)
+        # A keypoint is at the peak of its heatmap, and its score is the peak's height.
         points, scores = decode_heatmaps(heatmaps, model.config.image_size, model.config.sigma)
         points = points.cpu().double().numpy()                          # (B, K, 2) in the crop
         scores = scores.cpu().double().numpy()                          # (B, K)
-        points = transform_points(points, invert_matrix(batch["matrix"].numpy()))   # in the image
+        to_image = invert_matrix(batch["matrix"].numpy())       # the matrix led from image to crop
+        points = transform_points(points, to_image)                     # (B, K, 2) in the image
         image_ids = dataset.image_ids[dataset.image_index[batch["row"].numpy()]]
         results += coco_results(image_ids, points, scores)
     return all_items(results)
 
 
 @torch.inference_mode()
-def heatmaps_of(model, dataset, people, texts=None, flip_test=False, batch_size=64, workers=0,
+def heatmaps_of(model, dataset, people, texts=None, flip_test=False, workers=0,
                 augmentation=Augmentation()):
     """Yields batches of `Crops` and their heatmaps (B, K, h, w), for the people of this process.
 
@@ -315,10 +316,10 @@ def heatmaps_of(model, dataset, people, texts=None, flip_test=False, batch_size=
     training = model.training
     model.eval()
     crops = Crops(dataset, model.config.image_size, augmentation)
-    keys = [(int(row), int(row)) for row in my_share(people, batch_size)]  # (row, seed of the crop)
-    loader = DataLoader(crops, batch_size, sampler=progress(keys, "predicting poses"),
-                        num_workers=workers, worker_init_fn=ignore_group_signals)
-    for batch in loader:
+    keys = [(int(row), int(row)) for row in my_share(people, BATCH_SIZE)]   # of crops: (row, seed)
+    loader = DataLoader(crops, BATCH_SIZE, sampler=keys, num_workers=workers,
+                        worker_init_fn=ignore_group_signals)
+    for batch in progress(loader, "predicting batches of poses"):
         images = normalize(batch["image"].to(device))                   # (B, 3, H, W)
         if flip_test and dataset.skeleton.has_sides:  # else nobody knows left from right
             yield batch, flip_tested(model, images, batch["sentence"], texts, dataset.skeleton)
@@ -337,7 +338,6 @@ def flip_tested(model, images, sentences, texts, skeleton):
     heatmaps = run_model(model, images, sentences, texts)               # (B, K, h, w)
     flipped = run_model(model, images.flip(3), sentences, texts)
     return (heatmaps + flipped.flip(3)[:, mirrored]) / 2
-
 
 
 # === Appendix: reading annotations and results; skip on a first reading ===========================
@@ -373,17 +373,18 @@ def read_scenes(annotations, results, sigmas=COCO17.sigmas):
     The arguments are those of `evaluate_oks`. As in pycocotools, people and detections whose
     category is not listed do not exist, nor do people whose image is not listed.
     """
-    name, content = opened(annotations, "annotations", dict, "COCO's annotations")
+    people_file, annotations = path_and_content(annotations, "annotations", dict)
+    results_file, results = path_and_content(results, "results", list)
     if sigmas is None:
-        sigmas = read_skeleton(name, content).sigmas
+        sigmas = read_skeleton(people_file, annotations).sigmas
     sigmas = np.asarray(sigmas, float)
     if sigmas.ndim != 1 or not (sigmas > 0).all():
         raise DataError("sigmas: expected a positive number for each keypoint, "
                         f"found {sigmas.tolist()}")
 
-    images, category_ids, people = read_annotations(name, content, len(sigmas))
+    images, category_ids, people = people_of(annotations, len(sigmas), people_file)
     image_ids = np.array(list(images), int)
-    detections = read_detections(results, image_ids, len(sigmas))
+    detections = detections_of(results, image_ids, len(sigmas), results_file)
     listed = np.isin(detections.category_id, category_ids)
     if not listed.any():
         print(f"no result has a category_id of the annotations: {category_ids.tolist()}",
@@ -392,47 +393,48 @@ def read_scenes(annotations, results, sigmas=COCO17.sigmas):
     people = cut_by_image(people, image_ids)
     detections = cut_by_image(rows_of(detections, listed), image_ids)
     scenes = []
-    for image, here, found in zip(images.values(), people, detections):
+    for image, people_here, detections_here in zip(images.values(), people, detections):
         domain = domain_of({"file_name": "", **image})
-        scenes.append(Scene(domain, here, best_detections(found)))
+        scenes.append(Scene(domain, people_here, best_detections(detections_here)))
     return scenes, sigmas
 
 
-def opened(source, name, kind, what):
-    """The path and the content of a JSON file; `name` and the source itself if it is no path.
+def path_and_content(source, name, json_type):
+    """The path of one of COCO's JSON files and what it holds, of the expected type: list or dict.
 
-    kind, what: the type that the file is expected to hold, and what it holds, in words.
+    source: the path, or the content itself. Then `name` takes the path's place in messages.
     """
     if isinstance(source, (str, os.PathLike)):
-        return str(source), read_json(source, kind, what)
+        return str(source), read_json(source, json_type, f"COCO's {name}")
     return name, source
 
 
-def read_annotations(name, content, num_keypoints):
+def people_of(content, num_keypoints, file):
     """COCO's annotations -> {image id: record}, category ids, the People of all images.
 
-    Both the images and the category ids are sorted by id.
+    Both the images and the category ids are sorted by id. file: what messages call the content.
     """
     sections = []
     for key in ("images", "categories", "annotations"):
         section = content.get(key, []) if isinstance(content, dict) else None
         if not isinstance(section, list):
-            raise DataError(f"{name}: expected a path or what COCO's files hold: lists of images, "
+            raise DataError(f"{file}: expected a path or what COCO's files hold: lists of images, "
                             "categories, annotations")
         sections.append(section)
     images, categories, annotations = sections
 
-    kinds = {"id": ID, "image_id": ID, "category_id": ID, "num_keypoints": ID, "iscrowd": ID,
-             "keypoints": ((3 * num_keypoints,), float), "area": NUMBER, "bbox": BOX}
-    table = read_columns(annotations, kinds, f"{name}: annotation")
+    fields_of_people = {
+        "id": ID, "image_id": ID, "category_id": ID, "num_keypoints": ID, "iscrowd": ID,
+        "keypoints": ((3 * num_keypoints,), float), "area": NUMBER, "bbox": BOX}
+    table = read_columns(annotations, fields_of_people, f"{file}: annotation")
     ids, times = np.unique(table["id"], return_counts=True)
     if (times > 1).any():
-        raise DataError(f"{name}: annotation id {ids[times > 1][0]} appears more than once")
+        raise DataError(f"{file}: annotation id {ids[times > 1][0]} appears more than once")
     if not categories:
-        raise DataError(f"{name}: not COCO keypoint annotations: no 'categories'")
-    category_ids = np.unique(column(categories, "id", ID, f"{name}: category"))
-    image_ids = column(images, "id", ID, f"{name}: image")
-    image_ids, first = np.unique(image_ids, return_index=True)
+        raise DataError(f"{file}: not COCO keypoint annotations: no 'categories'")
+    category_ids = np.unique(column(categories, "id", ID, f"{file}: category"))
+    image_ids = column(images, "id", ID, f"{file}: image")
+    image_ids, rows = np.unique(image_ids, return_index=True)
 
     keypoints = table["keypoints"].reshape(-1, num_keypoints, 3)
     crowd = table["iscrowd"] != 0
@@ -441,28 +443,27 @@ def read_annotations(name, content, num_keypoints):
         labelled=keypoints[:, :, 2] > 0, area=table["area"], box=table["bbox"], crowd=crowd,
         ignored=crowd | (table["num_keypoints"] == 0), id_is_zero=table["id"] == 0)
     listed = np.isin(people.image_id, image_ids) & np.isin(people.category_id, category_ids)
-    records = {number: images[row] for number, row in zip(image_ids.tolist(), first)}
+    records = {number: images[row] for number, row in zip(image_ids.tolist(), rows)}
     return records, category_ids, rows_of(people, listed)
 
 
-def read_detections(results, image_ids, num_keypoints):
+def detections_of(records, image_ids, num_keypoints, file):
     """COCO's results -> the Detections of all images, in the order of the file."""
-    name, records = opened(results, "results", list, "COCO's results")
     if not records:
-        raise DataError(f"{name}: expected a list of results, found an empty one")
-    kinds = {"image_id": ID, "category_id": ID, "score": NUMBER,
-             "keypoints": ((3 * num_keypoints,), float)}
+        raise DataError(f"{file}: expected a list of results, found an empty one")
+    fields_of_results = {"image_id": ID, "category_id": ID, "score": NUMBER,
+                         "keypoints": ((3 * num_keypoints,), float)}
     if isinstance(records[0], dict):
         if records[0].get("bbox"):  # then pycocotools takes all areas from the boxes
-            kinds["bbox"] = BOX
-        elif "segmentation" in records[0]:  # then from the masks
-            raise DataError(f"{name}: result 0: expected keypoints, with a 'bbox' or without, "
+            fields_of_results["bbox"] = BOX
+        elif "segmentation" in records[0]:  # then it takes them from the masks
+            raise DataError(f"{file}: result 0: expected keypoints, with a 'bbox' or without, "
                             "found a 'segmentation'")
-    table = read_columns(records, kinds, f"{name}: result")
+    table = read_columns(records, fields_of_results, f"{file}: result")
     unknown = ~np.isin(table["image_id"], image_ids)
     if unknown.any():
         row = unknown.argmax()
-        raise DataError(f"{name}: result {row}: image_id {table['image_id'][row]} is no image of "
+        raise DataError(f"{file}: result {row}: image_id {table['image_id'][row]} is no image of "
                         "the annotations")
     points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
     if "bbox" in table:
@@ -500,6 +501,8 @@ def best_detections(detections):
     return rows_of(detections, best)
 
 
+# === Appendix: two special cases of COCO's numbers; skip on a first reading =======================
+
 def offset_from_box(points, box):
     """How far points (..., 2) are outside of a box (4,), in x and in y.
 
@@ -519,28 +522,6 @@ def mean_or_minus_1(values):
     return float(values.mean()) if values.size else -1.0
 
 
-def classified_scenes(annotations, results, sigmas):
-    scenes, sigmas = read_scenes(annotations, results, sigmas)
-    for scene in scenes:
-        classify_detections(scene, sigmas)
-    return scenes
-
-
-def coco_results(image_ids, points, scores):
-    """COCO's results of poses: points (people, K, 2) in their images, scores (people, K).
-
-    As in mmpose's CocoMetric, the score of a pose is the mean of its keypoints' scores above 0.2,
-    or 0 if there are none.
-    """
-    results = []
-    for image_id, pose, score in zip(image_ids, points, scores):
-        sure = score > 0.2
-        results.append({"image_id": int(image_id), "category_id": 1,
-                        "keypoints": np.column_stack([pose, score]).ravel().tolist(),
-                        "score": float((score * sure).sum() / max(sure.sum(), 1))})
-    return results
-
-
 # === Appendix: domains and PCK; skip on a first reading ===========================================
 
 def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
@@ -548,7 +529,9 @@ def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
 
     A domain is an image's `category`, or else the last folder of its `file_name`.
     """
-    scenes = classified_scenes(annotations, results, sigmas)
+    scenes, sigmas = read_scenes(annotations, results, sigmas)
+    for scene in scenes:
+        classify_detections(scene, sigmas)
     domains = {}
     for domain in sorted({scene.domain for scene in scenes}):
         domains[domain] = coco_numbers([scene for scene in scenes if scene.domain == domain])
@@ -575,12 +558,14 @@ def evaluate_pck_grid(predicted, target, visible, size, threshold=0.05, groups=N
 
     predicted, target (people, K, 2): the highest cells of the heatmaps, see `highest_cells`.
     size: the heatmaps' (height, width). The threshold is a share of the height. A keypoint whose
-    true cell is in the first two rows or columns does not count. Otherwise as in `evaluate_pck`.
+    true cell is in the first two rows or columns does not count. All else is as in `evaluate_pck`.
     """
     height, width = size
     counts = (np.asarray(visible) > 0) & (target > 1).all(2)
-    square = [height / width, 1]  # distances are measured as if the heatmap were a square
-    return evaluate_pck(predicted * square, target * square, counts, height, threshold, groups)
+    # RegDA's heatmaps are squares. On others an offset along x counts as a share of the width, and
+    # one along y as a share of the height: so x is stretched, as if the width were the height.
+    stretch = [height / width, 1]
+    return evaluate_pck(predicted * stretch, target * stretch, counts, height, threshold, groups)
 
 
 def highest_cells(heatmaps):
@@ -594,7 +579,7 @@ def highest_cells(heatmaps):
     return np.stack([x, y], axis=2) * (flat.max(2) > 0)[:, :, None]
 
 
-# === Appendix: detected boxes and own pictures; skip on a first reading ===========================
+# === Appendix: prediction, also in detected boxes; skip on a first reading ========================
 
 def check_prediction(model, dataset, texts):
     """Raises DataError if the model cannot predict the poses of this data set."""
@@ -605,6 +590,21 @@ def check_prediction(model, dataset, texts):
     if texts is not None and dataset.sentences is None:
         raise DataError(f"{dataset.name}: expected a sentence for each image (`with_sentences` "
                         "gives them), found none")
+
+
+def coco_results(image_ids, points, scores):
+    """COCO's results of poses: points (people, K, 2) in their images, scores (people, K).
+
+    As in mmpose's CocoMetric, the score of a pose is the mean of its keypoints' scores above 0.2,
+    or 0 if there are none.
+    """
+    results = []
+    for image_id, pose, score in zip(image_ids, points, scores):
+        sure = score > 0.2
+        results.append({"image_id": int(image_id), "category_id": 1,
+                        "keypoints": np.column_stack([pose, score]).ravel().tolist(),
+                        "score": float((score * sure).sum() / max(sure.sum(), 1))})
+    return results
 
 
 def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
@@ -640,17 +640,19 @@ def oks_nms(keypoints, scores, areas, images, threshold=0.9, sigmas=COCO17.sigma
     kept = []
     order = np.lexsort((-scores, images))  # image by image, the best score first
     next_image = np.flatnonzero(np.diff(images[order])) + 1
-    for left in np.split(order, next_image):  # the poses of one image
-        while len(left):
-            best = left[0]
+    for remaining in np.split(order, next_image):  # the poses of one image
+        while len(remaining):
+            best = remaining[0]
             kept.append(best)
-            left = left[1:]
-            area = (areas[left] + areas[best]) / 2
-            offset = keypoints[left] - keypoints[best]                     # (poses, K, 2)
+            others = remaining[1:]
+            area = (areas[others] + areas[best]) / 2
+            offset = keypoints[others] - keypoints[best]                   # (poses, K, 2)
             oks = keypoint_similarity(offset, area[:, None], sigmas).mean(1)
-            left = left[oks <= threshold]
+            remaining = others[oks <= threshold]
     return np.sort(kept).astype(int)
 
+
+# === Appendix: the poses in one picture; skip on a first reading ==================================
 
 @dataclass
 class Poses:
@@ -686,7 +688,9 @@ def estimate_poses(model, image, boxes=None, sentence=None):
             raise DataError("sentence: expected a VLPose, which reads text, found a "
                             f"{type(model).__name__}")
         picture = replace(picture, sentences=np.array([sentence]))
-        T = read_sentence(sentence, **getattr(model, "about", {}))
+        about = getattr(model, "about", {})  # what its file says of its use; see `load_model`
+        T = encode_sentence(sentence, about.get("text_weights", "random"),
+                            about.get("per_token", False))
         texts = {sentence: T.to(next(model.parameters()).device)}
     results = predict(model, picture, texts, np.arange(len(boxes)))
     keypoints = np.array([result["keypoints"] for result in results])
@@ -695,17 +699,30 @@ def estimate_poses(model, image, boxes=None, sentence=None):
 
 
 @lru_cache(maxsize=64)
-def read_sentence(sentence, text_weights="random", per_token=False, sentences=None):
-    """T (L, D_text) of a sentence, by the text tower that a model was trained with.
-
-    The other arguments are what a model's file says `about` its text; `sentences` do not matter.
-    """
+def encode_sentence(sentence, text_weights, per_token):
+    """T (L, D_text) of a sentence, by the text tower with these weights."""
     return encode_sentences(load_clip_text(text_weights), [sentence], per_token)[sentence]
 
 
 # === Appendix: drawing; skip on a first reading ===================================================
 
-ORANGE, BLUE, GREEN = (255, 140, 0), (0, 150, 255), (120, 220, 90)
+ORANGE = (255, 140, 0)
+BLUE = (0, 150, 255)
+GREEN = (120, 220, 90)
+
+# A line's width is the longer side of the skeleton / 50, but at least that of the picture / 800:
+# so small people can be seen in a large picture, too.
+LINES_PER_SKELETON = 50
+LINES_PER_PICTURE = 800
+RIM = 1.5  # the width of a line with its dark rim, in widths of the line
+RADIUS = 1.25  # the radius of a keypoint's disk, in widths of a line
+
+# A layer is drawn larger than it is and then reduced, for smooth lines: 4 times if both its sides
+# are below SMALL_LAYER pixels, and 2 times if they are below LARGE_LAYER. A larger one is drawn as
+# it is, since its lines are thick and its memory would be huge.
+SMALL_LAYER = 1000
+LARGE_LAYER = 3000
+LARGEST_PANEL = 4096  # pixels of the longer side: a larger drawing needs gigabytes
 
 
 def limb_color(skeleton, *keypoints):
@@ -733,32 +750,32 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     if not drawn.any():
         return image
 
-    # A transparent layer, just large enough for the skeleton. It is drawn larger and reduced again,
-    # for smooth lines; the thick lines on a huge picture do without.
+    # The transparent layer is just large enough for the skeleton. It is drawn `fine` times larger.
     low = keypoints[drawn, :2].min(0)
     high = keypoints[drawn, :2].max(0)
-    width = max(1.0, (high - low).max() / 50, max(image.size) / 800)    # of a line, in pixels
-    corner = np.floor(low - 2 * width)
+    width = max(1.0, (high - low).max() / LINES_PER_SKELETON, max(image.size) / LINES_PER_PICTURE)
+    corner = np.floor(low - 2 * width)  # with a margin for lines and disks
     size = np.ceil(high + 2 * width - corner).astype(int) + 1
-    fine = 1
-    if size.max() < 3000:
-        fine = 2
-    if size.max() < 1000:
+    if size.max() < SMALL_LAYER:
         fine = 4
+    elif size.max() < LARGE_LAYER:
+        fine = 2
+    else:
+        fine = 1
     layer = Image.new("RGBA", tuple(fine * size))
     draw = ImageDraw.Draw(layer)
 
     xy = [tuple(point) for point in (keypoints[:, :2] - corner + 0.5) * fine]
-    alpha = (255 * np.clip(keypoints[:, 2], 0.5, 1)).astype(int)        # (K,)
+    alpha = (255 * np.clip(keypoints[:, 2], 0.5, 1)).astype(int)        # (K,) the opacity
     for a, b in skeleton.edges:
         if drawn[a] and drawn[b]:
             opacity = min(alpha[a], alpha[b])
             color = limb_color(skeleton, a, b)
-            draw.line([xy[a], xy[b]], (0, 0, 0, opacity), round(1.5 * width * fine))  # the rim
+            draw.line([xy[a], xy[b]], (0, 0, 0, opacity), round(RIM * width * fine))
             draw.line([xy[a], xy[b]], (*color, opacity), round(width * fine))
     for j in np.flatnonzero(drawn):
         color = limb_color(skeleton, j)
-        draw.circle(xy[j], 1.25 * width * fine, (*color, alpha[j]), (0, 0, 0, alpha[j]), fine)
+        draw.circle(xy[j], RADIUS * width * fine, (*color, alpha[j]), (0, 0, 0, alpha[j]), fine)
     layer = layer.reduce(fine)
     image.paste(layer, tuple(corner.astype(int)), layer)
     return image
@@ -770,7 +787,7 @@ def draw_panels(dataset, row, panels, threshold):
     The poses of a panel's results are drawn over it, without keypoints of at most `threshold`.
     """
     image, _ = open_image(dataset.files[row], upright=dataset.upright)
-    scale = min(1, 4096 / max(image.size))  # a huge drawing needs gigabytes
+    scale = min(1, LARGEST_PANEL / max(image.size))
     if scale < 1:
         image = image.resize([math.ceil(scale * side) for side in image.size])
     sheet = Image.new("RGB", (len(panels) * image.width, image.height))
@@ -804,15 +821,14 @@ def option(default, *, help, paper=SAME, only=(), **how):
     paper: its value in the paper, where that differs. only: the Conditions under which it counts.
     how: `least`, `above`, `most` and `step` are the limits of a number; `type`, `choices`, `nargs`,
     `const` and `metavar` are argparse's. Without a `type` the field's annotation is the type: int,
-    float, str, bool, or a list of one of them, or None besides.
+    float, str, bool, or a list of one of them. The default may be None, whatever the annotation.
     """
     return field(default=default, metadata={"help": help, "paper": paper, "only": only, "how": how})
 
 
 @dataclass(frozen=True)
 class Condition:
-    """When an option counts: with or without another one, or some of its values if these are given.
-    """
+    """When an option counts: with or without another option, or with or without its `values`."""
     word: str  # "with" or "without"
     other: str  # the other option's field
     values: tuple
@@ -838,23 +854,24 @@ def flag_of(name):
     return "--" + name.replace("_", "-")
 
 
-def defaults_of(kind, recipe="minutes"):
+def defaults_of(options_class, recipe="minutes"):
     """{field: default} of a dataclass of options, for the recipe "minutes" or "paper"."""
     defaults = {}
-    for entry in fields(kind):
+    for entry in fields(options_class):
         defaults[entry.name] = entry.default
         if recipe == "paper" and entry.metadata["paper"] is not SAME:
             defaults[entry.name] = entry.metadata["paper"]
     return defaults
 
 
-def read_options(kind, argv, defaults, description):
-    """An object of the dataclass `kind` with the values of the command line.
+def read_options(options_class, argv, defaults, description):
+    """An object of a dataclass of options, with the values of the command line.
 
-    Raises DataError for an option that is unknown, wrong, or given in vain.
+    Raises DataError for an option that is unknown, wrong, or without effect.
     """
-    options = kind(**vars(parser_of(kind, defaults, description).parse_args(argv)))
-    refuse_in_vain(options, defaults)
+    parser = parser_of(options_class, defaults, description)
+    options = options_class(**vars(parser.parse_args(argv)))
+    refuse_without_effect(options, defaults)
     return options
 
 
@@ -865,17 +882,18 @@ class Parser(argparse.ArgumentParser):
         raise DataError(f"{message}; --help lists the options")
 
 
-def parser_of(kind, defaults, description):
+def parser_of(options_class, defaults, description):
     """The Parser of a dataclass of options. Its help groups the options by when they count."""
     parser = Parser(description=description, allow_abbrev=False)
     groups = {}
-    for entry in fields(kind):
-        when = "; ".join(map(str, entry.metadata["only"]))
-        if when not in groups:
-            groups[when] = parser.add_argument_group(f"only {when}" if when else "always")
+    for entry in fields(options_class):
+        conditions = "; ".join(map(str, entry.metadata["only"]))
+        if conditions not in groups:
+            title = f"only {conditions}" if conditions else "always"
+            groups[conditions] = parser.add_argument_group(title)
         default = defaults[entry.name]
-        groups[when].add_argument(flag_of(entry.name), default=default,
-                                  **argument_of(entry, default))
+        groups[conditions].add_argument(flag_of(entry.name), default=default,
+                                        **argument_of(entry, default))
     return parser
 
 
@@ -884,20 +902,25 @@ def argument_of(entry, default):
     argument = {"help": entry.metadata["help"], **entry.metadata["how"]}
     if default is not None and default is not False:
         argument["help"] += " (default: %(default)s)"
-    kind = entry.type
-    while get_args(kind):  # list[int] of list[int] | None, and then int
-        kind = get_args(kind)[0]
-    if kind is bool:
+    limits = {}
+    for name in ("least", "above", "most", "step"):
+        if name in argument:
+            limits[name] = argument.pop(name)
+    value_type = entry.type
+    if get_args(value_type):  # each word of a list[int] is an int
+        value_type = get_args(value_type)[0]
+    if value_type is bool:
         argument["action"] = argparse.BooleanOptionalAction
-    elif kind in (int, float) and "type" not in argument:
-        names = ("least", "above", "most", "step")
-        limits = {name: argument.pop(name) for name in names if name in argument}
-        argument["type"] = number(kind, **limits)
+    elif value_type in (int, float) and "type" not in argument:
+        argument["type"] = number(value_type, **limits)
     return argument
 
 
-def refuse_in_vain(options, defaults):
-    """Raises DataError for an option that was given and has no effect beside the others."""
+def refuse_without_effect(options, defaults):
+    """Raises DataError for an option that was given and has no effect beside the others.
+
+    Only values are known here: an option that was given with its default value is not refused.
+    """
     for entry in fields(options):
         if getattr(options, entry.name) == defaults[entry.name]:
             continue
@@ -906,9 +929,9 @@ def refuse_in_vain(options, defaults):
                 raise DataError(f"{flag_of(entry.name)}: has no effect; it counts only {condition}")
 
 
-def number(kind, least=-math.inf, above=-math.inf, most=math.inf, step=None):
-    """The type of an option: a finite int or float (`kind`) in limits, and a multiple of `step`."""
-    expected = "an integer" if kind is int else "a number"
+def number(number_type, least=-math.inf, above=-math.inf, most=math.inf, step=None):
+    """The type of an option: a finite int or float within limits, and a multiple of `step`."""
+    expected = "an integer" if number_type is int else "a number"
     if step:
         expected = f"a multiple of {step}"
     if most < math.inf:
@@ -920,11 +943,11 @@ def number(kind, least=-math.inf, above=-math.inf, most=math.inf, step=None):
 
     def parse(text):
         try:
-            value = kind(text)
+            value = number_type(text)
         except ValueError:
-            value = math.nan
-        good = least <= value <= most and value > above and abs(value) < math.inf
-        if not good or step and value % step:
+            value = math.nan  # which is in no limits
+        in_limits = least <= value <= most and value > above and abs(value) < math.inf
+        if not in_limits or step and value % step:
             raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
         return value
     return parse
@@ -963,18 +986,20 @@ def default_device():
 
 def format_table(title, table):
     """{row: {column: number}} as text, after an empty line; `title` stands over the rows' names."""
-    first = max(map(len, [title, *table]))
-    columns, *_ = table.values()
-    widths = {column: max(10, len(column)) for column in columns}
+    name_width = max(map(len, [title, *table]))
+    first_row = list(table.values())[0]
+    widths = {column: max(10, len(column)) for column in first_row}
     heading = "".join(f" {column:>{width}}" for column, width in widths.items())
-    lines = ["", f"{title:<{first}}{heading}"]
+    lines = ["", f"{title:<{name_width}}{heading}"]
     for name, row in table.items():
         numbers = "".join(f" {row[column]:{width}.3f}" for column, width in widths.items())
-        lines.append(f"{name:<{first}}{numbers}")
+        lines.append(f"{name:<{name_width}}{numbers}")
     return "\n".join(lines)
 
 
-REMEDIES = {  # words of an error -> what helps
+# Words of an error -> what helps. Torch raises a RuntimeError for these as it does for bugs; only
+# the words tell them apart.
+REMEDIES = {
     "out of memory": "in train.py a smaller --batch-size, --accumulate and --checkpointing save "
                      "memory",
     "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: "
@@ -986,13 +1011,13 @@ def fail(error):
     """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
     if isinstance(error, KeyboardInterrupt):
         return stopped(*error.args)
-    remedies = [f"; {text}" for words, text in REMEDIES.items() if words in str(error)]
+    remedies = [f"; {remedy}" for words, remedy in REMEDIES.items() if words in str(error)]
     if not remedies and not isinstance(error, EXPECTED_ERRORS):
         raise error
     lines = str(error).strip().splitlines() or [repr(error)]
     message = lines[0]
     causes = [line for line in lines if line.startswith("data.DataError: ")]
-    if causes:  # in the traceback of a process that cuts crops
+    if causes:  # the error's text is the whole traceback of a process that cuts crops
         message = causes[0].removeprefix("data.DataError: ")
     if len(message) >= 500:
         message = message[:500] + "..."
@@ -1018,13 +1043,13 @@ CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta[
 @dataclass
 class NumbersOptions:
     """The options for the numbers of a results file."""
-    results: str | None = option(
+    results: str = option(
         None, type=path_or_name,
         help="Evaluate these keypoint results: a JSON file in COCO's format.")
-    annotations: str | None = option(
+    annotations: str = option(
         None, type=path_or_name,
         help="The people that the results are compared with: a JSON file in COCO's format.")
-    sigmas: list[float] | None = option(
+    sigmas: list[float] = option(
         None, nargs="+", above=0,
         help="The OKS sigmas of the keypoints: S1 S2 ... By default they are the skeleton's.")
     details: bool = option(False, help="Print the numbers of each domain, too.")
@@ -1034,26 +1059,26 @@ class NumbersOptions:
 @dataclass
 class PosesOptions:
     """The options for the poses of a model, and for their numbers."""
-    checkpoint: str | None = option(
+    checkpoint: str = option(
         None, type=path_or_name,
         help="Use this model: a run's folder, a model's file, or the name of public weights.")
-    base: str | None = option(
+    base: str = option(
         None, type=path_or_name,
         help="The model that --checkpoint goes around, if --checkpoint is an adapter.")
-    data: str | None = option(
+    data: str = option(
         None, type=data_spec,
         help="Predict the people of this data set: name:root or name:root#domain.")
     split: str = option(
         "val", choices=("train", "val", "all"), only=[only_with("data")],
         help="Take this part of --data.")
-    images: list[str] | None = option(
+    images: list[str] = option(
         None, nargs="+", only=[only_without("data")],
         help="Predict people in these pictures: files, folders, or patterns such as '*.png'.")
-    boxes: str | None = option(
+    boxes: str = option(
         None, type=path_or_name, only=[only_without("detect")],
         help="Look for people in these boxes: a file in COCO's results format, in which the "
              "image_id of an own picture is its name.")
-    detect: str | None = option(
+    detect: str = option(
         None, nargs="?", const="best", choices=("best", *DETECTORS), only=[only_with("out")],
         help="Let a detector find people first, and write its boxes to boxes.json.")
     detect_score: float = option(
@@ -1068,13 +1093,13 @@ class PosesOptions:
     large: bool = option(
         False, only=[only_with("images")],
         help="Read pictures of more than 100 million pixels, too.")
-    prompt: str | None = option(
+    prompt: str = option(
         None,
         help="Let VLPose read this in place of its own sentence; 'none' switches its adapter off.")
-    text_weights: str | None = option(
+    text_weights: str = option(
         None, type=path_or_name,
         help="CLIP's text tower. By default it is the one that the model was trained with.")
-    out: str | None = option(
+    out: str = option(
         None, type=os.path.abspath,
         help="Write results.json, annotations.json with its images, and drawings to this folder.")
     pictures: int = option(
@@ -1088,7 +1113,7 @@ class PosesOptions:
     details: bool = option(False, only=[only_without("images")], help="Print PCK, too.")
     json: bool = option(
         False, only=[only_without("images")], help="Print the numbers as JSON.")
-    sigmas: list[float] | None = option(
+    sigmas: list[float] = option(
         None, nargs="+", above=0,
         help="The OKS sigmas of the keypoints: S1 S2 ... By default they are the skeleton's.")
     cache: str = option(
@@ -1105,8 +1130,9 @@ POSES = "The poses of a model: of a data set, with their numbers, or of own pict
 
 
 def main(argv=None):
+    """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
     argv = sys.argv[1:] if argv is None else argv
-    flags = {argument.split("=")[0] for argument in argv}
+    flags = {argument.split("=")[0] for argument in argv}  # an option may be --name=value
     if flags & {"-h", "--help"}:
         print(parser_of(NumbersOptions, defaults_of(NumbersOptions), NUMBERS).format_help())
         print(parser_of(PosesOptions, defaults_of(PosesOptions), POSES).format_help())
@@ -1159,57 +1185,27 @@ def poses_of_model(options):
     if options.out:
         check_out(options, dataset)
     dataset, texts = with_texts(dataset, model, options)
-
-    # Which people? All in detected boxes, the labelled ones of a data set, or one in each picture.
-    boxes_file = options.boxes
-    if options.detect:
-        boxes_file = detect(dataset, options)
-    boxed = dataset
-    box_scores = None
-    if boxes_file:
-        boxed, box_scores = with_detected_boxes(dataset, boxes_file, options)
-    if options.data and not boxes_file:
-        people = dataset.annotated
-    else:
-        people = np.arange(len(boxed.ids))
-
-    results = predict_people(model, boxed, texts, people, box_scores, options.workers)
+    chosen, people, box_scores = choose_people(dataset, options)
+    results = predict_people(model, chosen, texts, people, box_scores, options.workers)
     if options.out:
-        write_poses(options, boxed, results)
+        write_poses(options, chosen, results)
         panels = {"": results}
         if options.compare:
-            original = predict_people(model, boxed, None, people, box_scores, options.workers)
+            original = predict_people(model, chosen, None, people, box_scores, options.workers)
             panels = {"original": original, "adapted": results}
-        draw_pictures(options, boxed, people, panels)
+        draw_pictures(options, chosen, people, panels)
     if options.data:
-        pck = None  # in detected boxes nobody knows whose pose it is
-        if options.details and not boxes_file:
+        pck = None
+        if options.details and box_scores is None:  # else nobody knows which person a pose is of
             pck = pck_of_results(dataset, results, model.config.image_size,
                                  groups=dataset.skeleton.groups)
         print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
 
 
-def print_numbers(annotations, results, sigmas, as_json, domains=True, pck=None):
-    """Prints COCO's ten numbers, with `domains` also those of each domain, and pck {group: PCK}."""
-    tables = {}
-    if domains:
-        numbers, tables["domains"] = evaluate_domains(annotations, results, sigmas)
-    else:
-        numbers = evaluate_oks(annotations, results, sigmas)
-    if pck:
-        tables["PCK@0.05"] = {"all": pck}
-    if as_json:
-        print(json.dumps({**numbers, **tables}))
-        return
-    print(format_table("COCO", {"all": numbers}))
-    for title, table in tables.items():
-        print(format_table(title, table))
-
-
 def check_prompt(model, options):
-    """Raises DataError if the model cannot read the text of the options, or needs more of it.
+    """Raises DataError for text that the model cannot read, and if --prompt is missing.
 
-    The domain of own pictures is not known, so a model's own sentence with {domain} will not do.
+    The domain of own pictures is not known. So --prompt must replace a sentence with {domain}.
     """
     if not isinstance(model, VLPose):
         for name in ("prompt", "text_weights", "compare"):
@@ -1265,9 +1261,9 @@ def check_out(options, dataset):
 
 
 def with_texts(dataset, model, options):
-    """The data set with its sentences, by --prompt or the model's own, and {sentence: T}.
+    """The data set with the sentences of --prompt or the model's own, and {sentence: T}.
 
-    Without an adapter, or with its adapter off, the model needs no text: None in place of {...}.
+    A model without an adapter, or with its adapter off, needs no text: then there is None instead.
     """
     if not isinstance(model, VLPose) or options.prompt == "none":
         return dataset, None
@@ -1284,6 +1280,23 @@ def with_texts(dataset, model, options):
     dataset = with_sentences(dataset, sentences)
     different = np.unique(dataset.sentences).tolist()
     return dataset, encode_sentences(clip_text, different, model.about.get("per_token", False))
+
+
+def choose_people(dataset, options):
+    """Whose poses? -> the data set that has them, their rows in it, and their boxes' scores.
+
+    They are the people in the boxes of --detect or --boxes. Without these options they are the
+    labelled people of --data, or one person in each of --images; then there are no scores: None.
+    """
+    boxes_file = options.boxes
+    if options.detect:
+        boxes_file = detect(dataset, options)
+    if boxes_file:
+        dataset, box_scores = with_detected_boxes(dataset, boxes_file, options)
+        return dataset, np.arange(len(dataset.ids)), box_scores
+    if options.data:
+        return dataset, dataset.annotated, None
+    return dataset, np.arange(len(dataset.ids)), None
 
 
 def detect(dataset, options):
@@ -1314,7 +1327,7 @@ def detect(dataset, options):
 
 
 def detector_name(options):
-    """The detector of --detect; the best one is another for people than for other categories."""
+    """The name of the detector. The best one for people is not the best for other categories."""
     people_only, others = DETECTORS[0], DETECTORS[1:]
     if options.detect == "best":
         return people_only if options.category == "person" else others[0]
@@ -1327,7 +1340,7 @@ def detector_name(options):
 def with_detected_boxes(dataset, path, options):
     """The data set with the people in the boxes of a file, and the boxes' scores (people,).
 
-    The file's image_id is an image's id in a data set, and the file's name of an own picture.
+    An image_id in the file is the id of an image of --data, or the name of a file of --images.
     """
     if options.data:
         names = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
@@ -1376,8 +1389,11 @@ def write_poses(options, dataset, results):
             image, _ = open_image(file, upright=True)
             image = Image.fromarray(np.asarray(image))  # forgets the compression that Pillow keeps
             image.save(place, turned, quality=95)
-        else:
-            link_or_copy(file, place)
+            continue
+        try:
+            place.symlink_to(os.path.abspath(file))
+        except OSError:  # where links are not possible
+            shutil.copyfile(file, place)
     write_json(out / "annotations.json", content)
 
 
@@ -1398,19 +1414,12 @@ def labelled_by(results, dataset, threshold):
     return replace(people, keypoints=keypoints)
 
 
-def link_or_copy(file, place):
-    try:
-        place.symlink_to(os.path.abspath(file))
-    except OSError:  # where links are not possible
-        shutil.copyfile(file, place)
-
-
 def draw_pictures(options, dataset, people, panels):
     """Draws the images that people (rows of the data set) are in, at most --pictures of them.
 
-    panels: {label: results}, side by side; those of the last one are counted.
+    panels: {label: results}, side by side. The last panel's results are counted.
     """
-    *_, results = panels.values()
+    results = list(panels.values())[-1]
     rows = np.unique(dataset.image_index[people])
     digits = max(3, len(str(dataset.image_ids.max())))
     drawn = rows[:options.pictures]
@@ -1421,6 +1430,23 @@ def draw_pictures(options, dataset, people, panels):
     repeated = len(people) - len(results)
     print(f"{options.out}: {len(results)} poses ({repeated} repeated ones left out) in {len(rows)} "
           f"of {len(dataset.files)} images; {len(drawn)} drawn", file=sys.stderr)
+
+
+def print_numbers(annotations, results, sigmas, as_json, domains=True, pck=None):
+    """Prints COCO's ten numbers, with `domains` also those of each domain, and pck {group: PCK}."""
+    tables = {}
+    if domains:
+        numbers, tables["domains"] = evaluate_domains(annotations, results, sigmas)
+    else:
+        numbers = evaluate_oks(annotations, results, sigmas)
+    if pck:
+        tables["PCK@0.05"] = {"all": pck}
+    if as_json:
+        print(json.dumps({**numbers, **tables}))
+        return
+    print(format_table("COCO", {"all": numbers}))
+    for title, table in tables.items():
+        print(format_table(title, table))
 
 
 if __name__ == "__main__":

@@ -701,7 +701,7 @@ class AlignmentPools:
     labelled_targets: tuple | None  # of --oracle
     source_views: Views | None      # how far random views go; None: the crops as they are
     target_views: Views
-    source_keypoints: list | None   # those that the source labels; None: it labels none
+    source_keypoints: list | None   # those that adapt, since the source labels them; None: all
 
 
 def alignment_pools(data, size, options):

@@ -15,8 +15,8 @@ has a drawing of the whole step.
     L = L_sup + 1.0 L_con + 0.1 L_adv + 0.3 L_im    (the paper's weights; a recipe may have others)
 
 From top to bottom, the lesson has the loss of each level, then views, then the teacher, and at last
-`MultiLevelAlignment`, whose `forward` is one step of adaptation in eight numbered parts. To see the
-whole first, begin there.
+`MultiLevelAlignment`, whose `forward` is one step of adaptation, in parts numbered 0 to 8. To see
+the whole first, begin there.
 
 Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, C channels. Points are x before
 y; pixel centres are at integers. Functions that change images (style, colour, warp, occlusion) take
@@ -29,7 +29,6 @@ from dataclasses import astuple, dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.ops import StochasticDepth
 
 from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_all, normalize,
@@ -38,15 +37,15 @@ from vlpose import RelationMatcher, WeightsError, load_strictly, load_weights
 
 # ----------------------------------------------------------------------- supervision, on the source
 
-def supervised_loss(predicted, labels, weights):
+def supervised_loss(predicted, label_heatmaps, weights):
     """L_sup = mean of ½ ω (y - ŷ)² over images, keypoints and pixels.
 
-    predicted ŷ and labels y (B, K, h, w); weights ω (B, K) are 0 where a keypoint is not labelled.
+    predicted ŷ, label_heatmaps y (B, K, h, w); weights ω (B, K): 0 where a keypoint has no label.
     The authors' ½ matters here, beside other losses. VLPose's loss stands alone and has no ½: see
     `heatmap_loss` in train.py.
     """
-    squares = weights[:, :, None, None] * (labels - predicted) ** 2    # ω (y - ŷ)², (B, K, h, w)
-    return 0.5 * squares.mean()
+    errors = label_heatmaps - predicted                         # y - ŷ (B, K, h, w)
+    return 0.5 * (weights[:, :, None, None] * errors ** 2).mean()
 
 
 # ------------------------------------------------------------------------------- image level: style
@@ -78,7 +77,6 @@ class StyleTransfer(nn.Module):
 
     def __init__(self, encoder=None, decoder=None, width=64, depth=4):
         super().__init__()
-        self.depth = depth
         self.encoder = style_encoder(width, depth)
         self.decoder = style_decoder(width, depth)
         if encoder:
@@ -101,7 +99,7 @@ class StyleTransfer(nn.Module):
         return images[:, :, :height, :width]  # pooling has rounded odd sides up
 
     def restyle(self, content, style, probability):
-        """The image level: redraws some images, each in the style of the one beside it.
+        """The image level: redraws some images of a batch, image b in the style of style[b].
 
         An image is chosen with this probability. How strongly it changes is random: α ~ U(0, 1).
         """
@@ -209,7 +207,7 @@ class Views:
     shift: float = 0.05  # of the image's size, at most, either way
     scale: tuple[float, float] = (0.6, 1.3)  # the least and the greatest
     color: float = 0.25  # strength of the colour jitter
-    occlusion: float = 0.5  # probability that an image has one of its sure keypoints covered
+    occlusion: float = 0.5  # probability that a keypoint is covered, if the teacher is sure of one
     patch: float = 20 / 256  # side of the square that covers it, of the image's height
 
 
@@ -266,50 +264,37 @@ def jitter_color(images, strength=0.25):
 def occlude(images, heatmaps, matrix, probability=0.5, threshold=0.9, size=20):
     """Adaptive occlusion: hides a keypoint from the student, who must infer it from the others.
 
-    images (B, 3, H, W): the student's views; each is changed with this probability. One keypoint
-        with a confidence of at least `threshold` disappears under a patch of size×size pixels from
-        elsewhere in the same image.
+    In some images, one keypoint that the teacher is sure of disappears under a patch of size×size
+    pixels from elsewhere in the same image.
+
+    images (B, 3, H, W): the student's views.
     heatmaps (B, K, h, w): the teacher's, in the frame of the whole images.
     matrix (B, 2, 3): maps the whole images to the views.
+    probability: how likely a view changes, if it shows a keypoint whose confidence is at least
+        `threshold`. The other views stay as they are.
     Raises ValueError if the images are too small to take a patch from elsewhere.
     """
-    count, _, height, width = images.shape
-    least = 3 * size - 1
-    if min(height, width) < least:
-        raise ValueError(f"occlusion: expected images of at least {least} pixels each way to take "
-                         f"a patch of {size}×{size} from elsewhere, found {height}×{width}")
+    point, exists = keypoint_to_hide(heatmaps, matrix, images.shape[2:], threshold)
+    by_chance = torch.rand(len(images)).to(images.device) < probability
+    return cover_with_patch(images, point, exists & by_chance, size)
 
-    # Each image draws one of the keypoints that the teacher is sure of and that the view shows.
+
+def keypoint_to_hide(heatmaps, matrix, size, threshold):
+    """One keypoint of each view -> its pixel (B, 2), and whether there is such a keypoint (B,).
+
+    It is drawn from the keypoints that the teacher is sure of and that the view shows.
+    heatmaps, matrix, threshold: as in `occlude`; size: of the views, (height, width).
+    """
+    height, width = size
     points, confidence = peaks(heatmaps)
-    points = points * grid_scale(heatmaps.shape[2:], (height, width), points)
+    points = points * grid_scale(heatmaps.shape[2:], size, points)      # in the whole image
     points = transform_points(points, matrix).round().long()            # (B, K, 2) in the view
     sides = torch.tensor([width, height], device=points.device)
     inside = ((points >= 0) & (points < sides)).all(2)                  # (B, K)
     sure = (confidence >= threshold) & inside                           # (B, K)
-    lots = torch.rand(sure.shape).to(confidence)
+    lots = torch.rand(sure.shape).to(points.device)
     drawn = lots.masked_fill(~sure, -1).argmax(1)                       # (B,) which keypoint
-    point = points.take_along_dim(drawn[:, None, None], dim=1)[:, 0]    # (B, 2)
-
-    # Only some images change.
-    by_chance = torch.rand(count).to(confidence) < probability
-    changing = (by_chance & sure.any(1)).nonzero()[:, 0]                # (n,) which images
-
-    # The patch has the keypoint in its middle, unless the border is near.
-    places = sides - size + 1  # how many places its upper left corner can have along x and along y
-    corner = (point - size // 2).clamp(min=0).minimum(places - 1)       # (B, 2)
-
-    # Its pixels come from a random step further right and down, where corners wrap around at the
-    # border. A step from `size` to `places - size` is at least `size` both ways: no pixel is copied
-    # onto itself.
-    step = size + (torch.rand(count, 2).to(confidence) * (places - 2 * size + 1)).long()
-    origin = (corner + step) % places                                   # (B, 2)
-
-    y, x = patch_at(corner[changing], size)
-    from_y, from_x = patch_at(origin[changing], size)
-    image = changing[:, None, None]                                     # (n, 1, 1)
-    changed = images.clone()
-    changed[image, :, y, x] = images[image, :, from_y, from_x]
-    return changed
+    return points[torch.arange(len(points)), drawn], sure.any(1)
 
 
 # -------------------------------------------------------------------------------------- the teacher
@@ -326,8 +311,8 @@ def rectify(heatmaps, sigma):
     """Pseudo-labels: a Gaussian at each heatmap's peak (B, K, h, w), as for labelled images."""
     points, confidence = peaks(heatmaps)
     size = heatmaps.shape[2:]
-    labels, _ = encode_heatmaps(points, torch.ones_like(confidence), size, size, sigma)
-    return labels
+    gaussians, _ = encode_heatmaps(points, torch.ones_like(confidence), size, size, sigma)
+    return gaussians
 
 
 def confidence_mask(heatmaps, ratio=0.5):
@@ -354,7 +339,8 @@ def make_teacher(student):
     The teacher sees only target images. In training mode BatchNorm normalises them with their own
     statistics, not with the source's (adaptive BatchNorm, arXiv 1603.04779), and gathers these in
     its buffers for the test. To average the student's buffers instead would mix in the source
-    images that the student sees. Drop path and dropout are off: a label must not be noisy.
+    images that the student sees. Only the frozen base of a VLPose stays in evaluation mode.
+    Drop path and dropout are off: a label must not be noisy.
     """
     teacher = copy.deepcopy(student).requires_grad_(False).train()
     for module in teacher.modules():
@@ -366,7 +352,32 @@ def make_teacher(student):
 @torch.no_grad()
 def ema_update(teacher, student, decay=0.999):
     """teacher ← decay · teacher + (1 - decay) · student: the parameters, but not the buffers."""
-    get_ema_multi_avg_fn(decay)(list(teacher.parameters()), list(student.parameters()), 0)
+    for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
+        t.lerp_(s, 1 - decay)
+
+
+# ---------------------------------------------------------------------------- heatmaps and features
+
+@dataclass(frozen=True)
+class Compute:
+    """How networks compute: the options --bf16 and --accumulate."""
+    bf16: bool = False  # in bfloat16, where that is safe
+    parts: int = 1      # a batch in so many parts, one after the other, which saves memory
+
+
+def heatmaps_and_features(model, images, compute, *text):
+    """A model's heatmaps (B, K, h, w), and the features (B, C, h, w) that it makes them of.
+
+    Every step of training a pose model starts here, in both methods. Both results are in float32.
+    images (B, 3, H, W): RGB in [0, 1]; text: T and its mask, for a VLPose.
+    """
+    def run(images, *text):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
+            features = model.features(normalize(images), *text)
+            heatmaps = model.predictor(features)
+        return heatmaps.float(), features.float()
+
+    return in_parts(run, compute.parts, images, *text)  # with one part, run(images, *text)
 
 
 # ----------------------------------------------------------------------------- a step of adaptation
@@ -377,13 +388,6 @@ class LossWeights:
     consistency: float = 1.0    # of L_con
     feature_level: float = 0.1  # of L_adv
     pose_level: float = 0.3     # of L_im
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How networks compute."""
-    bf16: bool = False  # in bfloat16 where that is safe
-    parts: int = 1  # in so many parts of a batch, to save memory
 
 
 class MultiLevelAlignment(nn.Module):
@@ -397,10 +401,13 @@ class MultiLevelAlignment(nn.Module):
     weights: how much each loss counts.
     views: how far the random views of target images go.
     decay: the share of the teacher that stays at each step.
-    source_keypoints: the keypoints that the source labels; None means all. The student is not
-        taught the others, so its heatmaps of the others must not become pseudo-labels.
+    source_keypoints: the keypoints that are adapted, which are those that the source labels: the
+        student is not taught the others, so its heatmaps of them must not become pseudo-labels.
+        None means all, as with `--source none`, where nothing is labelled.
     compute: how networks compute.
-    To add a loss, override `alignment_losses`; the README has an example.
+    To add a loss, override `alignment_losses`; the README has an example. To make its weight an
+    option, add a field to LossWeights and to train.AlignmentRecipe, and fill it in `train.adapt`.
+    If all weights are 0, the target is not looked at, and no added loss is asked for.
     """
 
     def __init__(self, student, restyle=None, weights=LossWeights(), views=Views(), decay=0.999,
@@ -418,27 +425,32 @@ class MultiLevelAlignment(nn.Module):
         self.compute = compute
         self.losses = {}  # of the last step, times their weights; the log has a column for each
 
-    def forward(self, source, labels, label_weights, target, source_text=(), target_text=()):
+    def forward(self, source, label_heatmaps, label_weights, target, source_text=(),
+                target_text=()):
         """One step -> (L, the student's heatmaps of the source images (B, K, h, w)).
 
         source, target (B, 3, H, W): images, RGB in [0, 1].
-        labels (B, K, h, w), label_weights (B, K): the source's, from `encode_heatmaps`; the target
-            has none.
+        label_heatmaps (B, K, h, w), label_weights (B, K): of the source's labels, from
+            `encode_heatmaps`; the target has none.
         source_text, target_text: T and its mask, if the student is a VLPose.
         """
-        # 0. The optimizer has moved the student since the last step; the teacher follows.
+        # 0. The optimizer has moved the student since the last step; the teacher follows. Its
+        #    BatchNorm gathers statistics in every step: see `make_teacher`.
         ema_update(self.teacher, self.student, self.decay)
-        self.teacher.train()  # train.set_training_mode has put its frozen BatchNorm into eval mode
+        self.teacher.train()
 
         # 1. Image level: some source images are redrawn in the style of target images.
         if self.restyle:
             source = self.restyle(source, target)                               # (B, 3, H, W)
 
         # 2. Supervision: the student learns from the source's labels.
-        source_heatmaps, source_features = self.read(self.student, source, source_text)
-        losses = {"supervised": supervised_loss(source_heatmaps, labels, label_weights)}
+        source_heatmaps, source_features = heatmaps_and_features(
+            self.student, source, self.compute, *source_text)
+        L_sup = supervised_loss(source_heatmaps, label_heatmaps, label_weights)
+        losses = {"supervised": L_sup}
 
-        if any(astuple(self.weights)):  # if all are 0, nothing is learned from the target
+        learns_from_target = any(astuple(self.weights))  # is the weight of any loss above 0?
+        if learns_from_target:
             # 3. Each target image is seen in two random views: the teacher's and the student's.
             to_teacher = self.random_maps(target)                               # (B, 2, 3)
             to_student = self.random_maps(target)
@@ -447,16 +459,19 @@ class MultiLevelAlignment(nn.Module):
 
             # 4. The teacher's heatmaps, back in the frame of the whole image.
             with torch.no_grad():
-                teacher_heatmaps, _ = self.read(self.teacher, teacher_view, target_text)
+                teacher_heatmaps, _ = heatmaps_and_features(
+                    self.teacher, teacher_view, self.compute, *target_text)
                 teacher_heatmaps = self.to_whole_image(teacher_heatmaps, to_teacher)
 
             # 5. The student's heatmaps, likewise. Adaptive occlusion makes its task harder: a
             #    keypoint that the teacher is sure of disappears from the student's view.
             if self.views.occlusion:
                 student_view = self.cover_a_keypoint(student_view, teacher_heatmaps, to_student)
-            student_heatmaps, target_features = self.read(self.student, student_view, target_text)
+            student_heatmaps, target_features = heatmaps_and_features(
+                self.student, student_view, self.compute, *target_text)
             student_heatmaps = self.to_whole_image(student_heatmaps, to_student)
 
+            # 6, 7 and 8. The losses of the target.
             losses.update(self.alignment_losses(
                 teacher_heatmaps, student_heatmaps, source_features, target_features))
         self.losses = losses
@@ -472,14 +487,14 @@ class MultiLevelAlignment(nn.Module):
         weights = self.weights
         losses = {}
 
-        # 5. Consistency: the student must find in its view what the teacher found in the other one.
+        # 6. Consistency: the student must find in its view what the teacher found in the other one.
         if weights.consistency:
             pseudo_labels = rectify(teacher_heatmaps, self.config.sigma)        # (B, K, h, w)
             mask = confidence_mask(teacher_heatmaps)                            # (B, K)
             L_con = consistency_loss(student_heatmaps, pseudo_labels, mask)
             losses["consistency"] = weights.consistency * L_con
 
-        # 6. Feature level: the discriminator learns to tell the domains apart, the student to make
+        # 7. Feature level: the discriminator learns to tell the domains apart, the student to make
         #    that impossible.
         if weights.feature_level:
             source_logits = self.discriminate(source_features)                  # (B, 1, h, w)
@@ -487,15 +502,11 @@ class MultiLevelAlignment(nn.Module):
             L_adv = adversarial_loss(source_logits, target_logits)
             losses["feature_level"] = weights.feature_level * L_adv
 
-        # 7. Pose level: the target's heatmaps are sure of a place, and not all of the same one.
+        # 8. Pose level: the target's heatmaps are sure of a place, and not all of the same one.
         if weights.pose_level:
             L_im = information_maximization_loss(student_heatmaps)
             losses["pose_level"] = weights.pose_level * L_im
         return losses
-
-    def read(self, model, images, text):
-        """(heatmaps, features) of the student or the teacher."""
-        return heatmaps_and_features(model, images, self.compute, *text)
 
     def random_maps(self, images):
         """(B, 2, 3), a random view of each image."""
@@ -518,7 +529,7 @@ class MultiLevelAlignment(nn.Module):
     def to_whole_image(self, heatmaps, matrix):
         """Heatmaps (B, K, h, w) of views, back in the frame of the whole images.
 
-        Only the heatmaps of keypoints that the source labels are kept.
+        Only the heatmaps of `source_keypoints` are kept.
         """
         matrix = resize_affine(matrix, self.config.image_size, heatmaps.shape[2:])
         heatmaps = warp(heatmaps, invert_matrix(matrix))
@@ -527,11 +538,11 @@ class MultiLevelAlignment(nn.Module):
         return heatmaps[:, self.source_keypoints]
 
 
-
 # === Appendix: the networks of style transfer; skip on a first reading ============================
 
-ENCODER_ENDS = (4, 11, 18, 31)  # the number of layers up to relu1_1, relu2_1, relu3_1 and relu4_1
-DECODER_STARTS = (27, 20, 13, 0)  # the decoder's first layer for an encoder of depth 1, 2, 3 or 4
+# How many layers `style_encoder` has up to relu1_1, relu2_1, relu3_1 and relu4_1. Each 3×3
+# convolution counts as three, with its padding and its ReLU.
+ENCODER_ENDS = (4, 11, 18, 31)
 
 
 def style_encoder(width, depth):
@@ -565,9 +576,10 @@ def style_encoder(width, depth):
 
 
 def style_decoder(width, depth):
-    """The mirror image of `style_encoder`; its first pictures are grey, a good place to start from.
+    """The mirror image of `style_encoder`, initialised so that its pictures are nearly grey.
 
-    A slice of layers keeps their numbers, which are the public file's.
+    As many layers are missing at its start as at the encoder's end. The others keep their numbers,
+    which are the public file's.
     """
     w = width
     layers = nn.Sequential(
@@ -584,7 +596,8 @@ def style_decoder(width, depth):
         *convolution(w, w),
         *convolution(w, 3)[:-1],     # colours: no ReLU behind the last convolution
     )
-    decoder = layers[DECODER_STARTS[depth - 1]:]
+    missing = ENCODER_ENDS[-1] - ENCODER_ENDS[depth - 1]
+    decoder = layers[missing:]
     nn.init.normal_(decoder[-1].weight, std=0.01)
     nn.init.constant_(decoder[-1].bias, 0.5)
     return decoder
@@ -602,7 +615,7 @@ def encoder_levels(encoder, images):
 
 
 def gram(features):
-    """How strongly each two channels of features f (B, C, h, w) fire together: f fᵀ / (C h w)."""
+    """How strongly each two channels of features f (B, C, h, w) correlate: f fᵀ / (C h w)."""
     flat = features.flatten(2)                  # (B, C, h w)
     return flat @ flat.mT / flat[0].numel()     # (B, C, C)
 
@@ -610,7 +623,7 @@ def gram(features):
 def convolution(c_in, c_out):
     """A 3×3 convolution with reflection padding, and ReLU: a list of three layers."""
     layer = nn.Conv2d(c_in, c_out, 3)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # features must not fade with depth
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # keeps the variance of features
     nn.init.zeros_(layer.bias)
     return [nn.ReflectionPad2d(1), layer, nn.ReLU()]
 
@@ -630,22 +643,85 @@ def load_style_encoder(encoder, path_or_name):
         load_strictly(encoder, first_layers, path_or_name)
 
 
-# === Appendix: how networks compute; skip on a first reading ======================================
+# === Appendix: maps of smaller grids; skip on a first reading =====================================
+
+def grid_scale(old, new, like):
+    """(2,) factors of x and y from a grid of size `old` (height, width) to one of size `new`.
+
+    The centres of the grids' corner pixels coincide. The result has `like`'s type and device.
+    """
+    old_height, old_width = old
+    height, width = new
+    factors = [(width - 1) / (old_width - 1), (height - 1) / (old_height - 1)]
+    return torch.tensor(factors).to(like)
+
+
+def resize_affine(matrix, old, new):
+    """The map M = [A b] (B, 2, 3) of a grid of size `old`, for a grid of size `new`.
+
+    It is [S A S⁻¹, S b], where S scales by `grid_scale`; sizes are (height, width).
+    """
+    scale = grid_scale(old, new, matrix)
+    A = scale[:, None] * matrix[..., :2] / scale  # S A S⁻¹
+    b = scale[:, None] * matrix[..., 2:]          # S b
+    return torch.cat([A, b], dim=-1)
+
+
+# === Appendix: patches; skip on a first reading ===================================================
+
+def cover_with_patch(images, point, chosen, size):
+    """Images in which a patch of size×size pixels from elsewhere lies over a point.
+
+    images (B, 3, H, W), point (B, 2), chosen (B,): which images change.
+    """
+    height, width = images.shape[2:]
+    least = 3 * size - 1
+    if min(height, width) < least:
+        raise ValueError(f"occlusion: expected images of at least {least} pixels each way to take "
+                         f"a patch of {size}×{size} from elsewhere, found {height}×{width}")
+
+    # The point is in the middle of the patch, unless the border is near.
+    sides = torch.tensor([width, height], device=point.device)
+    places = sides - size + 1  # how many places its upper left corner can have along x and along y
+    corner = (point - size // 2).clamp(min=0).minimum(places - 1)       # (B, 2)
+
+    # Its pixels come from a random step further right and down, where corners wrap around at the
+    # border. A step from `size` to `places - size` is at least `size` both ways: no pixel is copied
+    # onto itself.
+    fraction = torch.rand(len(images), 2).to(point.device)
+    step = size + (fraction * (places - 2 * size + 1)).long()           # (B, 2)
+    origin = (corner + step) % places                                   # (B, 2)
+
+    covered = images.clone()
+    corners = corner.tolist()
+    origins = origin.tolist()
+    for image in chosen.nonzero()[:, 0].tolist():
+        x, y = corners[image]
+        from_x, from_y = origins[image]
+        patch = images[image, :, from_y:from_y + size, from_x:from_x + size]
+        covered[image, :, y:y + size, x:x + size] = patch
+    return covered
+
+
+# === Appendix: views of labelled images; skip on a first reading ==================================
+
+def source_view(images, keypoints, visible, views):
+    """A random view of labelled images -> (images, keypoints, visible) of the view.
+
+    images (B, 3, H, W), keypoints (B, K, 2), visible (B, K); visible becomes 0 outside the view.
+    """
+    height, width = images.shape[2:]
+    matrix = random_affine(len(images), (height, width), views).to(images.device)
+    images = jitter_color(warp(images, matrix), views.color)
+    keypoints = transform_points(keypoints.to(matrix), matrix)
+    last_pixel = torch.tensor([width - 1, height - 1]).to(keypoints)
+    inside = ((keypoints >= 0) & (keypoints <= last_pixel)).all(2)              # (B, K)
+    return images, keypoints, visible.to(matrix) * inside
+
+
+# === Appendix: a batch in parts; skip on a first reading ==========================================
 
 from torch.utils.checkpoint import checkpoint
-
-
-def heatmaps_and_features(model, images, compute, *text):
-    """(B, K, h, w) and (B, C, h, w), in float32, of RGB images (B, 3, H, W) in [0, 1].
-
-    text: T and its mask, if the model is a VLPose.
-    """
-    def run(images, *text):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
-            features = model.features(normalize(images), *text)
-            heatmaps = model.predictor(features)
-        return heatmaps.float(), features.float()
-    return in_parts(run, compute.parts, images, *text)
 
 
 def in_parts(run, parts, *inputs):
@@ -653,7 +729,8 @@ def in_parts(run, parts, *inputs):
 
     It needs the memory of one part: each part forgets what it would keep for the backward pass, and
     computes it anew there. So a loss of the outputs is a loss of the whole batch, and its gradient
-    is that of the whole batch. Only BatchNorm's statistics are those of a part.
+    is that of the whole batch, except that BatchNorm and dropout see the parts. BatchNorm's running
+    statistics move with each part, and once more when a part is computed anew.
 
     run: a function that returns a tuple of tensors (B, ...).
     parts: how many; there are never more than images.
@@ -671,47 +748,3 @@ def in_parts(run, parts, *inputs):
     inputs_of_parts = zip(*[split(x) for x in inputs])
     outputs = [checkpoint(run, *part, use_reentrant=False) for part in inputs_of_parts]
     return tuple(torch.cat(pieces) for pieces in zip(*outputs))
-
-
-# === Appendix: parts of views; skip on a first reading ============================================
-
-def grid_scale(old, new, like):
-    """(2,) factors of x and y from a grid of size `old` (height, width) to one of size `new`.
-
-    The centres of the grids' corner pixels coincide. The result has `like`'s type and device.
-    """
-    old_height, old_width = old
-    height, width = new
-    factors = [(width - 1) / (old_width - 1), (height - 1) / (old_height - 1)]
-    return torch.tensor(factors).to(like)
-
-
-def resize_affine(matrix, old, new):
-    """The map M (B, 2, 3) of a grid of size `old` for one of size `new`: S M S⁻¹.
-
-    S is `grid_scale`; sizes are (height, width).
-    """
-    scale = grid_scale(old, new, matrix)
-    return scale[:, None] * matrix / torch.cat([scale, scale.new_ones(1)])
-
-
-def patch_at(corner, size):
-    """Rows (n, size, 1) and columns (n, 1, size) of patches; corner (n, 2) is their upper left."""
-    steps = torch.arange(size, device=corner.device)
-    rows = corner[:, 1, None, None] + steps[:, None]
-    columns = corner[:, 0, None, None] + steps
-    return rows, columns
-
-
-def source_view(images, keypoints, visible, views):
-    """A random view of labelled images -> (images, keypoints, visible) of the view.
-
-    images (B, 3, H, W), keypoints (B, K, 2), visible (B, K); visible becomes 0 outside the view.
-    """
-    height, width = images.shape[2:]
-    matrix = random_affine(len(images), (height, width), views).to(images.device)
-    images = jitter_color(warp(images, matrix), views.color)
-    keypoints = transform_points(keypoints.to(matrix), matrix)
-    last_pixel = torch.tensor([width - 1, height - 1]).to(keypoints)
-    inside = ((keypoints >= 0) & (keypoints <= last_pixel)).all(2)              # (B, K)
-    return images, keypoints, visible.to(matrix) * inside

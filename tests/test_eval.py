@@ -567,9 +567,9 @@ class Options:
     strategy: str = option("vlpose", choices=("vlpose", "full"), help="What is trained.")
     num_prompts: int = option(4, paper=8, least=0, only=[only_with("strategy", "vlpose")],
                               help="The number of prompts.")
-    weights: str | None = option(None, help="Start from these.")
+    weights: str = option(None, help="Start from these.")
     base_lr: float = option(1e-3, above=0, only=[only_without("weights")], help="A rate.")
-    image_size: list[int] | None = option(None, least=32, step=32, nargs=2, help="In pixels.")
+    image_size: list[int] = option(None, least=32, step=32, nargs=2, help="In pixels.")
     steady: bool = option(False, help="Whether it is steady.")
 
 
@@ -582,7 +582,7 @@ def test_the_fields_of_a_dataclass_are_a_programs_options():
     assert read("", "paper") == Options("vlpose", 8, None, 1e-3, None, False)
     given = read("--num-prompts 2 --weights W --image-size 64 96 --steady")
     assert given == Options("vlpose", 2, "W", 1e-3, [64, 96], True)
-    assert read("--strategy full --num-prompts 4").num_prompts == 4  # the default is never in vain
+    assert read("--strategy full --num-prompts 4").num_prompts == 4  # a default is never refused
 
 
 @pytest.mark.parametrize("line, message", [
@@ -595,7 +595,7 @@ def test_the_fields_of_a_dataclass_are_a_programs_options():
     ("--strategy none", "argument --strategy: invalid choice: 'none'"),
     ("--num 3", "unrecognized arguments: --num 3; --help lists the options"),
 ])
-def test_an_option_that_is_wrong_or_given_in_vain_is_refused_by_name(line, message):
+def test_an_option_that_is_wrong_or_without_effect_is_refused_by_name(line, message):
     with pytest.raises(DataError, match=re.escape(message)):
         read(line)
 

@@ -449,11 +449,12 @@ def test_a_signal_to_the_group_of_a_run_does_not_reach_the_processes_that_cut_cr
     assert len(list(batches)) == 5
 
 
-def test_likewise_in_validation(run, cache):
+def test_likewise_in_validation(run, cache, monkeypatch):
     model, groups = load_model(run / "run" / "model.pth"), set()
     figures = load_dataset("figures#photo", "train", cache)
     model.register_forward_hook(lambda *_: groups.update(groups_of_children()))
-    eval.predict(model, figures, batch_size=1, workers=1)
+    monkeypatch.setattr(eval, "BATCH_SIZE", 1)
+    eval.predict(model, figures, workers=1)
     assert groups and os.getpgrp() not in groups
 
 

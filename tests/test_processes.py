@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import eval
 import train
 import uda
 from conftest import ROOT
@@ -160,6 +161,7 @@ def many_things(cache):
         if dist.get_rank() == 0:
             torch.randn(1500, 1500) @ torch.randn(1500, 1500)
         order.append(torch.tensor(os.times().elapsed))
+    eval.BATCH_SIZE = 16  # more than one batch for each process
     norm = SyncBatchNorm(3)
     norm(my_share(torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(3)) + 2))
     return {"full": alignment_step(random=False),
@@ -169,7 +171,7 @@ def many_things(cache):
             "drawn": drawn(), "drawn again": drawn(), "drawn with another seed": drawn(seed=3),
             "order": order, "gradient": model.weight.grad, "norm": norm.state_dict(),
             "everyone": all_items([dist.get_rank()] * 2),
-            "poses": predict(new_model(), figures, batch_size=16),
+            "poses": predict(new_model(), figures),
             "pck": grid_pck(new_model(), figures, COCO17.groups),
             "rows": my_share(list(range(67)), 16)}
 
@@ -266,9 +268,11 @@ def test_batchnorm_gathers_the_statistics_of_all_processes(both):
         close(found["norm"], dict(norm.state_dict()))
 
 
-def test_poses_and_pck_are_exactly_those_of_one_process_without_a_doubled_tail(both, cache):
+def test_poses_and_pck_are_exactly_those_of_one_process_without_a_doubled_tail(
+        both, cache, monkeypatch):
     figures = load_dataset("figures#photo", "val", cache)
-    poses = predict(new_model(), figures, batch_size=16)
+    monkeypatch.setattr(eval, "BATCH_SIZE", 16)
+    poses = predict(new_model(), figures)
     pck = grid_pck(new_model(), figures, COCO17.groups)
     for rank, found in enumerate(both):
         assert len(found["poses"]) == 67 and found["poses"] == poses and found["pck"] == pck

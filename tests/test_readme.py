@@ -19,8 +19,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 PAGES = {"README.md": README}
 PAGES |= {f"assets/{page.name}": page.read_text("utf-8") for page in (ROOT / "assets").glob("*.md")}
 MODULES = ("clip_tokenizer", "vlpose", "data", "uda", "eval", "train")
-CODE = [code for page in ("README.md", "assets/try.md")
-        for code in re.findall(r"^```python\n(.*?)^```", PAGES[page], flags=re.S | re.M)]
+CODE = []
+for page in ("README.md", "assets/try.md"):
+    for block in re.findall(r"^```python\n(.*?)^```", PAGES[page], flags=re.S | re.M):
+        CODE += re.split(r"\n\n(?=# Another )", block)  # each recipe must run by itself
 
 
 def commands_of(text):
@@ -59,7 +61,7 @@ def test_the_code_runs(code, run_code):
     run_code(code)
 
 
-def test_the_ten_lines_of_python_draw_a_pose(run_code):
+def test_the_lines_of_python_draw_a_pose(run_code):
     poses = run_code("pose.png")["poses"]
     assert poses.keypoints.shape == (1, 17, 3)
     with Image.open("pose.png") as image:
@@ -120,7 +122,7 @@ def test_the_recipe_of_another_option_is_one_of_the_command(run_code):
         train.parse_options(["--mode", "uda", "--temperature", "0"])
 
 
-def test_the_ten_lines_work_from_another_folder(tmp_path):
+def test_the_lines_work_from_another_folder(tmp_path):
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom data import draw_figure\n"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -161,6 +163,21 @@ def test_pictures_and_links_lead_to_files(page):
     targets = re.findall(r"\]\((?!http|#)([^)#]+)", PAGES[page])
     places = [(ROOT / page).parent / target.replace("\n", "") for target in targets]
     assert [place for place in places if not place.exists()] == []
+
+
+def anchor_of(heading):
+    """The anchor that a heading has on GitHub."""
+    kept = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return kept.replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_into_a_page_lead_to_a_heading(page):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", PAGES[page]):
+        path = ((ROOT / page).parent / target if target else ROOT / page).resolve()
+        text = PAGES[path.relative_to(ROOT.resolve()).as_posix()]
+        headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
+        assert anchor in [anchor_of(heading) for heading in headings], f"{target}#{anchor}"
 
 
 def test_every_option_of_the_pages_is_one_of_a_command(capsys):

@@ -542,7 +542,7 @@ def test_the_teachers_parameters_are_the_students_running_average():
         torch.testing.assert_close(parameter, expected)
     for name, buffer in teacher.named_buffers():
         assert torch.equal(buffer, before[name]), name
-    with pytest.raises(RuntimeError, match="same number"):
+    with pytest.raises(ValueError, match="is shorter than"):
         ema_update(teacher, nn.Sequential(nn.Conv2d(2, 3, 1)), 0.9)
 
 
@@ -663,6 +663,9 @@ def test_another_loss_is_added_in_one_place(step):
     alone = Smoother(aligned().student, None, Weights(0.0, 0.0, 0.0, smooth=0.2), model.views)
     loss_of(alone, step)
     assert list(alone.losses) == ["supervised", "smooth"]
+    idle = Smoother(aligned().student, None, Weights(0.0, 0.0, 0.0, smooth=0.0), model.views)
+    loss_of(idle, step)
+    assert list(idle.losses) == ["supervised"]  # nothing is asked of the target
 
 
 @pytest.mark.parametrize("part", [{}, *({name: weight} for name, weight in PARTS.items())], ids=str)
