@@ -406,7 +406,7 @@ class MultiLevelAlignment(nn.Module):
         None means all, as with `--source none`, where nothing is labelled.
     compute: how networks compute.
     To add a loss, override `alignment_losses`; the README has an example. To make its weight an
-    option, add a field to LossWeights and to train.AlignmentAdaptation, and fill it in `train.adapt`.
+    option, add a field to LossWeights and to train.AlignmentAdaptation; `train.adapt` fills it in.
     If all weights are 0, the target is not looked at, and no added loss is asked for.
     """
 
