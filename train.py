@@ -294,8 +294,8 @@ def restyling(stylist, options):
     """The image level: (source images, target images) -> source images, some in the target's style.
 
     None leaves out the image level. To try another restyling, return a function of your own in the
-    first line; it chooses itself which images it changes. Your function also runs with
-    `--image-level 0`, which saves the training of a style decoder.
+    first line; it chooses itself which images it changes. `--image-level 0` then saves the training
+    of the style decoder, and your function runs all the same.
     """
     if stylist is None:
         return None
@@ -1242,7 +1242,7 @@ MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "tr
 # No option of these classes changes a cached model. All other options are part of the key, also
 # those that somebody adds. Where an option of these classes is needed, `key_of` takes its effect:
 # the data, the probability of a restyling, and the weights of the style network.
-AFTER_THE_CACHE = (VLPoseAdaptation, AlignmentAdaptation, RunOptions)
+NOT_IN_KEY = (VLPoseAdaptation, AlignmentAdaptation, RunOptions)
 
 
 def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
@@ -1272,7 +1272,7 @@ def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
 def key_of(stage, model, pools, options, restyle, stylist):
     """All that a trained model depends on, but for the code."""
     in_key = vars(options).copy()
-    for options_class in AFTER_THE_CACHE:
+    for options_class in NOT_IN_KEY:
         if isinstance(options, options_class):
             for entry in fields(options_class):
                 del in_key[entry.name]

@@ -215,6 +215,11 @@ def test_a_finished_run_is_made_longer_by_more_steps(run, copy, capsys):
     assert "has done 9 steps, more than 8" in error_of(capsys)
 
 
+def test_a_run_of_so_many_steps_may_go_on_for_so_many_epochs(copy):
+    options = train.parse_options(["--resume", str(copy), "--epochs", "3"])
+    assert (options.steps, options.epochs) == (None, 3)
+
+
 @pytest.mark.parametrize("more, words", [
     (["--lr", "0.5"], "config.json: began with --lr 0.0015, found 0.5"),
     (["--mode", "uda"], "config.json: began with --mode vlpose, found uda"),
@@ -291,6 +296,8 @@ def test_the_conditions_of_options_name_only_options_and_values_that_there_are(k
     ("--mode uda --weights W --supervised-steps 9", "--supervised-steps: "),
     ("--mode uda --per-token", "--per-token: "),
     ("--mode uda --source none --weights W --feature-level 0.1",
+     "--feature-level: has no effect with --source none"),
+    ("--mode uda --source none --weights W --feature-level 0.002",  # the default
      "--feature-level: has no effect with --source none"),
     ("--mode uda --source none --weights W --style-steps 9", "--style-steps: "),
     ("--mode uda --source none --weights W --steady-discriminator", "--steady-discriminator: ")])

@@ -809,8 +809,9 @@ def test_of_steps_and_epochs_the_one_that_is_given_counts():
     assert (options("--epochs", "3").steps, options("--epochs", "3").epochs) == (None, 3)
     paper = options("--recipe", "paper", "--steps", "7")
     assert (paper.steps, paper.epochs, paper.base_steps, paper.base_epochs) == (7, None, None, 210)
-    with pytest.raises(DataError, match="expected --steps or --epochs, found both"):
-        options("--epochs", "3", "--steps", "7")
+    for steps in ("7", "1200"):  # the default was given, too
+        with pytest.raises(DataError, match="expected --steps or --epochs, found both"):
+            options("--epochs", "3", "--steps", steps)
 
 
 @pytest.mark.parametrize("ampere", [True, False])
