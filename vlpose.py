@@ -344,7 +344,7 @@ class RelationMatcher(nn.Module):
         R = LayerNorm(E + W_o (M v))             the weighted mean, added to the image token
 
     [E ; T'] puts L text tokens behind N image tokens. Dropout (0.1) is active only in training.
-    With most decoders R starts at 0: see `VLPose.initialize`.
+    With the decoders `injector` and `dual` R starts at 0: see `VLPose.initialize`.
     variant: `concat` is the paper's. `image` takes keys and values only from E, without text.
     mask (B, L): True for text tokens, False for padding, see `padded`.
     """
@@ -385,8 +385,8 @@ class RelationMatcher(nn.Module):
 
 # ---------------------------------------------------------------------------------------- 6. VLPose
 
-# Each decoder and the trained modules that it takes. Another one is one more line here and, a little
-# further down, a branch in `decode`; and in `initialize`, if its training starts in its own way.
+# Each decoder with its trained modules. Another decoder is a line here and, a little further down, a
+# branch in `decode`; and one in `initialize`, if its training starts in a way of its own.
 DECODERS = {
     "baseline": (),
     "injector": ("matcher",),
@@ -462,7 +462,7 @@ class VLPose(nn.Module):
             nn.init.constant_(self.auxiliary2[1].weight, 0.1)  # A₂ adds little at first
 
     def decode(self, E, R):
-        """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4). `baseline` has no R.
+        """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4). Without a matcher, R is None.
 
         B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary
         blocks beside them. Each doubles the resolution: m₁ and a₁ are (B, C, H/8, W/8).
@@ -490,7 +490,7 @@ class VLPose(nn.Module):
         raise NotImplementedError(f"decode has no branch for the decoder {self.decoder!r}")
 
     def base_part(self, name):
-        """`backbone`, `head.block1` or `head.block2` of the base, with the updates if any."""
+        """The base's `backbone`, `head.block1` or `head.block2`, with its updates, if any."""
         part = self.base.get_submodule(name)
         if not self.updates:  # the paper's model
             return part
@@ -517,11 +517,11 @@ class VLPose(nn.Module):
     def features(self, images, text, mask=None):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
         E = self.base_part("backbone")(images, self.prompts)  # (B, D, H/16, W/16)
-        if self.decoder == "baseline":
-            return self.decode(E, R=None)
-        tokens = E.flatten(2).transpose(1, 2)                 # (B, N, D)
-        R = self.matcher(tokens, text, mask)                  # (B, N, D)
-        R = R.transpose(1, 2).unflatten(2, E.shape[2:])       # (B, D, H/16, W/16)
+        R = None
+        if "matcher" in DECODERS[self.decoder]:
+            tokens = E.flatten(2).transpose(1, 2)             # (B, N, D)
+            R = self.matcher(tokens, text, mask)              # (B, N, D)
+            R = R.transpose(1, 2).unflatten(2, E.shape[2:])   # (B, D, H/16, W/16)
         return self.decode(E, R)
 
 
