@@ -55,8 +55,8 @@ class CLIPTokenizer:
             self.vocabulary.append(self.vocabulary[left] + self.vocabulary[right])
         self.vocabulary += [b"", b""]  # start, end
 
-        # A cache, word -> ids: texts repeat their words. A text that spells out a special token gets
-        # that token, as in CLIP.
+        # A cache, word -> ids: texts repeat their words. As in CLIP, a text that spells out a
+        # special token gets that token.
         self.cache = {"<|startoftext|>": [START], "<|endoftext|>": [END]}
 
     def __call__(self, texts, context_length=77):

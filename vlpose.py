@@ -385,8 +385,8 @@ class RelationMatcher(nn.Module):
 
 # ---------------------------------------------------------------------------------------- 6. VLPose
 
-# Each decoder with its trained modules. Another decoder is a line here and, a little further down, a
-# branch in `decode`; and one in `initialize`, if its training starts in a way of its own.
+# Each decoder with its trained modules. Another decoder is a line here and a branch in `decode`, a
+# little further down; and one in `initialize`, if its training starts in a way of its own.
 DECODERS = {
     "baseline": (),
     "injector": ("matcher",),
@@ -641,8 +641,8 @@ class TorchvisionBackbone(nn.Module):
         last = list(classifier.modules())[-1]  # the linear layer that reads the body's C channels
         self.up = deconv_block(last.in_features, config.dim)
 
-    def forward(self, images, prompts=None):
-        return self.up(self.body(images))  # (B, D, H/16, W/16)
+    def forward(self, images, prompts=None):  # prompts is as in `ViT.forward`, but has no tokens
+        return self.up(self.body(images))     # (B, D, H/16, W/16)
 
 
 # === Appendix: finding and fetching files of weights; skip on a first reading =====================
@@ -673,6 +673,7 @@ def read_addresses():
 
 
 PUBLIC_FILES = read_addresses()
+# The public files of networks that find people, for `eval.py --detect`.
 DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2",
              "fasterrcnn_mobilenet_v3_large_fpn")
 
@@ -730,12 +731,24 @@ def fetch(name):
 
 
 def tensors_of(contents, path):
-    """{name: tensor} of the state dict in what a file holds.
+    """{name: tensor} of the state dict in what a file holds, without gradients.
 
-    Raises WeightsError if there is none, or if a tensor claims more data than the file has.
+    Raises WeightsError if there is none, if a value is not a tensor, or if a tensor claims more
+    data than the file has.
     """
+    tensors = {}
     with expecting(path, "a state dict", WeightsError):
-        return checked_tensors(unwrap(contents), path)
+        for name, tensor in unwrap(contents).items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor "
+                                   f"but a {type(tensor).__name__}")
+            if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+                raise WeightsError(f"{path}: tensor {name} of shape {list(tensor.shape)} is "
+                                   f"larger than its data")
+            tensors[name] = tensor.detach()
+    if not tensors:
+        raise WeightsError(f"{path}: expected a state dict, found no tensors")
+    return tensors
 
 
 def unwrap(contents):
@@ -747,25 +760,6 @@ def unwrap(contents):
         if isinstance(contents.get(key), dict):
             return contents[key]
     return contents
-
-
-def checked_tensors(state, path):
-    """The tensors of a state dict, without gradients.
-
-    Raises WeightsError if a value is not a tensor, or a tensor is larger than its data.
-    """
-    if not state:
-        raise WeightsError(f"{path}: expected a state dict, found no tensors")
-    tensors = {}
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor but a "
-                               f"{type(tensor).__name__}")
-        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise WeightsError(f"{path}: tensor {name} of shape {list(tensor.shape)} is larger "
-                               f"than its data")
-        tensors[name] = tensor.detach()
-    return tensors
 
 
 # === Appendix: reading files without executing them; skip on a first reading ======================
@@ -781,13 +775,11 @@ import zipfile
 from contextlib import suppress
 
 
-# A file of weights has one of four forms: safetensors; a zip archive of torch.save or of torch.jit;
-# a file of torch.save from before torch 1.6. Torch reads those of torch.save that hold nothing but
-# plain containers and tensors. The functions below read all others.
-
 def read_file(path):
     """What a file of weights holds: {name: tensor}, or a checkpoint with a state dict in it.
 
+    The file has one of four forms: safetensors, a zip archive of torch.save or of torch.jit.save,
+    or a file of torch.save from before torch 1.6.
     Nothing in it is executed, and nothing that it says about its size is believed. Raises
     WeightsError if it is damaged or of another kind.
     """
@@ -799,7 +791,8 @@ def read_file(path):
         zipped = start.startswith(b"PK\x03\x04")
         if zipped:
             check_zip(path)
-        # Torch itself reads plain containers and tensors. It refuses files with anything else.
+        # Torch itself reads plain containers and tensors. It refuses files with anything else,
+        # which are read below.
         with suppress(Exception), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
         if zipped:
@@ -836,6 +829,7 @@ def read_safetensors(path):
                                f"found a file of {size}")
         header = json.loads(file.read(length).decode("utf-8"))
     header.pop("__metadata__", None)
+
     data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # mapped into memory, not read
     data = data[8 + length:]
 
@@ -900,11 +894,13 @@ class Inert(dict):
     def __setstate__(self, state):
         self.state = state
 
-    def append(self, *items):
+    def append(self, *items):  # the object may be filled like a list, too
         pass
 
     extend = append
-    add = append
+    add = append  # and like a set
+
+    # It may be put into a set itself, which a dict may not.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -1364,7 +1360,7 @@ def load_own(contents, state, path, image_size, base):
     options = contents.get("options")  # of a VLPose
     if "adapter" in contents:
         state = {f"base.{name}": tensor for name, tensor in state.items()}
-        state.update(checked_tensors(contents["adapter"], path))
+        state.update(tensors_of(contents["adapter"], path))
 
     def build():
         model = PoseModel(config, num_keypoints, skeleton)
@@ -1500,7 +1496,7 @@ def load_clip_text(path_or_name):
             state = translate(state, path)
         vocab_size, width = state["token_embed.weight"].shape
         length, _ = state["pos_embed"].shape
-        config = CLIPTextConfig(width, width // 64, count_blocks(state),
+        config = CLIPTextConfig(width=width, heads=width // 64, layers=count_blocks(state),
                                 embed_dim=state["projection"].shape[1],
                                 vocab_size=vocab_size, context_length=length)
         return load_strictly(CLIPText(config), state, path).eval()
