@@ -216,7 +216,7 @@ class PoseModel(nn.Module):
 
     Images are normalised and show one person each. With a transformer this model is ViTPose (arXiv
     2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
-    skeleton: the keypoints' names and more, see data.py; it is kept with the weights.
+    skeleton: the keypoints' names and more (data.py), kept with the weights. 17 are COCO's.
     """
 
     def __init__(self, config, num_keypoints=17, skeleton=None):
