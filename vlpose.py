@@ -385,8 +385,9 @@ class RelationMatcher(nn.Module):
 
 # ---------------------------------------------------------------------------------------- 6. VLPose
 
-# Each decoder with its trained modules. Another decoder is a line here and a branch in `decode`, a
-# little further down; and one in `initialize`, if its training starts in a way of its own.
+# Each decoder with its trained modules: `matcher` computes R, `blocks` are A₁ and A₂.
+# Another decoder is a line here and a branch in `decode`, a little further down; and a branch in
+# `initialize`, if its training starts in a way of its own.
 DECODERS = {
     "baseline": (),
     "injector": ("matcher",),
@@ -403,8 +404,7 @@ class VLPose(nn.Module):
              drop path, which is off (`train` keeps the base in evaluation mode); and, outside,
              CLIP's text tower (`encode_sentences`).
     Trained: the prompts P; the matcher; A₁ and A₂, two blocks beside the base's B₁ and B₂; the
-             predictor, which starts as a copy of the base's last convolution. The base keeps its
-             own.
+             predictor, which starts as a copy of the base's (the base keeps its own).
 
     The shapes for ViTPose-B, 17 keypoints, one sentence:
       images B×3×256×192 -> patches B×768×16×12 -> tokens B×(20+192)×768 (20 prompts)
