@@ -401,7 +401,7 @@ from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PoseModel, ViT, encode_se
 NEW_MODEL = [only_without("weights")]           # a model is trained before it is adapted
 TUNED = [only_without("strategy", "scratch")]   # a model is adapted
 READS_TEXT = [only_with("strategy", "vlpose")]
-HAS_MATCHER = only_with("decoder", "injector", "extractor-injector", "dual", "dual-released")
+HAS_MATCHER = only_with("decoder", *[name for name in DECODERS if "matcher" in DECODERS[name]])
 
 
 @dataclass
