@@ -575,7 +575,7 @@ def test_an_image_read_before_gives_the_crop_of_one_read_anew(tmp_path, sides):
         Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(files[-1])
     lengths = [side * share for side in sides for share in (0.2, 0.4, 0.6, 0.8, 0.9)]
     boxes = np.array([(5, 5, length, length) for length in lengths])
-    dataset = data.with_boxes(data.no_people(files, COCO17), np.repeat([0, 1], 5), boxes)
+    dataset = data.with_boxes(data.picture_dataset(files, COCO17), np.repeat([0, 1], 5), boxes)
     crops = Crops(dataset, (40, 30), Augmentation(scale=0.3, rotation=20))
     for seed, row in enumerate(np.random.default_rng(1).integers(0, 10, 60).tolist()):
         anew = Crops(dataset, (40, 30), crops.augmentation)[row, seed]
@@ -592,7 +592,7 @@ def test_small_images_are_decoded_once_and_a_large_one_once_for_people_in_a_row(
     image_file = data.image_file
     monkeypatch.setattr(data, "image_file", lambda file: opened.append(file) or image_file(file))
     crops = Crops(
-        data.with_boxes(data.no_people(files, COCO17), np.arange(8) // 2, np.full((8, 4), box)),
+        data.with_boxes(data.picture_dataset(files, COCO17), np.arange(8) // 2, np.full((8, 4), box)),
         SIZE)
     for row in [*range(8)] * 3:
         crops[row, 0]

@@ -14,7 +14,7 @@ import convert
 import data
 from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, PoseDataset,
                   crop_matrix, encode_heatmaps, find_pictures, load_dataset, load_matlab,
-                  make_skeleton, no_people, plain_name, to_coco, transform_points, unlabelled,
+                  make_skeleton, picture_dataset, plain_name, to_coco, transform_points, unlabelled,
                   with_boxes, with_skeleton)
 from uda import supervised_loss
 
@@ -788,7 +788,7 @@ def test_a_folder_without_the_data_set_is_an_error(tmp_path, name):
 
 def read_tables(root, split):
     """A made-up format: a folder of pictures, and a table with a line for each joint."""
-    dataset = no_people(
+    dataset = picture_dataset(
         find_pictures([root / split]), make_skeleton(("left_hand", "right_hand"), []))
     dataset = with_boxes(dataset, np.arange(2), np.array([[4.0, 4, 40, 40], [8, 8, 30, 30]]))
     joints = np.loadtxt(root / f"{split}.txt").reshape(2, 2, 3)
