@@ -1598,7 +1598,7 @@ def select_images(dataset, keep):
         sentences=None if sentences is None else sentences[keep])
 
 
-def unlabelled(dataset):
+def remove_labels(dataset):
     """The data set as a target domain without labels: everyone with a box, all keypoints 0."""
     has_size = (dataset.boxes[:, 2:] > 0).all(1)
     people = dataset.select_people(has_size & ~dataset.crowd)
