@@ -17,7 +17,6 @@ own pictures, and the built-in figures. Its docstring says how to add a format.
 Coordinates: a point is x before y, in pixels of its image or crop. The centres of pixels are at
 integers, so the outermost ones of a width W are W - 1 apart. A size is (height, width), a box is
 left, top, width, height. Shapes: B crops, K keypoints, H×W the crop, h×w the heatmap.
-Images of data sets are read as stored, because COCO's annotations ignore the EXIF orientation too.
 """
 import math
 from dataclasses import dataclass, replace
@@ -34,9 +33,6 @@ class DataError(ValueError):
 
 
 # ---------------------------------------------------------------------------------------- skeletons
-
-UNNAMED = "keypoint {}"  # what keypoint 1, keypoint 2, ... are called if only their number is known
-
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
@@ -62,7 +58,7 @@ class Skeleton:
 
     @property
     def has_sides(self):
-        """Whether left and right are known."""
+        """Whether left and right are known: not if the names only count the keypoints."""
         return self.names[0] != UNNAMED.format(1)
 
 
@@ -379,11 +375,12 @@ class Crops(torch.utils.data.Dataset):
         left_top = box[:2] + aug.box_shift * padding * (move * box[2:])
         box = np.concatenate([left_top, box[2:]])
         shift = aug.shift * move
-        if aug.resized_crop:  # in place of scale and shift; drawing them keeps the crops of seeds
-            side = math.sqrt(rng.uniform(aug.resized_crop, 1))  # of the part, if the box's is 1
+        if aug.resized_crop:
+            # A random part of the box instead. The draws above stay, so that seeds keep their crops
+            side = math.sqrt(rng.uniform(aug.resized_crop, 1))  # √ of the share of the box's area
             left_over = 1 - side
             scale = side
-            shift = (rng.random(2) - 0.5) * left_over / side  # in sides of the part
+            shift = (rng.random(2) - 0.5) * left_over / side
         return crop_matrix(box, self.size, padding, scale, rotation, shift)
 
 
@@ -424,6 +421,7 @@ ANIMAL14 = SKELETONS["ANIMAL14"]  # what SyntheticAnimal and AnimalPose have in 
 SAME_WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
 LOWER_HALF = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}
 DEFAULT_SIGMA = 0.05  # ours
+UNNAMED = "keypoint {}"  # the names keypoint 1, keypoint 2, ... where only their number is known
 
 
 def known_skeleton(count):
@@ -563,7 +561,7 @@ def open_image(file, max_shrink=1.0, upright=False, kept=None):
         max_shrink = max(max_shrink, 1)
         least_width = math.ceil(image.width / max_shrink)
         least_height = math.ceil(image.height / max_shrink)
-        # The decoder of JPEGs halves the image up to three times
+        # Has the decoder of JPEGs halve the image up to three times
         image.draft("RGB", (least_width, least_height))
         shrink = round(stored_width / image.width)
         image.load()
@@ -663,9 +661,8 @@ def cache_folder():
 def expecting(path, what, error_type=DataError):
     """Turns any error in the block into one line that names the file and what was expected.
 
-    All errors are caught, because a damaged file makes readers such as json, torch and SciPy raise
-    almost anything. So the block should be short: an error of our own code there is shown as one of
-    the file, if with its type.
+    All errors are caught, because a damaged file makes json, torch or SciPy raise almost anything.
+    So a block should be short: a mistake in its own code, too, looks like a fault of the file.
     """
     try:
         yield
@@ -783,12 +780,12 @@ FLAG = Kind("one flag (0 or 1)", bool)
 
 FARTHEST = 1e6  # pixels: no coordinate is beyond
 
-# The errors that code raises if a record is not what the code expects
+# What Python raises if a record is not what the code expects
 BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
 
 
 def read_columns(records, kinds, name):
-    """A list of records -> {field: array}. kinds: {field: its Kind}. name: see `column`."""
+    """A list of records -> {field: array}, for `kinds`, {field: its Kind}. name: see `column`."""
     return {field: column(records, field, kind, name) for field, kind in kinds.items()}
 
 
@@ -921,7 +918,8 @@ def annotation_file(root, official, split):
         for folder in folders:
             if (folder / name).is_file():
                 found[part] = folder / name
-    if split in found and (len(found) == len(official) or split == "val"):
+    both_found = len(found) == len(official)
+    if split in found and (both_found or split == "val"):
         return found[split], True
     if list(found) == ["val"]:
         train, val = official["train"], official["val"]
@@ -950,8 +948,10 @@ def hold_out(dataset, split, numbers):
     """
     if split == "all":
         return dataset
-    for_validation = numbers % 5 == 0
-    return select_images(dataset, for_validation if split == "val" else ~for_validation)
+    keep = numbers % 5 == 0
+    if split == "train":
+        keep = ~keep
+    return select_images(dataset, keep)
 
 
 def read_coco_file(path, home, find_domain):
@@ -1213,10 +1213,10 @@ def lsp_images(path, keypoints, rows):
 def read_surreal(root, split):
     """SURREAL as RegDA prepares it. A fifth of its training images is left out, as there."""
     parts = []
-    for half in ("train", "val"):
-        if split in (half, "all"):
+    for name in ("train", "val"):
+        if split in (name, "all"):
             for run in range(3):
-                parts.append((f"{half}/run{run}.json", f"{half}/run{run}"))
+                parts.append((f"{name}/run{run}.json", f"{name}/run{run}"))
     names, keypoints = read_cropped(root, parts, 24, "surreal as RegDA prepares it")
     rows = list(range(len(names)))
     if split == "train":
@@ -1469,20 +1469,7 @@ def read_boxes(path, rows, category=1):
     table = read_columns(
         records, {"bbox": BOX, "score": NUMBER, "category_id": ID}, f"{path}: box")
     boxes = table["bbox"]
-    here = np.zeros(len(records), bool)  # whether the box is in one of the images
-    image_index = np.zeros(len(records), int)  # the image's row
-    for place, record in enumerate(records):
-        image_id = record.get("image_id")
-        if not isinstance(image_id, (int, str)):
-            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file's name), "
-                            f"found {image_id!r:.80}")
-        if image_id not in rows:
-            continue
-        if rows[image_id] is None:
-            raise DataError(
-                f"{path}: box {place}: two pictures are called {image_id}; expected folders")
-        here[place] = True
-        image_index[place] = rows[image_id]
+    here, image_index = images_of_boxes(path, records, rows)
     has_size = (boxes[:, 2:] > 0).all(1)
     is_near = (np.abs(boxes) <= FARTHEST).all(1)
     wrong = ~(has_size & is_near)
@@ -1500,6 +1487,25 @@ def read_boxes(path, rows, category=1):
     if others:
         print(f"{path}: skipped {others} boxes of other images", file=sys.stderr)
     return image_index[used], boxes[used], table["score"][used]
+
+
+def images_of_boxes(path, records, rows):
+    """Whether each box is in one of the images, (boxes,) bool, and the row of this image."""
+    here = np.zeros(len(records), bool)
+    image_index = np.zeros(len(records), int)
+    for place, record in enumerate(records):
+        image_id = record.get("image_id")
+        if not isinstance(image_id, (int, str)):
+            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file's name), "
+                            f"found {image_id!r:.80}")
+        if image_id not in rows:
+            continue
+        if rows[image_id] is None:
+            raise DataError(
+                f"{path}: box {place}: two pictures are called {image_id}; expected folders")
+        here[place] = True
+        image_index[place] = rows[image_id]
+    return here, image_index
 
 
 # === Appendix: opening a data set by name; skip on a first reading ================================
@@ -1620,7 +1626,7 @@ def with_sentences(dataset, sentences):
     if sentences == "description":
         check_descriptions(dataset)
         return dataset
-    domains = sorted(set(dataset.domains.tolist()))
+    domains = sorted(set(dataset.domains.tolist()))  # each once
     if isinstance(sentences, dict):
         sentence_of = sentences
     elif str(sentences).endswith(".json"):
