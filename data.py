@@ -1424,8 +1424,9 @@ def picture_size(file, upright=True):
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         if orientation in range(5, 9) and image.format != "TIFF":  # Pillow turns TIFFs itself
             width, height = height, width
-        stored_otherwise = orientation in range(2, 9)
-        return (width, height), image.format if stored_otherwise else None
+        if orientation in range(2, 9):
+            return (width, height), image.format
+        return (width, height), None
 
 
 def below_common_folder(files):
