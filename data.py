@@ -469,7 +469,7 @@ def make_skeleton(names, edges):
         is_lower = bool(words & LOWER_HALF)
         if "front" in words or not is_lower:  # an animal's front legs are in its upper half
             upper.append(joint)
-        groups[part] = (*groups.get(part, ()), joint)
+        groups[part] = groups.get(part, ()) + (joint,)
     return Skeleton(tuple(names), tuple(edges), np.array(sigmas), tuple(upper), groups)
 
 
@@ -1033,12 +1033,7 @@ def read_skeleton(path, content):
         if not different or not alike:
             raise ValueError(
                 f"found {len(given)} categories, the first with {len(names)} names")
-        for person in content.get("annotations") or ():
-            if person.get("keypoints"):
-                count, rest = divmod(len(person["keypoints"]), 3)
-                if rest == 0:
-                    names = names[:count]
-                break
+        names = names[:labelled_keypoints(content, len(names))]
         edges = []
         for a, b in given[0].get("skeleton") or ():  # counted from 1
             if 0 < min(a, b) and max(a, b) <= len(names):
@@ -1046,8 +1041,23 @@ def read_skeleton(path, content):
         return make_skeleton(names, edges)
 
 
+def labelled_keypoints(content, count):
+    """How many keypoints the first person has that has any; `count` if that cannot be told."""
+    for person in content.get("annotations") or ():
+        if not person.get("keypoints"):
+            continue
+        if len(person["keypoints"]) % 3 == 0:
+            return len(person["keypoints"]) // 3
+        return count  # `column` says what is wrong
+    return count
+
+
 def image_rows(path, image_ids, ids, owners):
-    """The row of each annotation's image, whose id is in `owners`; `ids` are the annotations'."""
+    """The row of each annotation's image, (annotations,).
+
+    image_ids: (images,).
+    ids, owners: (annotations,) ids of the annotations, and of the images that they are in.
+    """
     for what, numbers in (("image", image_ids), ("annotation", ids)):
         unique, counts = np.unique(numbers, return_counts=True)
         repeated = unique[counts > 1]
@@ -1140,8 +1150,10 @@ def to_coco(dataset, category="person"):
     annotations = []
     for n, number in enumerate(dataset.ids):
         keypoints = dataset.keypoints[n]
+        if number == 0:  # pycocotools takes 0 for nobody
+            number = dataset.ids.max() + 1
         annotations.append({
-            "id": int(number or dataset.ids.max() + 1),  # pycocotools takes 0 for nobody
+            "id": int(number),
             "category_id": 1,
             "image_id": int(dataset.image_ids[dataset.image_index[n]]),
             "keypoints": keypoints.ravel().tolist(),
