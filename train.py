@@ -383,7 +383,7 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
                   decode_heatmaps, encode_heatmaps, expecting, free_space, ignore_group_signals,
                   join_processes, load_dataset, mean_of_all, my_share, open_image, processes,
-                  read_boxes, to_coco, transform_points, unlabelled, unreadable, wait_for_all,
+                  read_boxes, remove_labels, to_coco, transform_points, unreadable, wait_for_all,
                   warp_image, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, argument_of, data_spec, default_device, defaults_of, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of,
@@ -1408,7 +1408,7 @@ def alignment_data(options):
 
     With --source none it is always the model's.
     """
-    target = unlabelled(open_with_sentences(options.target, "train", options))
+    target = remove_labels(open_with_sentences(options.target, "train", options))
     source = target
     if options.source != "none":
         source = training_set(options.source, options)
