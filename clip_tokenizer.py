@@ -55,9 +55,9 @@ class CLIPTokenizer:
             self.vocabulary.append(self.vocabulary[left] + self.vocabulary[right])
         self.vocabulary += [b"", b""]  # start, end
 
-        # The ids of every word met so far: texts repeat their words.
-        # As in CLIP, a text that spells out a special token gets that token.
-        self.words = {"<|startoftext|>": [START], "<|endoftext|>": [END]}
+        # A cache, word -> ids: texts repeat their words. As in CLIP, a text that spells out a
+        # special token gets that token.
+        self.cache = {"<|startoftext|>": [START], "<|endoftext|>": [END]}
 
     def __call__(self, texts, context_length=77):
         """A str or a list of N -> LongTensor (N, context_length): start, ids, end, then zeros.
@@ -84,15 +84,15 @@ class CLIPTokenizer:
         # CLIP collapses blanks here, which changes nothing: WORD skips them.
         ids = []
         for word in WORD.findall(text.lower()):
-            if word not in self.words:
-                self.words[word] = self.merge(word.encode("utf-8"))
-            ids += self.words[word]
+            if word not in self.cache:
+                self.cache[word] = self.byte_pair_encode(word.encode("utf-8"))
+            ids += self.cache[word]
         return ids
 
-    def merge(self, word):
-        """Byte-pair encode one word (bytes) into ids.
+    def byte_pair_encode(self, word):
+        """The ids of one word (bytes).
 
-        The earliest merge is made first; where it fits in several places, the leftmost.
+        The earliest merge is made first, at the leftmost of the places where it fits.
 
         Every merge scans the whole word, so that a word of n bytes takes n² steps. That is fine: a
         word has some ten bytes, and even 600 take a few hundredths of a second. A text of a hundred
@@ -130,7 +130,8 @@ class CLIPTokenizer:
 # === Appendix: reading the merges file; skip on a first reading ===================================
 
 # The file spells a byte that Latin-1 can print as that character, and the others as the characters
-# from 256 on. So no token in it contains a blank, which is what stands between two tokens.
+# from 256 on. So no token in it contains a blank, which is what stands between two tokens. SPELLING
+# has the order of BYTES: entry n is the spelling of token n.
 SPELLING = [chr(byte) for byte in PRINTABLE]
 SPELLING += [chr(256 + n) for n in range(len(OTHERS))]
 

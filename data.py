@@ -10,14 +10,13 @@ where the model takes the keypoint to be. The lesson follows the data; read it i
     decode_heatmaps         heatmaps -> keypoints, to a fraction of a pixel
     Crops                   all of this in one training sample, with augmentation
 
-The appendices read files. `load_dataset("name:root", split)` opens COCO, Human-Art, the data sets
-of domain adaptation, your own pictures, and the built-in figures, which are drawn once and then
-read like all other data. The docstring of `load_dataset` says how to add a format.
+The appendices read data sets and hold what all modules share: skeletons, files, many processes.
+`load_dataset("name:root", split)` opens COCO, Human-Art, the data sets of domain adaptation, your
+own pictures, and the built-in figures. Its docstring says how to add a format.
 
 Coordinates: a point is x before y, in pixels of its image or crop. The centres of pixels are at
 integers, so the outermost ones of a width W are W - 1 apart. A size is (height, width), a box is
 left, top, width, height. Shapes: B crops, K keypoints, H×W the crop, h×w the heatmap.
-Images of data sets are read as stored, because COCO's annotations ignore the EXIF orientation too.
 """
 import math
 from dataclasses import dataclass, replace
@@ -59,8 +58,8 @@ class Skeleton:
 
     @property
     def has_sides(self):
-        """Whether left and right are known: not if the names are "keypoint 1", "keypoint 2", ..."""
-        return self.names[0] != "keypoint 1"
+        """Whether left and right are known: not if the names only count the keypoints."""
+        return self.names[0] != UNNAMED.format(1)
 
 
 # ---------------------------------------------------------------------------------------- data sets
@@ -268,17 +267,17 @@ def decode_heatmaps(heatmaps, input_size, sigma=2.0):
     # g = (∂L/∂x, ∂L/∂y) at m, the gradient, from the pixels on either side
     gx = (L(1, 0) - L(-1, 0)) / 2
     gy = (L(0, 1) - L(0, -1)) / 2
-    # H = [hxx hxy; hxy hyy] = [∂²L/∂x² ∂²L/∂x∂y; ∂²L/∂x∂y ∂²L/∂y²] at m, the Hessian
-    hxx = L(1, 0) - 2 * L(0, 0) + L(-1, 0)
-    hyy = L(0, 1) - 2 * L(0, 0) + L(0, -1)
-    hxy = (L(1, 1) - L(1, -1) - L(-1, 1) + L(-1, -1)) / 4
-    # The gradient of a parabola is linear, g + H (p - m), and 0 at the top. So the step there is
-    # μ - m = -H⁻¹ g, with H⁻¹ = [hyy -hxy; -hxy hxx] / det H and det H = hxx hyy - hxy².
-    determinant = hxx * hyy - hxy ** 2
-    peaked = (determinant > 1e-9) & (hxx < 0)  # else there is no top, and the result is m itself
+    # C = [cxx cxy; cxy cyy] = [∂²L/∂x² ∂²L/∂x∂y; ∂²L/∂x∂y ∂²L/∂y²] at m, the Hessian
+    cxx = L(1, 0) - 2 * L(0, 0) + L(-1, 0)
+    cyy = L(0, 1) - 2 * L(0, 0) + L(0, -1)
+    cxy = (L(1, 1) - L(1, -1) - L(-1, 1) + L(-1, -1)) / 4
+    # The gradient of a parabola is linear, g + C (p - m), and 0 at the top. So the step there is
+    # μ - m = -C⁻¹ g, with C⁻¹ = [cyy -cxy; -cxy cxx] / det C and det C = cxx cyy - cxy².
+    determinant = cxx * cyy - cxy ** 2
+    peaked = (determinant > 1e-9) & (cxx < 0)  # else there is no top, and the result is m itself
     determinant = torch.where(peaked, determinant, 1.0)
-    step_x = (hxy * gy - hyy * gx) / determinant
-    step_y = (hxy * gx - hxx * gy) / determinant
+    step_x = (cxy * gy - cyy * gx) / determinant
+    step_y = (cxy * gx - cxx * gy) / determinant
     step = torch.stack([step_x, step_y], dim=2) * peaked[:, :, None]  # (B, K, 2)
     points = torch.stack([x, y], dim=2) + step.clamp(-1, 1)  # the top is near m
     scale = points.new_tensor([(W - 1) / (w - 1), (H - 1) / (h - 1)])
@@ -303,11 +302,9 @@ class Augmentation:
 
 # For minutes of training, not days
 GENTLE = Augmentation(flip_probability=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)
-# As in mmpose
-VITPOSE = Augmentation(
+VITPOSE = Augmentation(  # as in mmpose
     flip_probability=0.5, half_body=0.3, scale=0.5, box_shift=0.16, rotation=80, outside=True)
-# Multi-level alignment's; the affine map follows in uda.py
-REGDA = Augmentation(resized_crop=0.6)
+REGDA = Augmentation(resized_crop=0.6)  # multi-level alignment's; its affine map is in uda.py
 
 
 class Crops(torch.utils.data.Dataset):
@@ -339,8 +336,8 @@ class Crops(torch.utils.data.Dataset):
 
         # The pixels. det A is the crop's area per area of the image, so 1 / √det A is image pixels
         # per crop pixel: an image so many times smaller is large enough, and read faster.
-        enough = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-        image, shrink = open_image(data.files[image_row], enough, data.upright, self.kept)
+        max_shrink = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+        image, shrink = open_image(data.files[image_row], max_shrink, data.upright, self.kept)
         pixels = warp_image(image, matrix, self.size, shrink)
         if self.augmentation.color:
             pixels = jitter_color(pixels, self.augmentation.color, rng)
@@ -379,8 +376,11 @@ class Crops(torch.utils.data.Dataset):
         box = np.concatenate([left_top, box[2:]])
         shift = aug.shift * move
         if aug.resized_crop:
-            scale = math.sqrt(rng.uniform(aug.resized_crop, 1))
-            shift = (rng.random(2) - 0.5) * (1 - scale) / scale  # anywhere within the box
+            # A random part of the box instead. The draws above stay, so that seeds keep their crops
+            side = math.sqrt(rng.uniform(aug.resized_crop, 1))  # √ of the share of the box's area
+            left_over = 1 - side
+            scale = side
+            shift = (rng.random(2) - 0.5) * left_over / side
         return crop_matrix(box, self.size, padding, scale, rotation, shift)
 
 
@@ -421,6 +421,7 @@ ANIMAL14 = SKELETONS["ANIMAL14"]  # what SyntheticAnimal and AnimalPose have in 
 SAME_WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
 LOWER_HALF = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}
 DEFAULT_SIGMA = 0.05  # ours
+UNNAMED = "keypoint {}"  # the names keypoint 1, keypoint 2, ... where only their number is known
 
 
 def known_skeleton(count):
@@ -428,7 +429,7 @@ def known_skeleton(count):
     for skeleton in SKELETONS.values():
         if len(skeleton.names) == count:
             return skeleton
-    return make_skeleton([f"keypoint {number}" for number in range(1, count + 1)], ())
+    return make_skeleton([UNNAMED.format(number) for number in range(1, count + 1)], ())
 
 
 def plain_name(name):
@@ -444,13 +445,13 @@ def without_side(name):
     return "_".join(words) or name
 
 
-def known_sigmas():
-    """{name without side: sigma} of all known skeletons; COCO's, where COCO has the keypoint."""
-    sigmas = {}
-    for skeleton in SKELETONS.values():
+def known_sigma(part):
+    """The sigma of a part of the body, such as "eye", in the first known skeleton that has it."""
+    for skeleton in SKELETONS.values():  # COCO17 is the first
         for name, sigma in zip(skeleton.names, skeleton.sigmas):
-            sigmas.setdefault(without_side(name), sigma)
-    return sigmas
+            if without_side(name) == part:
+                return sigma
+    return DEFAULT_SIGMA
 
 
 def make_skeleton(names, edges):
@@ -458,22 +459,22 @@ def make_skeleton(names, edges):
     for known in SKELETONS.values():
         if known.names == tuple(names):
             return known
-    sigma_of = known_sigmas()
     sigmas = []
     upper = []
     groups = {}
     for joint, name in enumerate(names):
-        kind = without_side(plain_name(name))
-        words = set(kind.split("_"))
-        sigmas.append(sigma_of.get(kind, DEFAULT_SIGMA))
-        if "front" in words or not words & LOWER_HALF:
+        part = without_side(plain_name(name))
+        sigmas.append(known_sigma(part))
+        words = set(part.split("_"))
+        is_lower = bool(words & LOWER_HALF)
+        if "front" in words or not is_lower:  # an animal's front legs are in its upper half
             upper.append(joint)
-        groups[kind] = (*groups.get(kind, ()), joint)
+        groups[part] = groups.get(part, ()) + (joint,)
     return Skeleton(tuple(names), tuple(edges), np.array(sigmas), tuple(upper), groups)
 
 
 # Keypoints that are the middle of two others. COCO labels nothing near the top of the head or the
-# upper neck: both stay unlabelled, because a guess would teach a bias.
+# upper neck: both stay without a label, because a guess would teach a bias.
 MIDPOINTS = {
     "pelvis": ("left_hip", "right_hip"),
     "thorax": ("left_shoulder", "right_shoulder")}
@@ -482,38 +483,35 @@ MIDPOINTS = {
 def with_skeleton(dataset, skeleton):
     """The data set with the keypoints of another skeleton.
 
-    Each keypoint is that of the same name, or the middle of two (MIDPOINTS). What the data set
-    lacks is unlabelled, and a line on stderr says so. Raises DataError if that is everything.
+    Each keypoint is the one of the same name, or the middle of two (MIDPOINTS). A keypoint that the
+    data set lacks gets no label, and a line on stderr says so. Raises DataError if the data set
+    lacks all keypoints.
     """
     joint_of = {plain_name(name): joint for joint, name in enumerate(dataset.skeleton.names)}
     wanted = [plain_name(name) for name in skeleton.names]
     if wanted == list(joint_of):
         return replace(dataset, skeleton=skeleton)
-    first = []  # a new keypoint is the middle of two old ones, which may be the same
-    second = []
+    old = dataset.keypoints
+    new = np.zeros((len(old), len(wanted), 3), old.dtype)
     missing = []
-    nothing = len(dataset.skeleton.names)  # a further keypoint, which nobody has labelled
-    for name, plain in zip(skeleton.names, wanted):
-        if plain in MIDPOINTS and plain not in joint_of:
-            one, other = MIDPOINTS[plain]
+    for joint, name in enumerate(wanted):
+        ends = [joint_of[end] for end in MIDPOINTS.get(name, ()) if end in joint_of]
+        if name in joint_of:
+            new[:, joint] = old[:, joint_of[name]]
+        elif len(ends) == 2:
+            a = old[:, ends[0]]  # (people, 3)
+            b = old[:, ends[1]]
+            new[:, joint] = (a + b) / 2
+            new[:, joint, 2] = np.minimum(a[:, 2], b[:, 2])
         else:
-            one = other = plain
-        if one not in joint_of or other not in joint_of:
-            missing.append(name)
-        first.append(joint_of.get(one, nothing))
-        second.append(joint_of.get(other, nothing))
+            missing.append(skeleton.names[joint])
+    new[new[:, :, 2] == 0] = 0
     if len(missing) == len(wanted):
         names = ", ".join(skeleton.names)
         raise DataError(f"{dataset.name}: its skeleton has no keypoint of {names}")
     if missing:
         print(f"{dataset.name}: its skeleton lacks {', '.join(missing)}", file=sys.stderr)
-    unlabelled_joint = np.zeros_like(dataset.keypoints[:, :1])
-    old = np.concatenate([dataset.keypoints, unlabelled_joint], axis=1)
-    keypoints = (old[:, first] + old[:, second]) / 2  # (people, K, 3)
-    visible = np.minimum(old[:, first, 2], old[:, second, 2])
-    keypoints[:, :, 2] = visible
-    keypoints[visible == 0] = 0
-    return replace(dataset, skeleton=skeleton, keypoints=keypoints)
+    return replace(dataset, skeleton=skeleton, keypoints=new)
 
 
 # === Appendix: images; skip on a first reading ====================================================
@@ -528,8 +526,9 @@ def image_file(file):
     """An open Pillow image. Raises DataError if it cannot be opened, or decoded in the block."""
     try:
         with Image.open(file) as image:
-            pixels = image.width * image.height
-            if Image.MAX_IMAGE_PIXELS and pixels > LARGEST_IMAGE:
+            # `eval.py --large` switches off Pillow's own limit, and ours with it
+            no_limit = Image.MAX_IMAGE_PIXELS is None
+            if image.width * image.height > LARGEST_IMAGE and not no_limit:
                 raise ValueError(f"{image.width}×{image.height} pixels; "
                                  "`eval.py --large` reads more than 100 million")
             yield image
@@ -542,11 +541,11 @@ def image_file(file):
         raise DataError(f"{file}: not a readable image: {error}") from None
 
 
-def open_image(file, shrink=1.0, upright=False, kept=None):
+def open_image(file, max_shrink=1.0, upright=False, kept=None):
     """The image as RGB, and how many times smaller than stored it was read (1, 2, 4 or 8).
 
     file: a path, or a Pillow image.
-    shrink: how many times smaller it may be at most. JPEGs are read faster that way.
+    max_shrink: how many times smaller the image may be. JPEGs are read faster that way.
     upright: whether the image is turned as its EXIF orientation says. The images of data sets are
         not, because their annotations ignore it.
     kept: {file: image}, images that need not be read again. This function fills the dictionary.
@@ -554,23 +553,26 @@ def open_image(file, shrink=1.0, upright=False, kept=None):
     if isinstance(file, Image.Image):
         return to_rgb(file, upright), 1
     if kept and file in kept:
-        smaller_is_faster = shrink >= 2 and str(file).lower().endswith((".jpg", ".jpeg"))
+        smaller_is_faster = max_shrink >= 2 and str(file).lower().endswith((".jpg", ".jpeg"))
         if not smaller_is_faster:
             return kept[file], 1
     with image_file(file) as image:
-        full_width = image.width
-        shrink = max(shrink, 1)
-        least = (math.ceil(image.width / shrink), math.ceil(image.height / shrink))
-        image.draft("RGB", least)  # has the decoder of JPEGs halve the image up to three times
-        smaller = round(full_width / image.width)
+        stored_width = image.width
+        max_shrink = max(max_shrink, 1)
+        least_width = math.ceil(image.width / max_shrink)
+        least_height = math.ceil(image.height / max_shrink)
+        # Has the decoder of JPEGs halve the image up to three times
+        image.draft("RGB", (least_width, least_height))
+        shrink = round(stored_width / image.width)
         image.load()
         image = to_rgb(image, upright)
-    if kept is not None and smaller == 1:
+    if kept is not None and shrink == 1:
         # Small images are kept. Of the large ones only the last is, for all the people in it.
-        if image.width * image.height > LARGEST_KEPT or len(kept) >= MOST_KEPT:
+        is_large = image.width * image.height > LARGEST_KEPT
+        if is_large or len(kept) >= MOST_KEPT:
             kept.clear()
         kept[file] = image
-    return image, smaller
+    return image, shrink
 
 
 def to_rgb(image, upright=False):
@@ -588,6 +590,14 @@ def to_rgb(image, upright=False):
 
 
 # === Appendix: random crops; skip on a first reading ==============================================
+
+# mmpose's RandomHalfBody
+LEAST_LABELLED = 9  # a person with fewer labelled keypoints has no half
+LEAST_UPPER = 2  # labelled keypoints of an upper half
+LEAST_LOWER = 3
+UPPER_PROBABILITY = 0.7  # where both halves are labelled
+HALF_BODY_PADDING = 1.5  # how many times larger than the half's keypoints the box is
+
 
 def truncated_normal(rng, size=None):
     """Standard normal numbers within ±1."""
@@ -612,30 +622,31 @@ def jitter_color(image, strength, rng):
 
 
 def half_body_box(keypoints, skeleton, rng):
-    """A box (4,) around the upper or the lower half of a person, as mmpose's RandomHalfBody.
+    """A box (4,) around the upper or the lower half of a person.
 
-    None if fewer than nine of the keypoints (K, 3) are labelled, or too few of either half.
+    None if too few of the keypoints (K, 3) are labelled.
     """
     labelled = keypoints[:, 2] > 0  # (K,)
     in_upper_half = np.isin(np.arange(len(keypoints)), skeleton.upper)
     upper = labelled & in_upper_half
     lower = labelled & ~in_upper_half
-    halves = []
-    if upper.sum() >= 2:
-        halves.append(upper)
-    if lower.sum() >= 3:
-        halves.append(lower)
-    if labelled.sum() < 9 or not halves:
+    has_upper = upper.sum() >= LEAST_UPPER
+    has_lower = lower.sum() >= LEAST_LOWER
+    if labelled.sum() < LEAST_LABELLED or not (has_upper or has_lower):
         return None
-    half = halves[0] if rng.random() < 0.7 else halves[-1]
-    points = keypoints[half, :2]
-    size = np.maximum(np.ptp(points, axis=0), 1) * 1.5
+    prefers_upper = rng.random() < UPPER_PROBABILITY
+    if has_upper and (prefers_upper or not has_lower):
+        points = keypoints[upper, :2]
+    else:
+        points = keypoints[lower, :2]
+    size = np.maximum(np.ptp(points, axis=0), 1) * HALF_BODY_PADDING
     return np.concatenate([points.mean(0) - size / 2, size])
 
 
 # === Appendix: files and error messages; skip on a first reading ==================================
 
 OLD_DRAFT = 3600  # seconds: a draft that has not changed for so long is that of a killed program
+TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file if the disk is full
 
 
 def cache_folder():
@@ -647,18 +658,22 @@ def cache_folder():
 
 
 @contextmanager
-def expecting(path, what, kind=DataError):
-    """Turns any error in the block into one line that names the file and what was expected."""
+def expecting(path, what, error_type=DataError):
+    """Turns any error in the block into one line that names the file and what was expected.
+
+    All errors are caught, because a damaged file makes json, torch or SciPy raise almost anything.
+    So a block should be short: a mistake in its own code, too, looks like a fault of the file.
+    """
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError:
-        raise kind(f"{path}: no such file; expected {what}") from None
+        raise error_type(f"{path}: no such file; expected {what}") from None
     except KeyError as error:
-        raise kind(f"{path}: expected {what}, found no entry {error}") from None
-    except Exception as error:  # a damaged file makes readers raise almost anything
-        raise kind(f"{path}: expected {what}; {type(error).__name__}: {error}") from None
+        raise error_type(f"{path}: expected {what}, found no entry {error}") from None
+    except Exception as error:
+        raise error_type(f"{path}: expected {what}; {type(error).__name__}: {error}") from None
 
 
 @contextmanager
@@ -684,7 +699,7 @@ def written_whole(path):
     except OSError as error:
         raise not_written(path, error.strerror) from None
     except RuntimeError as error:
-        if "inline_container" not in str(error):  # torch's word for a full disk
+        if TORCH_CANNOT_WRITE not in str(error):
             raise
         raise not_written(path) from None
 
@@ -712,12 +727,12 @@ def free_space(path):
     return shutil.disk_usage(folder).free
 
 
-def read_json(path, kind, what):
-    """The content of a JSON file, which must be a list or an object (kind: list or dict)."""
-    name = "list" if kind is list else "object"
+def read_json(path, json_type, what):
+    """The content of a JSON file, which must be of json_type: list, or dict for an object."""
+    name = "list" if json_type is list else "object"
     with expecting(path, f"{what}, a JSON {name}"):
         content = json.loads(Path(path).read_bytes())
-        if not isinstance(content, kind):
+        if not isinstance(content, json_type):
             raise ValueError(f"found {content!r:.40}")
         return content
 
@@ -743,80 +758,83 @@ def progress(items, what):
 
 # === Appendix: JSON records to arrays; skip on a first reading ====================================
 
-# What a field holds: shape and type of its array. A text is any str; a flag is 0 or 1.
-ID = ((), int)
-NUMBER = ((), float)
-BOX = ((4,), float)
-TEXT = ((), object)
-FLAG = ((), bool)
-IN_WORDS = {int: "integer", object: "text", bool: "flag (0 or 1)"}  # all others: finite numbers
+@dataclass(frozen=True)
+class Kind:
+    """What a field holds in each record."""
+    words: str  # "one integer", as errors call what they expected
+    dtype: type
+    shape: tuple = ()
+
+
+def finite_numbers(*shape, dtype=float):
+    """The Kind of a field with an array of this shape."""
+    count = "×".join(str(length) for length in shape)
+    return Kind(f"{count} finite numbers", dtype, shape)
+
+
+ID = Kind("one integer", int)
+NUMBER = Kind("one finite number", float)
+BOX = finite_numbers(4)
+TEXT = Kind("one text", object)
+FLAG = Kind("one flag (0 or 1)", bool)
 
 FARTHEST = 1e6  # pixels: no coordinate is beyond
 
-# The errors that a record raises which is not what the code expects
+# What Python raises if a record is not what the code expects
 BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
 
 
 def read_columns(records, kinds, name):
-    """A list of records -> {field: array}, for the fields in `kinds`; see `column`."""
+    """A list of records -> {field: array}, for `kinds`, {field: its Kind}. name: see `column`."""
     return {field: column(records, field, kind, name) for field, kind in kinds.items()}
 
 
 def column(records, field, kind, name):
     """One field of all records as an array (records, *shape) of finite numbers or texts.
 
-    kind: the field's (shape, type), such as BOX.
     name: what the records are called in errors, such as "FILE: annotation".
-    Raises a DataError that names the first record that does not hold them.
+    Raises a DataError that names the first record that does not hold what `kind` says.
     """
-    array = to_array(records, field, kind)
-    if array is not None:
-        return array
-    # One of the records is wrong. Which one?
-    wrong = [to_array([record], field, kind) is None for record in records]
-    place = wrong.index(True)
-    record = records[place]
-    expected = kind_in_words(kind)
-    found = found_in(record, field)
-    raise DataError(
-        f"{name} {place}{ids_of(record)}: expected {expected} in '{field}', found {found}")
-
-
-def to_array(records, field, kind):
-    """The array of `column`, or None if a record does not hold what it should."""
-    shape, dtype = kind
     if not records:
-        return np.zeros((0, *shape), dtype)
+        return np.zeros((0, *kind.shape), kind.dtype)
     try:
-        values = [record[field] for record in records]
-        if dtype is object:
-            all_texts = all(isinstance(value, str) for value in values)
-            return np.array(values, object) if all_texts else None
-        numbers = np.array(values)
-        if numbers.dtype.kind not in "biuf" or numbers.shape[1:] != shape:
-            return None
-        with np.errstate(all="ignore"):
-            array = numbers.astype(dtype, copy=False)
+        return to_array([record[field] for record in records], kind)  # all at once, which is fast
     except BROKEN:
-        return None
-    exact = array.dtype.kind == "f" or (array == numbers).all()  # 7.5 is not an integer
-    return array if exact and np.isfinite(array).all() else None
+        for place, record in enumerate(records):  # which one is wrong?
+            check_field(record, field, kind, f"{name} {place}")
+        raise  # none is wrong by itself
 
 
-def kind_in_words(kind):
-    """The kind of a field in words: "one integer", "24×2 finite numbers"."""
-    shape, dtype = kind
-    what = IN_WORDS.get(dtype, "finite number")
-    if not shape:
-        return f"one {what}"
-    return "×".join(str(length) for length in shape) + f" {what}s"
+def to_array(values, kind):
+    """An array of values. Raises one of the errors in BROKEN if they are not of this Kind."""
+    if kind.dtype is object:
+        if not all(isinstance(value, str) for value in values):
+            raise TypeError("not a text")
+        return np.array(values, object)
+    numbers = np.array(values)
+    if numbers.dtype.kind not in "biuf" or numbers.shape[1:] != kind.shape:
+        raise ValueError("not numbers, or not so many")
+    with np.errstate(all="ignore"):
+        array = numbers.astype(kind.dtype, copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError("not finite")
+    is_rounded = kind.dtype in (int, bool) and (array != numbers).any()
+    if is_rounded:  # 7.5 is not an integer
+        raise ValueError("not an integer")
+    return array
 
 
-def ids_of(record):
-    """What tells a record from the others, beside its place: ", id 7, image_id 3"."""
-    if not isinstance(record, dict):
-        return ""
-    return "".join(f", {key} {record[key]}" for key in ("id", "image_id") if key in record)
+def check_field(record, field, kind, name):
+    """Raises a DataError if a record does not hold what it should. name: what errors call it."""
+    try:
+        to_array([record[field]], kind)
+    except BROKEN:
+        if isinstance(record, dict):
+            for key in ("id", "image_id"):
+                if key in record:
+                    name += f", {key} {record[key]}"
+        found = found_in(record, field)
+        raise DataError(f"{name}: expected {kind.words} in '{field}', found {found}") from None
 
 
 def found_in(record, field):
@@ -849,24 +867,42 @@ FIGURE_FILES = {
 
 def read_coco(root, split):
     """COCO, or any other folder or file in COCO's format."""
-    return read_coco_format(root, split, COCO_FILES, folder_is_domain=False)
+    return read_coco_format(root, split, COCO_FILES, category_of)
 
 
 def read_human_art(root, split):
-    """Human-Art: COCO's format, with a domain for each image."""
-    return read_coco_format(root, split, HUMAN_ART_FILES, folder_is_domain=True)
+    """Human-Art: COCO's format, where the images of a domain are in a folder of its name."""
+    return read_coco_format(root, split, HUMAN_ART_FILES, domain_of)
 
 
 def read_figures(root, split):
     """The built-in figures, in Human-Art's format."""
-    return read_coco_format(root, split, FIGURE_FILES, folder_is_domain=True)
+    return read_coco_format(root, split, FIGURE_FILES, domain_of)
 
 
-def read_coco_format(root, split, official, folder_is_domain):
-    """A split of a folder or file in COCO's format. official: {split: name of its file}."""
+def category_of(image):
+    """The domain of an image's record: its `category`, or "photo"."""
+    return image.get("category", "photo")
+
+
+def domain_of(image):
+    """The domain of an image's record: its `category`, or else its folder, as in Human-Art."""
+    folder = PurePosixPath(str(image["file_name"])).parent.name
+    if folder.endswith("2017"):  # one of COCO's, which has no domains
+        folder = ""
+    domain = image.get("category") or folder or "photo"
+    return str(domain).replace("_", " ")
+
+
+def read_coco_format(root, split, official, find_domain):
+    """A split of a folder or file in COCO's format.
+
+    official: {split: name of its file}.
+    find_domain: gives an image's domain for the image's record.
+    """
     path, has_this_split_alone = annotation_file(root, official, split)
     home = root if root.is_dir() else root.parent
-    dataset = read_coco_file(path, home, folder_is_domain)
+    dataset = read_coco_file(path, home, find_domain)
     if has_this_split_alone:
         return dataset
     return hold_out(dataset, split, np.arange(len(dataset.files)))
@@ -882,7 +918,8 @@ def annotation_file(root, official, split):
         for folder in folders:
             if (folder / name).is_file():
                 found[part] = folder / name
-    if split in found and (len(found) == len(official) or split == "val"):
+    both_found = len(found) == len(official)
+    if split in found and (both_found or split == "val"):
         return found[split], True
     if list(found) == ["val"]:
         train, val = official["train"], official["val"]
@@ -911,16 +948,16 @@ def hold_out(dataset, split, numbers):
     """
     if split == "all":
         return dataset
-    for_validation = numbers % 5 == 0
-    return select_images(dataset, for_validation if split == "val" else ~for_validation)
+    keep = numbers % 5 == 0
+    if split == "train":
+        keep = ~keep
+    return select_images(dataset, keep)
 
 
-def read_coco_file(path, home, folder_is_domain):
+def read_coco_file(path, home, find_domain):
     """A file in COCO's format, with its skeleton.
 
     home: the folder that the images are in or near, see `locate_images`.
-    folder_is_domain: whether an image's domain may be the name of its folder. Otherwise it is the
-        image's `category`, or "photo".
     """
     content = read_json(path, dict, "COCO's annotations")
     for section in ("images", "annotations"):
@@ -930,13 +967,13 @@ def read_coco_file(path, home, folder_is_domain):
     skeleton = read_skeleton(path, content)
     count = len(skeleton.names)
     images = read_columns(
-        [complete_image(image, folder_is_domain) for image in content["images"]],
+        [complete_image(image, find_domain) for image in content["images"]],
         {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
         f"{path}: image")
     people = read_columns(
         [complete_person(person) for person in content["annotations"]],
-        {"id": ID, "image_id": ID, "keypoints": ((3 * count,), np.float32), "bbox": BOX,
-         "area": NUMBER, "iscrowd": FLAG},
+        {"id": ID, "image_id": ID, "keypoints": finite_numbers(3 * count, dtype=np.float32),
+         "bbox": BOX, "area": NUMBER, "iscrowd": FLAG},
         f"{path}: annotation")
     if not len(images["id"]):
         raise DataError(f"{path}: expected images, found none")
@@ -957,12 +994,12 @@ def read_coco_file(path, home, folder_is_domain):
     return dataset
 
 
-def complete_image(image, folder_is_domain):
+def complete_image(image, find_domain):
     """An image's record with what a file may leave out."""
     try:
-        domain = domain_of(image) if folder_is_domain else image.get("category", "photo")
-        description = image.get("description") or ""
-        return {**image, "category": str(domain), "description": str(description)}
+        domain = str(find_domain(image))
+        description = str(image.get("description") or "")
+        return {**image, "category": domain, "description": description}
     except BROKEN:
         return image  # `column` says what is wrong
 
@@ -975,15 +1012,6 @@ def complete_person(person):
         return {"iscrowd": 0, **person, "area": area}
     except BROKEN:
         return person  # `column` says what is wrong
-
-
-def domain_of(image):
-    """The domain of an image: its `category`, or else the name of its folder, as in Human-Art."""
-    folder = PurePosixPath(str(image["file_name"])).parent.name
-    if folder.endswith("2017"):  # one of COCO's, which has no domains
-        folder = ""
-    domain = image.get("category") or folder or "photo"
-    return str(domain).replace("_", " ")
 
 
 def read_skeleton(path, content):
@@ -1005,12 +1033,7 @@ def read_skeleton(path, content):
         if not different or not alike:
             raise ValueError(
                 f"found {len(given)} categories, the first with {len(names)} names")
-        for person in content.get("annotations") or ():
-            if person.get("keypoints"):
-                count, rest = divmod(len(person["keypoints"]), 3)
-                if rest == 0:
-                    names = names[:count]
-                break
+        names = names[:labelled_keypoints(content, len(names))]
         edges = []
         for a, b in given[0].get("skeleton") or ():  # counted from 1
             if 0 < min(a, b) and max(a, b) <= len(names):
@@ -1018,13 +1041,28 @@ def read_skeleton(path, content):
         return make_skeleton(names, edges)
 
 
+def labelled_keypoints(content, count):
+    """How many keypoints the first person has that has any; `count` if that cannot be told."""
+    for person in content.get("annotations") or ():
+        if not person.get("keypoints"):
+            continue
+        if len(person["keypoints"]) % 3 == 0:
+            return len(person["keypoints"]) // 3
+        return count  # `column` says what is wrong
+    return count
+
+
 def image_rows(path, image_ids, ids, owners):
-    """The row of each annotation's image, whose id is in `owners`; `ids` are the annotations'."""
-    for kind, numbers in (("image", image_ids), ("annotation", ids)):
+    """The row of each annotation's image, (annotations,).
+
+    image_ids: (images,).
+    ids, owners: (annotations,) ids of the annotations, and of the images that they are in.
+    """
+    for what, numbers in (("image", image_ids), ("annotation", ids)):
         unique, counts = np.unique(numbers, return_counts=True)
         repeated = unique[counts > 1]
         if len(repeated):
-            raise DataError(f"{path}: {kind} id {repeated[0]} appears more than once")
+            raise DataError(f"{path}: {what} id {repeated[0]} appears more than once")
     order = np.argsort(image_ids)
     places = np.searchsorted(image_ids, owners, sorter=order)
     rows = order[places.clip(max=len(order) - 1)]
@@ -1046,21 +1084,25 @@ def locate_images(path, file_names, home):
     for place in (home, home.parent):
         for name in ("", "images", "train2017", "val2017"):
             folders.append(str(place / name))
-    places = [place_below(path, name) for name in file_names]
-    start = 0  # how many leading folders are left out: as many as the first image needs
-    while start < len(places[0]) and folder_with(places[0][start:], folders) is None:
-        start += 1
-    if start == len(places[0]):  # the first image is nowhere
-        start = 0
+    left_out = leading_folders(place_below(path, file_names[0]), folders)
     files = []
-    folder = folders[0]
-    for name, place in zip(file_names, places):
-        place = place[start:]
-        folder = folder_with(place, [folder, *folders])  # most often that of the image before
+    last_folder = folders[0]
+    for name in file_names:
+        place = place_below(path, name)[left_out:]
+        folder = folder_with(place, [last_folder, *folders])  # the last one is the most likely
         if folder is None:
             raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(folders)}")
         files.append(os.path.join(folder, *place))
+        last_folder = folder
     return files
+
+
+def leading_folders(place, folders):
+    """How many leading folders of an image's place do not exist here. 0 if the image is nowhere."""
+    for count in range(len(place)):
+        if folder_with(place[count:], folders) is not None:
+            return count
+    return 0
 
 
 def place_below(path, file_name):
@@ -1108,8 +1150,10 @@ def to_coco(dataset, category="person"):
     annotations = []
     for n, number in enumerate(dataset.ids):
         keypoints = dataset.keypoints[n]
+        if number == 0:  # pycocotools takes 0 for nobody
+            number = dataset.ids.max() + 1
         annotations.append({
-            "id": int(number or dataset.ids.max() + 1),  # pycocotools takes 0 for nobody
+            "id": int(number),
             "category_id": 1,
             "image_id": int(dataset.image_ids[dataset.image_index[n]]),
             "keypoints": keypoints.ravel().tolist(),
@@ -1117,14 +1161,12 @@ def to_coco(dataset, category="person"):
             "bbox": dataset.boxes[n].tolist(),
             "area": float(dataset.areas[n]),
             "iscrowd": int(dataset.crowd[n])})
-    categories = [to_category(dataset.skeleton, category)]
+    categories = [{
+        "id": 1,
+        "name": category,
+        "keypoints": list(dataset.skeleton.names),
+        "skeleton": [[a + 1, b + 1] for a, b in dataset.skeleton.edges]}]  # COCO counts from 1
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def to_category(skeleton, name="person"):
-    """A skeleton as COCO has it: its edges count from 1."""
-    edges = [[a + 1, b + 1] for a, b in skeleton.edges]
-    return {"id": 1, "name": name, "keypoints": list(skeleton.names), "skeleton": edges}
 
 
 # === Appendix: LSP, SURREAL and Human3.6M; skip on a first reading ================================
@@ -1143,9 +1185,12 @@ def read_lsp(root, split):
     """LSP, `lsp`: the second half of its images is held out for testing. Hidden joints count."""
     path, keypoints = read_lsp_joints(root)
     rows = np.arange(len(keypoints))
-    half = len(rows) // 2
-    parts = {"train": rows[:half], "val": rows[half:], "all": rows}
-    return lsp_images(path, keypoints, parts[split])
+    middle = len(rows) // 2
+    if split == "train":
+        rows = rows[:middle]
+    if split == "val":
+        rows = rows[middle:]
+    return lsp_images(path, keypoints, rows)
 
 
 def read_lsp_regda(root, split):
@@ -1174,16 +1219,16 @@ def lsp_images(path, keypoints, rows):
     """The data set of some rows of LSP's images."""
     names = [f"images/im{row + 1:04}.jpg" for row in rows]
     domains = ["photo"] * len(rows)
-    return one_each(path, BODY16, path.parent, names, domains, keypoints[rows])
+    return single_person_dataset(path, BODY16, path.parent, names, domains, keypoints[rows])
 
 
 def read_surreal(root, split):
     """SURREAL as RegDA prepares it. A fifth of its training images is left out, as there."""
-    halves = ["train", "val"] if split == "all" else [split]
     parts = []
-    for half in halves:
-        for run in range(3):
-            parts.append((f"{half}/run{run}.json", f"{half}/run{run}"))
+    for name in ("train", "val"):
+        if split in (name, "all"):
+            for run in range(3):
+                parts.append((f"{name}/run{run}.json", f"{name}/run{run}"))
     names, keypoints = read_cropped(root, parts, 24, "surreal as RegDA prepares it")
     rows = list(range(len(names)))
     if split == "train":
@@ -1192,7 +1237,7 @@ def read_surreal(root, split):
         rows = rows[held_out:]
     names = [names[row] for row in rows]
     keypoints = keypoints[rows][:, SMPL_JOINTS]
-    return one_each(root, BODY16, root, names, ["render"] * len(rows), keypoints)
+    return single_person_dataset(root, BODY16, root, names, ["render"] * len(rows), keypoints)
 
 
 def read_human36m(root, split):
@@ -1206,7 +1251,7 @@ def read_human36m(root, split):
     if split == "val" and len(rows) > REGDA_TEST:
         rows = random.Random(42).choices(rows, k=REGDA_TEST)
     names = [names[row] for row in rows]
-    return one_each(root, BODY16, root, names, ["photo"] * len(rows), keypoints[rows])
+    return single_person_dataset(root, BODY16, root, names, ["photo"] * len(rows), keypoints[rows])
 
 
 def read_cropped(root, parts, count, what):
@@ -1216,9 +1261,9 @@ def read_cropped(root, parts, count, what):
     """
     names = []
     points = []
+    kinds = {"name": TEXT, "keypoint2d": finite_numbers(count, 2, dtype=np.float32)}
     for annotations, folder in parts:
         path = root / annotations
-        kinds = {"name": TEXT, "keypoint2d": ((count, 2), np.float32)}
         table = read_columns(read_json(path, list, what), kinds, f"{path}: record")
         names += [f"{folder}/{name}" for name in table["name"]]
         points.append(table["keypoint2d"])
@@ -1242,13 +1287,11 @@ def load_matlab(path, variable, what):
         return loadmat(file, variable_names=[variable])[variable]
 
 
-def one_each(path, skeleton, home, names, domains, keypoints, corners=None):
-    """A data set of images with one person each.
+def single_person_dataset(path, skeleton, home, names, domains, keypoints):
+    """A data set of images with one person each. The crop is the whole image, padded to a square.
 
-    names, domains: file names below `home`, and domains, of the images.
-    keypoints: (images, K, 3). Those outside the image are taken for not labelled.
-    corners: (images, 4) left, top, right, bottom of the boxes. Without them the crop is the whole
-        image, padded to a square.
+    names: file names of the images below `home`.
+    keypoints: (images, K, 3). Keypoints outside the image count as not labelled.
     """
     if not len(names):
         raise DataError(f"{path}: expected images, found none")
@@ -1261,13 +1304,9 @@ def one_each(path, skeleton, home, names, domains, keypoints, corners=None):
     points = keypoints[:, :, :2]
     outside = ((points < 0) | (points > sizes[:, None] - 1)).any(2)
     keypoints[outside | (keypoints[:, :, 2] == 0)] = 0
-    if corners is None:
-        longer = sizes.max(1, keepdims=True)
-        extent = np.tile((longer - 1) / PADDING, 2)  # the crop is larger by PADDING
-        left_top = (sizes - 1 - extent) / 2
-    else:
-        left_top = np.maximum(corners[:, :2], 0)
-        extent = np.minimum(corners[:, 2:], sizes) - left_top
+    longer = sizes.max(1, keepdims=True)
+    extent = np.tile((longer - 1) / PADDING, 2)  # width, height; the crop is larger by PADDING
+    left_top = (sizes - 1 - extent) / 2
     numbers = np.arange(len(files))
     dataset = PoseDataset(
         name=str(path),
@@ -1288,8 +1327,6 @@ def one_each(path, skeleton, home, names, domains, keypoints, corners=None):
 # === Appendix: own pictures and boxes; skip on a first reading ====================================
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-SHARED = -2  # in place of a row: two pictures have this name
-ELSEWHERE = -1  # in place of a row: no picture has it
 
 
 def read_folder(root, split):
@@ -1328,7 +1365,7 @@ def unreadable(files):
     problems = {}
     for file in progress(files, "checking pictures"):
         try:
-            open_image(file, shrink=8, upright=True)
+            open_image(file, max_shrink=8, upright=True)
         except DataError as error:
             problems[file] = str(error)
     return problems
@@ -1353,23 +1390,23 @@ def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
     for row, file in enumerate(good):
         (width, height), _ = picture_size(file)
         boxes[row] = 0, 0, width, height
-    return with_boxes(no_people(good, skeleton, name), np.arange(len(good)), boxes)
+    return with_boxes(picture_dataset(good, skeleton, name), np.arange(len(good)), boxes)
 
 
-def no_people(files, skeleton, name="pictures"):
-    """A data set of pictures, paths or Pillow images, in which nobody has been looked for yet."""
+def picture_dataset(files, skeleton, name="pictures"):
+    """A data set of pictures (paths or Pillow images) without people: `with_boxes` adds them."""
     return PoseDataset(
         name=name,
         skeleton=skeleton,
         files=files,
         image_ids=np.arange(1, len(files) + 1),
         domains=np.full(len(files), "picture"),
-        ids=None,
-        image_index=None,
-        keypoints=None,
-        boxes=None,
-        areas=None,
-        crowd=None,
+        ids=np.zeros(0, int),
+        image_index=np.zeros(0, int),
+        keypoints=np.zeros((0, len(skeleton.names), 3), np.float32),
+        boxes=np.zeros((0, 4)),
+        areas=np.zeros(0),
+        crowd=np.zeros(0, bool),
         upright=True)
 
 
@@ -1399,8 +1436,9 @@ def picture_size(file, upright=True):
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         if orientation in range(5, 9) and image.format != "TIFF":  # Pillow turns TIFFs itself
             width, height = height, width
-        stored_otherwise = orientation in range(2, 9)
-        return (width, height), image.format if stored_otherwise else None
+        if orientation in range(2, 9):
+            return (width, height), image.format
+        return (width, height), None
 
 
 def below_common_folder(files):
@@ -1417,13 +1455,14 @@ def picture_rows(files):
     """{name: row} of pictures, for all names by which a file of boxes may call them.
 
     These are the place below the common folder and the mere name, both also without the ending.
+    The row is None if several pictures have the name.
     """
     _, places = below_common_folder(files)
     rows = {}
     for row, place in enumerate(places):
         path = PurePosixPath(place)
         for name in {str(path.with_suffix("")), path.name, path.stem}:
-            rows[name] = SHARED if name in rows else row
+            rows[name] = None if name in rows else row
     for row, place in enumerate(places):  # whole places come first: they are never shared
         rows[place] = row
     return rows
@@ -1443,9 +1482,7 @@ def read_boxes(path, rows, category=1):
     table = read_columns(
         records, {"bbox": BOX, "score": NUMBER, "category_id": ID}, f"{path}: box")
     boxes = table["bbox"]
-    image = np.empty(len(records), int)
-    for place, record in enumerate(records):
-        image[place] = row_of_box(record, rows, f"{path}: box {place}")
+    here, image_index = images_of_boxes(path, records, rows)
     has_size = (boxes[:, 2:] > 0).all(1)
     is_near = (np.abs(boxes) <= FARTHEST).all(1)
     wrong = ~(has_size & is_near)
@@ -1453,7 +1490,6 @@ def read_boxes(path, rows, category=1):
         place = wrong.argmax()
         raise DataError(f"{path}: box {place}: expected a 'bbox' [x, y, w, h] of some size, "
                         f"found {boxes[place]}")
-    here = image != ELSEWHERE
     used = here.copy()
     if category is not None:
         used &= table["category_id"] == category
@@ -1463,19 +1499,26 @@ def read_boxes(path, rows, category=1):
                         f"found {others} elsewhere")
     if others:
         print(f"{path}: skipped {others} boxes of other images", file=sys.stderr)
-    return image[used], boxes[used], table["score"][used]
+    return image_index[used], boxes[used], table["score"][used]
 
 
-def row_of_box(record, rows, name):
-    """The row of the image that a box is in, or ELSEWHERE. name: that of the box in errors."""
-    image_id = record.get("image_id")
-    if not isinstance(image_id, (int, str)):
-        raise DataError(
-            f"{name}: expected an 'image_id' (or a file's name), found {image_id!r:.80}")
-    row = rows.get(image_id, ELSEWHERE)
-    if row == SHARED:
-        raise DataError(f"{name}: two pictures are called {image_id}; expected folders")
-    return row
+def images_of_boxes(path, records, rows):
+    """Whether each box is in one of the images, (boxes,) bool, and the row of this image."""
+    here = np.zeros(len(records), bool)
+    image_index = np.zeros(len(records), int)
+    for place, record in enumerate(records):
+        image_id = record.get("image_id")
+        if not isinstance(image_id, (int, str)):
+            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file's name), "
+                            f"found {image_id!r:.80}")
+        if image_id not in rows:
+            continue
+        if rows[image_id] is None:
+            raise DataError(
+                f"{path}: box {place}: two pictures are called {image_id}; expected folders")
+        here[place] = True
+        image_index[place] = rows[image_id]
+    return here, image_index
 
 
 # === Appendix: opening a data set by name; skip on a first reading ================================
@@ -1532,11 +1575,13 @@ def load_dataset(spec, split, cache=None):
 
 def split_off_domains(spec):
     """"name:root#domain" -> "name:root" and "domain"; None for the latter if there is none."""
-    base, _, chosen = spec.rpartition("#")
-    in_the_root = os.path.exists(spec.partition(":")[2])  # the # is part of a folder's name
-    if not base or "/" in chosen or os.sep in chosen or in_the_root:
+    base, _, domain = spec.rpartition("#")
+    _, _, root = spec.partition(":")
+    has_domain = base != ""
+    in_a_folders_name = "/" in domain or os.sep in domain or os.path.exists(root)
+    if not has_domain or in_a_folders_name:
         return spec, None
-    return base, chosen
+    return base, domain
 
 
 def select_domains(dataset, chosen, spec):
@@ -1572,7 +1617,7 @@ def select_images(dataset, keep):
         sentences=None if sentences is None else sentences[keep])
 
 
-def unlabelled(dataset):
+def remove_labels(dataset):
     """The data set as a target domain without labels: everyone with a box, all keypoints 0."""
     has_size = (dataset.boxes[:, 2:] > 0).all(1)
     people = dataset.select_people(has_size & ~dataset.crowd)
@@ -1584,32 +1629,45 @@ def unlabelled(dataset):
 def with_sentences(dataset, sentences):
     """The data set with a sentence for each image, for VLPose's text tower to read.
 
-    sentences: a template such as "a photo of a {domain} character" ("photo" is called "human"
-        there); {domain: sentence}, or the path of a JSON file with that; or "description": each
-        image's own, as Human-Art has them.
+    sentences: one of four.
+        "description": each image's own sentence, as in Human-Art
+        {domain: sentence}: a dictionary
+        "FILE.json": the path of a JSON file that holds such a dictionary
+        "a photo of a {domain} character": a template, where the domain "photo" becomes "human"
+    Raises DataError if an image gets no sentence.
     """
     if sentences == "description":
-        if dataset.sentences is None or "" in dataset.sentences:
-            raise DataError(
-                f"{dataset.name}: expected a 'description' of each image, found none in some")
+        check_descriptions(dataset)
         return dataset
-    if str(sentences).endswith(".json"):
-        sentences = read_json(sentences, dict, "{domain: sentence}")
-    sentence_of = {}
-    missing = []
-    for domain in sorted(set(dataset.domains.tolist())):
-        if isinstance(sentences, dict):
-            sentence_of[domain] = sentences.get(domain)
-        else:
-            word = "human" if domain == "photo" else domain
-            sentence_of[domain] = sentences.replace("{domain}", word)
-        if not isinstance(sentence_of[domain], str):
-            missing.append(domain)
+    domains = sorted(set(dataset.domains.tolist()))  # each once
+    if isinstance(sentences, dict):
+        sentence_of = sentences
+    elif str(sentences).endswith(".json"):
+        sentence_of = read_json(sentences, dict, "{domain: sentence}")
+    else:
+        sentence_of = fill_template(sentences, domains)
+    missing = [domain for domain in domains if not isinstance(sentence_of.get(domain), str)]
     if missing:
         raise DataError(f"{dataset.name}: expected a sentence for each domain, "
                         f"found none for {', '.join(missing)}")
     texts = [sentence_of[domain] for domain in dataset.domains.tolist()]
     return replace(dataset, sentences=np.array(texts))
+
+
+def check_descriptions(dataset):
+    """Raises DataError unless each image has a description of its own."""
+    if dataset.sentences is None or "" in dataset.sentences:
+        raise DataError(
+            f"{dataset.name}: expected a 'description' of each image, found none in some")
+
+
+def fill_template(template, domains):
+    """{domain: sentence} from a sentence in which "{domain}" stands for the domain."""
+    sentence_of = {}
+    for domain in domains:
+        word = "human" if domain == "photo" else domain
+        sentence_of[domain] = template.replace("{domain}", word)
+    return sentence_of
 
 
 # === Appendix: many processes; skip on a first reading ============================================
@@ -1636,7 +1694,7 @@ def my_share(rows, multiple=1):
 
 
 def all_items(items):
-    """The lists of all processes, one behind the other. Each process waits here for the others."""
+    """The lists of all processes, one after the other. Each process waits here for the others."""
     _, world = processes()
     if world == 1:
         return list(items)
@@ -1651,12 +1709,14 @@ def wait_for_all():
 
 
 def rows_of_all(x):
-    """The rows of a tensor x (rows, ...) of all processes, one behind the other, no gradient."""
+    """The rows of a tensor x (rows, ...) of all processes, one after the other. No gradient."""
+    x = x.detach().contiguous()
     _, world = processes()
     if world == 1:
-        return x.detach()
-    from torch.distributed.nn.functional import all_gather
-    return torch.cat(all_gather(x.detach()))
+        return x
+    parts = [torch.empty_like(x) for _ in range(world)]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
 
 
 def mean_of_all(x):
@@ -1664,6 +1724,7 @@ def mean_of_all(x):
     _, world = processes()
     if world == 1:
         return x
+    # Imported here, because a torch that is built for one process does not have this module
     from torch.distributed.nn.functional import all_reduce
     return all_reduce(x) / world
 
@@ -1759,8 +1820,9 @@ def ignore_group_signals(worker):
 
 # === Appendix: the built-in figures; skip on a first reading ======================================
 
-# `draw_figure` is for users: from data import draw_figure.
-from assets.figures import FIGURE_COUNTS, draw_figure, write_figures  # noqa: F401
+from assets.figures import FIGURE_COUNTS, write_figures
+# This module does not use `draw_figure`: it is here for the README's `from data import draw_figure`
+from assets.figures import draw_figure  # noqa: F401
 
 # A new name whenever the drawing changes, so that nobody takes an old cache for a new one.
 FIGURES = "figures-1"

@@ -359,10 +359,10 @@ import torchvision
 from PIL import Image, ImageDraw
 
 from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column,
-                  crop_width, domain_of, find_pictures, image_rows, load_dataset, no_people,
-                  open_image, picture_rows, picture_size, plain_name, read_boxes, read_columns,
-                  read_json, read_pictures, read_skeleton, to_coco, with_boxes, with_sentences,
-                  with_skeleton, write_json)
+                  crop_width, domain_of, find_pictures, finite_numbers, image_rows, load_dataset,
+                  open_image, picture_dataset, picture_rows, picture_size, plain_name, read_boxes,
+                  read_columns, read_json, read_pictures, read_skeleton, to_coco, with_boxes,
+                  with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights)
 
@@ -425,7 +425,7 @@ def people_of(content, num_keypoints, file):
 
     fields_of_people = {
         "id": ID, "image_id": ID, "category_id": ID, "num_keypoints": ID, "iscrowd": ID,
-        "keypoints": ((3 * num_keypoints,), float), "area": NUMBER, "bbox": BOX}
+        "keypoints": finite_numbers(3 * num_keypoints), "area": NUMBER, "bbox": BOX}
     table = read_columns(annotations, fields_of_people, f"{file}: annotation")
     ids, times = np.unique(table["id"], return_counts=True)
     if (times > 1).any():
@@ -452,7 +452,7 @@ def detections_of(records, image_ids, num_keypoints, file):
     if not records:
         raise DataError(f"{file}: expected a list of results, found an empty one")
     fields_of_results = {"image_id": ID, "category_id": ID, "score": NUMBER,
-                         "keypoints": ((3 * num_keypoints,), float)}
+                         "keypoints": finite_numbers(3 * num_keypoints)}
     if isinstance(records[0], dict):
         if records[0].get("bbox"):  # then pycocotools takes all areas from the boxes
             fields_of_results["bbox"] = BOX
@@ -679,7 +679,7 @@ def estimate_poses(model, image, boxes=None, sentence=None):
     if not ((boxes[:, 2:] > 0).all() and (np.abs(boxes) <= FARTHEST).all()):
         raise DataError("boxes: expected a width and a height above 0, at most a million, found "
                         f"{boxes.tolist()}")
-    picture = with_boxes(no_people([image], model.skeleton), np.zeros(len(boxes), int), boxes)
+    picture = with_boxes(picture_dataset([image], model.skeleton), np.zeros(len(boxes), int), boxes)
     # An EXIF orientation is ignored: the poses are in the pixels of the image as it is.
     picture = replace(picture, upright=False)
     texts = None

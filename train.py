@@ -379,9 +379,9 @@ from PIL import Image, ImageDraw
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
                   decode_heatmaps, expecting, free_space, ignore_group_signals, join_processes,
-                  load_dataset, mean_of_all, my_share, open_image, processes, read_boxes, to_coco,
-                  transform_points, unlabelled, unreadable, wait_for_all, warp_image, with_boxes,
-                  with_sentences, with_skeleton, write_json, written_whole)
+                  load_dataset, mean_of_all, my_share, open_image, processes, read_boxes,
+                  remove_labels, to_coco, transform_points, unreadable, wait_for_all, warp_image,
+                  with_boxes, with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, argument_of, data_spec, default_device, defaults_of, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of,
                   highest_cells, only_with, only_without, option, path_or_name, pck_of_results,
@@ -401,7 +401,7 @@ from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PoseModel, ViT, encode_se
 NEW_MODEL = [only_without("weights")]           # a model is trained before it is adapted
 TUNED = [only_without("strategy", "scratch")]   # a model is adapted
 READS_TEXT = [only_with("strategy", "vlpose")]
-HAS_MATCHER = only_with("decoder", "injector", "extractor-injector", "dual", "dual-released")
+HAS_MATCHER = only_with("decoder", *[name for name in DECODERS if "matcher" in DECODERS[name]])
 
 
 @dataclass
@@ -1410,8 +1410,11 @@ class AlignmentData:
 
 
 def alignment_data(options):
-    """AlignmentData of the options."""
-    target = unlabelled(open_with_sentences(options.target, "train", options))
+    """AlignmentData. The skeleton is the test's, or where nothing is labelled there the source's.
+
+    With --source none it is always the model's.
+    """
+    target = remove_labels(open_with_sentences(options.target, "train", options))
     source = None
     if options.source != "none":
         source = training_set(options.source, options)
@@ -1423,7 +1426,6 @@ def alignment_data(options):
     print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, "
           "their labels unread")
 
-    # All get one skeleton.
     if source is None:
         skeleton = load_pose_model(options.weights).skeleton
     elif labelled:

@@ -18,8 +18,9 @@ The lesson, from top to bottom:
     4  CLIP's text tower: a sentence becomes T
     5  the relation matcher: E asks E and T, the answer is R
     6  VLPose: R enters the decoder; all shapes in one place
-The appendices have updates of the frozen weights and other backbones, read files of weights, and
-load and save models. The lesson does not need them.
+The appendices, which the lesson does not need: which base can have which adapter, updates of the
+frozen weights, other backbones, finding files of weights, reading them without executing them, the
+names and shapes of public models, saving and loading.
 
 Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of
 a sentence, n prompts, D width of an image token, D_text width of a text feature, C channels;
@@ -112,7 +113,7 @@ class ViTConfig:
     trunk: str = ""           # a network of torchvision, such as "resnet101", in place of the ViT
 
 
-VIT_CONFIGS = {
+VIT_CONFIGS = {  # dim, depth, heads, drop_path, prompts, layer_decay
     # `tiny` is ours. Its convolutional stem learns in minutes from nothing, a patch does not.
     "tiny": ViTConfig(128, 4, 4, 0.0, 10, 1.0,
                       image_size=(128, 96), decoder_dim=64, sigma=1.25, conv_stem=True),
@@ -153,7 +154,8 @@ class ViT(nn.Module):
             (visual prompt tuning, arXiv 2203.12119).
         """
         x = self.patch_embed(images)                          # (B, D, H/16, W/16)
-        x = x.flatten(2).mT.contiguous() + self.pos_embed     # (B, N, D), a row of memory each
+        x = x.flatten(2).transpose(1, 2).contiguous()         # (B, N, D), one row per token
+        x = x + self.pos_embed                                # (B, N, D)
         n = 0 if prompts is None else prompts.shape[1]
         for i, block in enumerate(self.blocks):
             if n:
@@ -214,7 +216,7 @@ class PoseModel(nn.Module):
 
     Images are normalised and show one person each. With a transformer this model is ViTPose (arXiv
     2204.12484), with a ResNet it is Simple Baselines (arXiv 1804.06208).
-    skeleton: the keypoints' names and more, see data.py; it is kept with the weights.
+    skeleton: the keypoints' names and more (data.py), kept with the weights. 17 are COCO's.
     """
 
     def __init__(self, config, num_keypoints=17, skeleton=None):
@@ -342,6 +344,7 @@ class RelationMatcher(nn.Module):
         R = LayerNorm(E + W_o (M v))             the weighted mean, added to the image token
 
     [E ; T'] puts L text tokens behind N image tokens. Dropout (0.1) is active only in training.
+    With the decoders `injector` and `dual` R starts at 0: see `VLPose.initialize`.
     variant: `concat` is the paper's. `image` takes keys and values only from E, without text.
     mask (B, L): True for text tokens, False for padding, see `padded`.
     """
@@ -360,10 +363,9 @@ class RelationMatcher(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, image, text, mask=None):
-        E = image                                             # (B, N, D)
+    def forward(self, E, T, mask=None):
         if self.variant == "concat":
-            context = torch.cat([E, self.text(text)], dim=1)  # [E ; T'] (B, N + L, D)
+            context = torch.cat([E, self.text(T)], dim=1)     # [E ; T'] (B, N + L, D)
         else:
             context = E
             mask = None
@@ -383,7 +385,16 @@ class RelationMatcher(nn.Module):
 
 # ---------------------------------------------------------------------------------------- 6. VLPose
 
-DECODERS = ("baseline", "injector", "extractor-injector", "dual", "dual-released")
+# Each decoder with its trained modules: `matcher` computes R, `blocks` are A₁ and A₂.
+# Another decoder is a line here and a branch in `decode`, a little further down; and a branch in
+# `initialize`, if its training starts in a way of its own.
+DECODERS = {
+    "baseline": (),
+    "injector": ("matcher",),
+    "extractor-injector": ("matcher", "blocks"),
+    "dual": ("matcher", "blocks"),
+    "dual-released": ("matcher", "blocks"),
+}
 
 
 class VLPose(nn.Module):
@@ -393,8 +404,7 @@ class VLPose(nn.Module):
              drop path, which is off (`train` keeps the base in evaluation mode); and, outside,
              CLIP's text tower (`encode_sentences`).
     Trained: the prompts P; the matcher; A₁ and A₂, two blocks beside the base's B₁ and B₂; the
-             predictor, which starts as a copy of the base's last convolution. The base keeps its
-             own.
+             predictor, which starts as a copy of the base's (the base keeps its own).
 
     The shapes for ViTPose-B, 17 keypoints, one sentence:
       images B×3×256×192 -> patches B×768×16×12 -> tokens B×(20+192)×768 (20 prompts)
@@ -405,12 +415,11 @@ class VLPose(nn.Module):
     base: a PoseModel, which becomes part of this one. With the simple decoder it serves the decoder
         `baseline` only; with a ResNet it takes no prompts.
     text_dim: D_text.
-    decoder: how R enters the frozen decoder, one of DECODERS; `decode` has their equations. `dual`
-        is the paper's.
+    decoder: one of DECODERS; `decode` has their equations. `dual` is the paper's.
     num_prompts: n, by default the paper's for a model of this size.
     matcher: the variant of the RelationMatcher.
-    rank: of `LowRank` updates of all the base's weights, which are then trained, too. 0 makes no
-        updates, as in the paper.
+    rank: of the `LowRank` updates, one for each weight of the base but its predictor's. The updates
+        are trained, the weights stay frozen. 0 makes no updates, as in the paper.
     Raises ValueError if this base cannot have this decoder, matcher or number of prompts.
     """
 
@@ -428,17 +437,13 @@ class VLPose(nn.Module):
         self.base = base.requires_grad_(False)
         self.prompts = nn.Parameter(torch.empty(config.depth, n, config.dim))
         nn.init.trunc_normal_(self.prompts, std=0.02)
-        if decoder != "baseline":
+        if "matcher" in DECODERS[decoder]:
             self.matcher = RelationMatcher(config.dim, text_dim, variant=matcher)
-        if decoder not in ("baseline", "injector"):
+        if "blocks" in DECODERS[decoder]:
             self.auxiliary1 = deconv_block(config.dim, config.decoder_dim)          # A₁
             self.auxiliary2 = deconv_block(config.decoder_dim, config.decoder_dim)  # A₂
         self.predictor = copy.deepcopy(base.head.predictor).requires_grad_(True)
-        self.updates = nn.ModuleDict()
-        if rank:
-            for name, W in base.named_parameters():
-                if not name.startswith("head.predictor"):  # it has a trained copy of its own
-                    self.updates[name.replace(".", "-")] = LowRank(W, rank)  # no dots in such names
+        self.updates = new_updates(base, rank)
         self.initialize()
         self.train()
 
@@ -452,9 +457,44 @@ class VLPose(nn.Module):
                 nn.init.normal_(block[0].weight, std=0.001)
             return
         if self.decoder in ("injector", "dual"):
-            nn.init.zeros_(self.matcher.norm.weight)           # R = 0 at first, in a frozen block
+            nn.init.zeros_(self.matcher.norm.weight)           # R = 0: at first B₁ sees E alone
         if self.decoder in ("extractor-injector", "dual"):
             nn.init.constant_(self.auxiliary2[1].weight, 0.1)  # A₂ adds little at first
+
+    def decode(self, E, R):
+        """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4). Without a matcher, R is None.
+
+        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary
+        blocks beside them. Each doubles the resolution: m₁ and a₁ are (B, C, H/8, W/8).
+        """
+        B1 = self.base_part("head.block1")
+        B2 = self.base_part("head.block2")
+        if self.decoder == "baseline":            # figure 3a
+            return B2(B1(E))                      #   m₂ = B₂(B₁(E))
+        if self.decoder == "injector":            # figure 3b
+            return B2(B1(E + R))                  #   m₂ = B₂(B₁(E + R))
+
+        A1 = self.auxiliary1
+        A2 = self.auxiliary2
+        if self.decoder == "extractor-injector":  # figure 3c
+            m1 = B1(E)                            #   m₁ = B₁(E)
+            a1 = A1(R)                            #   a₁ = A₁(R)
+            return B2(m1) + A2(a1 + m1)           #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
+        if self.decoder == "dual":                # figure 3d, the paper's full model
+            m1 = B1(E + R)                        #   m₁ = B₁(E + R)
+            a1 = A1(R)                            #   a₁ = A₁(R)
+            return B2(m1) + A2(a1 + m1)           #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
+        if self.decoder == "dual-released":       # the released code's `first_amiddle_last_add`
+            m1 = B1(E + R) + A1(E)                #   m₁ = B₁(E + R) + A₁(E)
+            return B2(m1) + A2(m1)                #   m₂ = B₂(m₁) + A₂(m₁)
+        raise NotImplementedError(f"decode has no branch for the decoder {self.decoder!r}")
+
+    def base_part(self, name):
+        """The base's `backbone`, `head.block1` or `head.block2`, with its updates, if any."""
+        part = self.base.get_submodule(name)
+        if not self.updates:  # the paper's model
+            return part
+        return with_updates(part, name, self.updates)
 
     def train(self, mode=True):
         """The base stays in evaluation mode: its BatchNorm statistics must not move in training."""
@@ -468,6 +508,7 @@ class VLPose(nn.Module):
         text: T of each image's sentence; None switches the adapter off, which leaves the original
             model. The decoder `baseline` does not read text, but needs some to be on.
         mask: see `RelationMatcher`.
+        A training step calls `features` and `predictor` itself: see `uda.heatmaps_and_features`.
         """
         if text is None:
             return self.base(images)
@@ -475,54 +516,13 @@ class VLPose(nn.Module):
 
     def features(self, images, text, mask=None):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
-        backbone = self.tuned("backbone")
-        E = backbone(images, self.prompts)           # (B, D, H/16, W/16)
-        if self.decoder == "baseline":               # only prompts, no R
-            return self.decode(E, None)
-        tokens = E.flatten(2).transpose(1, 2)        # (B, N, D)
-        R = self.matcher(tokens, text, mask)         # (B, N, D)
-        R = R.transpose(1, 2).unflatten(2, E.shape[2:])  # (B, D, H/16, W/16)
+        E = self.base_part("backbone")(images, self.prompts)  # (B, D, H/16, W/16)
+        R = None
+        if "matcher" in DECODERS[self.decoder]:
+            tokens = E.flatten(2).transpose(1, 2)             # (B, N, D)
+            R = self.matcher(tokens, text, mask)              # (B, N, D)
+            R = R.transpose(1, 2).unflatten(2, E.shape[2:])   # (B, D, H/16, W/16)
         return self.decode(E, R)
-
-    def decode(self, E, R):
-        """E and R (B, D, H/16, W/16) -> m₂ (B, C, H/4, W/4).
-
-        B₁, B₂ are the frozen blocks of the base's classic decoder, A₁, A₂ the trained auxiliary
-        blocks beside them. Each doubles the resolution.
-        """
-        B1 = self.tuned("head.block1")
-        B2 = self.tuned("head.block2")
-        if self.decoder == "baseline":            # figure 3a:  m₂ = B₂(B₁(E))
-            return B2(B1(E))
-        if self.decoder == "injector":            # figure 3b:  m₂ = B₂(B₁(E + R))
-            return B2(B1(E + R))
-
-        A1 = self.auxiliary1
-        A2 = self.auxiliary2
-        if self.decoder == "dual-released":       # the released code's `first_amiddle_last_add`,
-            m1 = B1(E + R) + A1(E)                #   m₁ = B₁(E + R) + A₁(E)    not figure 3d
-            return B2(m1) + A2(m1)                #   m₂ = B₂(m₁) + A₂(m₁)
-        if self.decoder == "dual":                # figure 3d, the paper's full model
-            m1 = B1(E + R)                        #   m₁ = B₁(E + R)            (B, C, H/8, W/8)
-        else:                                     # figure 3c, `extractor-injector`
-            m1 = B1(E)                            #   m₁ = B₁(E)                (B, C, H/8, W/8)
-        a1 = A1(R)                                # both: a₁ = A₁(R)            (B, C, H/8, W/8)
-        return B2(m1) + A2(a1 + m1)               #   m₂ = B₂(m₁) + A₂(a₁ + m₁)
-
-    def tuned(self, part):
-        """A part of the base: as it is, or with W + ΔW in place of each weight W.
-
-        part: `backbone`, `head.block1` or `head.block2`.
-        """
-        module = self.base.get_submodule(part)
-        if not self.updates:  # the paper's model
-            return module
-        replaced = {}         # id of W -> W + ΔW
-        for name, W in module.named_parameters():
-            update = self.updates[f"{part}.{name}".replace(".", "-")]
-            replaced[id(W)] = update(W)
-        # A copy of the module. Where the table has a W, deepcopy takes W + ΔW instead of copying W.
-        return copy.deepcopy(module, replaced)
 
 
 def run_model(model, images, sentences, texts):
@@ -537,14 +537,31 @@ def run_model(model, images, sentences, texts):
     return model(images, T, mask)
 
 
+# === Appendix: which base can have which adapter; skip on a first reading =========================
+
+def check_adapter(config, decoder, num_prompts):
+    """Raises ValueError if a base of this configuration cannot have this decoder and these prompts.
+
+    num_prompts: None is the default, which every base can have.
+    """
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
+    if decoder != "baseline" and not config.decoder_dim:
+        raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple "
+                         f"one: 'baseline'")
+    if num_prompts and config.trunk:
+        raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts "
+                         f"could join")
+
+
 # === Appendix: beyond the paper, updates of the frozen weights; skip on a first reading ===========
 
 class LowRank(nn.Module):
-    """W -> W + ΔW: an update of a frozen weight, 0 at first. It also reaches into the backbone.
+    """W -> W + ΔW: an update of a frozen weight, 0 at first.
 
     For the matrix W (out, in) of a linear layer, ΔW = B A has a low rank (LoRA, arXiv 2106.09685):
-    B (out, rank) and A (rank, in) are far smaller than W. For all other weights (convolutions,
-    biases, norms) ΔW has W's shape.
+    B (out, rank) and A (rank, in) are far smaller than W. All other weights (convolutions, biases,
+    norms) have no A, and B is the whole ΔW.
     """
 
     def __init__(self, W, rank):
@@ -554,25 +571,54 @@ class LowRank(nn.Module):
             self.B = nn.Parameter(torch.zeros(W.shape[0], rank))
         else:
             self.A = None
-            self.B = nn.Parameter(torch.zeros(W.shape))  # ΔW itself
+            self.B = nn.Parameter(torch.zeros(W.shape))
 
     def forward(self, W):
         if self.A is None:
-            return W + self.B
-        return W + self.B @ self.A
+            return W + self.B       # ΔW = B
+        return W + self.B @ self.A  # ΔW = B A
+
+
+def new_updates(base, rank):
+    """An update for each weight of a PoseModel but its predictor's; no updates for rank 0."""
+    updates = nn.ModuleDict()
+    if rank:
+        for name, W in base.named_parameters():
+            if not name.startswith("head.predictor"):  # VLPose trains a copy of it
+                updates[update_name(name)] = LowRank(W, rank)
+    return updates
+
+
+def update_name(name):
+    return name.replace(".", "-")  # a ModuleDict's names have no dots
+
+
+def with_updates(part, part_name, updates):
+    """A copy of a part of the base, with W + ΔW in place of each weight W.
+
+    A copy, because the base stays as it is. `copy.deepcopy` keeps a table of what it has copied
+    already (id of the original -> its copy). Where the table has W + ΔW for W beforehand, deepcopy
+    takes that: no weight is copied, and gradients reach the updates.
+    """
+    copied = {}
+    for name, W in part.named_parameters():
+        update = updates[update_name(f"{part_name}.{name}")]
+        copied[id(W)] = update(W)
+    return copy.deepcopy(part, copied)
 
 
 # === Appendix: other backbones; skip on a first reading ===========================================
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import torchvision
 
 TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
           "swin_t", "swin_s", "swin_b")
+TRUNK_CONFIG = ViTConfig(dim=256, depth=0, heads=0, drop_path=0.0, prompts=0, layer_decay=1.0)
 MODEL_CONFIGS = dict(VIT_CONFIGS)  # name -> configuration of every model that can be made
-for name in TRUNKS:
-    MODEL_CONFIGS[name] = ViTConfig(256, 0, 0, 0.0, 0, 1.0, trunk=name)
+MODEL_CONFIGS.update({trunk: replace(TRUNK_CONFIG, trunk=trunk) for trunk in TRUNKS})
 
 
 class TorchvisionBackbone(nn.Module):
@@ -595,23 +641,8 @@ class TorchvisionBackbone(nn.Module):
         last = list(classifier.modules())[-1]  # the linear layer that reads the body's C channels
         self.up = deconv_block(last.in_features, config.dim)
 
-    def forward(self, images, prompts=None):
-        return self.up(self.body(images))  # (B, D, H/16, W/16)
-
-
-def check_adapter(config, decoder, num_prompts):
-    """Raises ValueError if a base of this configuration cannot have this decoder and these prompts.
-
-    num_prompts: None is the default, which every base can have.
-    """
-    if decoder not in DECODERS:
-        raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, not {decoder!r}")
-    if decoder != "baseline" and not config.decoder_dim:
-        raise ValueError(f"decoder {decoder!r} needs the classic decoder; this base has the simple "
-                         f"one: 'baseline'")
-    if num_prompts and config.trunk:
-        raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts "
-                         f"could join")
+    def forward(self, images, prompts=None):  # prompts is as in `ViT.forward`, but has no tokens
+        return self.up(self.body(images))     # (B, D, H/16, W/16)
 
 
 # === Appendix: finding and fetching files of weights; skip on a first reading =====================
@@ -631,11 +662,18 @@ class WeightsError(DataError):
     """
 
 
-# name -> (address, the first digits of the file's SHA-256, or "" where none is published)
-PUBLIC_FILES = {}
-with open(Path(__file__).parent / "assets" / "weights.csv", newline="", encoding="utf-8") as table:
-    for row in csv.DictReader(table):
-        PUBLIC_FILES[row["name"]] = (row["address"], row["sha256"])
+def read_addresses():
+    """{name of a public file: (address, the first digits of its SHA-256, "" if not published)}."""
+    files = {}
+    path = Path(__file__).parent / "assets" / "weights.csv"
+    with open(path, newline="", encoding="utf-8") as table:
+        for row in csv.DictReader(table):
+            files[row["name"]] = (row["address"], row["sha256"])
+    return files
+
+
+PUBLIC_FILES = read_addresses()
+# The public files of networks that find people, for `eval.py --detect`.
 DETECTORS = ("keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2",
              "fasterrcnn_mobilenet_v3_large_fpn")
 
@@ -647,7 +685,8 @@ def load_weights(path_or_name):
     Raises WeightsError if the file holds no state dict.
     """
     path = find_file(path_or_name)
-    return tensors_of(read_file(path), path)
+    contents = read_file(path)         # plain containers and tensors: see the next appendix
+    return tensors_of(contents, path)  # its state dict
 
 
 def find_file(path_or_name):
@@ -692,40 +731,35 @@ def fetch(name):
 
 
 def tensors_of(contents, path):
-    """{name: tensor} of the state dict in what a file holds.
+    """{name: tensor} of the state dict in what a file holds, without gradients.
 
-    Raises WeightsError if there is none, or if a tensor claims more data than the file has.
+    Raises WeightsError if there is none, if a value is not a tensor, or if a tensor claims more
+    data than the file has.
     """
+    tensors = {}
     with expecting(path, "a state dict", WeightsError):
-        return checked_tensors(unwrap(contents), path)
+        for name, tensor in unwrap(contents).items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor "
+                                   f"but a {type(tensor).__name__}")
+            if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+                raise WeightsError(f"{path}: tensor {name} of shape {list(tensor.shape)} is "
+                                   f"larger than its data")
+            tensors[name] = tensor.detach()
+    if not tensors:
+        raise WeightsError(f"{path}: expected a state dict, found no tensors")
+    return tensors
 
 
 def unwrap(contents):
     """The state dict in a checkpoint; the contents themselves if they are not nested."""
-    ours = "base" if "base" in contents else "adapter"  # a file of ours may hold an adapter alone
-    for key in ("state_dict", "model", ours):  # ViTPose's files, MAE's, our own
+    keys = ["state_dict", "model", "base"]  # ViTPose's files, MAE's, our own
+    if "base" not in contents:
+        keys.append("adapter")              # a file of ours may hold an adapter alone
+    for key in keys:
         if isinstance(contents.get(key), dict):
             return contents[key]
     return contents
-
-
-def checked_tensors(state, path):
-    """The tensors of a state dict, without gradients.
-
-    Raises WeightsError if a value is not a tensor, or a tensor is larger than its data.
-    """
-    if not state:
-        raise WeightsError(f"{path}: expected a state dict, found no tensors")
-    tensors = {}
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor but a "
-                               f"{type(tensor).__name__}")
-        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise WeightsError(f"{path}: tensor {name} of shape {list(tensor.shape)} is larger "
-                               f"than its data")
-        tensors[name] = tensor.detach()
-    return tensors
 
 
 # === Appendix: reading files without executing them; skip on a first reading ======================
@@ -744,6 +778,8 @@ from contextlib import suppress
 def read_file(path):
     """What a file of weights holds: {name: tensor}, or a checkpoint with a state dict in it.
 
+    The file has one of four forms: safetensors, a zip archive of torch.save or of torch.jit.save,
+    or a file of torch.save from before torch 1.6.
     Nothing in it is executed, and nothing that it says about its size is believed. Raises
     WeightsError if it is damaged or of another kind.
     """
@@ -755,7 +791,8 @@ def read_file(path):
         zipped = start.startswith(b"PK\x03\x04")
         if zipped:
             check_zip(path)
-        # Torch itself reads plain containers and tensors. It refuses files with anything else.
+        # Torch itself reads plain containers and tensors. It refuses files with anything else,
+        # which are read below.
         with suppress(Exception), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
         if zipped:
@@ -792,6 +829,7 @@ def read_safetensors(path):
                                f"found a file of {size}")
         header = json.loads(file.read(length).decode("utf-8"))
     header.pop("__metadata__", None)
+
     data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # mapped into memory, not read
     data = data[8 + length:]
 
@@ -814,7 +852,12 @@ def read_safetensors(path):
     return tensors
 
 
-# --------------------------------------------------------------- pickles, which are PyTorch's files
+# ------------------------------------------------------------------ pickles: what torch.save writes
+
+# A pickle is a program for a small machine, which may call any function. Beside it, torch.save
+# writes the storages, the numbers of the tensors. In the pickle a tensor is a call:
+#     torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ...)
+# Nothing is called here: `InertUnpickler` notes the calls and `inert_tensors` makes the tensors.
 
 STORAGES = {  # as PyTorch's files call the data types -> torch's
     "torch.DoubleStorage": torch.float64,
@@ -833,9 +876,9 @@ STORAGES = {  # as PyTorch's files call the data types -> torch's
 class Inert(dict):
     """Stands for any object that a pickle describes; the object itself is never made.
 
-    A pickle is a program: look up a global, call it, set attributes. Here each global is a new
-    class of this kind with the global's name: the arguments of a call end in `args`, attributes in
-    `state`. It is a dict, because the program may fill the object like one.
+    The program looks up a global, calls it, and sets attributes of the result. Here each global is
+    a new class of this kind with the global's name: the arguments of a call end in `args`,
+    attributes in `state`. It is a dict, because the program may fill the object like one.
     """
     args = ()
     state = None
@@ -851,11 +894,13 @@ class Inert(dict):
     def __setstate__(self, state):
         self.state = state
 
-    def append(self, *items):
+    def append(self, *items):  # the object may be filled like a list, too
         pass
 
     extend = append
-    add = append
+    add = append  # and like a set
+
+    # It may be put into a set itself, which a dict may not.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -879,6 +924,44 @@ class InertUnpickler(pickle._Unpickler):
         self.storages[key] = STORAGES[storage_type.__name__]
         return Inert(*pid)
 
+
+def inert_tensors(tree, storages, read_storage):
+    """The state dict in what an InertUnpickler has read, with its tensors made.
+
+    storages: {key: data type}. read_storage(key) gives the bytes of a storage; only the state
+    dict's are read, and not an optimizer's, say.
+    """
+    if type(tree).__name__.startswith("__torch__."):
+        tree = dict(scripted_tensors(tree, set()))
+    flat = {}  # key -> the whole storage as a tensor, made once: tensors may share it
+    tensors = {}
+    for name, record in unwrap(tree).items():
+        if type(record).__name__ == "torch._utils._rebuild_parameter":
+            record = record.args[0]  # the tensor in an nn.Parameter
+        if type(record).__name__ == "torch._utils._rebuild_tensor_v2":
+            storage, offset, size, stride = record.args[:4]
+            key = storage.args[2]
+            if key not in flat:
+                flat[key] = torch.frombuffer(bytearray(read_storage(key)), dtype=storages[key])
+            record = flat[key].as_strided(size, stride, offset)  # an error beyond the storage
+        tensors[name] = record
+    return tensors
+
+
+def scripted_tensors(module, seen, prefix=""):
+    """Yields (name, record) of each tensor in a TorchScript module, an object with attributes.
+
+    seen: the ids of the modules so far, since a hostile file may have circles.
+    """
+    seen.add(id(module))
+    for name, value in module.state.items():
+        if type(value).__name__.startswith("torch._utils."):
+            yield prefix + name, value
+        elif isinstance(value, Inert) and isinstance(value.state, dict) and id(value) not in seen:
+            yield from scripted_tensors(value, seen, f"{prefix}{name}.")
+
+
+# ------------------------------------- zip archives: torch.save since torch 1.6, and torch.jit.save
 
 def check_zip(path):
     """Raises WeightsError if an archive unpacks to much more than its size, or is damaged.
@@ -905,30 +988,32 @@ def check_zip(path):
 def read_zip(path):
     """The state dict in a file of torch.save with foreign objects, or in one of torch.jit.save.
 
-    The archive holds a pickle, and a record for each storage of tensors.
+    The archive holds a pickle, ARCHIVE/data.pkl, and each storage as a record, ARCHIVE/data/KEY.
     """
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        root = pickles[0].removesuffix("data.pkl")
-        unpickler = InertUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")))
+        folder = pickles[0].removesuffix("data.pkl")
+        unpickler = InertUnpickler(io.BytesIO(archive.read(f"{folder}data.pkl")))
         tree = unpickler.load()
 
-        def read(key):
-            return archive.read(f"{root}data/{key}")
-        return inert_tensors(tree, unpickler.storages, read)
+        def read_storage(key):
+            return archive.read(f"{folder}data/{key}")
+        return inert_tensors(tree, unpickler.storages, read_storage)
 
+
+# ---------------------------------------------------------------------- files from before torch 1.6
 
 def read_legacy(path):
     """The state dict in a file from before torch 1.6; mmpose still publishes such files.
 
     The file holds five pickles (a magic number, a version, the system, the contents, the storages'
-    keys), then the storages in a row.
+    keys), then the storages in a row, each with its number of elements (8 bytes) before it.
     """
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if InertUnpickler(file).load() != torch.serialization.MAGIC_NUMBER:
             raise ValueError("it begins like neither")
-        InertUnpickler(file).load()
-        InertUnpickler(file).load()
+        InertUnpickler(file).load()  # the version
+        InertUnpickler(file).load()  # the system
         unpickler = InertUnpickler(file)
         tree = unpickler.load()
         keys = InertUnpickler(file).load()
@@ -941,52 +1026,14 @@ def read_legacy(path):
             places[key] = slice(start, end)
             file.seek(end)
 
-        def read(key):
+        def read_storage(key):
             return file[places[key]]
-        return inert_tensors(tree, unpickler.storages, read)
-
-
-def inert_tensors(tree, storages, read):
-    """The state dict in what an InertUnpickler has read, with its tensors made.
-
-    storages: {key: data type}. read(key) gives the bytes of a storage.
-    """
-    if type(tree).__name__.startswith("__torch__."):
-        tree = dict(scripted_tensors(tree, set()))
-    flat = {}  # key -> the whole storage as a tensor, made once
-
-    def make(record):
-        kind = type(record).__name__
-        if kind == "torch._utils._rebuild_parameter":
-            return make(record.args[0])
-        if kind != "torch._utils._rebuild_tensor_v2":
-            return record
-        storage, offset, size, stride = record.args[:4]
-        key = storage.args[2]
-        if key not in flat:
-            flat[key] = torch.frombuffer(bytearray(read(key)), dtype=storages[key])
-        return flat[key].as_strided(size, stride, offset)
-
-    return {name: make(record) for name, record in unwrap(tree).items()}
-
-
-def scripted_tensors(module, seen, prefix=""):
-    """Yields (name, record) of each tensor in a TorchScript module, an object with attributes.
-
-    seen: the ids of the modules so far, since a hostile file may have circles.
-    """
-    seen.add(id(module))
-    for name, value in module.state.items():
-        if type(value).__name__.startswith("torch._utils."):
-            yield prefix + name, value
-        elif isinstance(value, Inert) and isinstance(value.state, dict) and id(value) not in seen:
-            yield from scripted_tensors(value, seen, f"{prefix}{name}.")
+        return inert_tensors(tree, unpickler.storages, read_storage)
 
 
 # === Appendix: the names and shapes of public models; skip on a first reading =====================
 
 import re
-from dataclasses import replace
 
 # How others call our layers and tensors: their name, our name. {} is the number of a block. Layers
 # that have our name already are not listed.
@@ -1075,24 +1122,25 @@ LAYOUTS = {
         text_projection.weight                               projection
     """,
 }
-MOST_BLOCKS = 64  # twice as many as the largest public model has
-
-OUR_NAMES = {}  # their name of a layer or tensor -> our name
-for layout in LAYOUTS.values():
-    for line in layout.strip().splitlines():
-        theirs, ours = line.split()
-        for block in range(MOST_BLOCKS):
-            OUR_NAMES[theirs.format(block)] = ours.format(block)
+OUR_NAMES = dict(line.split() for layout in LAYOUTS.values()
+                 for line in layout.strip().splitlines())  # their name -> our name
 
 
 def our_name(name):
-    """Our name of a tensor, such as backbone.blocks.3.norm1.weight."""
+    """Our name of a tensor: backbone.layers.3.ln1.weight -> backbone.blocks.3.norm1.weight."""
     name = name.removeprefix("module.")  # which DataParallel puts before every name
-    if name in OUR_NAMES:
-        return OUR_NAMES[name]
-    layer, _, kind = name.rpartition(".")  # "backbone.layers.3.ln1", "weight"
-    if layer in OUR_NAMES:
-        return f"{OUR_NAMES[layer]}.{kind}"
+    spellings = [name]
+    block = ""
+    number = re.search(r"(?<=\.)\d+(?=\.)", name)  # the first one between dots
+    if number:
+        block = number[0]
+        spellings.append(name[:number.start()] + "{}" + name[number.end():])
+    for spelling in spellings:
+        layer, _, kind = spelling.rpartition(".")  # "backbone.layers.{}.ln1", "weight"
+        if spelling in OUR_NAMES:
+            return OUR_NAMES[spelling].format(block)
+        if layer in OUR_NAMES:
+            return OUR_NAMES[layer].format(block) + "." + kind
     return name
 
 
@@ -1136,7 +1184,7 @@ def token_grid(count):
 
 
 def vitpose_layout(state, path):
-    """(config, number of keypoints, tensors under our names) of a public ViTPose or MAE.
+    """(config, tensors under our names) of a public ViTPose or MAE.
 
     A MAE has no decoder. Raises WeightsError if no size of ViTPose has these tensors.
     """
@@ -1153,31 +1201,25 @@ def vitpose_layout(state, path):
         state["backbone.pos_embed"] = positions[:, 1:]
         if not is_mmpose:
             state["backbone.pos_embed"] = positions[:, 1:] + positions[:, :1]
+
     sizes = {}  # width -> configuration
     for name in ("small", "base", "large", "huge"):
         sizes[VIT_CONFIGS[name].dim] = VIT_CONFIGS[name]
     if dim not in sizes or grid is None:
         raise WeightsError(f"{path}: expected a ViTPose, found {count} positions of width {dim}, "
                            f"which none has")
+
     patches = state["backbone.patch_embed.weight"]  # (D, 3, 16, 16)
     if patches.shape[2:] == (14, 14):  # MAE's huge: padded, as ViTPose's authors do
         state["backbone.patch_embed.weight"] = F.pad(patches, (1, 1, 1, 1))
 
     image_size = (grid[0] * PATCH, grid[1] * PATCH)
     config = replace(sizes[dim], depth=count_blocks(state), image_size=image_size)
-    if not has_decoder(state):
-        return config, 17, state
-    num_keypoints, channels, kernel, _ = state["head.predictor.weight"].shape
-    decoder_dim = channels if kernel == 1 else 0  # the simple decoder's kernel is 3
-    return replace(config, decoder_dim=decoder_dim), num_keypoints, state
-
-
-def torchvision_layout(name, state):
-    """(config, number of keypoints, tensors under our names) of a network of torchvision."""
-    ours = {}
-    for layer, tensor in without_classifier(state).items():
-        ours[f"backbone.body.{layer}"] = tensor
-    return MODEL_CONFIGS[name], 17, ours
+    if has_decoder(state):
+        _, channels, kernel, _ = state["head.predictor.weight"].shape
+        decoder_dim = channels if kernel == 1 else 0  # the simple decoder's kernel is 3
+        config = replace(config, decoder_dim=decoder_dim)
+    return config, state
 
 
 def without_classifier(state):
@@ -1207,7 +1249,8 @@ from dataclasses import asdict
 from data import plain_name, processes, skeleton_from, written_whole
 
 FORMAT = "posebridge-1"
-RANDOM_TEXT = CLIPTextConfig(128, 4, 2, 128)  # stands in where no public weights are given
+# An untrained text tower, which stands in where no public weights are given.
+RANDOM_TEXT = CLIPTextConfig(width=128, heads=4, layers=2, embed_dim=128)
 OTHER_PARTS_OF_CLIP = ("visual", "vision_model.", "logit_", "input_resolution", "context_length",
                        "vocab_size", "text_model.embeddings.position_ids")
 
@@ -1218,13 +1261,12 @@ def save_checkpoint(path, model, adapter_only=False, **about):
     about: what else the model's users must know, plain values.
     adapter_only: a file of a few MB, which `load_model` puts around the base that it is given.
     """
-    base = getattr(model, "base", model)
+    base = model.base if isinstance(model, VLPose) else model
     contents = {"format": FORMAT, "about": about}
     if not adapter_only:
         skeleton = asdict(base.skeleton)
         skeleton["sigmas"] = base.skeleton.sigmas.tolist()
         contents["config"] = asdict(base.config)
-        contents["num_keypoints"] = base.num_keypoints
         contents["base"] = base.state_dict()
         contents["skeleton"] = skeleton
     if isinstance(model, VLPose):
@@ -1261,27 +1303,28 @@ def load_model(path_or_name, image_size=None, base=None):
     contents = read_file(path)
     state = tensors_of(contents, path)
     with expecting(path, "a pose model", WeightsError):
-        if contents.get("format") != FORMAT:
-            model = load_public(path_or_name, state, path, image_size)
-        elif "base" in contents:
-            model = load_own(contents, state, path, image_size)
+        if contents.get("format") == FORMAT:
+            model = load_own(contents, state, path, image_size, base)
         else:
-            model = load_adapter(contents, path, image_size, base)
+            model = load_public(path_or_name, state, path, image_size)
         return model.eval()
 
 
 def load_public(path_or_name, state, path, image_size):
     """A PoseModel from weights that others have published: see `load_model`."""
     if path_or_name in TRUNKS:
-        config, num_keypoints, state = torchvision_layout(path_or_name, state)
+        config = MODEL_CONFIGS[path_or_name]
+        body = without_classifier(state)
+        state = {f"backbone.body.{name}": tensor for name, tensor in body.items()}
     else:
-        config, num_keypoints, state = vitpose_layout(state, path)
-    trained = has_decoder(state)
-    if not image_size:
-        image_size = config.image_size if trained else ViTConfig.image_size
-    config, state = resized(config, state, image_size)
-    model = PoseModel(config, num_keypoints)
-    if not trained:
+        config, state = vitpose_layout(state, path)
+    if has_decoder(state):
+        num_keypoints = len(state["head.predictor.weight"])
+        config, state = resized(config, state, image_size or config.image_size)
+        model = PoseModel(config, num_keypoints)
+    else:
+        config, state = resized(config, state, image_size or ViTConfig.image_size)
+        model = PoseModel(config)
         print(f"{path_or_name}: a backbone alone; its decoder is new and untrained",
               file=sys.stderr)
         for name, tensor in model.state_dict().items():
@@ -1291,48 +1334,42 @@ def load_public(path_or_name, state, path, image_size):
     return load_strictly(model, state, path)
 
 
-def load_own(contents, state, path, image_size):
+def load_own(contents, state, path, image_size, base):
     """The PoseModel or VLPose of a file of `save_checkpoint`: see `load_model`."""
-    config = ViTConfig(**contents["config"])
-    num_keypoints = len(state["head.predictor.bias"])
-    skeleton = None
-    if contents.get("skeleton"):
-        skeleton = skeleton_from(contents["skeleton"])
-    blocks = count_blocks(state)
-    if blocks != config.depth:
-        raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, "
-                           f"expected {config.depth}")
-    config, state = resized(config, state, image_size or config.image_size)
-    return assembled(config, num_keypoints, skeleton, state, contents, path)
+    if "base" in contents:
+        config = ViTConfig(**contents["config"])
+        num_keypoints = len(state["head.predictor.bias"])
+        skeleton = None
+        if contents.get("skeleton"):
+            skeleton = skeleton_from(contents["skeleton"])
+        blocks = count_blocks(state)
+        if blocks != config.depth:
+            raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, "
+                               f"expected {config.depth}")
+        config, state = resized(config, state, image_size or config.image_size)
+    else:  # an adapter alone
+        if base is None:
+            raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too "
+                               f"(eval.py: --base)")
+        base = load_pose_model(base, image_size)
+        config = base.config
+        num_keypoints = base.num_keypoints
+        skeleton = base.skeleton
+        state = base.state_dict()
 
-
-def load_adapter(contents, path, image_size, base):
-    """The VLPose of a file with an adapter alone, around another file's model: see `load_model`."""
-    if base is None:
-        raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too "
-                           f"(eval.py: --base)")
-    model = load_pose_model(base, image_size)
-    return assembled(model.config, model.num_keypoints, model.skeleton, model.state_dict(),
-                     contents, path)
-
-
-def assembled(config, num_keypoints, skeleton, state, contents, path):
-    """The model that `contents` describe, with the base's state dict and the adapter, if any."""
-    options = contents.get("options")
+    options = contents.get("options")  # of a VLPose
     if "adapter" in contents:
         state = {f"base.{name}": tensor for name, tensor in state.items()}
-        state.update(checked_tensors(contents["adapter"], path))
+        state.update(tensors_of(contents["adapter"], path))
+
+    def build():
+        model = PoseModel(config, num_keypoints, skeleton)
+        return VLPose(model, **options) if options else model
     with torch.device("meta"):  # takes no memory: a file that says that it is huge must be huge
-        completed(new_model(config, num_keypoints, skeleton, options), state, path)
-    model = new_model(config, num_keypoints, skeleton, options)
+        check_architecture(build(), state, path)
+    model = build()
     model.about = contents["about"]
     return load_strictly(model, state, path)
-
-
-def new_model(config, num_keypoints, skeleton, options):
-    """A PoseModel with new weights; if there are options of an adapter, a VLPose around it."""
-    model = PoseModel(config, num_keypoints, skeleton)
-    return VLPose(model, **options) if options else model
 
 
 def resized(config, state, image_size):
@@ -1348,7 +1385,9 @@ def resized(config, state, image_size):
 def load_pose_model(path_or_name, image_size=None):
     """The PoseModel in a file: of a VLPose, the original model. Otherwise like `load_model`."""
     model = load_model(path_or_name, image_size)
-    return getattr(model, "base", model).requires_grad_(True)
+    if isinstance(model, VLPose):
+        model = model.base
+    return model.requires_grad_(True)
 
 
 def load_strictly(module, state, path):
@@ -1356,29 +1395,26 @@ def load_strictly(module, state, path):
 
     Raises WeightsError unless they are exactly the tensors that the module has, and finite.
     """
-    state = completed(module, state, path)
+    check_architecture(module, state, path)
     check_finite(state, path)
-    module.load_state_dict(state)
+    module.load_state_dict(state, strict=False)  # without counters: see `check_architecture`
     return module
 
 
-def completed(module, state, path):
-    """A module's state dict, with BatchNorm's counters, which old files lack and nothing here uses.
+def check_architecture(module, state, path):
+    """Raises WeightsError unless a state dict has the names, kinds and shapes of the module's.
 
-    Raises WeightsError unless its tensors have the names, kinds and shapes of the module's.
+    BatchNorm's counters may be missing: old files lack them, and nothing here uses them.
     """
     own = module.state_dict()
-    state = dict(state)
-    for name, tensor in own.items():
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, tensor)
     for name in sorted(own.keys() | state.keys()):
+        if name.endswith("num_batches_tracked") and name not in state:
+            continue
         expected = described(own.get(name))
         found = described(state.get(name))
         if found != expected:
             raise WeightsError(f"{path}: another architecture: tensor {name} is {found}, "
                                f"expected {expected}")
-    return state
 
 
 def described(tensor):
@@ -1460,7 +1496,7 @@ def load_clip_text(path_or_name):
             state = translate(state, path)
         vocab_size, width = state["token_embed.weight"].shape
         length, _ = state["pos_embed"].shape
-        config = CLIPTextConfig(width, width // 64, count_blocks(state),
+        config = CLIPTextConfig(width=width, heads=width // 64, layers=count_blocks(state),
                                 embed_dim=state["projection"].shape[1],
                                 vocab_size=vocab_size, context_length=length)
         return load_strictly(CLIPText(config), state, path).eval()

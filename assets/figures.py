@@ -6,7 +6,7 @@ How a figure comes about, in the order of this file:
 
 1. A person is a skeleton in three dimensions. Chance chooses a pose, such as "walk", and an angle
    for each joint within the limits of the pose (`poses.json`). The joints follow from the angles.
-2. The skeleton is clothed in *capsules*: rods with round ends, which may taper. A thigh is one
+2. The skeleton is clothed in *capsules*: cylinders with round ends, which may taper. A thigh is one
    capsule, an eye is a capsule without length, and a skirt is three capsules.
 3. The capsules are drawn into two buffers. For each pixel, `part` says which part of the person is
    seen there, and `depth` says how near it is. A capsule overwrites only what is farther away. Such
@@ -39,7 +39,7 @@ FINE = 320  # height and width of the buffers
 
 # What is seen at a fine pixel. A limb's number is that of the left one; the right one's is 1 more.
 NONE, HEAD, NECK, HAIR, EYE, PUPIL, LIPS, TORSO, SKIRT = range(9)
-ARM, FOREARM, HAND, THIGH, SHIN, FOOT, OBJECT, CLUTTER = range(10, 26, 2)
+ARM, FOREARM, HAND, THIGH, SHIN, FOOT, OBJECT, CLUTTER, NIMBUS = range(10, 28, 2)
 PARTS = 32  # more than the largest number
 
 # What a part is made of. A style has a color for each material.
@@ -72,7 +72,7 @@ class Style:
     legs: float = 1.0  # length
     arms: float = 1.0  # length
     robe: float = 0.0  # probability of a robe instead of trousers, shorts or a skirt
-    clutter: int = 0  # largest number of rods in the background
+    clutter: int = 0  # largest number of capsules in the background
 
 
 # ---- 1. The skeleton -----------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def leg_points(body, side):
 
 @dataclass
 class Capsule:
-    """A rod with round ends, in units."""
+    """A cylinder with round ends, in units."""
     part: int
     start: np.ndarray  # (3,)
     end: np.ndarray  # (3,)
@@ -221,13 +221,14 @@ class Capsule:
 
 @dataclass
 class Person:
+    """A Body that is clothed, in units. Its pelvis is at the origin."""
     joints: np.ndarray  # (17, 3) in COCO's order
     capsules: list
     robe: bool
 
 
 def build_person(style, rng):
-    """A random Person, whose pelvis is at the origin."""
+    """A random Person."""
     body = draw_body(style, rng)
     joints = np.zeros((17, 3))
     capsules = [Capsule(TORSO, body.chest, np.zeros(3), 0.07, 0.07)]
@@ -269,6 +270,7 @@ def trunk_capsules(body, shoulder, hip):
 
 
 def arm_capsules(body, side, shoulder, elbow, wrist, fingers):
+    """Upper arm, forearm and hand. A robe widens towards the wrist."""
     wide = 1.0
     cuff = 1.0
     if body.robe:
@@ -281,6 +283,7 @@ def arm_capsules(body, side, shoulder, elbow, wrist, fingers):
 
 
 def leg_capsules(body, side, hip, knee, ankle, toes):
+    """Thigh, shin and foot. A robe widens below the hip."""
     flare = 1.0
     if body.robe:
         flare = 1.7
@@ -355,13 +358,14 @@ def dress(robe, rng):
         SHIN: trousers[1],
         FOOT: SHOE,
         OBJECT: THING,
-        CLUTTER: THING}
+        CLUTTER: THING,
+        NIMBUS: THING}
     outfit = np.zeros(PARTS, np.uint8)
     for part, material in materials.items():
         outfit[part] = material
         if part >= ARM:
             outfit[part + 1] = material  # the right limb
-    outfit[CLUTTER + 1] = BAR
+    outfit[CLUTTER + 1] = BAR  # in place of a right limb: clutter has two materials
     return outfit
 
 
@@ -391,8 +395,13 @@ class Scene:
 def compose(style, rng):
     """A Scene with a random person at a random place."""
     person = build_person(style, rng)
-    ends = np.array([(rod.start, rod.end) for rod in person.capsules])  # (capsules, 2, 3)
-    radii = np.array([(rod.start_radius, rod.end_radius) for rod in person.capsules])
+    ends = []
+    radii = []
+    for capsule in person.capsules:
+        ends.append((capsule.start, capsule.end))
+        radii.append((capsule.start_radius, capsule.end_radius))
+    ends = np.array(ends)  # (capsules, 2, 3)
+    radii = np.array(radii)  # (capsules, 2)
     low = (ends - radii[..., None]).min((0, 1))
     high = (ends + radii[..., None]).max((0, 1))
 
@@ -434,7 +443,7 @@ def draw_capsule(scene, part, start, end, radii):
     x = np.arange(left, right, dtype=np.float32) - ax
     y = np.arange(top, bottom, dtype=np.float32)[:, None] - ay
 
-    # The point of the rod's axis that is nearest to each pixel: 0 is the start, 1 the end.
+    # The point of the capsule's axis that is nearest to each pixel: 0 is the start, 1 the end.
     along = (x * dx + y * dy) / (dx * dx + dy * dy + 1e-6)
     along = np.minimum(np.maximum(along, 0), 1)
     # A ball of radius r bulges by √(r² - distance²) from its middle towards the camera.
@@ -456,7 +465,7 @@ def pixel_range(a, b, reach):
 
 
 def add_clutter(scene, count, rng):
-    """Draws rods far behind the person."""
+    """Draws capsules far behind the person."""
     for _ in range(count):
         start = np.append(rng.uniform(0, FINE, 2), -1e4)
         part = CLUTTER + rng.integers(2)
@@ -517,10 +526,11 @@ def fold(scene, depth):
     scene.depth.flat[cloth] += depth * np.sin(x * 0.25 + 2 * np.sin(y * 0.05))
 
 
-def edges(region, depth, jump, width=1):
-    """Where the region (320, 320) changes or the depth jumps by so many fine pixels.
+def find_lines(region, depth, jump, width=1):
+    """Where to draw lines: (320, 320) bool.
 
-    Gives (320, 320) bool, which is true for `width` fine pixels on both sides of an edge.
+    A line is `width` fine pixels wide on both sides of an edge. At an edge, the number in `region`
+    (320, 320) changes, or the depth (320, 320) jumps by so many fine pixels.
     """
     line = np.zeros((FINE, FINE), bool)
     mark_steps(line, region, depth, jump, width)
@@ -529,7 +539,7 @@ def edges(region, depth, jump, width=1):
 
 
 def mark_steps(line, region, depth, jump, width):
-    """Marks in `line` the edges between rows."""
+    """Marks the edges between rows in `line`, the result of `find_lines`."""
     step = region[width:] != region[:-width]
     step |= np.abs(depth[width:] - depth[:-width]) > jump
     line[width:] |= step
@@ -537,8 +547,8 @@ def mark_steps(line, region, depth, jump, width):
 
 
 def outline(scene, region, jump=0.04, width=1):
-    """Lines (pixels,), 0 or 1, where the region changes or the depth jumps by so many units."""
-    line = edges(region, scene.depth, jump * scene.scale, width)
+    """`find_lines` where something is seen: (pixels,), 0 or 1. The depth jumps by so many units."""
+    line = find_lines(region, scene.depth, jump * scene.scale, width)
     return line.take(scene.pixels).astype(np.float32)
 
 
@@ -620,6 +630,7 @@ def dull_colors(rng, *shape):
 
 
 def photo(scene, rng):
+    """A snapshot of a person in a room, by a camera that is never perfect."""
     # Behind the person is a room with some things.
     image, pen = make_backdrop(dull_colors(rng, 3, 3))
     places = rng.uniform(0, FINE, (14, 4))
@@ -637,7 +648,7 @@ def photo(scene, rng):
     colors = 1.1 * dull_colors(rng, 9) + rng.normal(0, 25, (9, 3))
     table = pigments(rng, skin, colors)
     table[LOCKS] = pick(rng, HAIR_COLORS)
-    table[BAR] = table[SKIN]  # some rods in the background look like arms
+    table[BAR] = table[SKIN]  # some capsules in the background look like arms
     direction = rng.uniform((-1, -1, 0.3), (1, 0.2, 1))
     shade = light(scene, direction, ambient=rng.uniform(0.25, 0.6))
     if rng.random() < 0.5:
@@ -665,6 +676,7 @@ CARTOON_HAIR = palette("#281e28 #783c1e #fac83c #dc463c")  # black, brown, blond
 
 
 def cartoon(scene, rng):
+    """Bright flat colors in two tones, with outlines, under a sky with sunbeams."""
     sky = pick(rng, CARTOON_SKIES)
     image, pen = make_backdrop([[sky]])
     for angle in np.arange(0, 2 * np.pi, np.pi / 8):  # sunbeams from the middle
@@ -688,6 +700,7 @@ PENCILS = palette("#32323c #6e3c28 #283264")  # graphite, red chalk, blue
 
 
 def sketch(scene, rng):
+    """A drawing in pencil on paper, with hatching and construction lines."""
     rows, columns = np.ogrid[:SIZE, :SIZE]
     lines = layer(scene, outline(scene, scene.outfit[scene.part]))
     strength = np.zeros((SIZE, SIZE), np.float32)
@@ -744,6 +757,7 @@ def brush_strokes():
 
 
 def oil_painting(scene, rng):
+    """Earth colors in strokes of a brush, lit from one side."""
     ground = pick(rng, EARTH_COLORS)
     image, _ = make_backdrop(ground * rng.uniform(0.15, 0.5, (5, 5, 1)))
     table = pigments(rng, pick(rng, OIL_SKINS), EARTH_COLORS)
@@ -766,6 +780,7 @@ STONES = palette("#f0ece2 #8c693c #c87d5a #a5a7a5 #5f8c78")
 
 
 def sculpture(scene, rng):
+    """A figure of one stone on a plinth, before a museum's wall."""
     stone = pick(rng, STONES)
     wall = rng.uniform(50, 190) * rng.uniform(0.85, 1, 3)
     image, pen = make_backdrop(wall * rng.uniform(0.8, 1.2, (3, 3, 1)))
@@ -795,6 +810,7 @@ PUPPET_SKINS = palette("#965014 #3c1e0c")
 
 
 def shadow_play(scene, rng):
+    """A puppet of leather on a lit screen."""
     border = [DUSK, DUSK, DUSK]
     image, pen = make_backdrop([border, [DUSK, GLOW, DUSK], border])
     for x, y, _ in scene.joints[9:11]:  # rods move the wrists
@@ -827,6 +843,7 @@ SEAL = [(2, 3), (9, 3), (3, 8), (9, 8)]  # the corners of a stroke on the seal, 
 
 
 def ink_painting(scene, rng):
+    """Thin color and brush lines on paper, before misty mountains."""
     fibres = 1 + 0.03 * noise(rng, 5) + 0.03 * noise(rng, 70)
     paper = np.float32(rgb("#eee4cd")) * fibres
     columns = np.arange(SIZE)
@@ -879,6 +896,7 @@ def panes():
 
 
 def stained_glass(scene, rng):
+    """A saint in a window of colored panes, with lead between them."""
     table = pigments(rng, rgb("#f5d2a5"), JEWELS)
     table[LOCKS] = rgb("#6e3c19")
     table[THING] = rgb("#f5cd46")
@@ -888,7 +906,7 @@ def stained_glass(scene, rng):
     x, y, _ = scene.joints[0]
     rows, columns = np.ogrid[:FINE, :FINE]
     nimbus = np.hypot(columns - x, rows - y) < 0.19 * scene.scale
-    scene.part[nimbus & (scene.part == NONE)] = CLUTTER
+    scene.part[nimbus & (scene.part == NONE)] = NIMBUS
     cells = np.roll(panes(), rng.integers(0, FINE, 2), (0, 1))
     cells = cells * (scene.part != HEAD)
 
@@ -897,7 +915,7 @@ def stained_glass(scene, rng):
     tints = tints.clip(0, 255).astype(np.uint8)
     window = tints[scene.outfit[scene.part], cells]
     pieces = scene.part * np.uint16(PANES) + cells  # a number for each part and pane
-    lead = edges(pieces, scene.depth, jump=np.inf)
+    lead = find_lines(pieces, scene.depth, jump=np.inf)
     window[lead] = 25
     picture = np.asarray(Image.fromarray(window).reduce(2))
     return picture * (1 + 0.2 * noise(rng, 4) + 0.08 * noise(rng, 70)) + 10

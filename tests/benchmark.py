@@ -38,8 +38,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from clip_tokenizer import CLIPTokenizer
-from data import (COCO17, Crops, crop_matrix, invert_matrix, load_dataset, no_people, open_image,
-                  transform_points, warp_image, with_boxes)
+from data import (COCO17, Crops, crop_matrix, invert_matrix, load_dataset, open_image,
+                  picture_dataset, transform_points, warp_image, with_boxes)
 from eval import classify_detections, coco_numbers, read_scenes
 from train import Stage, model_to_tune, parameter_groups, parse_options, set_training_mode
 from uda import (MultiLevelAlignment, StyleTransfer, confidence_mask, consistency_loss, ema_update,
@@ -517,7 +517,7 @@ def photographs(folder, number, size, rng):
     tall = height * np.exp(rng.normal(-1.1, 0.7, number)).clip(0.1, 0.95)
     sides = np.column_stack([0.58 * tall, tall])
     corners = rng.random((number, 2)) * (np.array([width, height]) - sides)
-    return with_boxes(replace(no_people(files, COCO17), upright=False), np.arange(number),
+    return with_boxes(replace(picture_dataset(files, COCO17), upright=False), np.arange(number),
                       np.hstack([corners, sides]))
 
 

@@ -20,15 +20,31 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import (ANIMAL14, ANIMAL18, BROKEN, COCO_FILES, READERS, DataError,  # noqa: E402
-                  annotation_file, expecting, hold_out, load_dataset, load_matlab, make_skeleton,
-                  one_each, read_json, to_coco, with_skeleton, write_json)
+                  annotation_file, check_people, expecting, hold_out, load_dataset, load_matlab,
+                  make_skeleton, picture_size, read_json, single_person_dataset, to_coco,
+                  with_skeleton, write_json)
 from eval import fail  # noqa: E402
+
+
+def with_corners(dataset, corners):
+    """The data set with other boxes, clipped to the images.
+
+    corners: (images, 4) left, top, right, bottom.
+    """
+    sizes = np.array([picture_size(file, upright=False)[0] for file in dataset.files])
+    left_top = np.maximum(corners[:, :2], 0)
+    extent = np.minimum(corners[:, 2:], sizes) - left_top
+    boxes = np.hstack([left_top, extent])
+    dataset = replace(dataset, boxes=boxes, areas=extent.prod(1))
+    check_people(dataset.name, dataset)
+    return dataset
 
 
 def read_synthetic_animal(root, split):
@@ -54,7 +70,8 @@ def read_synthetic_animal(root, split):
         keypoints = np.concatenate(keypoints)
         keypoints[:, :, 2] = 1 + (keypoints[:, :, 2] > 0)  # a hidden joint is known all the same
         skeleton = {18: ANIMAL18, 14: ANIMAL14}[keypoints.shape[1]]
-    return one_each(path, skeleton, path.parent, names, domains, keypoints, np.concatenate(corners))
+    dataset = single_person_dataset(path, skeleton, path.parent, names, domains, keypoints)
+    return with_corners(dataset, np.concatenate(corners))
 
 
 TIGER_JOINTS = [*range(8), 14, 15, 16, 17, 12, 13, 8, 9, 10, 11]  # ANIMAL18 in the files of tigers
@@ -87,7 +104,8 @@ def read_tigdog(root, split):
     corners = np.where(has_joints, np.hstack([low, high]), 0)  # otherwise the box is empty
     visible = (keypoints[:, :, 2] > 0) & known.all(2)
     keypoints[:, :, 2] = np.where(visible, 2, 0)
-    return one_each(home, ANIMAL18, home, names, domains, keypoints, corners)
+    dataset = single_person_dataset(home, ANIMAL18, home, names, domains, keypoints)
+    return with_corners(dataset, corners)
 
 
 def read_shots(home, animal):
@@ -176,7 +194,8 @@ def read_animalpose(root, split):
         why = f"{type(error).__name__} {error}"
         raise DataError(f"{path}: annotation {len(names)}: not AnimalPose's: {why}") from None
     skeleton = make_skeleton(joints, ())
-    dataset = one_each(path, skeleton, path.parent, names, domains, keypoints, corners)
+    dataset = single_person_dataset(path, skeleton, path.parent, names, domains, keypoints)
+    dataset = with_corners(dataset, corners)
     dataset = with_skeleton(dataset, ANIMAL14)
     if own:
         return dataset

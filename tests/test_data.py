@@ -15,7 +15,7 @@ import data
 from assets.figures import STYLES, draw_figure
 from data import (COCO17, GENTLE, REGDA, VITPOSE, Augmentation, Crops, DataError, crop_matrix,
                   decode_heatmaps, draw_figures, encode_heatmaps, half_body_box, invert_matrix,
-                  load_dataset, open_image, select_images, to_coco, transform_points, unlabelled,
+                  load_dataset, open_image, remove_labels, select_images, to_coco, transform_points,
                   warp_image, with_sentences, written_whole)
 
 SIZE = (128, 96)
@@ -82,7 +82,7 @@ def test_a_folder_of_pictures_is_a_data_set_without_labels(gallery, capsys, spli
         "b/one.png", "b/two.JPG", "one.png", "turned.jpg", "z/one.png"]
     # each as a whole, as one sees it
     assert pictures.boxes[2:4].tolist() == [[0, 0, 30, 20], [0, 0, 20, 30]]
-    assert not len(pictures.annotated) and len(unlabelled(pictures).ids) == 5
+    assert not len(pictures.annotated) and len(remove_labels(pictures).ids) == 5
     assert "broken.jpg: not a readable image" in capsys.readouterr().err
 
 
@@ -361,7 +361,7 @@ def test_sentences_stay_with_their_images(figures):
     assert part.sentences.tolist() == [
         f"a {domain} of a person" for domain in part.domains.tolist()]
     assert part.select_people([0]).sentences is part.sentences
-    assert unlabelled(part).sentences is part.sentences
+    assert remove_labels(part).sentences is part.sentences
     dataset.sentences = None
     assert select_images(dataset, keep).sentences is None
     assert Crops(dataset, SIZE)[0, 0]["sentence"] == ""
@@ -575,7 +575,7 @@ def test_an_image_read_before_gives_the_crop_of_one_read_anew(tmp_path, sides):
         Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(files[-1])
     lengths = [side * share for side in sides for share in (0.2, 0.4, 0.6, 0.8, 0.9)]
     boxes = np.array([(5, 5, length, length) for length in lengths])
-    dataset = data.with_boxes(data.no_people(files, COCO17), np.repeat([0, 1], 5), boxes)
+    dataset = data.with_boxes(data.picture_dataset(files, COCO17), np.repeat([0, 1], 5), boxes)
     crops = Crops(dataset, (40, 30), Augmentation(scale=0.3, rotation=20))
     for seed, row in enumerate(np.random.default_rng(1).integers(0, 10, 60).tolist()):
         anew = Crops(dataset, (40, 30), crops.augmentation)[row, seed]
@@ -591,9 +591,9 @@ def test_small_images_are_decoded_once_and_a_large_one_once_for_people_in_a_row(
         Image.effect_noise((side, side), 50).save(file)
     image_file = data.image_file
     monkeypatch.setattr(data, "image_file", lambda file: opened.append(file) or image_file(file))
-    crops = Crops(
-        data.with_boxes(data.no_people(files, COCO17), np.arange(8) // 2, np.full((8, 4), box)),
-        SIZE)
+    dataset = data.picture_dataset(files, COCO17)
+    dataset = data.with_boxes(dataset, np.arange(8) // 2, np.full((8, 4), box))
+    crops = Crops(dataset, SIZE)
     for row in [*range(8)] * 3:
         crops[row, 0]
     # three times eight people, two in each image; of large boxes, JPEGs are read smaller

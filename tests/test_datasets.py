@@ -14,8 +14,8 @@ import convert
 import data
 from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, PoseDataset,
                   crop_matrix, encode_heatmaps, find_pictures, load_dataset, load_matlab,
-                  make_skeleton, no_people, plain_name, to_coco, transform_points, unlabelled,
-                  with_boxes, with_skeleton)
+                  make_skeleton, picture_dataset, plain_name, remove_labels, to_coco,
+                  transform_points, with_boxes, with_skeleton)
 from uda import supervised_loss
 
 COCO_IN_BODY16 = {name: BODY16.names.index(name) for name in COCO17.names if name in BODY16.names}
@@ -228,7 +228,7 @@ def test_an_unlabelled_target_shows_boxes_and_no_keypoint(real):
     coco = load_dataset(f"coco:{real / 'coco'}", "all")
     coco.crowd[0], coco.boxes[1, 2] = True, 0
     coco.keypoints[2] = 0  # without labels, but with a box
-    target = unlabelled(coco)
+    target = remove_labels(coco)
     assert target.ids.tolist() == coco.ids[2:].tolist() and (target.boxes == coco.boxes[2:]).all()
     assert target.keypoints.shape == (len(coco.ids) - 2, 17, 3) and not target.keypoints.any()
     assert coco.keypoints.any() and len(target.annotated) == 0
@@ -240,7 +240,7 @@ def test_a_target_without_a_box_is_an_error(real):
     coco = load_dataset(f"coco:{real / 'coco'}", "all")
     coco.crowd[:] = True
     with pytest.raises(DataError, match="coco:.*expected a person with a box"):
-        unlabelled(coco)
+        remove_labels(coco)
 
 
 # ---------------------------------------------------------------------------------------------- LSP
@@ -788,7 +788,7 @@ def test_a_folder_without_the_data_set_is_an_error(tmp_path, name):
 
 def read_tables(root, split):
     """A made-up format: a folder of pictures, and a table with a line for each joint."""
-    dataset = no_people(
+    dataset = picture_dataset(
         find_pictures([root / split]), make_skeleton(("left_hand", "right_hand"), []))
     dataset = with_boxes(dataset, np.arange(2), np.array([[4.0, 4, 40, 40], [8, 8, 30, 30]]))
     joints = np.loadtxt(root / f"{split}.txt").reshape(2, 2, 3)

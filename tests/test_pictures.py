@@ -486,7 +486,7 @@ def test_without_labels_two_views_agree_where_a_model_sees_the_same_thing_in_bot
     y, x = np.mgrid[:200, :160]
     places = (60, 80), (90, 120), (70, 100), (80, 90)
     spots = [255 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 200) for cx, cy in places]
-    pictures = data.no_people([Image.fromarray(spot.astype(np.uint8)).convert("RGB") for spot in spots], COCO17)
+    pictures = data.picture_dataset([Image.fromarray(spot.astype(np.uint8)).convert("RGB") for spot in spots], COCO17)
     pictures = with_boxes(pictures, np.arange(4), np.tile([0.0, 0, 160, 200], (4, 1)))
     def known(model):
         return without_labels(model, pictures, predict(model, pictures, flip_test=False))

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torchvision
 
+import convert  # noqa: F401 - READERS then have the papers' animals
 import eval
 import train
 import uda

@@ -330,7 +330,7 @@ def test_a_padded_sentence_in_a_batch_gives_the_same_heatmaps_as_alone(matcher, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("decoder", DECODERS[1:])
+@pytest.mark.parametrize("decoder", list(DECODERS)[1:])
 def test_at_first_the_relation_leaves_the_frozen_decoder_alone_but_feeds_the_extractor(
         decoder, base, images, text):
     """In the released code it does not leave it alone."""
