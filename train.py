@@ -51,7 +51,8 @@ def heatmap_loss(model, texts, compute, batch):
     """Mean of ω (y - ŷ)² over images, keypoints and pixels -> (loss, ŷ, labels).
 
     ŷ (B, K, h, w) are the predicted heatmaps, y those of the labels; ω (B, K) is 0 where a keypoint
-    is not labelled. texts: {sentence: T}, which a VLPose reads; None without text.
+    is not labelled. The labels are keypoints (B, K, 2) and which are visible (B, K).
+    texts: {sentence: T}, which a VLPose reads; None without text.
     """
     images, points, visible = labelled_images(batch, model)
     predicted, _ = heatmaps_and_features(model, images, compute, *text_of(batch, texts))  # ŷ
@@ -149,7 +150,7 @@ def train_vlpose(options):
     if adapter:  # what cannot work fails here, before anything is trained
         check_adapter(base.config, adapter["decoder"], adapter["num_prompts"])
     else:
-        texts = None
+        texts = None  # nothing reads them
     plan = plan_vlpose(options, base, source, target)
     if options.dry_run:
         return
@@ -163,7 +164,7 @@ def train_vlpose(options):
 
     # Stage 1: a base model learns from the source, unless --weights gives a trained one.
     if "base" in plan:
-        loss_of = partial(heatmap_loss, base, None, run.compute)
+        loss_of = partial(heatmap_loss, base, None, run.compute)  # of a batch
         fit_or_find(plan["base"], base, loss_of, [vlpose_pool(source, base, options)], run)
 
     # Stage 2: what --strategy names is tuned on the target. With VLPose that is only an adapter.
@@ -313,7 +314,10 @@ def style_loss(stylist, source, target):
 
 
 def source_loss(model, views, compute, source, target=None, restyle=None):
-    """Stage 1, and the oracle: L_sup of labelled images, some restyled -> (loss, ŷ, labels)."""
+    """Stage 1, and the oracle: L_sup of labelled images -> (loss, ŷ, labels).
+
+    With `restyle`, some of the images get the style of target images; see `restyling`.
+    """
     images, points, visible = labelled_images(source, model, views)
     if restyle:
         images = restyle(images, rgb(target, model))                              # (B, 3, H, W)
