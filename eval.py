@@ -319,13 +319,16 @@ def heatmaps_of(model, dataset, people, texts=None, flip_test=False, workers=0,
     keys = [(int(row), int(row)) for row in my_share(people, BATCH_SIZE)]   # of crops: (row, seed)
     loader = DataLoader(crops, BATCH_SIZE, sampler=keys, num_workers=workers,
                         worker_init_fn=ignore_group_signals)
-    for batch in progress(loader, "predicting batches of poses"):
-        images = normalize(batch["image"].to(device))                   # (B, 3, H, W)
-        if flip_test and dataset.skeleton.has_sides:  # else nobody knows left from right
-            yield batch, flip_tested(model, images, batch["sentence"], texts, dataset.skeleton)
-        else:
-            yield batch, run_model(model, images, batch["sentence"], texts)
-    model.train(training)
+    sides_known = dataset.skeleton.has_sides  # else nobody knows left from right
+    try:
+        for batch in progress(loader, "predicting batches of poses"):
+            images = normalize(batch["image"].to(device))               # (B, 3, H, W)
+            if flip_test and sides_known:
+                yield batch, flip_tested(model, images, batch["sentence"], texts, dataset.skeleton)
+            else:
+                yield batch, run_model(model, images, batch["sentence"], texts)
+    finally:
+        model.train(training)
 
 
 def flip_tested(model, images, sentences, texts, skeleton):

@@ -12,15 +12,14 @@ others hold the plan of the stages and their batches, how `fit` computes, the ru
 cache of trained models, data and models, tables and pictures, and the command.
 """
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 
 from data import average_gradients, encode_heatmaps, first_process_first, seed_step
-from uda import (LossWeights, MultiLevelAlignment, heatmaps_and_features, source_view,
-                 supervised_loss)
-from vlpose import VLPose, check_adapter, padded
+from uda import LossWeights, MultiLevelAlignment, source_view, supervised_loss
+from vlpose import VLPose, check_adapter, heatmaps_and_features, padded
 
 # ------------------------------------------------------------------------- 1. the loss and the loop
 
@@ -338,8 +337,8 @@ def adapt(stage, student, restyle, data, pools, run):
     if data.texts:
         adapter = LORA if options.strategy == "lora" else {}
         student = VLPose(student, data.text_dim, **adapter)
-    weights = LossWeights(consistency=options.consistency, feature_level=options.feature_level,
-                          pose_level=options.pose_level)
+    names = [entry.name for entry in fields(LossWeights)]  # of the options, too
+    weights = LossWeights(**{name: getattr(options, name) for name in names})
     alignment = MultiLevelAlignment(
         student, restyle, weights, views=pools.target_views, decay=options.ema_decay,
         source_keypoints=pools.source_keypoints, compute=run.compute)
@@ -370,7 +369,7 @@ import sys
 import time
 from argparse import SUPPRESS
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -390,8 +389,8 @@ from eval import (Parser, argument_of, data_spec, default_device, defaults_of, d
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of,
                   highest_cells, only_with, only_without, option, path_or_name, pck_of_results,
                   predict, predict_people, read_options, usable_device)
-from uda import GENTLE_VIEWS, Compute, StyleTransfer, Views
-from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PoseModel, ViT, encode_sentences,
+from uda import GENTLE_VIEWS, StyleTransfer, Views
+from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, encode_sentences,
                     load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
                     read_file, save_checkpoint, save_tensors, with_keypoints)
 
@@ -399,8 +398,9 @@ from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PoseModel, ViT, encode_se
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
 # when the option counts; where it does not count, a value other than the default is refused.
 #
-# A model that was trained on labels is cached. What it depends on stands in classes of their own:
-# VLPoseBase, AlignmentBase and ModelOptions. See the cache before you add a field to another class.
+# A model that was trained on labels is cached. What it depends on, but for its data and its
+# restyling, stands in VLPoseBase, AlignmentBase and ModelOptions. See the cache before you add a
+# field to another class.
 
 NEW_MODEL = [only_without("weights")]           # a model is trained before it is adapted
 TUNED = [only_without("strategy", "scratch")]   # a model is adapted
@@ -1243,9 +1243,9 @@ class Signals:
 
 MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
 
-# No option of these classes changes a cached model. All other options are part of the key, also
-# those that somebody adds. Where an option of these classes is needed, `key_of` takes its effect:
-# the data, the probability of a restyling, and the weights of the style network.
+# The key has no option of these classes by its value. Those that change a cached model are in the
+# key by their effect: the data, the probability of a restyling, and the style network's weights.
+# All other options are part of the key, also those that somebody adds.
 NOT_IN_KEY = (VLPoseAdaptation, AlignmentAdaptation, RunOptions)
 
 

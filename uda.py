@@ -31,9 +31,10 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_all, normalize,
-                  rows_of_all, transform_points)
-from vlpose import RelationMatcher, WeightsError, load_strictly, load_weights
+from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_all, rows_of_all,
+                  transform_points)
+from vlpose import (Compute, RelationMatcher, WeightsError, heatmaps_and_features, load_strictly,
+                    load_weights)
 
 # ----------------------------------------------------------------------- supervision, on the source
 
@@ -356,30 +357,6 @@ def ema_update(teacher, student, decay=0.999):
         t.lerp_(s, 1 - decay)
 
 
-# ---------------------------------------------------------------------------- heatmaps and features
-
-@dataclass(frozen=True)
-class Compute:
-    """How networks compute: the options --bf16 and --accumulate."""
-    bf16: bool = False  # in bfloat16, where that is safe
-    parts: int = 1      # a batch in so many parts, one after the other, which saves memory
-
-
-def heatmaps_and_features(model, images, compute, *text):
-    """A model's heatmaps (B, K, h, w), and the features (B, C, h, w) that it makes them of.
-
-    Every step of training a pose model starts here, in both methods. Both results are in float32.
-    images (B, 3, H, W): RGB in [0, 1]; text: T and its mask, for a VLPose.
-    """
-    def run(images, *text):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
-            features = model.features(normalize(images), *text)
-            heatmaps = model.predictor(features)
-        return heatmaps.float(), features.float()
-
-    return in_parts(run, compute.parts, images, *text)  # with one part, run(images, *text)
-
-
 # ----------------------------------------------------------------------------- a step of adaptation
 
 @dataclass(frozen=True)
@@ -406,8 +383,8 @@ class MultiLevelAlignment(nn.Module):
         None means all, as with `--source none`, where nothing is labelled.
     compute: how networks compute.
     To add a loss, override `alignment_losses`; the README has an example. To make its weight an
-    option, add a field to LossWeights and to train.AlignmentAdaptation; `train.adapt` fills it in.
-    If all weights are 0, the target is not looked at, and no added loss is asked for.
+    option, add a field of one name to LossWeights and to train.AlignmentAdaptation. If all weights
+    are 0, parts 3 to 8 are skipped and no added loss is asked for.
     """
 
     def __init__(self, student, restyle=None, weights=LossWeights(), views=Views(), decay=0.999,
@@ -434,8 +411,8 @@ class MultiLevelAlignment(nn.Module):
             `encode_heatmaps`; the target has none.
         source_text, target_text: T and its mask, if the student is a VLPose.
         """
-        # 0. The optimizer has moved the student since the last step; the teacher follows. Its
-        #    BatchNorm gathers statistics in every step: see `make_teacher`.
+        # 0. The optimizer has moved the student since the last step; the teacher follows. `fit`
+        #    puts frozen BatchNorm into evaluation mode, but the teacher's must gather statistics.
         ema_update(self.teacher, self.student, self.decay)
         self.teacher.train()
 
@@ -481,7 +458,8 @@ class MultiLevelAlignment(nn.Module):
                          target_features):
         """The losses beside L_sup: {name: loss, times its weight}.
 
-        teacher_heatmaps, student_heatmaps (B, K, h, w): of the target images.
+        teacher_heatmaps, student_heatmaps (B, K, h, w): of the target images, for the keypoints
+            in `source_keypoints` alone.
         source_features, target_features (B, C, h, w): what the student makes its heatmaps of.
         """
         weights = self.weights
@@ -717,34 +695,3 @@ def source_view(images, keypoints, visible, views):
     last_pixel = torch.tensor([width - 1, height - 1]).to(keypoints)
     inside = ((keypoints >= 0) & (keypoints <= last_pixel)).all(2)              # (B, K)
     return images, keypoints, visible.to(matrix) * inside
-
-
-# === Appendix: a batch in parts; skip on a first reading ==========================================
-
-from torch.utils.checkpoint import checkpoint
-
-
-def in_parts(run, parts, *inputs):
-    """Returns run(*inputs), computed in so many parts of the batch: this is `--accumulate`.
-
-    It needs the memory of one part: each part forgets what it would keep for the backward pass, and
-    computes it anew there. So a loss of the outputs is a loss of the whole batch, and its gradient
-    is that of the whole batch, except that BatchNorm and dropout see the parts. BatchNorm's running
-    statistics move with each part, and once more when a part is computed anew.
-
-    run: a function that returns a tuple of tensors (B, ...).
-    parts: how many; there are never more than images.
-    inputs: tensors (B, ...), or None for an input that is not there.
-    """
-    parts = min(parts, len(inputs[0]))  # a part without images would spoil BatchNorm's statistics
-    if parts == 1:
-        return run(*inputs)
-
-    def split(x):
-        if x is None:
-            return [None] * parts
-        return x.tensor_split(parts)
-
-    inputs_of_parts = zip(*[split(x) for x in inputs])
-    outputs = [checkpoint(run, *part, use_reentrant=False) for part in inputs_of_parts]
-    return tuple(torch.cat(pieces) for pieces in zip(*outputs))

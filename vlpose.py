@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from clip_tokenizer import CLIPTokenizer
-from data import known_skeleton
+from data import known_skeleton, normalize
 
 # ------------------------------------------------------------------------- 1. the transformer block
 
@@ -508,7 +508,7 @@ class VLPose(nn.Module):
         text: T of each image's sentence; None switches the adapter off, which leaves the original
             model. The decoder `baseline` does not read text, but needs some to be on.
         mask: see `RelationMatcher`.
-        A training step calls `features` and `predictor` itself: see `uda.heatmaps_and_features`.
+        A training step calls `features` and `predictor` itself: see `heatmaps_and_features`.
         """
         if text is None:
             return self.base(images)
@@ -535,6 +535,56 @@ def run_model(model, images, sentences, texts):
         return model(images)
     T, mask = padded([texts[sentence] for sentence in sentences])  # (B, L, D_text), (B, L)
     return model(images, T, mask)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How networks compute: the options --bf16 and --accumulate."""
+    bf16: bool = False  # in bfloat16, where that is safe
+    parts: int = 1      # a batch in so many parts, one after the other, which saves memory
+
+
+def heatmaps_and_features(model, images, compute, *text):
+    """A model's heatmaps (B, K, h, w), and the features (B, C, h, w) that it makes them of.
+
+    Every step of training a pose model starts here, in both methods. Both results are in float32.
+    images (B, 3, H, W): RGB in [0, 1]; text: T and its mask, for a VLPose.
+    """
+    def run(images, *text):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
+            features = model.features(normalize(images), *text)
+            heatmaps = model.predictor(features)
+        return heatmaps.float(), features.float()
+
+    return in_parts(run, compute.parts, images, *text)  # with one part, run(images, *text)
+
+
+# === Appendix: a batch in parts; skip on a first reading ==========================================
+
+def in_parts(run, parts, *inputs):
+    """Returns run(*inputs), computed in so many parts of the batch: this is `--accumulate`.
+
+    It needs the memory of one part: each part forgets what it would keep for the backward pass, and
+    computes it anew there. So a loss of the outputs is a loss of the whole batch, and its gradient
+    is that of the whole batch, except that BatchNorm and dropout see the parts. BatchNorm's running
+    statistics move with each part, and once more when a part is computed anew.
+
+    run: a function that returns a tuple of tensors (B, ...).
+    parts: how many; there are never more than images.
+    inputs: tensors (B, ...), or None for an input that is not there.
+    """
+    parts = min(parts, len(inputs[0]))  # a part without images would spoil BatchNorm's statistics
+    if parts == 1:
+        return run(*inputs)
+
+    def split(x):
+        if x is None:
+            return [None] * parts
+        return x.tensor_split(parts)
+
+    inputs_of_parts = zip(*[split(x) for x in inputs])
+    outputs = [checkpoint(run, *part, use_reentrant=False) for part in inputs_of_parts]
+    return tuple(torch.cat(pieces) for pieces in zip(*outputs))
 
 
 # === Appendix: which base can have which adapter; skip on a first reading =========================

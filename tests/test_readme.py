@@ -109,8 +109,11 @@ def test_the_recipe_of_another_data_format_can_be_named_in_a_command(run_code, t
     (tmp_path / "album").mkdir()
     Image.new("RGB", (90, 60)).save(tmp_path / "album" / "one.png")
     run_code("read_mine")
-    people = data.load_dataset(f"mine:{tmp_path / 'album'}", "train")
-    assert people.boxes.tolist() == [[0, 0, 90, 60]] and (people.keypoints == 20).all()
+    people = data.load_dataset(f"mine:{tmp_path / 'album'}", "all")
+    assert people.boxes.tolist() == [[0, 0, 90, 60]]
+    assert (people.keypoints == [20, 20, 2]).all() and len(people.annotated) == 1
+    assert len(data.load_dataset(f"mine:{tmp_path / 'album'}", "val").files) == 1
+    assert len(data.load_dataset(f"mine:{tmp_path / 'album'}", "train").files) == 0
 
 
 def test_the_recipe_of_another_option_is_one_of_the_command(run_code):
