@@ -367,6 +367,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from argparse import SUPPRESS
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -374,10 +375,9 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
+from PIL import Image, ImageDraw
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
-
-from PIL import Image, ImageDraw
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
@@ -909,7 +909,8 @@ class Run:
             self.code[file.name] = digest(file.read_bytes())
         self.folder = folder_of(options)
         if rank == 0:
-            self.lock = locked(self.folder / "lock")  # others stay out while this file is open
+            lock = locked(self.folder / "lock")  # others stay out while this file is open
+            weakref.finalize(self, lock.close)   # which is as long as this run is there
         config = vars(options) | {"resume": None, "processes": world}
         write_file(self.folder / "config.json", config)
         print(f"run folder: {self.folder}")
