@@ -1006,9 +1006,13 @@ def locked(path):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")
-    with expecting(path.parent, "that no other program trains in it"), suppress(ImportError):
-        import fcntl
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        with expecting(path.parent, "that no other program trains in it"), suppress(ImportError):
+            import fcntl
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except DataError:
+        file.close()
+        raise
     return file
 
 
