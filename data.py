@@ -721,10 +721,11 @@ def not_written(path, why=None):
 
 def free_space(path):
     """Bytes that are free where a file or a folder is or will be."""
-    folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    path = Path(path).absolute()
+    for folder in (path, *path.parents):
+        if os.path.exists(folder):  # which is False, not an error, in another user's folder
+            return shutil.disk_usage(folder).free
+    return 0  # a drive that is not there
 
 
 def read_json(path, json_type, what):
@@ -1297,7 +1298,7 @@ def single_person_dataset(path, skeleton, home, names, domains, keypoints):
         raise DataError(f"{path}: expected images, found none")
     files = locate_images(path, names, home)
     sizes = np.zeros((len(files), 2), int)  # width, height
-    for row, file in enumerate(files):
+    for row, file in enumerate(progress(files, "reading the sizes of images")):
         with image_file(file) as image:  # which reads no pixels
             sizes[row] = image.size
     keypoints = np.array(keypoints, np.float32)
@@ -1721,12 +1722,23 @@ def rows_of_all(x):
 
 def mean_of_all(x):
     """The mean over the processes of a tensor that each has. Its gradient goes back to all."""
-    _, world = processes()
-    if world == 1:
+    if processes()[1] == 1:
         return x
-    # Imported here, because a torch that is built for one process does not have this module
-    from torch.distributed.nn.functional import all_reduce
-    return all_reduce(x) / world
+    return MeanOfAll.apply(x)
+
+
+class MeanOfAll(torch.autograd.Function):
+    """`mean_of_all` with its gradient, which is the mean of all processes' gradients."""
+
+    @staticmethod
+    def forward(context, x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    @staticmethod
+    def backward(context, gradient):
+        return MeanOfAll.apply(gradient)
 
 
 @contextmanager

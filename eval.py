@@ -156,6 +156,8 @@ def classify_detections(scene, sigmas):
     for a, (low, high) in enumerate(AREAS):
         ignored = people.ignored | (people.area < low) | (people.area > high)
         scene.to_find[a] = ~ignored
+        if not len(oks):  # nobody was detected
+            continue
         matched = match_one_image(oks, ignored, people.crowd)   # (thresholds, detections)
 
         value = np.where(ignored, -1, 1)            # (people,) of a detection that matches them
@@ -1170,7 +1172,7 @@ EXPECTED = "expected --results, --annotations; or --checkpoint and --data, or --
 
 def numbers_of_results(options):
     """The command with --results: the numbers of a file."""
-    if not options.annotations:
+    if not options.results or not options.annotations:
         raise DataError(EXPECTED)
     print_numbers(options.annotations, options.results, options.sigmas, options.json,
                   domains=options.details)

@@ -9,6 +9,9 @@
     python train.py --mode uda --source coco:/data/synthetic/synthetic-animal \\
         --target coco:/data/animalpose/animalpose
 
+It also converts lsp, lsp-regda, surreal and human36m. train.py reads these by their names, but
+slowly where there are very many images: here the size of each is written down once.
+
 The command writes the annotations of both splits into a folder NAME in the data set's own, and
 prints this folder, which train.py takes as coco:FOLDER. MATLAB files need SciPy. The keypoints are
 those of ANIMAL18 or ANIMAL14; the domain of an image is its species.
@@ -211,9 +214,10 @@ def species_of(name, otherwise):
     return otherwise
 
 
-ANIMALS = {"synthetic-animal": read_synthetic_animal, "tigdog": read_tigdog,
-           "animalpose": read_animalpose}
-READERS.update(ANIMALS)
+READERS.update({"synthetic-animal": read_synthetic_animal, "tigdog": read_tigdog,
+                "animalpose": read_animalpose})
+PEOPLE = ("lsp", "lsp-regda", "surreal", "human36m")  # also read by name; as JSON they open faster
+ANIMALS = ("synthetic-animal", "tigdog", "animalpose")
 
 
 def convert(name, root):
@@ -223,7 +227,7 @@ def convert(name, root):
         home = home.parents[1] if home.parent.name == "clean_data" else home.parent
     for split in ("train", "val"):
         dataset = load_dataset(f"{name}:{root}", split)
-        content = to_coco(dataset, "animal")
+        content = to_coco(dataset, "person" if name in PEOPLE else "animal")
         for image, file in zip(content["images"], dataset.files):
             image["file_name"] = Path(os.path.abspath(file)).relative_to(home).as_posix()
         write_json(home / name / COCO_FILES[split], content)
@@ -233,7 +237,7 @@ def convert(name, root):
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=list(ANIMALS))
+    parser.add_argument("name", choices=ANIMALS + PEOPLE)
     parser.add_argument("root", help="the data set's folder, as its authors distribute it")
     args = parser.parse_args(argv)
     try:
