@@ -1259,6 +1259,11 @@ def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
 
     restyle, stylist: the function that changes images, and the network whose weights it uses.
     """
+    own = run.folder / f"{stage.name}.cached.pth"  # what later stages of this run have begun with
+    if all_items([own.exists()])[0]:
+        model.load_state_dict(load_pose_model(own).state_dict())
+        print(f"{stage.name} model: {own} (trained before)")
+        return
     files = list(MODULES)  # with the code that trains the model
     if restyle:
         file = file_of(restyle)
@@ -1272,6 +1277,7 @@ def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
     begun = (run.folder / f"{stage.name}.checkpoint.pth").exists()
     to_find = all_items([path.exists() and not begun])[0]  # as the first process sees it
     if to_find and take_from(path, stage, model, code):
+        save_checkpoint(own, model)
         return
     fit(stage, model, loss_of, pools, run)
     if run.checkpoints.code == run.code:  # else other code has begun it: nobody shall find it

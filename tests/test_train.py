@@ -693,6 +693,23 @@ def test_a_stage_that_other_code_has_begun_is_finished_but_not_cached(cache, tmp
     assert not list(own.glob("base-*.pth"))
 
 
+def test_a_run_whose_base_was_cached_goes_on_around_that_base_after_an_edit(
+        cache, tmp_path, monkeypatch, capsys):
+    own = cache_in(tmp_path / "cache", cache)
+    assert main(command(own, tmp_path / "first")) == 0
+    assert main(command(own, tmp_path / "run")) == 0
+    base = load_model(tmp_path / "run" / "model.pth").base.state_dict()
+    changed = train.code_of_modules() | {"vlpose.py": "edited"}
+    monkeypatch.setattr(train, "code_of_modules", lambda: changed)
+    capsys.readouterr()
+    assert main(["--resume", str(tmp_path / "run"), "--steps", "9"]) == 0
+    said = capsys.readouterr().out
+    assert "training anew" not in said and "base.cached.pth (trained before)" in said
+    assert "the original's poses exactly: yes" in said
+    found = load_model(tmp_path / "run" / "model.pth").base.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in base.items())
+
+
 @dataclass
 class WithOneMore(train.VLPoseOptions):
     smoothing: float = eval.option(0.0, least=0, help="An option that somebody has added.")
