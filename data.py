@@ -1797,7 +1797,7 @@ def average_gradients(parameters):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad.flatten())
-    mean = torch.cat(gradients) / world
+    mean = torch.cat(gradients).div_(world)  # in place: this may be gigabytes
     dist.all_reduce(mean)  # all gradients in one exchange
     sizes = [parameter.numel() for parameter in parameters]
     for parameter, part in zip(parameters, mean.split(sizes)):
