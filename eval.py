@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps,
                   ignore_group_signals, invert_matrix, my_share, normalize, progress,
                   transform_points)
-from vlpose import run_model
+from vlpose import text_of
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
@@ -325,23 +325,24 @@ def heatmaps_of(model, dataset, people, texts=None, flip_test=False, workers=0,
     try:
         for batch in progress(loader, "predicting batches of poses"):
             images = normalize(batch["image"].to(device))               # (B, 3, H, W)
+            text = text_of(batch["sentence"], texts)                    # T and its mask, if any
             if flip_test and sides_known:
-                yield batch, flip_tested(model, images, batch["sentence"], texts, dataset.skeleton)
+                yield batch, flip_tested(model, images, text, dataset.skeleton)
             else:
-                yield batch, run_model(model, images, batch["sentence"], texts)
+                yield batch, model(images, *text)                       # (B, K, h, w)
     finally:
         model.train(training)
 
 
-def flip_tested(model, images, sentences, texts, skeleton):
+def flip_tested(model, images, text, skeleton):
     """The mean of the heatmaps of the images and of those of the mirrored images, mirrored back.
 
     A mirrored image should give the mirrored heatmaps, with left and right exchanged. The mean of
     both is more exact than either.
     """
     mirrored = torch.as_tensor(skeleton.mirrored, device=images.device)     # (K,) left for right
-    heatmaps = run_model(model, images, sentences, texts)               # (B, K, h, w)
-    flipped = run_model(model, images.flip(3), sentences, texts)
+    heatmaps = model(images, *text)                                     # (B, K, h, w)
+    flipped = model(images.flip(3), *text)
     return (heatmaps + flipped.flip(3)[:, mirrored]) / 2
 
 

@@ -19,7 +19,7 @@ import torch
 
 from data import average_gradients, encode_heatmaps, first_process_first, seed_step
 from uda import LossWeights, MultiLevelAlignment, source_view, supervised_loss
-from vlpose import VLPose, check_adapter, heatmaps_and_features, padded
+from vlpose import VLPose, check_adapter, heatmaps_of_images, text_of
 
 # ------------------------------------------------------------------------- 1. the loss and the loop
 
@@ -54,8 +54,9 @@ def heatmap_loss(model, texts, compute, batch):
     texts: {sentence: T}, which a VLPose reads; None without text.
     """
     images, points, visible = labelled_images(batch, model)
-    predicted, _ = heatmaps_and_features(model, images, compute, *text_of(batch, texts))  # ŷ
-    heatmaps, weights = label_heatmaps(points, visible, model.config)                     # y, ω
+    text = text_of(batch["sentence"], texts)
+    predicted = heatmaps_of_images(model, images, compute, *text)      # ŷ
+    heatmaps, weights = label_heatmaps(points, visible, model.config)  # y, ω
     loss = ((predicted - heatmaps) ** 2 * weights[:, :, None, None]).mean()
     return loss, predicted, (points, visible)
 
@@ -77,13 +78,6 @@ def rgb(batch, model):
     """A batch's images (B, 3, H, W) where the model is, RGB in [0, 1]."""
     device = next(model.parameters()).device
     return batch["image"].to(device, non_blocking=True) / 255
-
-
-def text_of(batch, texts):
-    """T (B, L, D_text) of a batch's sentences, and its mask where some are shorter; or ()."""
-    if texts is None:
-        return ()
-    return padded([texts[sentence] for sentence in batch["sentence"]])
 
 
 def label_heatmaps(points, visible, config):
@@ -320,7 +314,7 @@ def source_loss(model, views, compute, source, target=None, restyle=None):
     images, points, visible = labelled_images(source, model, views)
     if restyle:
         images = restyle(images, rgb(target, model))                              # (B, 3, H, W)
-    predicted, _ = heatmaps_and_features(model, images, compute)                  # (B, K, h, w)
+    predicted = heatmaps_of_images(model, images, compute)                        # (B, K, h, w)
     loss = supervised_loss(predicted, *label_heatmaps(points, visible, model.config))
     return loss, predicted, (points, visible)
 
@@ -349,7 +343,7 @@ def adapt(stage, student, restyle, data, pools, run):
         labels, label_weights = label_heatmaps(points, visible, alignment.config)
         loss, predicted = alignment(
             images, labels, label_weights, rgb(target, alignment),
-            text_of(source, data.texts), text_of(target, data.texts))
+            text_of(source["sentence"], data.texts), text_of(target["sentence"], data.texts))
         return loss, predicted, (points, visible)
 
     fit(stage, alignment, loss_of, [pools.sources, pools.targets], run)
@@ -903,7 +897,7 @@ class Run:
         self.options = options
         self.measure = measure
         self.compute = Compute(options.bf16, options.accumulate)
-        self.code = code_of_modules()  # {file: hash}; the cache asks whether it has changed
+        self.code = dict(CODE)  # {file: hash}; the cache asks whether it has changed
         file = file_of(restyle)
         if file:
             self.code[file.name] = digest(file.read_bytes())
@@ -1246,7 +1240,14 @@ class Signals:
 # changed it. Its file has hashes of the code that trained it: if a module was edited since then,
 # the model is trained anew.
 
+def digest(content):
+    """A short hash of bytes."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
+# {file: hash of its text} when the program starts: this code runs, even if a file is edited later.
+CODE = {name: digest((Path(__file__).parent / name).read_bytes()) for name in MODULES}
 
 # The key has no option of these classes by its value. Those that change a cached model are in the
 # key by their effect: the data, the probability of a restyling, and the style network's weights.
@@ -1327,12 +1328,6 @@ def keep(path, model, code):
         print(f"{error}; it is not kept for other runs", file=sys.stderr)
 
 
-def code_of_modules():
-    """{file: hash of its text} of the six modules."""
-    folder = Path(__file__).parent
-    return {name: digest((folder / name).read_bytes()) for name in MODULES}
-
-
 def file_of(function):
     """The path of the file that defines a plain function; None for others, or without a file."""
     if not inspect.isfunction(function) and not inspect.ismethod(function):
@@ -1356,11 +1351,6 @@ def identity_of(crops, rows):
 def state_hash(model):
     tensors = model.state_dict().values()
     return digest(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors))
-
-
-def digest(content):
-    """A short hash of bytes."""
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 # === Appendix: data and models; skip on a first reading ===========================================

@@ -33,8 +33,8 @@ from torchvision.ops import StochasticDepth
 
 from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_all, rows_of_all,
                   transform_points)
-from vlpose import (Compute, RelationMatcher, WeightsError, heatmaps_and_features, load_strictly,
-                    load_weights)
+from vlpose import (Compute, RelationMatcher, WeightsError, heatmaps_and_features,
+                    heatmaps_of_images, load_strictly, load_weights)
 
 # ----------------------------------------------------------------------- supervision, on the source
 
@@ -436,7 +436,7 @@ class MultiLevelAlignment(nn.Module):
 
             # 4. The teacher's heatmaps, back in the frame of the whole image.
             with torch.no_grad():
-                teacher_heatmaps, _ = heatmaps_and_features(
+                teacher_heatmaps = heatmaps_of_images(
                     self.teacher, teacher_view, self.compute, *target_text)
                 teacher_heatmaps = self.to_whole_image(teacher_heatmaps, to_teacher)
 

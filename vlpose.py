@@ -87,9 +87,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), activation(), nn.Linear(4 * dim, dim))
         self.drop_path = StochasticDepth(drop_path, "row")
 
-    def forward(self, x):
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x, n=0):
+        """The first n tokens take part in the attention and then leave: n + N tokens -> N."""
+        x = x[:, n:] + self.drop_path(self.attn(self.norm1(x))[:, n:])  # (B, N, D)
+        return x + self.drop_path(self.mlp(self.norm2(x)))              # (B, N, D)
 
 
 # ----------------------------------------------------------------------- 2. ViT with visual prompts
@@ -161,11 +162,11 @@ class ViT(nn.Module):
             if n:
                 P = prompts[i].expand(len(x), -1, -1)         # (B, n, D)
                 x = torch.cat([P, x], dim=1)                  # (B, n + N, D)
+            # Prompts help for one block: the next block has its own.
             if self.checkpointing:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, n, use_reentrant=False)
             else:
-                x = block(x)                                  # (B, n + N, D)
-            x = x[:, n:]  # (B, N, D); prompts help for one block: the next block has its own
+                x = block(x, n)                               # (B, N, D)
         x = self.norm(x)                                      # (B, N, D)
         return x.transpose(1, 2).unflatten(2, self.grid)      # (B, D, H/16, W/16)
 
@@ -316,12 +317,16 @@ def encode_sentences(clip_text, sentences, per_token=False):
     return dict(zip(sentences, features))
 
 
-def padded(features):
-    """Text features [(L, D_text), ...] of B sentences as one batch, and what in it is padding.
+def text_of(sentences, texts):
+    """What a VLPose reads of B images, each with its own sentence: (T, mask). () without texts.
 
-    Returns T (B, L, D_text), where L is the longest sentence's, and a mask (B, L), True for tokens
-    and False for padding. The mask is None if nothing is padding.
+    T is (B, L, D_text), where L is the longest sentence's. The mask (B, L) is True for tokens and
+    False for padding; it is None if nothing is padding.
+    texts: {sentence: T (L, D_text)} from `encode_sentences`, or None.
     """
+    if texts is None:
+        return ()
+    features = [texts[sentence] for sentence in sentences]
     T = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
     lengths = torch.tensor([len(feature) for feature in features])
     if lengths.min() == lengths.max():
@@ -508,7 +513,6 @@ class VLPose(nn.Module):
         text: T of each image's sentence; None switches the adapter off, which leaves the original
             model. The decoder `baseline` does not read text, but needs some to be on.
         mask: see `RelationMatcher`.
-        A training step calls `features` and `predictor` itself: see `heatmaps_and_features`.
         """
         if text is None:
             return self.base(images)
@@ -525,18 +529,6 @@ class VLPose(nn.Module):
         return self.decode(E, R)
 
 
-def run_model(model, images, sentences, texts):
-    """Heatmaps (B, K, H/4, W/4) of normalised images (B, 3, H, W), each with its own sentence.
-
-    sentences: B strings.
-    texts: {sentence: T (L, D_text)} from `encode_sentences`; None runs the model without text.
-    """
-    if texts is None:
-        return model(images)
-    T, mask = padded([texts[sentence] for sentence in sentences])  # (B, L, D_text), (B, L)
-    return model(images, T, mask)
-
-
 @dataclass(frozen=True)
 class Compute:
     """How networks compute: the options --bf16 and --accumulate."""
@@ -544,33 +536,46 @@ class Compute:
     parts: int = 1      # a batch in so many parts, one after the other, which saves memory
 
 
-def heatmaps_and_features(model, images, compute, *text):
-    """A model's heatmaps (B, K, h, w), and the features (B, C, h, w) that it makes them of.
+def heatmaps_of_images(model, images, compute, *text):
+    """A model's heatmaps (B, K, h, w) of images (B, 3, H, W), RGB in [0, 1].
 
-    Every step of training a pose model starts here, in both methods. Both results are in float32.
-    images (B, 3, H, W): RGB in [0, 1]; text: T and its mask, for a VLPose.
+    Every step of training a pose model starts here, or in the function below. text: T and its mask,
+    for a VLPose. Results are in float32.
     """
+    def run(images, *text):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
+            heatmaps = model(normalize(images), *text)
+        return (heatmaps.float(),)
+
+    return in_parts(run, model, compute.parts, images, *text)[0]
+
+
+def heatmaps_and_features(model, images, compute, *text):
+    """The same, and the features (B, C, h, w) that the model makes its heatmaps of."""
     def run(images, *text):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
             features = model.features(normalize(images), *text)
             heatmaps = model.predictor(features)
         return heatmaps.float(), features.float()
 
-    return in_parts(run, compute.parts, images, *text)  # with one part, run(images, *text)
+    return in_parts(run, model, compute.parts, images, *text)
 
 
 # === Appendix: a batch in parts; skip on a first reading ==========================================
 
-def in_parts(run, parts, *inputs):
+from contextlib import contextmanager, nullcontext
+
+
+def in_parts(run, model, parts, *inputs):
     """Returns run(*inputs), computed in so many parts of the batch: this is `--accumulate`.
 
     It needs the memory of one part: each part forgets what it would keep for the backward pass, and
     computes it anew there. So a loss of the outputs is a loss of the whole batch, and its gradient
-    is that of the whole batch, except that BatchNorm and dropout see the parts. BatchNorm's running
-    statistics move with each part, and once more when a part is computed anew.
+    is that of the whole batch, except that BatchNorm and dropout see the parts.
 
     run: a function that returns a tuple of tensors (B, ...).
-    parts: how many; there are never more than images.
+    model: the network that `run` calls.
+    parts: how many; there are never more than images. With one part nothing is computed anew.
     inputs: tensors (B, ...), or None for an input that is not there.
     """
     parts = min(parts, len(inputs[0]))  # a part without images would spoil BatchNorm's statistics
@@ -582,9 +587,30 @@ def in_parts(run, parts, *inputs):
             return [None] * parts
         return x.tensor_split(parts)
 
-    inputs_of_parts = zip(*[split(x) for x in inputs])
-    outputs = [checkpoint(run, *part, use_reentrant=False) for part in inputs_of_parts]
+    def contexts():  # of the first time that a part is computed, and of the second
+        return nullcontext(), statistics_stay(model)
+
+    outputs = []
+    for part in zip(*[split(x) for x in inputs]):
+        outputs.append(checkpoint(run, *part, use_reentrant=False, context_fn=contexts))
     return tuple(torch.cat(pieces) for pieces in zip(*outputs))
+
+
+@contextmanager
+def statistics_stay(model):
+    """BatchNorm normalises as before, but its running statistics do not move.
+
+    They have moved already when the part was computed for the first time.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta):
+            layer.momentum = momentum
 
 
 # === Appendix: which base can have which adapter; skip on a first reading =========================

@@ -23,7 +23,7 @@ import uda
 from conftest import ROOT
 from data import (COCO17, SyncBatchNorm, all_items, average_gradients, draw_figures,
                   encode_heatmaps, first_process_first, load_dataset, mean_of_all, my_share,
-                  seed_step)
+                  normalize, seed_step)
 from eval import predict
 from train import grid_pck, heatmap_loss, prepare
 from uda import (GENTLE_VIEWS, Compute, LossWeights, MultiLevelAlignment, StyleTransfer, Views,
@@ -308,12 +308,31 @@ def test_parts_need_the_memory_of_one():
     assert kept(Compute(parts=4)) < 0.5 * kept(Compute())
 
 
+def test_batchnorms_statistics_move_once_with_each_part():
+    batch = random_batch()
+    expected = new_model().train()
+    for part in normalize(batch["image"] / 255).tensor_split(4):
+        expected(part)
+    model = new_model().train()
+    loss, _, _ = heatmap_loss(model, None, Compute(parts=4), batch)
+    loss.backward()  # each part is computed for the second time
+    assert all(layer.momentum == 0.1 for layer in model.modules() if hasattr(layer, "momentum"))
+    for name, statistics in expected.named_buffers():
+        if "running" in name:
+            assert torch.equal(model.get_buffer(name), statistics)
+
+
+def random_batch():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, 3, *SIZE), generator=generator, dtype=torch.uint8)
+    return {"image": images, "keypoints": 64 * torch.rand(8, 17, 2, generator=generator),
+            "visible": (torch.rand(8, 17, generator=generator) < 0.5).float(),
+            "sentence": list("abababaa")}
+
+
 @pytest.mark.parametrize("strategy", ["full", "vlpose"])
 def test_gradients_of_parts_add_up_to_those_of_the_whole_batch(strategy):
-    generator = torch.Generator().manual_seed(0)
-    batch = {"image": torch.randint(0, 256, (8, 3, *SIZE), generator=generator, dtype=torch.uint8),
-             "keypoints": 64 * torch.rand(8, 17, 2, generator=generator), "visible": (torch.rand(
-                 8, 17, generator=generator) < 0.5).float(), "sentence": list("abababaa")}
+    batch = random_batch()
     gradients = []
     for parts in (1, 4, 3):  # 3 do not divide 8
         model, texts = new_model(), None
