@@ -813,150 +813,142 @@ def draw_panels(dataset, row, panels, threshold):
 
 # === Appendix: the command line of both programs; skip on a first reading =========================
 #
-# The options of a program are the fields of a dataclass: `base_lr` is `--base-lr`. A field has the
-# option's type and default, its value in the paper, its limits, when it counts, and its help, all
-# in one place.
+# A field of a dataclass is an option: `base_lr` is `--base-lr`. An object of the dataclass has the
+# values of all options, at first their defaults. Both programs read a command line in three lines:
+#
+#     given = vars(Parser(defaults).parse_args(argv))  # {field: value} of the options in it
+#     options = replace(defaults, **given)
+#     check_options(options, defaults)
 
-GPU = torch.cuda.is_available()
 SAME = object()  # the paper's value is the default
 
 
-def option(default, *, help, paper=SAME, only=(), **how):
+def option(default, *, help, paper=SAME, only=(), least=-math.inf, above=-math.inf, most=math.inf,
+           step=None, **argument):
     """A field of a dataclass of options.
 
-    paper: its value in the paper, where that differs. only: the Conditions under which it counts.
-    how: `least`, `above`, `most` and `step` are the limits of a number; `type`, `choices`, `nargs`,
-    `const` and `metavar` are argparse's. Without a `type` the field's annotation is the type: int,
-    float, str, bool, or a list of one of them. The default may be None, whatever the annotation.
+    paper: the default with `--recipe paper`, where that differs.
+    only: when the option counts: a list of conditions that must all hold, such as "with --data",
+        "without --weights" or, for one of two values, "with --strategy lora vlpose".
+    least, above, most, step: the limits of a number; it is a multiple of `step`.
+    argument: further arguments of argparse's `add_argument`, such as `choices` and `nargs`. Without
+        a `type` among them, the type of the field turns a word into a value.
     """
-    return field(default=default, metadata={"help": help, "paper": paper, "only": only, "how": how})
+    if paper is SAME:
+        paper = default
+    limits = {"least": least, "above": above, "most": most, "step": step}
+    return field(default=default, metadata={"help": help, "paper": paper, "only": only,
+                                            "limits": limits, "argument": argument})
 
 
-@dataclass(frozen=True)
-class Condition:
-    """When an option counts: with or without another option, or with or without its `values`."""
-    word: str  # "with" or "without"
-    other: str  # the other option's field
-    values: tuple
+class Parser(argparse.ArgumentParser):
+    """argparse's parser of the options that `defaults` has. It returns only what is given.
 
-    def holds(self, options):
-        value = getattr(options, self.other)
-        found = value in self.values if self.values else bool(value)
-        return found == (self.word == "with")
+    The help groups the options by when they count. An error is one line, like any other error.
+    """
 
-    def __str__(self):
-        return " ".join([self.word, flag_of(self.other), *self.values])
+    def __init__(self, defaults, **more):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **more)
+        groups = {}
+        for entry in fields(defaults):
+            conditions = "; ".join(entry.metadata["only"])
+            if conditions not in groups:
+                title = f"only {conditions}" if conditions else "always"
+                groups[conditions] = self.add_argument_group(title)
+            argument = argument_of(entry, getattr(defaults, entry.name))
+            groups[conditions].add_argument(flag_of(entry.name), **argument)
 
-
-def only_with(other, *values):
-    return Condition("with", other, values)
-
-
-def only_without(other, *values):
-    return Condition("without", other, values)
+    def error(self, message):
+        raise DataError(f"{message}; --help lists the options")
 
 
 def flag_of(name):
     return "--" + name.replace("_", "-")
 
 
-def defaults_of(options_class, recipe="minutes"):
-    """{field: default} of a dataclass of options, for the recipe "minutes" or "paper"."""
-    defaults = {}
-    for entry in fields(options_class):
-        defaults[entry.name] = entry.default
-        if recipe == "paper" and entry.metadata["paper"] is not SAME:
-            defaults[entry.name] = entry.metadata["paper"]
-    return defaults
-
-
-def read_options(options_class, argv, defaults, description):
-    """An object of a dataclass of options, with the values of the command line.
-
-    Raises DataError for an option that is unknown, wrong, or without effect.
-    """
-    parser = parser_of(options_class, defaults, description)
-    options = options_class(**vars(parser.parse_args(argv)))
-    refuse_without_effect(options, defaults)
-    return options
-
-
-class Parser(argparse.ArgumentParser):
-    """An error in an option is one line like any other error, not a list of all options."""
-
-    def error(self, message):
-        raise DataError(f"{message}; --help lists the options")
-
-
-def parser_of(options_class, defaults, description):
-    """The Parser of a dataclass of options. Its help groups the options by when they count."""
-    parser = Parser(description=description, allow_abbrev=False)
-    groups = {}
-    for entry in fields(options_class):
-        conditions = "; ".join(map(str, entry.metadata["only"]))
-        if conditions not in groups:
-            title = f"only {conditions}" if conditions else "always"
-            groups[conditions] = parser.add_argument_group(title)
-        default = defaults[entry.name]
-        groups[conditions].add_argument(flag_of(entry.name), default=default,
-                                        **argument_of(entry, default))
-    return parser
-
-
 def argument_of(entry, default):
-    """What argparse's `add_argument` wants to know of a field."""
-    argument = {"help": entry.metadata["help"], **entry.metadata["how"]}
+    """What argparse's `add_argument` is told of an option, but for its name."""
+    argument = {"type": type_of(entry), **entry.metadata["argument"]}
+    if entry.type is bool:
+        argument = {"action": argparse.BooleanOptionalAction}
+    text = entry.metadata["help"]
     if default is not None and default is not False:
-        argument["help"] += " (default: %(default)s)"
-    limits = {}
-    for name in ("least", "above", "most", "step"):
-        if name in argument:
-            limits[name] = argument.pop(name)
-    value_type = entry.type
-    if get_args(value_type):  # each word of a list[int] is an int
-        value_type = get_args(value_type)[0]
-    if value_type is bool:
-        argument["action"] = argparse.BooleanOptionalAction
-    elif value_type in (int, float) and "type" not in argument:
-        argument["type"] = number(value_type, **limits)
+        text += f" (default: {default})"
+    argument["help"] = text.replace("%", "%%")  # a single % has a meaning in argparse
     return argument
 
 
-def refuse_without_effect(options, defaults):
-    """Raises DataError for an option that was given and has no effect beside the others.
+def type_of(entry):
+    """int, float, str or bool: the type of an option's value, or of each value in its list."""
+    if get_args(entry.type):
+        return get_args(entry.type)[0]
+    return entry.type
 
-    Only values are known here: an option that was given with its default value is not refused.
+
+def check_options(options, defaults):
+    """Raises DataError for a wrong value, and for an option that has no effect beside the others.
+
+    The values are typed ones, or those of a run that goes on. A default is never refused.
     """
     for entry in fields(options):
-        if getattr(options, entry.name) == defaults[entry.name]:
+        value = getattr(options, entry.name)
+        if value == getattr(defaults, entry.name):
             continue
+        check_value(entry, value)
         for condition in entry.metadata["only"]:
-            if not condition.holds(options):
+            if not holds(condition, options):
                 raise DataError(f"{flag_of(entry.name)}: has no effect; it counts only {condition}")
 
 
-def number(number_type, least=-math.inf, above=-math.inf, most=math.inf, step=None):
-    """The type of an option: a finite int or float within limits, and a multiple of `step`."""
-    expected = "an integer" if number_type is int else "a number"
-    if step:
-        expected = f"a multiple of {step}"
-    if most < math.inf:
-        expected += f" from {least} to {most}"
-    elif above > -math.inf:
-        expected += f" above {above}"
-    elif least > -math.inf:
-        expected += f" of at least {least}"
+def check_value(entry, value):
+    """Raises DataError for a value that an option cannot have."""
+    if value is None and None in (entry.default, entry.metadata["paper"]):
+        return  # --steps is None where --epochs counts, and the other way round
+    flag = flag_of(entry.name)
+    values = value if get_args(entry.type) else [value]
+    if not isinstance(values, list):
+        raise DataError(f"{flag}: expected a list, found {values}")
+    for each in values:
+        if not is_good(each, type_of(entry), **entry.metadata["limits"]):
+            expected = words_of(type_of(entry), **entry.metadata["limits"])
+            raise DataError(f"{flag}: expected {expected}, found {each}")
+    choices = entry.metadata["argument"].get("choices")
+    if choices and value not in choices:
+        raise DataError(f"{flag}: expected one of {', '.join(choices)}, found {value}")
 
-    def parse(text):
-        try:
-            value = number_type(text)
-        except ValueError:
-            value = math.nan  # which is in no limits
-        in_limits = least <= value <= most and value > above and abs(value) < math.inf
-        if not in_limits or step and value % step:
-            raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
-        return value
-    return parse
+
+def is_good(value, value_type, least, above, most, step):
+    """Whether a value is of this type and, if it is a number, finite and within its limits."""
+    if value_type is float and type(value) is int:
+        value_type = int  # a whole number will do
+    if type(value) is not value_type:
+        return False
+    if value_type in (str, bool):
+        return True
+    in_limits = least <= value <= most and value > above and abs(value) < math.inf
+    return in_limits and not (step and value % step)
+
+
+def words_of(value_type, least, above, most, step):
+    """What `is_good` asks for, such as "an integer of at least 1"."""
+    words = {int: "an integer", float: "a number", str: "text", bool: "true or false"}[value_type]
+    if step:
+        words = f"a multiple of {step}"
+    if most < math.inf:
+        return f"{words} from {least} to {most}"
+    if above > -math.inf:
+        return f"{words} above {above}"
+    if least > -math.inf:
+        return f"{words} of at least {least}"
+    return words
+
+
+def holds(condition, options):
+    """Whether a condition holds, such as "with --data" or "with --strategy lora vlpose"."""
+    word, flag, *values = condition.split()
+    value = getattr(options, flag.removeprefix("--").replace("-", "_"))
+    found = value in values if values else bool(value)
+    return found == (word == "with")
 
 
 def data_spec(text):
@@ -972,22 +964,21 @@ def path_or_name(text):
     return os.path.abspath(text)
 
 
-def usable_device(text):
-    """The type of the option --device: a device that works here."""
-    try:
-        torch.zeros(1, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{text!r} does not work here: {reason}") from None
-    return text
-
-
 def default_device():
-    if GPU:
+    if torch.cuda.is_available():
         return "cuda"
     if torch.backends.mps.is_available():
         return "mps"
     return "cpu"
+
+
+def check_device(device):
+    """Raises DataError for a device that does not work here."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--device: {device!r} does not work here: {reason}") from None
 
 
 def format_table(title, table):
@@ -1017,18 +1008,27 @@ def fail(error):
     """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
     if isinstance(error, KeyboardInterrupt):
         return stopped(*error.args)
-    remedies = [f"; {remedy}" for words, remedy in REMEDIES.items() if words in str(error)]
+    remedies = [remedy for words, remedy in REMEDIES.items() if words in str(error)]
     if not remedies and not isinstance(error, EXPECTED_ERRORS):
         raise error
-    lines = str(error).strip().splitlines() or [repr(error)]
-    message = lines[0]
-    causes = [line for line in lines if line.startswith("data.DataError: ")]
-    if causes:  # the error's text is the whole traceback of a process that cuts crops
-        message = causes[0].removeprefix("data.DataError: ")
-    if len(message) >= 500:
-        message = message[:500] + "..."
-    print(f"error: {message}{''.join(remedies)}", file=sys.stderr)
+    print("; ".join([f"error: {line_of(error)}", *remedies]), file=sys.stderr)
     return 2
+
+
+def line_of(error):
+    """The first line of an error, of readable length.
+
+    An error in a process that cuts crops has that process's whole traceback as its text. There the
+    line of the DataError says what is wrong.
+    """
+    lines = str(error).strip().splitlines() or [repr(error)]
+    line = lines[0]
+    causes = [line for line in lines if line.startswith("data.DataError: ")]
+    if causes:
+        line = causes[0].removeprefix("data.DataError: ")
+    if len(line) >= 500:
+        line = line[:500] + "..."
+    return line
 
 
 def stopped(number=signal.SIGINT, run=None):
@@ -1044,128 +1044,107 @@ def stopped(number=signal.SIGINT, run=None):
 
 # The names of COCO's categories; CATEGORIES[1] is "person": the place in the list is COCO's id.
 CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]
+POSES = ["without --results"]  # the options for the poses of a model
 
 
 @dataclass
-class NumbersOptions:
-    """The options for the numbers of a results file."""
+class EvalOptions:
+    """The options for the numbers of a results file, and for the poses of a model."""
     results: str = option(
         None, type=path_or_name,
         help="Evaluate these keypoint results: a JSON file in COCO's format.")
     annotations: str = option(
-        None, type=path_or_name,
+        None, type=path_or_name, only=["with --results"],
         help="The people that the results are compared with: a JSON file in COCO's format.")
     sigmas: list[float] = option(
         None, nargs="+", above=0,
         help="The OKS sigmas of the keypoints: S1 S2 ... By default they are the skeleton's.")
-    details: bool = option(False, help="Print the numbers of each domain, too.")
-    json: bool = option(False, help="Print the numbers as JSON.")
-
-
-@dataclass
-class PosesOptions:
-    """The options for the poses of a model, and for their numbers."""
+    details: bool = option(
+        False, only=["without --images"],
+        help="Print more: of results the numbers of each domain, of a model's poses PCK.")
+    json: bool = option(
+        False, only=["without --images"], help="Print the numbers as JSON.")
+    # whose poses, and in which pictures
     checkpoint: str = option(
-        None, type=path_or_name,
+        None, type=path_or_name, only=POSES,
         help="Use this model: a run's folder, a model's file, or the name of public weights.")
     base: str = option(
-        None, type=path_or_name,
+        None, type=path_or_name, only=POSES,
         help="The model that --checkpoint goes around, if --checkpoint is an adapter.")
     data: str = option(
-        None, type=data_spec,
+        None, type=data_spec, only=POSES,
         help="Predict the people of this data set: name:root or name:root#domain.")
     split: str = option(
-        "val", choices=("train", "val", "all"), only=[only_with("data")],
+        "val", choices=("train", "val", "all"), only=["with --data"],
         help="Take this part of --data.")
     images: list[str] = option(
-        None, nargs="+", only=[only_without("data")],
+        None, nargs="+", only=[*POSES, "without --data"],
         help="Predict people in these pictures: files, folders, or patterns such as '*.png'.")
+    strict: bool = option(
+        False, only=["with --images"],
+        help="End with an error if a picture cannot be read, instead of skipping the picture.")
+    large: bool = option(
+        False, only=["with --images"],
+        help="Read pictures of more than 100 million pixels, too.")
+    # where the people are
     boxes: str = option(
-        None, type=path_or_name, only=[only_without("detect")],
+        None, type=path_or_name, only=[*POSES, "without --detect"],
         help="Look for people in these boxes: a file in COCO's results format, in which the "
              "image_id of an own picture is its name.")
     detect: str = option(
-        None, nargs="?", const="best", choices=("best", *DETECTORS), only=[only_with("out")],
+        None, nargs="?", const="best", choices=("best", *DETECTORS), only=["with --out"],
         help="Let a detector find people first, and write its boxes to boxes.json.")
     detect_score: float = option(
-        0.3, least=0, most=1, only=[only_with("detect")],
+        0.3, least=0, most=1, only=["with --detect"],
         help="Take boxes with at least this score; a low one is right for people in art.")
     category: str = option(
-        "person", choices=CATEGORIES, metavar="NAME",
+        "person", choices=CATEGORIES, metavar="NAME", only=POSES,
         help="Take the boxes of this category.")
-    strict: bool = option(
-        False, only=[only_with("images")],
-        help="End with an error if a picture cannot be read, instead of skipping the picture.")
-    large: bool = option(
-        False, only=[only_with("images")],
-        help="Read pictures of more than 100 million pixels, too.")
+    # what is read beside the pictures
     prompt: str = option(
-        None,
+        None, only=POSES,
         help="Let VLPose read this in place of its own sentence; 'none' switches its adapter off.")
     text_weights: str = option(
-        None, type=path_or_name,
+        None, type=path_or_name, only=POSES,
         help="CLIP's text tower. By default it is the one that the model was trained with.")
+    # what is written
     out: str = option(
-        None, type=os.path.abspath,
+        None, type=os.path.abspath, only=POSES,
         help="Write results.json, annotations.json with its images, and drawings to this folder.")
     pictures: int = option(
-        100, least=0, only=[only_with("out")], help="Draw at most this many pictures.")
+        100, least=0, only=["with --out"], help="Draw at most this many pictures.")
     threshold: float = option(
-        0.1, least=0, most=1, only=[only_with("out")],
+        0.1, least=0, most=1, only=["with --out"],
         help="Draw the keypoints whose score is above this.")
     compare: bool = option(
-        False, only=[only_with("out")],
+        False, only=["with --out"],
         help="Draw the original model's poses and the adapted model's side by side.")
-    details: bool = option(False, only=[only_without("images")], help="Print PCK, too.")
-    json: bool = option(
-        False, only=[only_without("images")], help="Print the numbers as JSON.")
-    sigmas: list[float] = option(
-        None, nargs="+", above=0,
-        help="The OKS sigmas of the keypoints: S1 S2 ... By default they are the skeleton's.")
+    # the machine
     cache: str = option(
-        str(cache_folder().absolute()), type=os.path.abspath,
+        str(cache_folder().absolute()), type=os.path.abspath, only=POSES,
         help="The folder in which the built-in figures are kept.")
-    device: str = option(
-        default_device(), type=usable_device, help="Compute on this device.")
+    device: str = option(default_device(), only=POSES, help="Compute on this device.")
     workers: int = option(
-        4 if GPU else 0, least=0, help="The number of processes that cut out crops.")
-
-
-NUMBERS = "The numbers of a results file, with --results."
-POSES = "The poses of a model: of a data set, with their numbers, or of own pictures."
+        4 if torch.cuda.is_available() else 0, least=0, only=POSES,
+        help="The number of processes that cut out crops.")
 
 
 def main(argv=None):
     """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
-    argv = sys.argv[1:] if argv is None else argv
-    flags = {argument.split("=")[0] for argument in argv}  # an option may be --name=value
-    if flags & {"-h", "--help"}:
-        print(parser_of(NumbersOptions, defaults_of(NumbersOptions), NUMBERS).format_help())
-        print(parser_of(PosesOptions, defaults_of(PosesOptions), POSES).format_help())
-        sys.exit()
     try:
-        refuse_mixed(flags)
-        if "--results" in flags:
-            defaults = defaults_of(NumbersOptions)
-            numbers_of_results(read_options(NumbersOptions, argv, defaults, NUMBERS))
+        defaults = EvalOptions()
+        parser = Parser(defaults, description="The numbers of a results file, or the poses of a "
+                        "model: of a data set, with their numbers, or of own pictures.")
+        given = vars(parser.parse_args(argv))
+        options = replace(defaults, **given)
+        check_options(options, defaults)
+        if options.results:
+            numbers_of_results(options)
         else:
-            defaults = defaults_of(PosesOptions)
-            poses_of_model(read_options(PosesOptions, argv, defaults, POSES))
+            poses_of_model(options)
     except (Exception, KeyboardInterrupt) as error:
         return fail(error)
     return 0
-
-
-def refuse_mixed(flags):
-    """Raises DataError for options of a model's poses with --results, and --annotations without."""
-    for_numbers = {flag_of(entry.name) for entry in fields(NumbersOptions)}
-    for_poses = {flag_of(entry.name) for entry in fields(PosesOptions)}
-    if "--results" in flags:
-        mixed = sorted(flags & for_poses - for_numbers)
-        if mixed:
-            raise DataError(f"{mixed[0]}: has no effect with --results: it is for a model's poses")
-    elif "--annotations" in flags:
-        raise DataError("--annotations: has no effect; it counts only with --results")
 
 
 EXPECTED = "expected --results, --annotations; or --checkpoint and --data, or --images and --out"
@@ -1173,7 +1152,7 @@ EXPECTED = "expected --results, --annotations; or --checkpoint and --data, or --
 
 def numbers_of_results(options):
     """The command with --results: the numbers of a file."""
-    if not options.results or not options.annotations:
+    if not options.annotations:
         raise DataError(EXPECTED)
     print_numbers(options.annotations, options.results, options.sigmas, options.json,
                   domains=options.details)
@@ -1183,6 +1162,7 @@ def poses_of_model(options):
     """The command without --results: poses by a model, of a data set or of own pictures."""
     if not options.checkpoint or not (options.data or options.images and options.out):
         raise DataError(EXPECTED)
+    check_device(options.device)
     if options.large:
         Image.MAX_IMAGE_PIXELS = None
     model = load_model(options.checkpoint, base=options.base).to(options.device)

@@ -362,7 +362,6 @@ import signal
 import sys
 import time
 import weakref
-from argparse import SUPPRESS
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -379,10 +378,9 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   load_dataset, mean_of_all, my_share, open_image, processes, read_boxes,
                   remove_labels, to_coco, transform_points, unreadable, wait_for_all, warp_image,
                   with_boxes, with_sentences, with_skeleton, write_json, written_whole)
-from eval import (Parser, argument_of, data_spec, default_device, defaults_of, draw_pose,
+from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, heatmaps_of,
-                  highest_cells, only_with, only_without, option, path_or_name, pck_of_results,
-                  predict, predict_people, read_options, usable_device)
+                  highest_cells, option, path_or_name, pck_of_results, predict, predict_people)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, encode_sentences,
                     load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
@@ -390,16 +388,19 @@ from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, 
 
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
-# when the option counts; where it does not count, a value other than the default is refused.
+# when the option counts; where it does not count, a value other than the default is refused. How a
+# command line is read is at the end of this file; `option` and the checks are in eval.py, in "the
+# command line of both programs".
 #
 # A model that was trained on labels is cached. What it depends on, but for its data and its
 # restyling, stands in VLPoseBase, AlignmentBase and ModelOptions. See the cache before you add a
 # field to another class.
 
-NEW_MODEL = [only_without("weights")]           # a model is trained before it is adapted
-TUNED = [only_without("strategy", "scratch")]   # a model is adapted
-READS_TEXT = [only_with("strategy", "vlpose")]
-HAS_MATCHER = only_with("decoder", *[name for name in DECODERS if "matcher" in DECODERS[name]])
+NEW_MODEL = ["without --weights"]           # a model is trained before it is adapted
+TUNED = ["without --strategy scratch"]      # a model is adapted
+READS_TEXT = ["with --strategy vlpose"]
+DECODERS_WITH_MATCHER = [name for name in DECODERS if "matcher" in DECODERS[name]]
+HAS_MATCHER = " ".join(["with --decoder", *DECODERS_WITH_MATCHER])
 
 
 @dataclass
@@ -415,13 +416,13 @@ class VLPoseAdaptation:
     strategy: str = option("vlpose",
         choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"),
         help="What is tuned: nothing, all, some layers, or an adapter.")
-    rank: int = option(0, least=0, only=[only_with("strategy", "lora", "vlpose")],
+    rank: int = option(0, least=0, only=["with --strategy lora vlpose"],
         help="The rank of low-rank updates of the base's weights; 0: 4 for lora, none for vlpose.")
     decoder: str = option("dual", choices=DECODERS, only=READS_TEXT,
         help="How the relation enters the frozen decoder.")
     matcher: str = option("concat", choices=MATCHERS, only=[*READS_TEXT, HAS_MATCHER],
         help="What image tokens attend to: image and text (concat), or the image alone (image).")
-    num_prompts: int = option(None, least=0, only=[only_with("strategy", "prompt", "vlpose")],
+    num_prompts: int = option(None, least=0, only=["with --strategy prompt vlpose"],
         help="The number of visual prompts in each layer; by default the paper's for the size.")
     # its training
     lr: float = option(1.5e-3, paper=5e-4, above=0, only=TUNED,
@@ -433,7 +434,7 @@ class VLPoseAdaptation:
     validate_every: int = option(0, paper=10, least=0, only=TUNED,
         help="The adapted model is validated after so many epochs; 0: after each fifth of them.")
     select: str = option("last", paper="best", choices=("last", "best"),
-        only=[only_with("validate_every")],
+        only=["with --validate-every"],
         help="Which model is kept: the last one, or the best in validation.")
 
 
@@ -455,9 +456,9 @@ class VLPoseBase:
         help="If it is given, both learning rates are multiplied by batch size / this number.")
 
 
-HAS_SOURCE = only_without("source", "none")
-STYLED = [only_with("image_level"), HAS_SOURCE]
-STYLE_TRAINED = [only_with("image_level"), only_without("style_weights"), HAS_SOURCE]
+HAS_SOURCE = "without --source none"
+STYLED = ["with --image-level", HAS_SOURCE]
+STYLE_TRAINED = ["with --image-level", "without --style-weights", HAS_SOURCE]
 
 
 @dataclass
@@ -496,7 +497,7 @@ class AlignmentAdaptation:
     strategy: str = option("full", choices=("full", "vlpose", "lora"),
         help="What stage 2 tunes: all of the model, or an adapter.")
     steady_discriminator: bool = option(False, paper=True,
-        only=[only_with("feature_level"), HAS_SOURCE],
+        only=["with --feature-level", HAS_SOURCE],
         help="The learning rate of the discriminator does not fall.")
     # the teacher and the three levels
     ema_decay: float = option(0.99, paper=0.999, least=0, most=1,
@@ -573,7 +574,7 @@ class RunOptions:
     checkpointing: bool = option(False,
         help="The blocks of a transformer are computed anew in the backward pass, which saves "
              "more memory.")
-    device: str = option(default_device(), type=usable_device, help="The device that computes.")
+    device: str = option(default_device(), help="The device that computes.")
     workers: int = option(4 if torch.cuda.is_available() else 0, least=0,
         help="The number of processes that cut out crops.")
     # the run's folder
@@ -582,7 +583,11 @@ class RunOptions:
     out: str = option(None, type=os.path.abspath,
         help="The run's folder. By default it is runs/MODE-1, -2, ...")
     dry_run: bool = option(False, help="Print the plan and train nothing.")
-    # These say which options there are, and which defaults they have.
+
+
+@dataclass
+class FirstOptions:
+    """The options that are read first: the others and their defaults depend on them."""
     mode: str = option("vlpose", choices=("vlpose", "uda"),
         help="VLPose, or multi-level alignment; `--mode uda --help` lists the options of that.")
     recipe: str = option("minutes", choices=("minutes", "paper"),
@@ -592,12 +597,12 @@ class RunOptions:
 
 
 @dataclass
-class VLPoseOptions(RunOptions, ModelOptions, VLPoseBase, VLPoseAdaptation):
+class VLPoseOptions(FirstOptions, RunOptions, ModelOptions, VLPoseBase, VLPoseAdaptation):
     """All options of `--mode vlpose`. `--help` lists those of the last class first."""
 
 
 @dataclass
-class AlignmentOptions(RunOptions, ModelOptions, AlignmentBase, AlignmentAdaptation):
+class AlignmentOptions(FirstOptions, RunOptions, ModelOptions, AlignmentBase, AlignmentAdaptation):
     """All options of `--mode uda`."""
 
 
@@ -1252,7 +1257,7 @@ CODE = {name: digest((Path(__file__).parent / name).read_bytes()) for name in MO
 # The key has no option of these classes by its value. Those that change a cached model are in the
 # key by their effect: the data, the probability of a restyling, and the style network's weights.
 # All other options are part of the key, also those that somebody adds.
-NOT_IN_KEY = (VLPoseAdaptation, AlignmentAdaptation, RunOptions)
+NOT_IN_KEY = (VLPoseAdaptation, AlignmentAdaptation, RunOptions, FirstOptions)
 
 
 def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
@@ -1874,136 +1879,6 @@ def true_pose(dataset, row):
 # === Appendix: the command; skip on a first reading ===============================================
 
 MODES = {"vlpose": (train_vlpose, VLPoseOptions), "uda": (train_uda, AlignmentOptions)}
-MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing")  # when a run goes on
-STEPS_AND_EPOCHS = (("steps", "epochs"), ("base_steps", "base_epochs"))
-
-
-def parse_options(argv):
-    """The options of a command line, an object of the mode's dataclass.
-
-    Raises DataError for an option that is unknown, wrong, or without effect.
-    """
-    first, rest = read_first(argv)
-    if "resume" in first:
-        return resumed(first, rest)
-    _, options_class = MODES[first.get("mode", "vlpose")]
-    defaults = defaults_of(options_class, first.get("recipe", "minutes"))
-    options = read_options(options_class, argv, defaults,
-                           "Trains and evaluates a pose estimator that crosses domains.")
-    given = flags_in(argv)
-    if options.source == options.target and not options.weights:
-        raise DataError(f"--source {options.source}: expected other data than --target")
-    if options.mode == "vlpose":
-        for pair in STEPS_AND_EPOCHS:
-            keep_the_given(options, given, *pair)
-    elif options.source == "none":
-        leave_the_source_out(options, given)
-    if options.bf16 is None:
-        options.bf16 = has_bf16(options.device)
-    return options
-
-
-def read_first(argv):
-    """{option: value} of --mode, --recipe, --resume and --device where they are given.
-
-    These must be known before the others can be read. Returns also the rest of the command line.
-    """
-    parser = Parser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
-    for entry in fields(RunOptions):
-        if entry.name in ("mode", "recipe", "resume", "device"):
-            parser.add_argument(flag_of(entry.name), **argument_of(entry, None))
-    given, rest = parser.parse_known_args(argv)
-    return vars(given), rest
-
-
-def flags_in(argv):
-    """The options that a command line names, as {"--steps", ...}."""
-    return {word.split("=")[0] for word in argv if word.startswith("--")}
-
-
-def keep_the_given(options, given, steps, epochs):
-    """Of --steps and --epochs the one that was given counts; the other's default is forgotten."""
-    if {flag_of(steps), flag_of(epochs)} <= given:
-        raise DataError(f"expected {flag_of(steps)} or {flag_of(epochs)}, found both")
-    if flag_of(steps) in given:
-        setattr(options, epochs, None)
-    if flag_of(epochs) in given:
-        setattr(options, steps, None)
-
-
-def leave_the_source_out(options, given):
-    """With --source none the model of --weights adapts without the levels that need a source."""
-    if not options.weights:
-        raise DataError("--source none: expected --weights, the model to adapt")
-    for name in ("image_level", "feature_level"):
-        if flag_of(name) in given and getattr(options, name) != 0:
-            raise DataError(f"{flag_of(name)}: has no effect with --source none")
-        setattr(options, name, 0.0)
-
-
-def has_bf16(device):
-    """Whether bfloat16 is fast: a GPU before Ampere has no convolutions in it."""
-    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def resumed(first, rest):
-    """The options of the run in a folder, changed by those that are given now.
-
-    The run's options are read as if all of them were given now, so that config.json passes every
-    check of the command line.
-    first: the values of --resume, --mode, --recipe, --device; rest: the rest of the command line.
-    """
-    folder = first["resume"]
-    config = Path(folder) / "config.json"
-    if not folder or not config.exists():
-        raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
-    with expecting(config, "the options of a run"):
-        saved = json.loads(config.read_text())
-        world = int(os.environ.get("WORLD_SIZE", 1))
-        if saved.pop("processes") != world:
-            print(f"{folder}: goes on with another number of processes, {world}: not to the last "
-                  "digit")
-        for name in ("mode", "recipe"):
-            refuse_change(config, name, saved[name], first.get(name, saved[name]))
-        then = saved | {"resume": None}
-        then["device"] = first.get("device", saved["device"])  # its own may not be here
-        for steps, epochs in STEPS_AND_EPOCHS:
-            if flag_of(epochs) in flags_in(rest):  # it takes the place of the other one
-                then[steps] = None
-            if flag_of(steps) in flags_in(rest):
-                then[epochs] = None
-        try:
-            options = parse_options(words_of(then) + rest)
-        except DataError as error:
-            raise DataError(f"{config} and what is given now: {error}") from None
-        now = json.loads(json.dumps(vars(options)))  # tuples are lists there
-        for name, value in now.items():
-            if name not in MAY_CHANGE:
-                refuse_change(config, name, saved.get(name, value), value)
-    options.resume = os.path.abspath(folder)
-    return options
-
-
-def refuse_change(config, name, then, now):
-    """Raises DataError for an option that a run cannot change when it goes on."""
-    if then != now:
-        raise DataError(f"{config}: began with {flag_of(name)} {then}, found {now}")
-
-
-def words_of(values):
-    """The words of a command line for {option: value}; None is the default."""
-    words = []
-    for name, value in values.items():
-        if value is True:
-            words.append(flag_of(name))
-        elif value is False:
-            words.append(flag_of("no_" + name))
-        elif isinstance(value, list):
-            words.append(flag_of(name))
-            words.extend(map(str, value))
-        elif value is not None:
-            words += [flag_of(name), str(value)]
-    return words
 
 
 def main(argv=None):
@@ -2013,7 +1888,7 @@ def main(argv=None):
     if int(os.environ.get("RANK", 0)):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process says it
     try:
-        options = parse_options(sys.argv[1:] if argv is None else argv)
+        options = parse_options(argv)
         if "LOCAL_RANK" in os.environ:
             store = join_processes(options)
         out = options.out
@@ -2034,6 +1909,115 @@ def main(argv=None):
     if store:
         dist.destroy_process_group()
     return 0
+
+
+def parse_options(argv):
+    """The options of a command line, an object of the mode's dataclass.
+
+    Raises DataError for an option that is unknown, wrong, or without effect.
+    """
+    given, _ = Parser(FirstOptions(), add_help=False).parse_known_args(argv)
+    first = FirstOptions(**vars(given))
+    if first.resume is not None:
+        return resumed(first.resume, argv)
+    defaults = defaults_of(first.mode, first.recipe)
+    return with_given(argv, defaults, defaults)
+
+
+def defaults_of(mode, recipe):
+    """The options of a mode with the defaults of a recipe, "minutes" or "paper"."""
+    _, options_class = MODES[mode]
+    options = options_class()
+    if recipe == "paper":
+        for entry in fields(options):
+            setattr(options, entry.name, entry.metadata["paper"])
+    return options
+
+
+def with_given(argv, options, defaults):
+    """The options with the values that a command line gives to some of them, all checked.
+
+    options: the defaults, or those of a run that goes on.
+    """
+    parser = Parser(defaults, description="Trains and evaluates a pose estimator that crosses "
+                    "domains.")
+    given = vars(parser.parse_args(argv))
+    options = replace(options, **given)
+    check_options(options, defaults)
+    check_device(options.device)
+    if options.source == options.target and not options.weights:
+        raise DataError(f"--source {options.source}: expected other data than --target")
+    if options.mode == "vlpose":
+        keep_the_given(options, given, "steps", "epochs")
+        keep_the_given(options, given, "base_steps", "base_epochs")
+    elif options.source == "none":
+        leave_the_source_out(options, given)
+    if options.bf16 is None:
+        options.bf16 = has_bf16(options.device)
+    return options
+
+
+def keep_the_given(options, given, steps, epochs):
+    """Of --steps and --epochs the one that is given counts; the other one becomes None."""
+    if steps in given and epochs not in given:
+        setattr(options, epochs, None)
+    if epochs in given and steps not in given:
+        setattr(options, steps, None)
+    values = [getattr(options, steps), getattr(options, epochs)]
+    if values.count(None) != 1:
+        found = "neither" if values == [None, None] else "both"
+        raise DataError(f"expected {flag_of(steps)} or {flag_of(epochs)}, found {found}")
+
+
+def leave_the_source_out(options, given):
+    """With --source none the model of --weights adapts without the levels that need a source."""
+    if not options.weights:
+        raise DataError("--source none: expected --weights, the model to adapt")
+    for name in ("image_level", "feature_level"):
+        if given.get(name):
+            raise DataError(f"{flag_of(name)}: has no effect with --source none")
+        setattr(options, name, 0.0)
+
+
+def has_bf16(device):
+    """Whether bfloat16 is fast: a GPU before Ampere has no convolutions in it."""
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+# What may be other than before when a run goes on.
+MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "resume")
+
+
+def resumed(folder, argv):
+    """The options of the run in a folder, changed by those of the command line.
+
+    The saved values take the place of the defaults, and pass the same checks as typed ones.
+    """
+    config = Path(folder) / "config.json"
+    if not folder or not config.exists():
+        raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
+    with expecting(config, "the options of a run"):
+        saved = json.loads(config.read_text())
+        processes_then = saved.pop("processes")
+        defaults = defaults_of(saved["mode"], saved["recipe"])
+        unknown = [flag_of(name) for name in saved if name not in vars(defaults)]
+        if unknown:
+            raise DataError(f"{config}: expected the options of a run, found {unknown[0]}")
+        began = replace(defaults, **saved)
+    try:
+        options = with_given(argv, began, defaults)
+    except DataError as error:
+        raise DataError(f"{config} and what is given now: {error}") from None
+    for name, then in saved.items():
+        now = getattr(options, name)
+        if name not in MAY_CHANGE and now != then:
+            raise DataError(f"{config}: began with {flag_of(name)} {then}, found {now}")
+    processes_now = int(os.environ.get("WORLD_SIZE", 1))
+    if processes_now != processes_then:
+        print(f"{folder}: goes on with another number of processes, {processes_now}: not to the "
+              "last digit")
+    options.resume = os.path.abspath(folder)
+    return options
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 """eval.py against pycocotools, rule by rule and on random data; PCK, NMS and the error kinds against plain loops."""
-import argparse
 import contextlib
 import copy
 import io
@@ -7,17 +6,16 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data import COCO17, DataError
-from eval import (THRESHOLDS, NumbersOptions, PosesOptions, coco_results, defaults_of,
-                  evaluate_domains, evaluate_oks, evaluate_pck, keypoint_similarity, main,
-                  match_one_image, number, object_keypoint_similarity, oks_nms, only_with,
-                  only_without, option, read_options, read_scenes)
+from eval import (THRESHOLDS, EvalOptions, Parser, check_options, coco_results, evaluate_domains,
+                  evaluate_oks, evaluate_pck, flag_of, keypoint_similarity, main, match_one_image,
+                  object_keypoint_similarity, oks_nms, option, read_scenes)
 
 SIGMAS = {K: np.random.default_rng(K).uniform(0.02, 0.12, K) for K in (1, 14, 21, 26, 133)} | {17: COCO17.sigmas}
 
@@ -552,34 +550,42 @@ def test_arguments_that_are_no_coco_data_are_refused():
     (float, {"least": 0}, ["0", "1e9"], ["-1e-9", "inf", "nan", "-inf", "x"], "a number of at least 0"),
     (float, {"above": 0}, ["1e-9", "2"], ["0", "-1", "inf", "nan"], "a number above 0")])
 def test_a_number_of_an_option_is_within_its_limits_or_the_message_says_them(kind, limits, good, bad, expected):
-    parse = number(kind, **limits)
+    field = ("number", kind, option(None, help="A number.", **limits))
+    defaults = make_dataclass("Numbers", [field])()
     for text in good:
-        assert parse(text) == kind(text) and type(parse(text)) is kind
+        value = read(f"--number={text}", defaults).number
+        assert value == kind(text) and type(value) is kind
     for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError) as error:
-            parse(text)
-        assert str(error.value) == f"expected {expected}, found {text}"
+        with pytest.raises(DataError) as error:
+            read(f"--number={text}", defaults)
+        assert str(error.value).startswith((f"--number: expected {expected}, found ",
+                                            f"argument --number: invalid {kind.__name__} value: "))
 
 
 @dataclass
 class Options:
     """A small program's options: each is a field, with all that is to be known of it."""
     strategy: str = option("vlpose", choices=("vlpose", "full"), help="What is trained.")
-    num_prompts: int = option(4, paper=8, least=0, only=[only_with("strategy", "vlpose")],
+    num_prompts: int = option(4, paper=8, least=0, only=["with --strategy vlpose"],
                               help="The number of prompts.")
     weights: str = option(None, help="Start from these.")
-    base_lr: float = option(1e-3, above=0, only=[only_without("weights")], help="A rate.")
+    base_lr: float = option(1e-3, above=0, only=["without --weights"], help="A rate.")
     image_size: list[int] = option(None, least=32, step=32, nargs=2, help="In pixels.")
     steady: bool = option(False, help="Whether it is steady.")
 
 
-def read(line, recipe="minutes"):
-    return read_options(Options, line.split(), defaults_of(Options, recipe), "A small program.")
+def read(line, defaults=Options()):
+    given = vars(Parser(defaults, description="A small program.").parse_args(line.split()))
+    options = replace(defaults, **given)
+    check_options(options, defaults)
+    return options
 
 
 def test_the_fields_of_a_dataclass_are_a_programs_options():
     assert read("") == Options("vlpose", 4, None, 1e-3, None, False)
-    assert read("", "paper") == Options("vlpose", 8, None, 1e-3, None, False)
+    assert read("", Options(num_prompts=8)) == Options("vlpose", 8, None, 1e-3, None, False)
+    papers = {entry.name: entry.metadata["paper"] for entry in fields(Options)}
+    assert papers == vars(Options(num_prompts=8))
     given = read("--num-prompts 2 --weights W --image-size 64 96 --steady")
     assert given == Options("vlpose", 2, "W", 1e-3, [64, 96], True)
     assert read("--strategy full --num-prompts 4").num_prompts == 4  # a default is never refused
@@ -589,9 +595,9 @@ def test_the_fields_of_a_dataclass_are_a_programs_options():
     ("--strategy full --num-prompts 2",
      "--num-prompts: has no effect; it counts only with --strategy vlpose"),
     ("--weights W --base-lr 1", "--base-lr: has no effect; it counts only without --weights"),
-    ("--base-lr 0", "argument --base-lr: expected a number above 0, found 0; --help lists"),
-    ("--image-size 64 65",
-     "argument --image-size: expected a multiple of 32 of at least 32, found 65"),
+    ("--base-lr 0", "--base-lr: expected a number above 0, found 0"),
+    ("--base-lr x", "argument --base-lr: invalid float value: 'x'; --help lists the options"),
+    ("--image-size 64 65", "--image-size: expected a multiple of 32 of at least 32, found 65"),
     ("--strategy none", "argument --strategy: invalid choice: 'none'"),
     ("--num 3", "unrecognized arguments: --num 3; --help lists the options"),
 ])
@@ -609,26 +615,42 @@ def test_the_help_says_when_an_option_counts_and_its_default(capsys):
     assert "Start from these. --image-size" in text  # no default: nothing is said
 
 
-@pytest.mark.parametrize("kind", [NumbersOptions, PosesOptions])
-def test_the_conditions_of_options_name_options_that_there_are(kind):
-    names = {entry.name for entry in fields(kind)}
-    for entry in fields(kind):
-        assert {condition.other for condition in entry.metadata["only"]} <= names - {entry.name}
-        assert entry.metadata["help"].endswith(".")
+@pytest.mark.parametrize("values, message", [
+    ({"num_prompts": 2.0}, "--num-prompts: expected an integer of at least 0, found 2.0"),
+    ({"num_prompts": True}, "--num-prompts: expected an integer of at least 0, found True"),
+    ({"num_prompts": None}, "--num-prompts: expected an integer of at least 0, found None"),
+    ({"base_lr": "fast"}, "--base-lr: expected a number above 0, found fast"),
+    ({"base_lr": [1]}, "--base-lr: expected a number above 0, found [1]"),
+    ({"image_size": 64}, "--image-size: expected a list, found 64"),
+    ({"image_size": [64, "x"]}, "--image-size: expected a multiple of 32 of at least 32, found x"),
+    ({"steady": "yes"}, "--steady: expected true or false, found yes"),
+    ({"weights": 3}, "--weights: expected text, found 3"),
+    ({"strategy": "none"}, "--strategy: expected one of vlpose, full, found none"),
+    ({"strategy": {}}, "--strategy: expected text, found {}")])
+def test_the_values_of_a_file_pass_the_same_checks(values, message):
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        check_options(Options(**values), Options())
+    check_options(Options(num_prompts=2, base_lr=1, image_size=[64, 96], steady=True), Options())
+
+
+def test_the_help_of_each_option_is_a_sentence():
+    assert all(entry.metadata["help"].endswith(".") for entry in fields(EvalOptions))
 
 
 def test_the_help_of_the_command_is_of_both_its_ways(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for kind in (NumbersOptions, PosesOptions):
-        assert all(f"--{entry.name.replace('_', '-')}" in text for entry in fields(kind))
+    assert all(flag_of(entry.name) in text for entry in fields(EvalOptions))
 
 
 @pytest.mark.parametrize("line, message", [
-    ("--results r --annotations a --device cpu", "--device: has no effect with --results: "),
-    ("--results=r --annotations=a --checkpoint=M", "--checkpoint: has no effect with --results: "),
-    ("--checkpoint M --data d:x --annotations a", "it counts only with --results"),
+    ("--results r --annotations a --workers 3",
+     "--workers: has no effect; it counts only without --results"),
+    ("--results=r --annotations=a --checkpoint=M",
+     "--checkpoint: has no effect; it counts only without --results"),
+    ("--checkpoint M --data d:x --annotations a",
+     "--annotations: has no effect; it counts only with --results"),
     ("--results r", "expected --results, --annotations; or --checkpoint and --data, or"),
     ("--checkpoint M", "expected --results, --annotations; or --checkpoint and --data, or"),
     ("", "expected --results, --annotations; or --checkpoint and --data, or"),

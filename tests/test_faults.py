@@ -239,11 +239,15 @@ def test_no_folder_to_resume_is_an_error(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"lr": -1}, "config.json and what is given now: argument --lr: expected a number above 0, "
-     "found -1"),
-    ({"select": "worst"}, "config.json and what is given now: argument --select: invalid choice"),
-    ({"wings": 2}, "config.json and what is given now: unrecognized arguments: --wings 2"),
-    ({"seed": [1, 2]}, "config.json and what is given now: unrecognized")])
+    ({"lr": -1}, "config.json and what is given now: --lr: expected a number above 0, found -1"),
+    ({"select": "worst"}, "config.json and what is given now: --select: expected one of last, best,"
+     " found worst"),
+    ({"wings": 2}, "config.json: expected the options of a run, found --wings"),
+    ({"seed": [1, 2]}, "config.json and what is given now: --seed: expected an integer of at least "
+     "0, found [1, 2]"),
+    ({"steps": None}, "config.json and what is given now: expected --steps or --epochs, found neither"),
+    ({"epochs": 3}, "config.json and what is given now: expected --steps or --epochs, found both"),
+    ({"device": "abacus"}, "config.json and what is given now: --device: 'abacus' does not work")])
 def test_the_values_of_config_json_pass_the_checks_of_options(copy, capsys, change, words):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | change))
@@ -267,14 +271,15 @@ def test_paths_in_config_json_are_absolute(run, cache, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------- options in vain
 
 @pytest.mark.parametrize("kind", [
-    train.VLPoseOptions, train.AlignmentOptions, eval.NumbersOptions, eval.PosesOptions])
+    train.VLPoseOptions, train.AlignmentOptions, eval.EvalOptions])
 def test_the_conditions_of_options_name_only_options_and_values_that_there_are(kind):
-    known = {entry.name: entry for entry in fields(kind)}
-    for entry in known.values():
+    known = {eval.flag_of(entry.name): entry for entry in fields(kind)}
+    for flag, entry in known.items():
         for condition in entry.metadata["only"]:
-            assert condition.word in ("with", "without") and condition.other in known, entry.name
-            choices = known[condition.other].metadata["how"].get("choices", condition.values)
-            assert set(condition.values) <= set(choices), entry.name
+            word, other, *values = condition.split()
+            assert word in ("with", "without") and other in known and other != flag, flag
+            choices = known[other].metadata["argument"].get("choices", values)
+            assert set(values) <= set(choices), flag
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -310,8 +315,9 @@ def test_an_option_without_an_effect_is_refused(argv, words):
 @pytest.mark.parametrize("argv, words", [
     ("--checkpoint M --images a.jpg --compare",
      "--compare: has no effect; it counts only with --out"),
-    ("--results r --annotations a --checkpoint M", "--results: "),
+    ("--results r --annotations a --checkpoint M", "--checkpoint: "),
     ("--results r --annotations a --prompt x", "--prompt: "),
+    ("--results r --annotations a --detect", "--detect: "),
     ("--checkpoint M --images a.jpg --out o --detect-score 0.5", "--detect-score: "),
     ("--checkpoint M --data d:x --strict", "--strict: "),
     ("--checkpoint M --images a.jpg --out o --split all", "--split: "),

@@ -25,7 +25,7 @@ import train
 import uda
 from data import (COCO17, DataError, below_common_folder, draw_figures, load_dataset, make_skeleton,
                   to_coco)
-from eval import SAME, defaults_of, flag_of, parser_of, predict
+from eval import Parser, flag_of, predict
 from train import Passes, Stage, learning_rate, main, parameter_groups
 from conftest import ROOT, command, uda_command
 from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text,
@@ -753,38 +753,34 @@ def options(*argv):
                          [("vlpose", train.VLPoseOptions), ("uda", train.AlignmentOptions)])
 def test_the_fields_of_one_class_are_the_options_with_their_defaults_limits_and_help(
         mode, kind, capsys):
-    parser = parser_of(kind, defaults_of(kind), "")
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in Parser(kind())._actions}
     assert known == {"help", *(entry.name for entry in fields(kind))}
     with pytest.raises(SystemExit):
         options("--mode", mode, "--help")
     printed = "".join(capsys.readouterr().out.split())  # lines break at spaces and hyphens
     for recipe in ("minutes", "paper"):
         values = vars(options("--mode", mode, "--recipe", recipe))
-        defaults = defaults_of(kind, recipe)
         for entry in fields(kind):
-            paper = entry.metadata["paper"]
-            expected = entry.default if recipe == "minutes" or paper is SAME else paper
-            assert defaults[entry.name] == expected
+            expected = entry.default if recipe == "minutes" else entry.metadata["paper"]
             if entry.name not in ("mode", "recipe", "bf16"):
                 assert values[entry.name] == expected, entry.name
     for entry in fields(kind):
         help = entry.metadata["help"]
         assert help.replace(" ", "") in printed and help.endswith("."), entry.name
-        how, flag = entry.metadata["how"], flag_of(entry.name)
-        beyond = [how[name] - below for name, below in (("least", 1), ("above", 0)) if name in how]
-        beyond += [how["most"] + 1] if "most" in how else []
-        for value in beyond:
-            values = 2 * [str(value)] if how.get("nargs") == 2 else [str(value)]
-            with pytest.raises(DataError, match=f"argument {flag}: expected "):
+        limits, flag = entry.metadata["limits"], flag_of(entry.name)
+        for value in (limits["least"] - 1, limits["above"], limits["most"] + 1):
+            if not math.isfinite(value):
+                continue
+            values = 2 * [str(value)] if entry.name == "image_size" else [str(value)]
+            with pytest.raises(DataError, match=f"{flag}: expected "):
                 options("--mode", mode, flag, *values)
 
 
 def test_what_one_field_says_is_what_the_command_does():
     entry = {entry.name: entry for entry in fields(train.VLPoseOptions)}["base_lr"]
     assert (entry.type, entry.default, entry.metadata["paper"]) == (float, 1.5e-3, 5e-4)
-    assert entry.metadata["how"] == {"above": 0}
-    assert [*map(str, entry.metadata["only"])] == ["without --weights"]
+    assert entry.metadata["limits"]["above"] == 0
+    assert entry.metadata["only"] == ["without --weights"]
     assert options("--base-lr", "0.25").base_lr == 0.25
     with pytest.raises(DataError, match="--base-lr: expected a number above 0, found 0"):
         options("--base-lr", "0")
