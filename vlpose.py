@@ -1207,7 +1207,7 @@ LAYOUTS = {
 
 
 def names_in_layouts():
-    """{their name: our name} of all publishers. None of them means another layer by a name."""
+    """{their name: our name} of all publishers; a name is the same layer to all who use it."""
     names = {}
     for layout in LAYOUTS.values():
         for line in layout.strip().splitlines():
