@@ -759,9 +759,14 @@ def progress(items, what):
 
 # === Appendix: JSON records to arrays; skip on a first reading ====================================
 
+# COCO's files hold lists of records, such as {"id": 7, "bbox": [2, 3, 40, 90]}. Here one field of
+# all records becomes one array. A record that does not fit is an error that names it:
+#     read_columns(records, {"id": ID, "bbox": BOX}, "FILE: annotation")
+# gives {"id": an array (records,), "bbox": an array (records, 4)}.
+
 @dataclass(frozen=True)
 class Kind:
-    """What a field holds in each record."""
+    """What a field must hold in each record."""
     words: str  # "one integer", as errors call what they expected
     dtype: type
     shape: tuple = ()
@@ -786,22 +791,22 @@ BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowE
 
 
 def read_columns(records, kinds, name):
-    """A list of records -> {field: array}, for `kinds`, {field: its Kind}. name: see `column`."""
+    """A list of records -> {field: array}, for `kinds`, {field: its Kind}.
+
+    name: what the records are called in errors, such as "FILE: annotation".
+    Raises a DataError that names the first record that does not hold what its Kind says.
+    """
     return {field: column(records, field, kind, name) for field, kind in kinds.items()}
 
 
 def column(records, field, kind, name):
-    """One field of all records as an array (records, *shape) of finite numbers or texts.
-
-    name: what the records are called in errors, such as "FILE: annotation".
-    Raises a DataError that names the first record that does not hold what `kind` says.
-    """
+    """One field of all records as an array (records, *shape), otherwise like `read_columns`."""
     if not records:
         return np.zeros((0, *kind.shape), kind.dtype)
     try:
         return to_array([record[field] for record in records], kind)  # all at once, which is fast
     except BROKEN:
-        for place, record in enumerate(records):  # which one is wrong?
+        for place, record in enumerate(records):  # one by one, to find the wrong one
             check_field(record, field, kind, f"{name} {place}")
         raise  # none is wrong by itself
 
@@ -830,12 +835,17 @@ def check_field(record, field, kind, name):
     try:
         to_array([record[field]], kind)
     except BROKEN:
-        if isinstance(record, dict):
-            for key in ("id", "image_id"):
-                if key in record:
-                    name += f", {key} {record[key]}"
+        name += ids_in(record)
         found = found_in(record, field)
         raise DataError(f"{name}: expected {kind.words} in '{field}', found {found}") from None
+
+
+def ids_in(record):
+    """The ids in a record as the end of its name in an error: ", id 7, image_id 3"."""
+    if not isinstance(record, dict):
+        return ""
+    ids = [f", {key} {record[key]}" for key in ("id", "image_id") if key in record]
+    return "".join(ids)
 
 
 def found_in(record, field):
@@ -853,6 +863,9 @@ def found_in(record, field):
 
 
 # === Appendix: COCO and Human-Art; skip on a first reading ========================================
+
+# A folder or file in COCO's format becomes a PoseDataset: the file of the split is found, its
+# records become arrays, and its images are looked for. `to_coco` goes the other way.
 
 # Official names of the annotation files
 COCO_FILES = {
@@ -881,20 +894,6 @@ def read_figures(root, split):
     return read_coco_format(root, split, FIGURE_FILES, domain_of)
 
 
-def category_of(image):
-    """The domain of an image's record: its `category`, or "photo"."""
-    return image.get("category", "photo")
-
-
-def domain_of(image):
-    """The domain of an image's record: its `category`, or else its folder, as in Human-Art."""
-    folder = PurePosixPath(str(image["file_name"])).parent.name
-    if folder.endswith("2017"):  # one of COCO's, which has no domains
-        folder = ""
-    domain = image.get("category") or folder or "photo"
-    return str(domain).replace("_", " ")
-
-
 def read_coco_format(root, split, official, find_domain):
     """A split of a folder or file in COCO's format.
 
@@ -909,30 +908,48 @@ def read_coco_format(root, split, official, find_domain):
     return hold_out(dataset, split, np.arange(len(dataset.files)))
 
 
+# ------------------------------------------------------------------------------ the file of a split
+
 def annotation_file(root, official, split):
-    """The annotation file of a split, and whether the file holds that split alone."""
+    """The annotation file of a split, and whether the file holds that split alone.
+
+    official: {"train": name of its file, "val": name of its file}.
+    """
     if root.is_file():
         return root, False
     folders = (root, root / "annotations")
-    found = {}
-    for part, name in official.items():
-        for folder in folders:
-            if (folder / name).is_file():
-                found[part] = folder / name
-    both_found = len(found) == len(official)
-    if split in found and (both_found or split == "val"):
+    found = official_files(folders, official)
+    if split in found and len(found) == len(official):
         return found[split], True
-    if list(found) == ["val"]:
+    if list(found) == ["val"]:  # which is not divided into parts to train and to test on
+        if split == "val":
+            return found["val"], True
         train, val = official["train"], official["val"]
         raise DataError(f"{root}: expected {train} to train on, found {val} alone")
-    others = []
-    for folder in folders:
-        others += [path for path in sorted(folder.glob("*.json")) if holds_object(path)]
+    others = json_files(folders)
     if len(others) != 1:
         names = " and ".join(official.values())
         raise DataError(f"{root}: expected {names}, or a single JSON file, which 'all' needs; "
                         f"found {len(others)}")
     return others[0], False
+
+
+def official_files(folders, official):
+    """{split: path} of the official files that are in one of the folders."""
+    found = {}
+    for split, name in official.items():
+        for folder in folders:
+            if (folder / name).is_file():
+                found[split] = folder / name
+    return found
+
+
+def json_files(folders):
+    """The paths of all files in the folders that may hold annotations."""
+    files = []
+    for folder in folders:
+        files += [path for path in sorted(folder.glob("*.json")) if holds_object(path)]
+    return files
 
 
 def holds_object(path):
@@ -954,6 +971,8 @@ def hold_out(dataset, split, numbers):
         keep = ~keep
     return select_images(dataset, keep)
 
+
+# --------------------------------------------------------------------------------- a file's records
 
 def read_coco_file(path, home, find_domain):
     """A file in COCO's format, with its skeleton.
@@ -996,23 +1015,37 @@ def read_coco_file(path, home, find_domain):
 
 
 def complete_image(image, find_domain):
-    """An image's record with what a file may leave out."""
+    """An image's record with its domain, and with the description that a file may leave out."""
     try:
         domain = str(find_domain(image))
         description = str(image.get("description") or "")
         return {**image, "category": domain, "description": description}
     except BROKEN:
-        return image  # `column` says what is wrong
+        return image  # `read_columns` says what is wrong
+
+
+def category_of(image):
+    """The domain of an image's record: its `category`, or "photo"."""
+    return image.get("category", "photo")
+
+
+def domain_of(image):
+    """The domain of an image's record: its `category`, or else its folder, as in Human-Art."""
+    folder = PurePosixPath(str(image["file_name"])).parent.name
+    if folder.endswith("2017"):  # one of COCO's, which has no domains
+        folder = ""
+    domain = image.get("category") or folder or "photo"
+    return str(domain).replace("_", " ")
 
 
 def complete_person(person):
-    """A person's record with what a file may leave out."""
+    """A person's record with the entries that a file may leave out."""
     try:
         _, _, width, height = person["bbox"]
         area = person.get("area") or float(width) * float(height)
         return {"iscrowd": 0, **person, "area": area}
     except BROKEN:
-        return person  # `column` says what is wrong
+        return person  # `read_columns` says what is wrong
 
 
 def read_skeleton(path, content):
@@ -1022,34 +1055,34 @@ def read_skeleton(path, content):
     """
     with expecting(path, "'categories' with the same names of 'keypoints' in each, "
                          "and a 'skeleton' of pairs of them"):
-        given = []
+        categories = []
         for category in content.get("categories") or ():
             if category.get("keypoints"):
-                given.append(category)
-        if not given:
+                categories.append(category)
+        if not categories:
             return COCO17
-        names = tuple(str(name) for name in given[0]["keypoints"])
-        different = len({plain_name(name) for name in names}) == len(names)
-        alike = all(category["keypoints"] == given[0]["keypoints"] for category in given)
-        if not different or not alike:
+        first = categories[0]
+        names = tuple(str(name) for name in first["keypoints"])
+        are_different = len({plain_name(name) for name in names}) == len(names)
+        are_alike = all(category["keypoints"] == first["keypoints"] for category in categories)
+        if not are_different or not are_alike:
             raise ValueError(
-                f"found {len(given)} categories, the first with {len(names)} names")
+                f"found {len(categories)} categories, the first with {len(names)} names")
         names = names[:labelled_keypoints(content, len(names))]
         edges = []
-        for a, b in given[0].get("skeleton") or ():  # counted from 1
+        for a, b in first.get("skeleton") or ():  # counted from 1
             if 0 < min(a, b) and max(a, b) <= len(names):
                 edges.append((a - 1, b - 1))
         return make_skeleton(names, edges)
 
 
 def labelled_keypoints(content, count):
-    """How many keypoints the first person has that has any; `count` if that cannot be told."""
+    """How many of `count` keypoints the people have, as the first one shows that has any."""
     for person in content.get("annotations") or ():
-        if not person.get("keypoints"):
-            continue
-        if len(person["keypoints"]) % 3 == 0:
-            return len(person["keypoints"]) // 3
-        return count  # `column` says what is wrong
+        values = person.get("keypoints")  # x, y and v of each keypoint
+        if values:
+            is_whole = len(values) % 3 == 0  # otherwise `read_columns` says what is wrong
+            return len(values) // 3 if is_whole else count
     return count
 
 
@@ -1058,12 +1091,10 @@ def image_rows(path, image_ids, ids, owners):
 
     image_ids: (images,).
     ids, owners: (annotations,) ids of the annotations, and of the images that they are in.
+    Raises DataError if an id is there twice, or if an image is not there.
     """
-    for what, numbers in (("image", image_ids), ("annotation", ids)):
-        unique, counts = np.unique(numbers, return_counts=True)
-        repeated = unique[counts > 1]
-        if len(repeated):
-            raise DataError(f"{path}: {what} id {repeated[0]} appears more than once")
+    check_unique(image_ids, f"{path}: image")
+    check_unique(ids, f"{path}: annotation")
     order = np.argsort(image_ids)
     places = np.searchsorted(image_ids, owners, sorter=order)
     rows = order[places.clip(max=len(order) - 1)]
@@ -1075,11 +1106,42 @@ def image_rows(path, image_ids, ids, owners):
     return rows
 
 
+def check_unique(ids, name):
+    """Raises DataError if an id is there twice. name: what has the ids, "FILE: image"."""
+    unique, counts = np.unique(ids, return_counts=True)
+    repeated = unique[counts > 1]
+    if len(repeated):
+        raise DataError(f"{name} id {repeated[0]} appears more than once")
+
+
+def check_people(path, dataset):
+    """Raises DataError for wrong numbers, and for a box without area if it is to be trained on."""
+    points = dataset.keypoints
+    boxes = dataset.boxes
+    is_near = (np.abs(points) <= FARTHEST).all((1, 2)) & (np.abs(boxes) <= FARTHEST).all(1)
+    has_known_flags = np.isin(points[:, :, 2], (0, 1, 2)).all(1)
+    is_empty = (boxes[:, 2:] <= 0).any(1)
+    is_annotated = np.isin(np.arange(len(boxes)), dataset.annotated)
+    problems = {
+        "a number that is not finite, or beyond a million":
+            ~is_near | ~np.isfinite(dataset.areas),
+        "a visibility other than 0, 1 and 2": ~has_known_flags,
+        "a box of zero or negative size": is_annotated & is_empty}
+    for problem, wrong in problems.items():
+        if wrong.any():
+            row = wrong.argmax()
+            box = boxes[row].tolist()
+            raise DataError(f"{path}: annotation id {dataset.ids[row]} has {problem}: bbox {box}")
+
+
+# ----------------------------------------------------------------------------- where the images are
+
 def locate_images(path, file_names, home):
-    """Full paths of images that the file `path` names.
+    """Full paths of the images that the annotation file `path` names.
 
     They are in `home`, in the folder around it, or in a folder of a usual name in either. Leading
     folders in the names that do not exist here (Human-Art's `HumanArt/images/`) are left out.
+    Raises DataError for an image that is nowhere, or whose name leads out of the folders.
     """
     folders = []
     for place in (home, home.parent):
@@ -1087,10 +1149,10 @@ def locate_images(path, file_names, home):
             folders.append(str(place / name))
     left_out = leading_folders(place_below(path, file_names[0]), folders)
     files = []
-    last_folder = folders[0]
+    last_folder = folders[0]  # where the image before is: most likely this one is there, too
     for name in file_names:
         place = place_below(path, name)[left_out:]
-        folder = folder_with(place, [last_folder, *folders])  # the last one is the most likely
+        folder = folder_with(place, [last_folder, *folders])
         if folder is None:
             raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(folders)}")
         files.append(os.path.join(folder, *place))
@@ -1108,7 +1170,7 @@ def leading_folders(place, folders):
 
 def place_below(path, file_name):
     """An image's folders and name, such as ("images", "sketch", "a.jpg")."""
-    place = PureWindowsPath(file_name)  # knows both separators
+    place = PureWindowsPath(file_name)  # knows both / and \\
     if ".." in place.parts or place.anchor:
         raise DataError(
             f"{path}: image file name {file_name!r} leads outside the data set's folder")
@@ -1123,24 +1185,7 @@ def folder_with(place, folders):
     return None
 
 
-def check_people(path, dataset):
-    """Raises DataError for wrong numbers, and for a box without area if it is to be trained on."""
-    points = dataset.keypoints
-    boxes = dataset.boxes
-    near = (np.abs(points) <= FARTHEST).all((1, 2)) & (np.abs(boxes) <= FARTHEST).all(1)
-    known_flags = np.isin(points[:, :, 2], (0, 1, 2)).all(1)
-    empty = (boxes[:, 2:] <= 0).any(1)
-    annotated = np.isin(np.arange(len(boxes)), dataset.annotated)
-    problems = {
-        "a number that is not finite, or beyond a million": ~near | ~np.isfinite(dataset.areas),
-        "a visibility other than 0, 1 and 2": ~known_flags,
-        "a box of zero or negative size": annotated & empty}
-    for problem, wrong in problems.items():
-        if wrong.any():
-            row = wrong.argmax()
-            box = boxes[row].tolist()
-            raise DataError(f"{path}: annotation id {dataset.ids[row]} has {problem}: bbox {box}")
-
+# ------------------------------------------------------------------------------------------ writing
 
 def to_coco(dataset, category="person"):
     """The people of a PoseDataset as COCO's annotations, for `read_coco` and for pycocotools."""
@@ -1149,19 +1194,19 @@ def to_coco(dataset, category="person"):
     for number, name, domain in zip(dataset.image_ids, names, dataset.domains):
         images.append({"id": int(number), "file_name": name, "category": str(domain)})
     annotations = []
-    for n, number in enumerate(dataset.ids):
-        keypoints = dataset.keypoints[n]
+    for row, number in enumerate(dataset.ids):
+        keypoints = dataset.keypoints[row]
         if number == 0:  # pycocotools takes 0 for nobody
             number = dataset.ids.max() + 1
         annotations.append({
             "id": int(number),
             "category_id": 1,
-            "image_id": int(dataset.image_ids[dataset.image_index[n]]),
+            "image_id": int(dataset.image_ids[dataset.image_index[row]]),
             "keypoints": keypoints.ravel().tolist(),
             "num_keypoints": int((keypoints[:, 2] > 0).sum()),
-            "bbox": dataset.boxes[n].tolist(),
-            "area": float(dataset.areas[n]),
-            "iscrowd": int(dataset.crowd[n])})
+            "bbox": dataset.boxes[row].tolist(),
+            "area": float(dataset.areas[row]),
+            "iscrowd": int(dataset.crowd[row])})
     categories = [{
         "id": 1,
         "name": category,
@@ -1327,6 +1372,9 @@ def single_person_dataset(path, skeleton, home, names, domains, keypoints):
 
 # === Appendix: own pictures and boxes; skip on a first reading ====================================
 
+# Pictures without annotations also become a PoseDataset. A picture is taken as one person, unless a
+# file in COCO's results format has boxes for the pictures, which it calls by their names.
+
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -1342,6 +1390,8 @@ def read_folder(root, split):
         pictures = with_boxes(pictures, rows, boxes)
     return pictures
 
+
+# ----------------------------------------------------------------------------------------- pictures
 
 def find_pictures(patterns):
     """Paths of the images in files, in folders and below, and in patterns such as *.png."""
@@ -1361,17 +1411,6 @@ def find_pictures(patterns):
     return list(dict.fromkeys(str(file) for file in files))  # each once
 
 
-def unreadable(files):
-    """{file: what is wrong} of the files of which no picture can be decoded."""
-    problems = {}
-    for file in progress(files, "checking pictures"):
-        try:
-            open_image(file, max_shrink=8, upright=True)
-        except DataError as error:
-            problems[file] = str(error)
-    return problems
-
-
 def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
     """Pictures, numbered from 1, each taken as one person.
 
@@ -1389,9 +1428,42 @@ def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
         print(f"{name}: skipped {len(problems)} of {len(files)}", file=sys.stderr)
     boxes = np.zeros((len(good), 4))
     for row, file in enumerate(good):
-        (width, height), _ = picture_size(file)
+        width, height = picture_size(file)
         boxes[row] = 0, 0, width, height
     return with_boxes(picture_dataset(good, skeleton, name), np.arange(len(good)), boxes)
+
+
+def unreadable(files):
+    """{file: what is wrong} of the files of which no picture can be decoded."""
+    problems = {}
+    for file in progress(files, "checking pictures"):
+        try:
+            open_image(file, max_shrink=8, upright=True)
+        except DataError as error:
+            problems[file] = str(error)
+    return problems
+
+
+def picture_size(file, upright=True):
+    """(width, height) of a picture, turned as its EXIF orientation says or, if not, as stored."""
+    with image_file(file) as image:
+        width, height = image.size
+        if not upright or image.format == "TIFF":  # Pillow turns TIFFs itself
+            return width, height
+        if exif_orientation(image) in range(5, 9):  # it lies on its side
+            return height, width
+        return width, height
+
+
+def format_if_turned(file):
+    """The format of a picture, such as "JPEG", if EXIF says to turn or to mirror it; else None."""
+    with image_file(file) as image:
+        return image.format if exif_orientation(image) in range(2, 9) else None
+
+
+def exif_orientation(image):
+    """What EXIF says about a Pillow image: 1 is upright, 2 to 8 are turned or mirrored."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def picture_dataset(files, skeleton, name="pictures"):
@@ -1412,7 +1484,11 @@ def picture_dataset(files, skeleton, name="pictures"):
 
 
 def with_boxes(dataset, image_index, boxes):
-    """The data set with other people: unlabelled, in boxes (people, 4) of the images' rows."""
+    """The data set with other people, who are unlabelled.
+
+    image_index: (people,) the row of each person's image.
+    boxes: (people, 4).
+    """
     count = len(boxes)
     return replace(
         dataset,
@@ -1424,39 +1500,69 @@ def with_boxes(dataset, image_index, boxes):
         crowd=np.zeros(count, bool))
 
 
-def picture_size(file, upright=True):
-    """(width, height) of a picture, and its format if it is stored in another orientation.
+# -------------------------------------------------------------------------------------------- boxes
 
-    upright: whether the size is that of the picture turned as its EXIF orientation says. Otherwise
-        it is that of the picture as stored, and the format is None.
+def read_boxes(path, rows, category=1):
+    """A detector's boxes in COCO's results format, of a category or (None) of all.
+
+    rows: {image_id: row of the image}. The image_id of an own picture is its file name, see
+        `picture_rows`. Boxes of other images are skipped, and a line on stderr says how many.
+    Returns rows of images (boxes,), boxes (boxes, 4) and scores (boxes,).
+    Raises DataError for a wrong record, and if no box is left.
     """
-    with image_file(file) as image:
-        if not upright:
-            return image.size, None
-        width, height = image.size
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation in range(5, 9) and image.format != "TIFF":  # Pillow turns TIFFs itself
-            width, height = height, width
-        if orientation in range(2, 9):
-            return (width, height), image.format
-        return (width, height), None
+    records = []
+    for record in read_json(path, list, "boxes in COCO's results format"):
+        given = record if isinstance(record, dict) else {}  # `read_columns` says what is wrong
+        records.append({"score": 1, "category_id": 1, **given})
+    table = read_columns(
+        records, {"bbox": BOX, "score": NUMBER, "category_id": ID}, f"{path}: box")
+    image_index = images_of_boxes(path, records, rows)
+    check_boxes(path, table["bbox"])
+    is_here = image_index >= 0
+    is_used = is_here.copy()
+    if category is not None:
+        is_used &= table["category_id"] == category
+    others = (~is_here).sum()
+    if not is_used.any():
+        raise DataError(f"{path}: expected boxes of category {category or 'any'}, "
+                        f"found {others} elsewhere")
+    if others:
+        print(f"{path}: skipped {others} boxes of other images", file=sys.stderr)
+    return image_index[is_used], table["bbox"][is_used], table["score"][is_used]
 
 
-def below_common_folder(files):
-    """The deepest folder that holds all files, and the place of each below it.
+def images_of_boxes(path, records, rows):
+    """The row of each box's image, (boxes,); -1 if `rows` has no such image."""
+    image_index = np.full(len(records), -1)
+    for place, record in enumerate(records):
+        image_id = record.get("image_id")
+        if not isinstance(image_id, (int, str)):
+            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file's name), "
+                            f"found {image_id!r:.80}")
+        row = rows.get(image_id, -1)
+        if row is None:
+            raise DataError(
+                f"{path}: box {place}: two pictures are called {image_id}; expected folders")
+        image_index[place] = row
+    return image_index
 
-    Two files never have the same place.
-    """
-    paths = [os.path.abspath(file) for file in files]
-    home = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return home, [Path(path).relative_to(home).as_posix() for path in paths]
+
+def check_boxes(path, boxes):
+    """Raises DataError for a box (4,) of boxes (boxes, 4) that is empty or far away."""
+    has_size = (boxes[:, 2:] > 0).all(1)
+    is_near = (np.abs(boxes) <= FARTHEST).all(1)
+    wrong = ~(has_size & is_near)
+    if wrong.any():
+        place = wrong.argmax()
+        raise DataError(f"{path}: box {place}: expected a 'bbox' [x, y, w, h] of some size, "
+                        f"found {boxes[place]}")
 
 
 def picture_rows(files):
     """{name: row} of pictures, for all names by which a file of boxes may call them.
 
-    These are the place below the common folder and the mere name, both also without the ending.
-    The row is None if several pictures have the name.
+    The names of album/one/a.jpg in a folder album are "one/a.jpg", "one/a", "a.jpg" and "a". The
+    row is None if several pictures have the name.
     """
     _, places = below_common_folder(files)
     rows = {}
@@ -1469,57 +1575,14 @@ def picture_rows(files):
     return rows
 
 
-def read_boxes(path, rows, category=1):
-    """A detector's boxes in COCO's results format, of a category or (None) of all.
+def below_common_folder(files):
+    """The deepest folder that holds all files, and the place of each below it.
 
-    rows: {image_id: row of the image}. The image_id of an own picture is its file name, see
-        `picture_rows`. Boxes of other images are skipped, and their number is said.
-    Returns rows of images (boxes,), boxes (boxes, 4) and scores (boxes,).
+    Two files never have the same place.
     """
-    records = []
-    for record in read_json(path, list, "boxes in COCO's results format"):
-        given = record if isinstance(record, dict) else {}
-        records.append({"score": 1, "category_id": 1, **given})
-    table = read_columns(
-        records, {"bbox": BOX, "score": NUMBER, "category_id": ID}, f"{path}: box")
-    boxes = table["bbox"]
-    here, image_index = images_of_boxes(path, records, rows)
-    has_size = (boxes[:, 2:] > 0).all(1)
-    is_near = (np.abs(boxes) <= FARTHEST).all(1)
-    wrong = ~(has_size & is_near)
-    if wrong.any():
-        place = wrong.argmax()
-        raise DataError(f"{path}: box {place}: expected a 'bbox' [x, y, w, h] of some size, "
-                        f"found {boxes[place]}")
-    used = here.copy()
-    if category is not None:
-        used &= table["category_id"] == category
-    others = (~here).sum()
-    if not used.any():
-        raise DataError(f"{path}: expected boxes of category {category or 'any'}, "
-                        f"found {others} elsewhere")
-    if others:
-        print(f"{path}: skipped {others} boxes of other images", file=sys.stderr)
-    return image_index[used], boxes[used], table["score"][used]
-
-
-def images_of_boxes(path, records, rows):
-    """Whether each box is in one of the images, (boxes,) bool, and the row of this image."""
-    here = np.zeros(len(records), bool)
-    image_index = np.zeros(len(records), int)
-    for place, record in enumerate(records):
-        image_id = record.get("image_id")
-        if not isinstance(image_id, (int, str)):
-            raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file's name), "
-                            f"found {image_id!r:.80}")
-        if image_id not in rows:
-            continue
-        if rows[image_id] is None:
-            raise DataError(
-                f"{path}: box {place}: two pictures are called {image_id}; expected folders")
-        here[place] = True
-        image_index[place] = rows[image_id]
-    return here, image_index
+    paths = [os.path.abspath(file) for file in files]
+    home = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return home, [Path(path).relative_to(home).as_posix() for path in paths]
 
 
 # === Appendix: opening a data set by name; skip on a first reading ================================
@@ -1673,9 +1736,9 @@ def fill_template(template, domains):
 
 # === Appendix: many processes; skip on a first reading ============================================
 
-# `torchrun --nproc_per_node=N train.py ...` starts N processes that all do the same, each with its
-# share of every batch and of the people to predict. What they do together goes through these
-# functions. Without torchrun there is one process.
+# `torchrun --nproc_per_node=N train.py ...` starts N processes that run the same program, each with
+# its share of every batch and of the people to predict. What they do together goes through these
+# functions, so that the result is that of one process. Where there is only one, they do nothing.
 
 def processes():
     """The number of this process, from 0, and how many there are."""
@@ -1683,6 +1746,40 @@ def processes():
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
+
+def join_processes(options):
+    """Makes this program one of those that torchrun has started.
+
+    Returns the store in which the processes leave messages for each other.
+    """
+    on_gpus = options.device.startswith("cuda")
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # While the first process draws, downloads or saves, the others wait. If one fails, torchrun
+    # ends them all.
+    wait = timedelta(days=1)
+    store, rank, world = next(dist.rendezvous("env://", timeout=wait))
+    backend = "nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
+    return store
+
+
+def seed_step(seed):
+    """Makes what is random in a step depend on its seed and on the process."""
+    rank, _ = processes()
+    torch.manual_seed(seed + 10 ** 15 * rank)
+
+
+def ignore_group_signals(worker):
+    """Lets a process that cuts crops ignore signals to the whole group, such as Ctrl-C.
+
+    They are for the first process alone.
+    """
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
+
+
+# ----------------------------------------------------------------------------- shares and exchanges
 
 def my_share(rows, multiple=1):
     """This process's part of a list, an array or a tensor that all processes have alike.
@@ -1707,6 +1804,20 @@ def all_items(items):
 def wait_for_all():
     """No process goes on before all have come here."""
     all_items([])
+
+
+@contextmanager
+def first_process_first():
+    """The first process goes through the block, then the others.
+
+    What the first one draws or downloads is then there for all.
+    """
+    rank, _ = processes()
+    if rank > 0:
+        wait_for_all()
+    yield
+    if rank == 0:
+        wait_for_all()
 
 
 def rows_of_all(x):
@@ -1741,19 +1852,7 @@ class MeanOfAll(torch.autograd.Function):
         return MeanOfAll.apply(gradient)
 
 
-@contextmanager
-def first_process_first():
-    """The first process goes through the block, then the others.
-
-    What the first one draws or downloads is then there for all.
-    """
-    rank, _ = processes()
-    if rank > 0:
-        wait_for_all()
-    yield
-    if rank == 0:
-        wait_for_all()
-
+# ---------------------------------------------------------------------------------- a training step
 
 class SyncBatchNorm(torch.nn.SyncBatchNorm):
     """BatchNorm with the statistics of the whole batch, also on CPUs; torch's own needs GPUs."""
@@ -1764,23 +1863,21 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
         if x.is_cuda or world == 1 or not self.training:
             return super().forward(x)
         pixels = x.float()  # (B, C, H, W), as many images as in each other process
-        count = x[:, 0].numel() * world  # pixels of a channel in all processes
         mean = mean_of_all(pixels.mean((0, 2, 3)))  # (C,)
         centred = pixels - mean[:, None, None]
-        variance = mean_of_all((centred ** 2).mean((0, 2, 3)))
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        variance = mean_of_all((centred ** 2).mean((0, 2, 3)))  # (C,)
+        pixels_of_all = x[:, 0].numel() * world
+        self.update_statistics(mean, variance, pixels_of_all)
         scale = self.weight * (variance + self.eps).rsqrt()
         normal = centred * scale[:, None, None] + self.bias[:, None, None]
         return normal.to(x.dtype)
 
-
-def seed_step(seed):
-    """Makes what is random in a step depend on its seed and on the process."""
-    rank, _ = processes()
-    torch.manual_seed(seed + 10 ** 15 * rank)
+    @torch.no_grad()
+    def update_statistics(self, mean, variance, count):
+        """The running statistics, for evaluation, go towards those of `count` pixels a channel."""
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
 
 
 def average_gradients(parameters):
@@ -1792,42 +1889,15 @@ def average_gradients(parameters):
     _, world = processes()
     if world == 1:
         return
-    gradients = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad.flatten())
+    gradients = [parameter.grad.flatten() for parameter in parameters]
     mean = torch.cat(gradients).div_(world)  # in place: this may be gigabytes
     dist.all_reduce(mean)  # all gradients in one exchange
     sizes = [parameter.numel() for parameter in parameters]
     for parameter, part in zip(parameters, mean.split(sizes)):
         parameter.grad = part.view_as(parameter)
-
-
-def join_processes(options):
-    """Makes this program one of those that torchrun has started.
-
-    Returns the store in which the processes leave messages for each other.
-    """
-    on_gpus = options.device.startswith("cuda")
-    if on_gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # While the first process draws, downloads or saves, the others wait. If one fails, torchrun
-    # ends them all.
-    wait = timedelta(days=1)
-    store, rank, world = next(dist.rendezvous("env://", timeout=wait))
-    backend = "nccl" if on_gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
-    return store
-
-
-def ignore_group_signals(worker):
-    """Lets a process that cuts crops ignore signals to the whole group, such as Ctrl-C.
-
-    They are for the first process alone.
-    """
-    if hasattr(os, "setpgrp"):  # not on Windows
-        os.setpgrp()
 
 
 # === Appendix: the built-in figures; skip on a first reading ======================================

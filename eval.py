@@ -348,6 +348,9 @@ def flip_tested(model, images, text, skeleton):
 
 # === Appendix: reading annotations and results; skip on a first reading ===========================
 
+# COCO's files list the people and the detections of all images. Here the lists become one `People`
+# and one `Detections` with the rows of all images, which are then cut into a `Scene` for each.
+
 import argparse
 import json
 import math
@@ -365,39 +368,41 @@ import torchvision
 from PIL import Image, ImageDraw
 
 from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column,
-                  crop_width, domain_of, find_pictures, finite_numbers, image_rows, load_dataset,
-                  open_image, picture_dataset, picture_rows, picture_size, plain_name, read_boxes,
-                  read_columns, read_json, read_pictures, read_skeleton, to_coco, with_boxes,
-                  with_sentences, with_skeleton, write_json)
+                  check_unique, crop_width, domain_of, find_pictures, finite_numbers,
+                  format_if_turned, image_rows, load_dataset, open_image, picture_dataset,
+                  picture_rows, picture_size, plain_name, read_boxes, read_columns, read_json,
+                  read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
+                  write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights)
 
 
 def read_scenes(annotations, results, sigmas=COCO17.sigmas):
-    """Reads annotations and results -> a Scene for each image, sorted by image ids; sigmas (K,).
+    """Reads annotations and results -> (a Scene for each image, sorted by image ids; sigmas (K,)).
 
     The arguments are those of `evaluate_oks`. As in pycocotools, people and detections whose
     category is not listed do not exist, nor do people whose image is not listed.
     """
     people_file, annotations = path_and_content(annotations, "annotations", dict)
     results_file, results = path_and_content(results, "results", list)
-    if sigmas is None:
-        sigmas = read_skeleton(people_file, annotations).sigmas
-    sigmas = np.asarray(sigmas, float)
-    if sigmas.ndim != 1 or not (sigmas > 0).all():
-        raise DataError("sigmas: expected a positive number for each keypoint, "
-                        f"found {sigmas.tolist()}")
-
-    images, category_ids, people = people_of(annotations, len(sigmas), people_file)
+    sigmas = checked_sigmas(sigmas, people_file, annotations)
+    image_records, category_records, person_records = sections_of(annotations, people_file)
+    people = people_of(person_records, len(sigmas), people_file)
+    category_ids = category_ids_of(category_records, people_file)
+    images = images_by_id(image_records, people_file)
     image_ids = np.array(list(images), int)
     detections = detections_of(results, image_ids, len(sigmas), results_file)
+
+    in_an_image = np.isin(people.image_id, image_ids)
+    people = rows_of(people, in_an_image & np.isin(people.category_id, category_ids))
     listed = np.isin(detections.category_id, category_ids)
     if not listed.any():
         print(f"no result has a category_id of the annotations: {category_ids.tolist()}",
               file=sys.stderr)
+    detections = rows_of(detections, listed)
 
     people = cut_by_image(people, image_ids)
-    detections = cut_by_image(rows_of(detections, listed), image_ids)
+    detections = cut_by_image(detections, image_ids)
     scenes = []
     for image, people_here, detections_here in zip(images.values(), people, detections):
         domain = domain_of({"file_name": "", **image})
@@ -415,11 +420,21 @@ def path_and_content(source, name, json_type):
     return name, source
 
 
-def people_of(content, num_keypoints, file):
-    """COCO's annotations -> {image id: record}, category ids, the People of all images.
+# In the functions below, `file` is what messages call the content.
 
-    Both the images and the category ids are sorted by id. file: what messages call the content.
-    """
+def checked_sigmas(sigmas, file, annotations):
+    """Sigmas (K,) as an array; None stands for those of the annotations' skeleton."""
+    if sigmas is None:
+        sigmas = read_skeleton(file, annotations).sigmas
+    sigmas = np.asarray(sigmas, float)
+    if sigmas.ndim != 1 or not (sigmas > 0).all():
+        raise DataError("sigmas: expected a positive number for each keypoint, "
+                        f"found {sigmas.tolist()}")
+    return sigmas
+
+
+def sections_of(content, file):
+    """The lists of images, categories and people in COCO's annotations."""
     sections = []
     for key in ("images", "categories", "annotations"):
         section = content.get(key, []) if isinstance(content, dict) else None
@@ -427,45 +442,57 @@ def people_of(content, num_keypoints, file):
             raise DataError(f"{file}: expected a path or what COCO's files hold: lists of images, "
                             "categories, annotations")
         sections.append(section)
-    images, categories, annotations = sections
+    return sections
 
-    fields_of_people = {
+
+def people_of(records, num_keypoints, file):
+    """COCO's annotations -> the People of all images, in the order of the file."""
+    kinds = {
         "id": ID, "image_id": ID, "category_id": ID, "num_keypoints": ID, "iscrowd": ID,
         "keypoints": finite_numbers(3 * num_keypoints), "area": NUMBER, "bbox": BOX}
-    table = read_columns(annotations, fields_of_people, f"{file}: annotation")
-    ids, times = np.unique(table["id"], return_counts=True)
-    if (times > 1).any():
-        raise DataError(f"{file}: annotation id {ids[times > 1][0]} appears more than once")
-    if not categories:
-        raise DataError(f"{file}: not COCO keypoint annotations: no 'categories'")
-    category_ids = np.unique(column(categories, "id", ID, f"{file}: category"))
-    image_ids = column(images, "id", ID, f"{file}: image")
-    image_ids, rows = np.unique(image_ids, return_index=True)
-
+    table = read_columns(records, kinds, f"{file}: annotation")
+    check_unique(table["id"], f"{file}: annotation")
     keypoints = table["keypoints"].reshape(-1, num_keypoints, 3)
     crowd = table["iscrowd"] != 0
-    people = People(
-        image_id=table["image_id"], category_id=table["category_id"], points=keypoints[:, :, :2],
-        labelled=keypoints[:, :, 2] > 0, area=table["area"], box=table["bbox"], crowd=crowd,
-        ignored=crowd | (table["num_keypoints"] == 0), id_is_zero=table["id"] == 0)
-    listed = np.isin(people.image_id, image_ids) & np.isin(people.category_id, category_ids)
-    records = {number: images[row] for number, row in zip(image_ids.tolist(), rows)}
-    return records, category_ids, rows_of(people, listed)
+    return People(
+        image_id=table["image_id"],
+        category_id=table["category_id"],
+        points=keypoints[:, :, :2],
+        labelled=keypoints[:, :, 2] > 0,
+        area=table["area"],
+        box=table["bbox"],
+        crowd=crowd,
+        ignored=crowd | (table["num_keypoints"] == 0),
+        id_is_zero=table["id"] == 0)
+
+
+def category_ids_of(records, file):
+    """The ids of COCO's categories, sorted."""
+    if not records:
+        raise DataError(f"{file}: not COCO keypoint annotations: no 'categories'")
+    return np.unique(column(records, "id", ID, f"{file}: category"))
+
+
+def images_by_id(records, file):
+    """{image id: record}, sorted by id. Of images with the same id the first one counts."""
+    ids, rows = np.unique(column(records, "id", ID, f"{file}: image"), return_index=True)
+    return {number: records[row] for number, row in zip(ids.tolist(), rows)}
 
 
 def detections_of(records, image_ids, num_keypoints, file):
     """COCO's results -> the Detections of all images, in the order of the file."""
     if not records:
         raise DataError(f"{file}: expected a list of results, found an empty one")
-    fields_of_results = {"image_id": ID, "category_id": ID, "score": NUMBER,
-                         "keypoints": finite_numbers(3 * num_keypoints)}
+    kinds = {"image_id": ID, "category_id": ID, "score": NUMBER,
+             "keypoints": finite_numbers(3 * num_keypoints)}
+    # As in pycocotools, the first record decides where all areas come from.
     if isinstance(records[0], dict):
-        if records[0].get("bbox"):  # then pycocotools takes all areas from the boxes
-            fields_of_results["bbox"] = BOX
-        elif "segmentation" in records[0]:  # then it takes them from the masks
+        if records[0].get("bbox"):
+            kinds["bbox"] = BOX
+        elif "segmentation" in records[0]:  # then pycocotools takes them from the masks
             raise DataError(f"{file}: result 0: expected keypoints, with a 'bbox' or without, "
                             "found a 'segmentation'")
-    table = read_columns(records, fields_of_results, f"{file}: result")
+    table = read_columns(records, kinds, f"{file}: result")
     unknown = ~np.isin(table["image_id"], image_ids)
     if unknown.any():
         row = unknown.argmax()
@@ -473,20 +500,27 @@ def detections_of(records, image_ids, num_keypoints, file):
                         "the annotations")
     points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
     if "bbox" in table:
-        size = table["bbox"][:, 2:]
+        size = table["bbox"][:, 2:]  # (detections, 2) width, height
     else:
         size = np.ptp(points, axis=1)
-    return Detections(table["image_id"], table["category_id"], table["score"], points,
-                      area=size[:, 0] * size[:, 1])
+    return Detections(
+        image_id=table["image_id"],
+        category_id=table["category_id"],
+        score=table["score"],
+        points=points,
+        area=size[:, 0] * size[:, 1])
 
 
 def rows_of(table, rows):
-    """The People or Detections in these rows."""
+    """The People or Detections in some rows: indices, a slice or (all,) bool."""
     return replace(table, **{name: values[rows] for name, values in vars(table).items()})
 
 
 def cut_by_image(table, image_ids):
-    """People or Detections of all images -> a list of those of each image, whose order stays."""
+    """People or Detections of all images -> a list with those of each image.
+
+    image_ids: (images,) sorted. Within an image the order stays.
+    """
     table = rows_of(table, np.argsort(table.image_id, kind="stable"))
     starts = np.searchsorted(table.image_id, image_ids, "left")
     stops = np.searchsorted(table.image_id, image_ids, "right")
@@ -498,11 +532,12 @@ def best_detections(detections):
 
     Equal scores stay in the order of the file.
     """
-    best, count = [], Counter()
+    best = []
+    seen = Counter()  # category -> its detections so far
     for row in np.argsort(-detections.score, kind="stable"):
         category = detections.category_id[row]
-        count[category] += 1
-        if count[category] <= MAX_DETECTIONS:
+        seen[category] += 1
+        if seen[category] <= MAX_DETECTIONS:
             best.append(row)
     return rows_of(detections, best)
 
@@ -1367,8 +1402,8 @@ def write_poses(options, dataset, results):
     content = to_coco(people, options.category)
     write_json(out / "results.json", results)
     for record, file in zip(content["images"], dataset.files):
-        size, turned = picture_size(file, dataset.upright)
-        record["width"], record["height"] = size
+        record["width"], record["height"] = picture_size(file, dataset.upright)
+        turned = format_if_turned(file) if dataset.upright else None
         place = out / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
         if turned:  # not all programs turn such a picture as EXIF says, nor does `load_dataset`

@@ -840,6 +840,9 @@ def unwrap(contents):
 
 # === Appendix: reading files without executing them; skip on a first reading ======================
 
+# A file of weights may come from anybody. So the four forms that such files have are taken apart
+# here: nothing in a file is executed, and nothing that it says about its size is believed.
+
 import io
 import json
 import math
@@ -849,6 +852,10 @@ import pickle
 import warnings
 import zipfile
 from contextlib import suppress
+from functools import cache
+
+LARGEST_HEADER = 100_000_000  # bytes of a safetensors file, as its library allows
+LARGEST_CODE = 10_000_000  # bytes of code in an archive of torch.jit.save, unpacked
 
 
 def read_file(path):
@@ -856,22 +863,22 @@ def read_file(path):
 
     The file has one of four forms: safetensors, a zip archive of torch.save or of torch.jit.save,
     or a file of torch.save from before torch 1.6.
-    Nothing in it is executed, and nothing that it says about its size is believed. Raises
-    WeightsError if it is damaged or of another kind.
+    Raises WeightsError if it is damaged or of another kind.
     """
     with expecting(path, "an undamaged safetensors or PyTorch file", WeightsError):
         with open(path, "rb") as file:
             start = file.read(9)
-        if start[8:] == b"{":
+        is_safetensors = start[8:] == b"{"  # 8 bytes of length, then JSON
+        is_zip = start.startswith(b"PK\x03\x04")
+        if is_safetensors:
             return read_safetensors(path)
-        zipped = start.startswith(b"PK\x03\x04")
-        if zipped:
+        if is_zip:
             check_zip(path)
-        # Torch itself reads plain containers and tensors. It refuses files with anything else,
-        # which are read below.
+        # Torch itself reads plain containers and tensors without executing anything. It refuses
+        # files with anything else in them, such as a program's options: these are read below.
         with suppress(Exception), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-        if zipped:
+        if is_zip:
             return read_zip(path)
         return read_legacy(path)
 
@@ -895,19 +902,13 @@ DTYPES = {  # as safetensors calls them -> torch's
 def read_safetensors(path):
     """The tensors of a safetensors file.
 
-    It holds the length of a header (8 bytes), the header (JSON), and the tensors side by side.
+    The file holds the length of a header (8 bytes), the header (JSON), and the tensors side by
+    side. The header says for each tensor where it begins and ends, its shape and its data type.
     """
+    header, header_end = read_header(path)
     size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if 8 + length > min(size, 100_000_000):
-            raise WeightsError(f"{path}: expected a header of {length} bytes, "
-                               f"found a file of {size}")
-        header = json.loads(file.read(length).decode("utf-8"))
-    header.pop("__metadata__", None)
-
     data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # mapped into memory, not read
-    data = data[8 + length:]
+    data = data[header_end:]
 
     tensors = {}
     end = 0  # of the tensor before
@@ -916,8 +917,9 @@ def read_safetensors(path):
         shape = header[name]["shape"]
         dtype = DTYPES[header[name]["dtype"]]
         nbytes = math.prod(shape) * dtype.itemsize
-        side_by_side = first == end and last <= len(data)
-        if not side_by_side or last - first != nbytes or min(shape, default=0) < 0:
+        is_side_by_side = first == end and last <= len(data)
+        is_right_size = last - first == nbytes and min(shape, default=0) >= 0
+        if not is_side_by_side or not is_right_size:
             raise WeightsError(f"{path}: expected tensor {name} ({nbytes} bytes) after byte {end} "
                                f"of {len(data)}, found it at {first} to {last}")
         tensors[name] = data[first:last].clone().view(dtype).reshape(shape)
@@ -928,12 +930,26 @@ def read_safetensors(path):
     return tensors
 
 
+def read_header(path):
+    """(the header of a safetensors file, the number of the byte where it ends)."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > min(size, LARGEST_HEADER):
+            raise WeightsError(f"{path}: expected a header of {length} bytes, "
+                               f"found a file of {size}")
+        header = json.loads(file.read(length).decode("utf-8"))
+    header.pop("__metadata__", None)  # texts about the file
+    return header, 8 + length
+
+
 # ------------------------------------------------------------------ pickles: what torch.save writes
 
 # A pickle is a program for a small machine, which may call any function. Beside it, torch.save
-# writes the storages, the numbers of the tensors. In the pickle a tensor is a call:
+# writes the storages, which are the numbers of the tensors. In the pickle a tensor is a call:
 #     torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ...)
-# Nothing is called here: `InertUnpickler` notes the calls and `inert_tensors` makes the tensors.
+# Nothing is called here. `InertUnpickler` only writes down what the program would call, and
+# `inert_tensors` makes the tensors from these notes. Both kinds of torch's files below need them.
 
 STORAGES = {  # as PyTorch's files call the data types -> torch's
     "torch.DoubleStorage": torch.float64,
@@ -952,9 +968,10 @@ STORAGES = {  # as PyTorch's files call the data types -> torch's
 class Inert(dict):
     """Stands for any object that a pickle describes; the object itself is never made.
 
-    The program looks up a global, calls it, and sets attributes of the result. Here each global is
-    a new class of this kind with the global's name: the arguments of a call end in `args`,
-    attributes in `state`. It is a dict, because the program may fill the object like one.
+    The program looks up a function or a class by name, calls it, and sets attributes of the result.
+    Here each name becomes a new subclass of Inert, so that a call only makes an object of it: with
+    the arguments in `args`, and later the attributes in `state`. It is a dict, because the program
+    may fill the object like one.
     """
     args = ()
     state = None
@@ -965,18 +982,18 @@ class Inert(dict):
         return self
 
     def __init__(self, *args, **kwargs):
-        pass
+        pass  # a dict's own would read the arguments
 
     def __setstate__(self, state):
         self.state = state
 
-    def append(self, *items):  # the object may be filled like a list, too
+    def append(self, *items):  # the program may fill the object like a list, too
         pass
 
     extend = append
     add = append  # and like a set
 
-    # It may be put into a set itself, which a dict may not.
+    # The object may be put into a set itself, which a dict may not.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -984,48 +1001,51 @@ class Inert(dict):
 class InertUnpickler(pickle._Unpickler):
     """Reads a pickle into plain containers and `Inert` objects.
 
-    It builds on Python's unpickler in Python, since the one in C allocates as much memory as a
-    pickle asks for.
+    It builds on the unpickler that is written in Python, since the one in C allocates as much
+    memory as a pickle asks for.
     """
 
     def __init__(self, file):
         super().__init__(file, encoding="latin1")
-        self.storages = {}  # key -> data type
+        self.dtypes = {}  # key of a storage -> its data type
 
     def find_class(self, module, name):
+        """What stands for the function or class of this name."""
         return type(f"{module}.{name}", (Inert,), {})
 
     def persistent_load(self, pid):
-        _, storage_type, key, *_ = pid  # "storage", type, key, device, number of elements
-        self.storages[key] = STORAGES[storage_type.__name__]
-        return Inert(*pid)
+        """What stands for a storage: ("storage", type, key, device, number of elements)."""
+        _, storage_type, key, *_ = pid
+        self.dtypes[key] = STORAGES[storage_type.__name__]
+        return Inert(key)
 
 
-def inert_tensors(tree, storages, read_storage):
+def inert_tensors(tree, dtypes, read_storage):
     """The state dict in what an InertUnpickler has read, with its tensors made.
 
-    storages: {key: data type}. read_storage(key) gives the bytes of a storage; only the state
-    dict's are read, and not an optimizer's, say.
+    dtypes: {key of a storage: its data type}. read_storage(key) gives the bytes of a storage; only
+    the state dict's storages are read, and not an optimizer's, say.
     """
-    if type(tree).__name__.startswith("__torch__."):
+    @cache  # tensors may share a storage
+    def whole_storage(key):
+        return torch.frombuffer(bytearray(read_storage(key)), dtype=dtypes[key])
+
+    if type(tree).__name__.startswith("__torch__."):  # a TorchScript module
         tree = dict(scripted_tensors(tree, set()))
-    flat = {}  # key -> the whole storage as a tensor, made once: tensors may share it
     tensors = {}
-    for name, record in unwrap(tree).items():
-        if type(record).__name__ == "torch._utils._rebuild_parameter":
-            record = record.args[0]  # the tensor in an nn.Parameter
-        if type(record).__name__ == "torch._utils._rebuild_tensor_v2":
-            storage, offset, size, stride = record.args[:4]
-            key = storage.args[2]
-            if key not in flat:
-                flat[key] = torch.frombuffer(bytearray(read_storage(key)), dtype=storages[key])
-            record = flat[key].as_strided(size, stride, offset)  # an error beyond the storage
-        tensors[name] = record
+    for name, value in unwrap(tree).items():
+        if type(value).__name__ == "torch._utils._rebuild_parameter":
+            value = value.args[0]  # the tensor in an nn.Parameter
+        if type(value).__name__ == "torch._utils._rebuild_tensor_v2":
+            storage, offset, size, stride = value.args[:4]
+            key, = storage.args
+            value = whole_storage(key).as_strided(size, stride, offset)  # fails beyond the storage
+        tensors[name] = value
     return tensors
 
 
 def scripted_tensors(module, seen, prefix=""):
-    """Yields (name, record) of each tensor in a TorchScript module, an object with attributes.
+    """Yields (name, Inert) of each tensor in a TorchScript module, an object with attributes.
 
     seen: the ids of the modules so far, since a hostile file may have circles.
     """
@@ -1042,19 +1062,20 @@ def scripted_tensors(module, seen, prefix=""):
 def check_zip(path):
     """Raises WeightsError if an archive unpacks to much more than its size, or is damaged.
 
-    Torch compresses only code, and all checksums must be right.
+    torch.jit.save compresses its code; all other records must be stored as they are, once each.
+    All checksums must be right.
     """
-    code = 0   # bytes of code, unpacked
-    total = 0  # bytes of all else
-    compressed = False
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if "/code/" in entry.filename:
-                code += entry.file_size
+        code = 0   # bytes of code, unpacked
+        total = 0  # bytes of all other records, unpacked
+        is_compressed = False
+        for record in archive.infolist():
+            if "/code/" in record.filename:
+                code += record.file_size
             else:
-                total += entry.file_size
-                compressed = compressed or entry.compress_type != zipfile.ZIP_STORED
-        if compressed or total > os.path.getsize(path) or code > 10_000_000:
+                total += record.file_size
+                is_compressed |= record.compress_type != zipfile.ZIP_STORED
+        if is_compressed or total > os.path.getsize(path) or code > LARGEST_CODE:
             raise WeightsError(f"{path}: expected records that are neither compressed nor overlap")
         damaged = archive.testzip()
         if damaged:
@@ -1069,12 +1090,12 @@ def read_zip(path):
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
         folder = pickles[0].removesuffix("data.pkl")
-        unpickler = InertUnpickler(io.BytesIO(archive.read(f"{folder}data.pkl")))
+        unpickler = InertUnpickler(io.BytesIO(archive.read(pickles[0])))
         tree = unpickler.load()
 
         def read_storage(key):
             return archive.read(f"{folder}data/{key}")
-        return inert_tensors(tree, unpickler.storages, read_storage)
+        return inert_tensors(tree, unpickler.dtypes, read_storage)
 
 
 # ---------------------------------------------------------------------- files from before torch 1.6
@@ -1083,7 +1104,7 @@ def read_legacy(path):
     """The state dict in a file from before torch 1.6; mmpose still publishes such files.
 
     The file holds five pickles (a magic number, a version, the system, the contents, the storages'
-    keys), then the storages in a row, each with its number of elements (8 bytes) before it.
+    keys), then the storages in a row.
     """
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if InertUnpickler(file).load() != torch.serialization.MAGIC_NUMBER:
@@ -1093,21 +1114,32 @@ def read_legacy(path):
         unpickler = InertUnpickler(file)
         tree = unpickler.load()
         keys = InertUnpickler(file).load()
-
-        places = {}  # key -> where in the file the storage is
-        for key in keys:
-            count = int.from_bytes(file.read(8), "little")
-            start = file.tell()
-            end = start + count * unpickler.storages[key].itemsize
-            places[key] = slice(start, end)
-            file.seek(end)
+        places = storage_places(file, keys, unpickler.dtypes)
 
         def read_storage(key):
             return file[places[key]]
-        return inert_tensors(tree, unpickler.storages, read_storage)
+        return inert_tensors(tree, unpickler.dtypes, read_storage)
+
+
+def storage_places(file, keys, dtypes):
+    """{key: the slice of the file with this storage}; it is read from the file's position on.
+
+    Before each storage stands its number of elements (8 bytes).
+    """
+    places = {}
+    for key in keys:
+        count = int.from_bytes(file.read(8), "little")
+        start = file.tell()
+        end = start + count * dtypes[key].itemsize
+        places[key] = slice(start, end)
+        file.seek(end)  # an error beyond the end of the file
+    return places
 
 
 # === Appendix: the names and shapes of public models; skip on a first reading =====================
+
+# Others publish the same networks under other names. `translate` gives their tensors our names, by
+# the table LAYOUTS; `vitpose_layout` also reads from the tensors' shapes which size a model has.
 
 import re
 
@@ -1198,26 +1230,21 @@ LAYOUTS = {
         text_projection.weight                               projection
     """,
 }
-OUR_NAMES = dict(line.split() for layout in LAYOUTS.values()
-                 for line in layout.strip().splitlines())  # their name -> our name
 
 
-def our_name(name):
-    """Our name of a tensor: backbone.layers.3.ln1.weight -> backbone.blocks.3.norm1.weight."""
-    name = name.removeprefix("module.")  # which DataParallel puts before every name
-    spellings = [name]
-    block = ""
-    number = re.search(r"(?<=\.)\d+(?=\.)", name)  # the first one between dots
-    if number:
-        block = number[0]
-        spellings.append(name[:number.start()] + "{}" + name[number.end():])
-    for spelling in spellings:
-        layer, _, kind = spelling.rpartition(".")  # "backbone.layers.{}.ln1", "weight"
-        if spelling in OUR_NAMES:
-            return OUR_NAMES[spelling].format(block)
-        if layer in OUR_NAMES:
-            return OUR_NAMES[layer].format(block) + "." + kind
-    return name
+def names_in_layouts():
+    """{their name: our name} of all publishers; a name is the same layer to all who use it."""
+    names = {}
+    for layout in LAYOUTS.values():
+        for line in layout.strip().splitlines():
+            theirs, ours = line.split()
+            names[theirs] = ours
+    return names
+
+
+OUR_NAMES = names_in_layouts()
+PUBLIC_SIZES = [VIT_CONFIGS[name] for name in ("small", "base", "large", "huge")]
+VITPOSE_SIZES = {config.dim: config for config in PUBLIC_SIZES}
 
 
 def translate(state, path):
@@ -1240,23 +1267,22 @@ def translate(state, path):
     return ours
 
 
-def count_blocks(state):
-    """The number of transformer blocks in a state dict under our names."""
-    numbers = set()
-    for name in state:
-        block = re.match(r"(backbone\.)?blocks\.(\d+)\.", name)
-        if block:
-            numbers.add(block[2])
-    return len(numbers)
-
-
-def token_grid(count):
-    """(rows, columns) of the tokens of an upright 4:3 image or a square one; None if none fits."""
-    for rows, columns in [(4, 3), (1, 1)]:  # MAE's images are square
-        k = math.isqrt(count // (rows * columns))
-        if rows * k * columns * k == count:
-            return rows * k, columns * k
-    return None
+def our_name(name):
+    """Our name of a tensor: backbone.layers.3.ln1.weight -> backbone.blocks.3.norm1.weight."""
+    name = name.removeprefix("module.")  # which DataParallel puts before every name
+    spellings = [name]
+    block = ""
+    number = re.search(r"(?<=\.)\d+(?=\.)", name)  # the first one between dots
+    if number:
+        block = number[0]
+        spellings.append(name[:number.start()] + "{}" + name[number.end():])
+    for spelling in spellings:
+        layer, _, kind = spelling.rpartition(".")  # "backbone.layers.{}.ln1", "weight"
+        if spelling in OUR_NAMES:
+            return OUR_NAMES[spelling].format(block)
+        if layer in OUR_NAMES:
+            return OUR_NAMES[layer].format(block) + "." + kind
+    return name
 
 
 def vitpose_layout(state, path):
@@ -1268,20 +1294,13 @@ def vitpose_layout(state, path):
     state = translate(state, path)
     state.pop("backbone.cls_token", None)
 
-    positions = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D)
+    positions = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D) with a class token
     _, count, dim = positions.shape
     grid = token_grid(count)
     if grid is None:
         grid = token_grid(count - 1)
-        # Row 0 is the class token's: the authors add it to every other row, mmpose does not.
-        state["backbone.pos_embed"] = positions[:, 1:]
-        if not is_mmpose:
-            state["backbone.pos_embed"] = positions[:, 1:] + positions[:, :1]
-
-    sizes = {}  # width -> configuration
-    for name in ("small", "base", "large", "huge"):
-        sizes[VIT_CONFIGS[name].dim] = VIT_CONFIGS[name]
-    if dim not in sizes or grid is None:
+        state["backbone.pos_embed"] = without_class_token(positions, is_mmpose)
+    if dim not in VITPOSE_SIZES or grid is None:
         raise WeightsError(f"{path}: expected a ViTPose, found {count} positions of width {dim}, "
                            f"which none has")
 
@@ -1290,17 +1309,39 @@ def vitpose_layout(state, path):
         state["backbone.patch_embed.weight"] = F.pad(patches, (1, 1, 1, 1))
 
     image_size = (grid[0] * PATCH, grid[1] * PATCH)
-    config = replace(sizes[dim], depth=count_blocks(state), image_size=image_size)
+    config = replace(VITPOSE_SIZES[dim], depth=count_blocks(state), image_size=image_size)
     if has_decoder(state):
-        _, channels, kernel, _ = state["head.predictor.weight"].shape
-        decoder_dim = channels if kernel == 1 else 0  # the simple decoder's kernel is 3
-        config = replace(config, decoder_dim=decoder_dim)
+        config = replace(config, decoder_dim=decoder_width(state))
     return config, state
 
 
-def without_classifier(state):
-    """The tensors of a ResNet or Swin of torchvision, but for its last layer."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
+def token_grid(count):
+    """(rows, columns) of the tokens of an upright 4:3 image or a square one; None if none fits."""
+    for rows, columns in [(4, 3), (1, 1)]:  # MAE's images are square
+        k = math.isqrt(count // (rows * columns))
+        if rows * k * columns * k == count:
+            return rows * k, columns * k
+    return None
+
+
+def without_class_token(positions, is_mmpose):
+    """The image tokens' positions (1, N, D) in a table (1, 1 + N, D).
+
+    Row 0 is the class token's. ViTPose's authors add it to every other row, mmpose does not.
+    """
+    if is_mmpose:
+        return positions[:, 1:]
+    return positions[:, 1:] + positions[:, :1]
+
+
+def count_blocks(state):
+    """The number of transformer blocks in a state dict under our names."""
+    numbers = set()
+    for name in state:
+        block = re.match(r"(backbone\.)?blocks\.(\d+)\.", name)
+        if block:
+            numbers.add(block[2])
+    return len(numbers)
 
 
 def has_decoder(state):
@@ -1308,16 +1349,21 @@ def has_decoder(state):
     return any(name.startswith("head.") for name in state)
 
 
-def resize_positions(table, old, new):
-    """A positional table (1, N, D) for images of another size (height, width)."""
-    rows = old[0] // PATCH
-    columns = old[1] // PATCH
-    table = table.float().transpose(1, 2).unflatten(2, (rows, columns))  # (1, D, rows, columns)
-    grid = (new[0] // PATCH, new[1] // PATCH)
-    return F.interpolate(table, grid, mode="bicubic").flatten(2).transpose(1, 2)
+def decoder_width(state):
+    """The channels of a classic decoder in a state dict under our names, 0 for a simple decoder."""
+    _, channels, kernel, _ = state["head.predictor.weight"].shape
+    return channels if kernel == 1 else 0  # the simple decoder's kernel is 3
+
+
+def without_classifier(state):
+    """The tensors of a ResNet or Swin of torchvision, but for its last layer."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
 
 
 # === Appendix: saving and loading models; skip on a first reading =================================
+
+# A model's file holds plain values and tensors: how to build the model, and its state dict. To load
+# it, the model is built and filled, and every tensor must fit.
 
 import sys
 from dataclasses import asdict
@@ -1330,6 +1376,8 @@ RANDOM_TEXT = CLIPTextConfig(width=128, heads=4, layers=2, embed_dim=128)
 OTHER_PARTS_OF_CLIP = ("visual", "vision_model.", "logit_", "input_resolution", "context_length",
                        "vocab_size", "text_model.embeddings.position_ids")
 
+
+# ------------------------------------------------------------------------------------------- saving
 
 def save_checkpoint(path, model, adapter_only=False, **about):
     """Writes a PoseModel or VLPose to a file.
@@ -1359,9 +1407,11 @@ def save_tensors(path, contents):
     """Writes a file. Only the first process writes, and only finite numbers are written."""
     if processes()[0] == 0:
         check_finite(contents, path)
-        with written_whole(path) as part:
-            torch.save(contents, part)
+        with written_whole(path) as draft:
+            torch.save(contents, draft)
 
+
+# ------------------------------------------------------------------------------------------ loading
 
 def load_model(path_or_name, image_size=None, base=None):
     """The model that `save_checkpoint` wrote, or a pose model from any public file or name.
@@ -1381,9 +1431,19 @@ def load_model(path_or_name, image_size=None, base=None):
     with expecting(path, "a pose model", WeightsError):
         if contents.get("format") == FORMAT:
             model = load_own(contents, state, path, image_size, base)
+            model.about = contents["about"]
         else:
             model = load_public(path_or_name, state, path, image_size)
+            model.about = {}
         return model.eval()
+
+
+def load_pose_model(path_or_name, image_size=None):
+    """The PoseModel in a file: of a VLPose, the original model. Otherwise like `load_model`."""
+    model = load_model(path_or_name, image_size)
+    if isinstance(model, VLPose):
+        model = model.base
+    return model.requires_grad_(True)
 
 
 def load_public(path_or_name, state, path, image_size):
@@ -1406,46 +1466,59 @@ def load_public(path_or_name, state, path, image_size):
         for name, tensor in model.state_dict().items():
             if name.startswith(("head.", "backbone.up.")):
                 state[name] = tensor
-    model.about = {}
     return load_strictly(model, state, path)
 
 
 def load_own(contents, state, path, image_size, base):
     """The PoseModel or VLPose of a file of `save_checkpoint`: see `load_model`."""
     if "base" in contents:
-        config = ViTConfig(**contents["config"])
-        num_keypoints = len(state["head.predictor.bias"])
-        skeleton = None
-        if contents.get("skeleton"):
-            skeleton = skeleton_from(contents["skeleton"])
-        blocks = count_blocks(state)
-        if blocks != config.depth:
-            raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, "
-                               f"expected {config.depth}")
-        config, state = resized(config, state, image_size or config.image_size)
-    else:  # an adapter alone
-        if base is None:
-            raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too "
-                               f"(eval.py: --base)")
-        base = load_pose_model(base, image_size)
-        config = base.config
-        num_keypoints = base.num_keypoints
-        skeleton = base.skeleton
-        state = base.state_dict()
+        model = load_own_base(contents, state, path, image_size)
+    elif base is None:
+        raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too "
+                           f"(eval.py: --base)")
+    else:
+        model = load_pose_model(base, image_size)
+    if "options" in contents or "adapter" in contents:  # a VLPose
+        model = load_own_adapter(contents, model, path)
+    return model
 
-    options = contents.get("options")  # of a VLPose
-    if "adapter" in contents:
-        state = {f"base.{name}": tensor for name, tensor in state.items()}
-        state.update(tensors_of(contents["adapter"], path))
+
+def load_own_base(contents, state, path, image_size):
+    """The PoseModel of a file of `save_checkpoint`. state: the model's state dict in it."""
+    config = ViTConfig(**contents["config"])
+    num_keypoints = len(state["head.predictor.bias"])
+    skeleton = None  # then `PoseModel` takes the usual one for so many keypoints
+    if contents.get("skeleton"):
+        skeleton = skeleton_from(contents["skeleton"])
+    blocks = count_blocks(state)
+    if blocks != config.depth:
+        raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, "
+                           f"expected {config.depth}")
+    config, state = resized(config, state, image_size or config.image_size)
 
     def build():
-        model = PoseModel(config, num_keypoints, skeleton)
-        return VLPose(model, **options) if options else model
-    with torch.device("meta"):  # takes no memory: a file that says that it is huge must be huge
+        return PoseModel(config, num_keypoints, skeleton)
+    return build_and_load(build, state, path)
+
+
+def load_own_adapter(contents, base, path):
+    """The VLPose of a file of `save_checkpoint`, around its base, a PoseModel."""
+    state = {f"base.{name}": tensor for name, tensor in base.state_dict().items()}
+    state.update(tensors_of(contents["adapter"], path))
+
+    def build():
+        return VLPose(base, **contents["options"])
+    return build_and_load(build, state, path)
+
+
+def build_and_load(build, state, path):
+    """The model that `build` makes, with the tensors of a state dict.
+
+    First it is built without memory: a file that says that it is huge must be huge.
+    """
+    with torch.device("meta"):
         check_architecture(build(), state, path)
-    model = build()
-    model.about = contents["about"]
-    return load_strictly(model, state, path)
+    return load_strictly(build(), state, path)
 
 
 def resized(config, state, image_size):
@@ -1458,13 +1531,16 @@ def resized(config, state, image_size):
     return replace(config, image_size=image_size), state
 
 
-def load_pose_model(path_or_name, image_size=None):
-    """The PoseModel in a file: of a VLPose, the original model. Otherwise like `load_model`."""
-    model = load_model(path_or_name, image_size)
-    if isinstance(model, VLPose):
-        model = model.base
-    return model.requires_grad_(True)
+def resize_positions(table, old, new):
+    """A positional table (1, N, D) for images of another size (height, width)."""
+    rows = old[0] // PATCH
+    columns = old[1] // PATCH
+    table = table.float().transpose(1, 2).unflatten(2, (rows, columns))  # (1, D, rows, columns)
+    grid = (new[0] // PATCH, new[1] // PATCH)
+    return F.interpolate(table, grid, mode="bicubic").flatten(2).transpose(1, 2)
 
+
+# ---------------------------------------------------------------------------- every tensor must fit
 
 def load_strictly(module, state, path):
     """The module, with the tensors of a state dict loaded into it.
@@ -1509,6 +1585,8 @@ def check_finite(contents, path):
         elif isinstance(value, torch.Tensor) and not value.isfinite().all():
             raise WeightsError(f"{path}: expected finite numbers, found others in tensor {name}")
 
+
+# ------------------------------------------------------------------ predictor, backbone, text tower
 
 def with_keypoints(model, skeleton):
     """The PoseModel with a predictor for another skeleton.
@@ -1572,7 +1650,12 @@ def load_clip_text(path_or_name):
             state = translate(state, path)
         vocab_size, width = state["token_embed.weight"].shape
         length, _ = state["pos_embed"].shape
-        config = CLIPTextConfig(width=width, heads=width // 64, layers=count_blocks(state),
-                                embed_dim=state["projection"].shape[1],
-                                vocab_size=vocab_size, context_length=length)
+        _, embed_dim = state["projection"].shape
+        config = CLIPTextConfig(
+            width=width,
+            heads=width // 64,
+            layers=count_blocks(state),
+            embed_dim=embed_dim,
+            vocab_size=vocab_size,
+            context_length=length)
         return load_strictly(CLIPText(config), state, path).eval()

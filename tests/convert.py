@@ -41,7 +41,7 @@ def with_corners(dataset, corners):
 
     corners: (images, 4) left, top, right, bottom.
     """
-    sizes = np.array([picture_size(file, upright=False)[0] for file in dataset.files])
+    sizes = np.array([picture_size(file, upright=False) for file in dataset.files])
     left_top = np.maximum(corners[:, :2], 0)
     extent = np.minimum(corners[:, 2:], sizes) - left_top
     boxes = np.hstack([left_top, extent])

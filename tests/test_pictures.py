@@ -236,7 +236,7 @@ def test_a_turned_picture_has_the_size_that_it_is_shown_with(estimate, tmp_path,
     for mode in ("RGB", "I;16") if name == "a.png" else ("RGB",):
         Image.new(mode, (100, 40)).save(tmp_path / name, exif=turned)
         image, _ = data.open_image(tmp_path / name, upright=True)
-        assert image.size == data.picture_size(tmp_path / name)[0] == (40, 100)
+        assert image.size == data.picture_size(tmp_path / name) == (40, 100)
     assert estimate(tmp_path / name)[0][0]["box"] == [0, 0, 40, 100]
 
 
@@ -245,7 +245,8 @@ def test_an_orientation_that_means_nothing_turns_nothing(tmp_path, kind, value):
     tag = struct.pack("<HHI4s", 0x0112, kind, 2 if kind == 2 else 1, value)
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + tag + bytes(4)
     Image.new("RGB", (100, 40)).save(tmp_path / "a.jpg", exif=exif)
-    assert data.picture_size(tmp_path / "a.jpg") == ((100, 40), None)
+    assert data.picture_size(tmp_path / "a.jpg") == (100, 40)
+    assert data.format_if_turned(tmp_path / "a.jpg") is None
     assert data.open_image(tmp_path / "a.jpg", upright=True)[0].size == (100, 40)
 
 
