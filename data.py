@@ -296,7 +296,7 @@ class Augmentation:
     box_shift: float = 0.0  # likewise in parts of the padded box, before it gets the crop's shape
     rotation: float = 0.0  # degrees either way, with probability 0.6
     color: float = 0.0  # strength of the colour jitter
-    resized_crop: float = 0.0  # a random part of the box, with at least this share of its area
+    resized_crop: float = 0.0  # the least share of the box's area in a crop of a random part of it
     outside: bool = False  # whether keypoints outside count, if their Gaussians reach into the crop
 
 
@@ -365,6 +365,9 @@ class Crops(torch.utils.data.Dataset):
             if half is not None:
                 box = half
                 padding = 1.0  # this box is large already
+        if aug.resized_crop:
+            scale, shift = random_part(aug.resized_crop, rng)
+            return crop_matrix(box, self.size, padding, scale, shift=shift)
         scale = 1 + aug.scale * truncated_normal(rng)
         rotation = aug.rotation * truncated_normal(rng)
         if rng.random() >= 0.6:
@@ -374,14 +377,7 @@ class Crops(torch.utils.data.Dataset):
             move = np.zeros(2)
         left_top = box[:2] + aug.box_shift * padding * (move * box[2:])
         box = np.concatenate([left_top, box[2:]])
-        shift = aug.shift * move
-        if aug.resized_crop:
-            # A random part of the box instead. The draws above stay, so that seeds keep their crops
-            side = math.sqrt(rng.uniform(aug.resized_crop, 1))  # √ of the share of the box's area
-            left_over = 1 - side
-            scale = side
-            shift = (rng.random(2) - 0.5) * left_over / side
-        return crop_matrix(box, self.size, padding, scale, rotation, shift)
+        return crop_matrix(box, self.size, padding, scale, rotation, aug.shift * move)
 
 
 # === Appendix: skeletons; skip on a first reading =================================================
@@ -567,7 +563,7 @@ def open_image(file, max_shrink=1.0, upright=False, kept=None):
         image.load()
         image = to_rgb(image, upright)
     if kept is not None and shrink == 1:
-        # Small images are kept. Of the large ones only the last is, for all the people in it.
+        # Small images are kept. A large one, with all the people in it, takes the place of all.
         is_large = image.width * image.height > LARGEST_KEPT
         if is_large or len(kept) >= MOST_KEPT:
             kept.clear()
@@ -605,6 +601,16 @@ def truncated_normal(rng, size=None):
     while (np.abs(values) > 1).any():
         values = np.where(np.abs(values) > 1, rng.standard_normal(size), values)
     return values
+
+
+def random_part(least, rng):
+    """The scale and the shift of a crop of a random part of the box: see `crop_matrix`.
+
+    The part has at least the share `least` of the box's area.
+    """
+    side = math.sqrt(rng.uniform(least, 1))  # of the part, where the box's is 1
+    shift = (rng.random(2) - 0.5) * (1 - side) / side
+    return side, shift
 
 
 def jitter_color(image, strength, rng):
@@ -962,7 +968,8 @@ def holds_object(path):
 def hold_out(dataset, split, numbers):
     """A split of a data set that has only one file.
 
-    Images whose number (images,) is a multiple of five are for validation, the others for training.
+    numbers (images,): an image whose number is a multiple of five is for validation, the others are
+        for training.
     """
     if split == "all":
         return dataset

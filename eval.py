@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps,
                   ignore_group_signals, invert_matrix, my_share, normalize, progress,
                   transform_points)
-from vlpose import text_of
+from vlpose import text_inputs
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
@@ -251,10 +251,12 @@ def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
     is the mean over the joints of all groups, or over all joints if there are no groups. Joints
     that are labelled for nobody are left out. The mean of no joints is -1.
 
-    predicted, target (people, K, 2); visible (people, K), labelled where above 0; size: a number or
-    (people,), in the pixels of the points; groups {name: joints}. Raises DataError for other
-    shapes. The papers on domain adaptation measure on heatmaps instead, which gives other numbers
-    for the same predictions: `evaluate_pck_grid`.
+    predicted, target: (people, K, 2).
+    visible: (people, K), labelled where above 0.
+    size: a number, or (people,), in the pixels of the points.
+    groups: {name: joints}.
+    Raises DataError for other shapes. The papers on domain adaptation measure on heatmaps instead,
+    which gives other numbers for the same predictions: `evaluate_pck_grid`.
     """
     predicted, target, visible, size = map(np.asarray, (predicted, target, visible, size))
     fit = predicted.shape == target.shape == (*visible.shape, 2)
@@ -284,11 +286,13 @@ def predict(model, dataset, texts=None, people=None, flip_test=True, workers=0,
             augmentation=Augmentation()):
     """One detection in COCO's results format for each person.
 
-    model: normalised images -> heatmaps, with a `config`. texts: {sentence: T (L, D_text)}, or None
-    for no text. people: rows of the data set; None takes all annotated people, or everybody where
-    nobody is annotated. flip_test: see `flip_tested`. augmentation: of the crops, at random but
-    always the same for the same row. Raises DataError if the model predicts other keypoints than
-    the data set has.
+    model: normalised images -> heatmaps, with a `config`.
+    texts: {sentence: T (L, D_text)}, or None for no text.
+    people: rows of the data set. None takes all annotated people, or everybody where nobody is
+        annotated.
+    flip_test: whether the mirror images count, too: see `flip_tested`.
+    augmentation: of the crops, at random but always the same for the same row.
+    Raises DataError if the model predicts other keypoints than the data set has.
     """
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
@@ -325,7 +329,7 @@ def heatmaps_of(model, dataset, people, texts=None, flip_test=False, workers=0,
     try:
         for batch in progress(loader, "predicting batches of poses"):
             images = normalize(batch["image"].to(device))               # (B, 3, H, W)
-            text = text_of(batch["sentence"], texts)                    # T and its mask, if any
+            text = text_inputs(batch["sentence"], texts)                # T and its mask, if any
             if flip_test and sides_known:
                 yield batch, flip_tested(model, images, text, dataset.skeleton)
             else:
@@ -706,11 +710,13 @@ class Poses:
 def estimate_poses(model, image, boxes=None, sentence=None):
     """The poses of the people in one picture -> Poses.
 
-    model: from `load_model`. image: a Pillow image, or RGB bytes (H, W, 3). boxes: the people's,
-    (people, 4) left, top, width, height in pixels; without boxes the picture is taken as one person
-    as a whole. sentence: what VLPose reads, such as "a photo of a cartoon character"; without a
-    sentence its adapter is off. Raises DataError for a box without a size and for a sentence that
-    the model cannot read.
+    model: from `load_model`.
+    image: a Pillow image, or RGB bytes (H, W, 3).
+    boxes: the people's, (people, 4) left, top, width, height in pixels. Without boxes the whole
+        picture is taken as one person.
+    sentence: what VLPose reads, such as "a photo of a cartoon character". Without a sentence its
+        adapter is off.
+    Raises DataError for a box without a size and for a sentence that the model cannot read.
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
@@ -871,9 +877,43 @@ def option(default, *, help, paper=SAME, only=(), least=-math.inf, above=-math.i
     """
     if paper is SAME:
         paper = default
-    limits = {"least": least, "above": above, "most": most, "step": step}
+    limits = Limits(least, above, most, step)
     return field(default=default, metadata={"help": help, "paper": paper, "only": only,
                                             "limits": limits, "argument": argument})
+
+
+@dataclass
+class Limits:
+    """The limits of an option's value, if it is a number."""
+    least: float
+    above: float
+    most: float
+    step: int | None  # None: any number
+
+    def allow(self, value, value_type):
+        """Whether a value is of this type and, if it is a number, finite and within the limits."""
+        if value_type is float and type(value) is int:
+            value_type = int  # a whole number will do
+        if type(value) is not value_type:
+            return False
+        if value_type in (str, bool):
+            return True
+        within = self.least <= value <= self.most and self.above < value < math.inf
+        return within and not (self.step and value % self.step)
+
+    def in_words(self, value_type):
+        """What `allow` asks for, such as "an integer of at least 1"."""
+        words = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+        words = words[value_type]
+        if self.step:
+            words = f"a multiple of {self.step}"
+        if self.most < math.inf:
+            return f"{words} from {self.least} to {self.most}"
+        if self.above > -math.inf:
+            return f"{words} above {self.above}"
+        if self.least > -math.inf:
+            return f"{words} of at least {self.least}"
+        return words
 
 
 class Parser(argparse.ArgumentParser):
@@ -944,38 +984,13 @@ def check_value(entry, value):
     if not isinstance(values, list):
         raise DataError(f"{flag}: expected a list, found {values}")
     for each in values:
-        if not is_good(each, type_of(entry), **entry.metadata["limits"]):
-            expected = words_of(type_of(entry), **entry.metadata["limits"])
+        limits = entry.metadata["limits"]
+        if not limits.allow(each, type_of(entry)):
+            expected = limits.in_words(type_of(entry))
             raise DataError(f"{flag}: expected {expected}, found {each}")
     choices = entry.metadata["argument"].get("choices")
     if choices and value not in choices:
         raise DataError(f"{flag}: expected one of {', '.join(choices)}, found {value}")
-
-
-def is_good(value, value_type, least, above, most, step):
-    """Whether a value is of this type and, if it is a number, finite and within its limits."""
-    if value_type is float and type(value) is int:
-        value_type = int  # a whole number will do
-    if type(value) is not value_type:
-        return False
-    if value_type in (str, bool):
-        return True
-    in_limits = least <= value <= most and value > above and abs(value) < math.inf
-    return in_limits and not (step and value % step)
-
-
-def words_of(value_type, least, above, most, step):
-    """What `is_good` asks for, such as "an integer of at least 1"."""
-    words = {int: "an integer", float: "a number", str: "text", bool: "true or false"}[value_type]
-    if step:
-        words = f"a multiple of {step}"
-    if most < math.inf:
-        return f"{words} from {least} to {most}"
-    if above > -math.inf:
-        return f"{words} above {above}"
-    if least > -math.inf:
-        return f"{words} of at least {least}"
-    return words
 
 
 def holds(condition, options):

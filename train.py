@@ -19,7 +19,7 @@ import torch
 
 from data import average_gradients, encode_heatmaps, first_process_first, seed_step
 from uda import LossWeights, MultiLevelAlignment, source_view, supervised_loss
-from vlpose import VLPose, check_adapter, heatmaps_of_images, text_of
+from vlpose import VLPose, check_adapter, heatmaps_of_images, text_inputs
 
 # ------------------------------------------------------------------------- 1. the loss and the loop
 
@@ -28,7 +28,7 @@ FALLS = (170 / 210, 200 / 210)  # ViTPose's: the learning rate falls after 170 a
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage of a run trains. The defaults are ViTPose's, but for the layer decay."""
+    """How one stage of a run trains. From `weight_decay` to `clip` the defaults are ViTPose's."""
     name: str
     steps: int
     lr: float
@@ -46,7 +46,7 @@ class Stage:
     select: str = "last"       # or "best": the model to go on with
 
 
-def heatmap_loss(model, texts, compute, batch):
+def heatmap_loss(model, batch, texts, compute):
     """Mean of ω (y - ŷ)² over images, keypoints and pixels -> (loss, ŷ, labels).
 
     ŷ (B, K, h, w) are the predicted heatmaps, y those of the labels; ω (B, K) is 0 where a keypoint
@@ -54,7 +54,7 @@ def heatmap_loss(model, texts, compute, batch):
     texts: {sentence: T}, which a VLPose reads; None without text.
     """
     images, points, visible = labelled_images(batch, model)
-    text = text_of(batch["sentence"], texts)
+    text = text_inputs(batch["sentence"], texts)
     predicted = heatmaps_of_images(model, images, compute, *text)      # ŷ
     heatmaps, weights = label_heatmaps(points, visible, model.config)  # y, ω
     loss = ((predicted - heatmaps) ** 2 * weights[:, :, None, None]).mean()
@@ -92,8 +92,9 @@ def fit(stage, model, loss_of, pools, run):
 
     A stage that was stopped goes on from its last checkpoint.
 
-    loss_of: a batch of each data set -> (loss, predicted heatmaps, labels). The last two are of the
-        first batch, for the log: (B, K, h, w), and points and visible. Both may be None.
+    loss_of: the model and a batch of each data set -> (loss, predicted heatmaps, labels). The last
+        two are of the first batch, for the log: (B, K, h, w), and points and visible. Both may be
+        None.
     pools: a pair for each data set: its Crops, and the rows of people to draw from.
     """
     optimizer_class = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
@@ -110,7 +111,7 @@ def fit(stage, model, loss_of, pools, run):
             group["lr"] = stage.lr * group["scale"] * factor
 
         optimizer.zero_grad(set_to_none=True)
-        loss, predicted, labels = loss_of(*batches)
+        loss, predicted, labels = loss_of(model, *batches)
         loss.backward()
         stop_unless_finite(stage, step, loss, batches, pools)
         average_gradients(trained)
@@ -148,7 +149,7 @@ def train_vlpose(options):
     if options.dry_run:
         return
 
-    def measure(stage, model):
+    def measure(stage, model):  # on the source, if any of its people are labelled; on the target
         if stage.name == "base":
             return validation(stage, model, tests[0], None, options.workers)
         return validation(stage, model, tests[-1], texts, options.workers)
@@ -157,14 +158,14 @@ def train_vlpose(options):
 
     # Stage 1: a base model learns from the source, unless --weights gives a trained one.
     if "base" in plan:
-        loss_of = partial(heatmap_loss, base, None, run.compute)  # of a batch
+        loss_of = partial(heatmap_loss, texts=None, compute=run.compute)
         fit_or_find(plan["base"], base, loss_of, [vlpose_pool(source, base, options)], run)
 
     # Stage 2: what --strategy names is tuned on the target. With VLPose that is only an adapter.
     adapted = model_to_tune(base, text_dim, options)
     report_trained_share(adapted, base, options)
     if "adapt" in plan:
-        loss_of = partial(heatmap_loss, adapted, texts, run.compute)
+        loss_of = partial(heatmap_loss, texts=texts, compute=run.compute)
         fit(plan["adapt"], adapted, loss_of, [vlpose_pool(target, adapted, options)], run)
 
     # The original, the adapted model, and its adapter off.
@@ -201,17 +202,21 @@ def adapter_of(options):
     return None
 
 
-STEM = ("backbone.patch_embed.",  # the first layers of a ViT, a ResNet and a Swin
-        "backbone.body.conv1.", "backbone.body.bn1.", "backbone.body.features.0.")
+# The first layers of a ViT, of a ResNet (two names) and of a Swin
+STEM = ("backbone.patch_embed.",
+        "backbone.body.conv1.", "backbone.body.bn1.",
+        "backbone.body.features.0.")
+UP = "backbone.up."  # the last layers of a ResNet or Swin, see `TorchvisionBackbone`
 
 
 def is_tuned(name, strategy, depth):
     """Whether a strategy without an adapter tunes the parameter of this name.
 
-    depth: the number of the backbone's blocks. `last` is the last of them and the predictor.
+    depth: the number of a ViT's blocks. `last` tunes the last block of a ViT, or the last layers of
+        another backbone, and the predictor.
     """
     in_stem = name.startswith(STEM)
-    in_last = name.startswith((f"backbone.blocks.{depth - 1}.", "backbone.up."))
+    in_last = name.startswith((f"backbone.blocks.{depth - 1}.", UP))
     in_predictor = name.startswith("head.predictor.")
     if strategy == "full":
         return True
@@ -248,24 +253,23 @@ def train_uda(options):
 
     pools = alignment_pools(data, start.config.image_size, options)
     run = Run(options, measure, restyle)
+    supervised = partial(source_loss, views=pools.source_views, compute=run.compute)
 
     # Stage 0: a style decoder learns to redraw source images in the style of target images.
     if "style" in plan:
-        loss_of = partial(style_loss, stylist)
-        fit(plan["style"], stylist, loss_of, [pools.sources, pools.targets], run)
+        fit(plan["style"], stylist, style_loss, [pools.sources, pools.targets], run)
 
     # Stage 1: a model learns from the source's labels, unless --weights gives a trained one.
     source_only = start
     if "source" in plan:
         source_only = copy.deepcopy(start)
-        loss_of = partial(source_loss, source_only, pools.source_views, run.compute)
-        fit_or_find(plan["source"], source_only, loss_of, [pools.sources], run)
+        fit_or_find(plan["source"], source_only, supervised, [pools.sources], run)
 
     # The student begins likewise, but some of its source images have the style of target images.
     student = source_only
     if "restyled" in plan:
         student = copy.deepcopy(start)
-        loss_of = partial(source_loss, student, pools.source_views, run.compute, restyle=restyle)
+        loss_of = partial(supervised, restyle=restyle)
         fit_or_find(plan["restyled"], student, loss_of, [pools.sources, pools.targets], run,
                     restyle, stylist)
 
@@ -277,8 +281,7 @@ def train_uda(options):
     # The oracle: what would the target's labels give in as many steps?
     if "oracle" in plan:
         models["oracle"] = copy.deepcopy(source_only)
-        loss_of = partial(source_loss, models["oracle"], pools.source_views, run.compute)
-        fit_or_find(plan["oracle"], models["oracle"], loss_of, [pools.labelled_targets], run)
+        fit_or_find(plan["oracle"], models["oracle"], supervised, [pools.labelled_targets], run)
 
     # How good is each of them on the target?
     compare_pck(models, stylist, data, run)
@@ -306,8 +309,8 @@ def style_loss(stylist, source, target):
     return content + 0.1 * style, None, None
 
 
-def source_loss(model, views, compute, source, target=None, restyle=None):
-    """Stage 1, and the oracle: L_sup of labelled images -> (loss, ŷ, labels).
+def source_loss(model, source, target=None, *, views, compute, restyle=None):
+    """Stage 1, and the oracle: L_sup of a batch of labelled images -> (loss, ŷ, labels).
 
     With `restyle`, some of the images get the style of target images; see `restyling`.
     """
@@ -338,12 +341,13 @@ def adapt(stage, student, restyle, data, pools, run):
         source_keypoints=pools.source_keypoints, compute=run.compute)
     alignment.to(options.device)
 
-    def loss_of(source, target):  # L = L_sup + L_con + L_adv + L_im, each with its weight
+    def loss_of(alignment, source, target):  # L_sup + L_con + L_adv + L_im, each with its weight
         images, points, visible = labelled_images(source, alignment, pools.source_views)
         labels, label_weights = label_heatmaps(points, visible, alignment.config)
         loss, predicted = alignment(
             images, labels, label_weights, rgb(target, alignment),
-            text_of(source["sentence"], data.texts), text_of(target["sentence"], data.texts))
+            text_inputs(source["sentence"], data.texts),
+            text_inputs(target["sentence"], data.texts))
         return loss, predicted, (points, visible)
 
     fit(stage, alignment, loss_of, [pools.sources, pools.targets], run)
@@ -837,7 +841,7 @@ def layers_above(name, depth):
 
 
 def prepare(model, checkpointing):
-    """Makes a model ready for `fit`, in place; its parameters and its predictions stay as they are.
+    """Makes a model ready for `fit`, in place. Only how it computes changes, not what it predicts.
 
     checkpointing: the blocks of a transformer are computed anew in the backward pass.
     """
@@ -999,9 +1003,9 @@ def new_folder(mode):
 
 
 def locked(path):
-    """A file that no other program can open in this way as long as this one holds it open.
+    """Opens a lock file. A second program that does so gets a DataError while this one has it open.
 
-    Raises DataError if another one does. On Windows any can.
+    On Windows nothing is locked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")
@@ -1022,11 +1026,11 @@ def write_file(path, content):
     if isinstance(content, dict):
         write_json(path, content, indent=2)
         return
-    with written_whole(path) as part:
+    with written_whole(path) as draft:
         if isinstance(content, str):
-            part.write_text(content)
+            draft.write_text(content)
         else:
-            content.save(part)
+            content.save(draft)
 
 
 # ------------------------------------------------------------------------------------------ the log
@@ -1254,23 +1258,28 @@ MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "tr
 # {file: hash of its text} when the program starts: this code runs, even if a file is edited later.
 CODE = {name: digest((Path(__file__).parent / name).read_bytes()) for name in MODULES}
 
-# The key has no option of these classes by its value. Those that change a cached model are in the
-# key by their effect: the data, the probability of a restyling, and the style network's weights.
-# All other options are part of the key, also those that somebody adds.
+# Options of these classes are not in the key: most of them cannot change a cached model. Those that
+# can are in the key as their effect: the data, the probability of a restyling, and the weights of
+# the style network. Every other option is in the key, also a new one.
 NOT_IN_KEY = (VLPoseAdaptation, AlignmentAdaptation, RunOptions, FirstOptions)
 
 
 def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
-    """`fit`, unless the run has not begun the stage and the cache has its result.
+    """Gives a model the result of a stage, from the first place that has it.
 
+    The places are (1) this run's folder, (2) the cache, unless this run has begun the stage, and
+    (3) `fit`.
     restyle, stylist: the function that changes images, and the network whose weights it uses.
     """
-    own = run.folder / f"{stage.name}.cached.pth"  # what later stages of this run have begun with
+    # (1) What this run has taken from the cache stays: its later stages have begun with that.
+    own = run.folder / f"{stage.name}.cached.pth"
     if all_items([own.exists()])[0]:
         model.load_state_dict(load_pose_model(own).state_dict())
         print(f"{stage.name} model: {own} (trained before)")
         return
-    files = list(MODULES)  # with the code that trains the model
+
+    # (2) The cache finds a model by its key, and compares the code that has trained it.
+    files = list(MODULES)
     if restyle:
         file = file_of(restyle)
         if file is None:  # nobody can tell whether it is still the same
@@ -1285,8 +1294,10 @@ def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
     if to_find and take_from(path, stage, model, code):
         save_checkpoint(own, model)
         return
+
+    # (3) A stage that other code has begun is finished, but not kept for other runs.
     fit(stage, model, loss_of, pools, run)
-    if run.checkpoints.code == run.code:  # else other code has begun it: nobody shall find it
+    if run.checkpoints.code == run.code:
         keep(path, model, code)
 
 

@@ -383,8 +383,8 @@ class MultiLevelAlignment(nn.Module):
         None means all, as with `--source none`, where nothing is labelled.
     compute: how networks compute.
     To add a loss, override `alignment_losses`; the README has an example. To make its weight an
-    option, add a field of one name to LossWeights and to train.AlignmentAdaptation. If all weights
-    are 0, parts 3 to 8 are skipped and no added loss is asked for.
+    option, add a field with the same name to both LossWeights and train.AlignmentAdaptation. If all
+    weights are 0, parts 3 to 8 are skipped, so that an added loss has no effect either.
     """
 
     def __init__(self, student, restyle=None, weights=LossWeights(), views=Views(), decay=0.999,

@@ -18,9 +18,10 @@ The lesson, from top to bottom:
     4  CLIP's text tower: a sentence becomes T
     5  the relation matcher: E asks E and T, the answer is R
     6  VLPose: R enters the decoder; all shapes in one place
-The appendices, which the lesson does not need: which base can have which adapter, updates of the
-frozen weights, other backbones, finding files of weights, reading them without executing them, the
-names and shapes of public models, saving and loading.
+The appendices, which the lesson does not need: a step's heatmaps, in bfloat16 or in parts; which
+base can have which adapter; updates of the frozen weights; other backbones; finding files of
+weights, and reading them without executing them; the names and shapes of public models; saving and
+loading.
 
 Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of
 a sentence, n prompts, D width of an image token, D_text width of a text feature, C channels;
@@ -317,8 +318,8 @@ def encode_sentences(clip_text, sentences, per_token=False):
     return dict(zip(sentences, features))
 
 
-def text_of(sentences, texts):
-    """What a VLPose reads of B images, each with its own sentence: (T, mask). () without texts.
+def text_inputs(sentences, texts):
+    """What a model gets after the images: (T, mask) of each image's sentence; () without texts.
 
     T is (B, L, D_text), where L is the longest sentence's. The mask (B, L) is True for tokens and
     False for padding; it is None if nothing is padding.
@@ -351,7 +352,7 @@ class RelationMatcher(nn.Module):
     [E ; T'] puts L text tokens behind N image tokens. Dropout (0.1) is active only in training.
     With the decoders `injector` and `dual` R starts at 0: see `VLPose.initialize`.
     variant: `concat` is the paper's. `image` takes keys and values only from E, without text.
-    mask (B, L): True for text tokens, False for padding, see `padded`.
+    mask (B, L): True for text tokens, False for padding, see `text_inputs`.
     """
 
     def __init__(self, dim, text_dim, heads=8, variant="concat"):
@@ -455,7 +456,8 @@ class VLPose(nn.Module):
     def initialize(self):
         """Training starts near the original model: our choice, since the paper does not say.
 
-        `dual-released` starts as the released code, where BatchNorm lets A₁ and A₂ act at once.
+        `dual-released` starts as the released code: with tiny weights, which BatchNorm scales up.
+        So A₁ and A₂ act at full strength from the first step.
         """
         if self.decoder == "dual-released":
             for block in (self.auxiliary1, self.auxiliary2):
@@ -511,7 +513,7 @@ class VLPose(nn.Module):
         """Images (B, 3, H, W), text (B, L, D_text) -> heatmaps (B, K, H/4, W/4).
 
         text: T of each image's sentence; None switches the adapter off, which leaves the original
-            model. The decoder `baseline` does not read text, but needs some to be on.
+            model. The decoder `baseline` ignores the text; any text switches its adapter on.
         mask: see `RelationMatcher`.
         """
         if text is None:
@@ -529,6 +531,13 @@ class VLPose(nn.Module):
         return self.decode(E, R)
 
 
+# === Appendix: a step's heatmaps; skip on a first reading =========================================
+#
+# Every step of training a pose model, in both methods, begins with one of the first two functions.
+
+from contextlib import contextmanager, nullcontext
+
+
 @dataclass(frozen=True)
 class Compute:
     """How networks compute: the options --bf16 and --accumulate."""
@@ -539,8 +548,8 @@ class Compute:
 def heatmaps_of_images(model, images, compute, *text):
     """A model's heatmaps (B, K, h, w) of images (B, 3, H, W), RGB in [0, 1].
 
-    Every step of training a pose model starts here, or in the function below. text: T and its mask,
-    for a VLPose. Results are in float32.
+    The model runs in bfloat16 with `--bf16`, and in parts with `--accumulate`; heatmaps are in
+    float32. text: T and its mask, for a VLPose.
     """
     def run(images, *text):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
@@ -559,11 +568,6 @@ def heatmaps_and_features(model, images, compute, *text):
         return heatmaps.float(), features.float()
 
     return in_parts(run, model, compute.parts, images, *text)
-
-
-# === Appendix: a batch in parts; skip on a first reading ==========================================
-
-from contextlib import contextmanager, nullcontext
 
 
 def in_parts(run, model, parts, *inputs):
@@ -1076,7 +1080,8 @@ def check_zip(path):
                 total += record.file_size
                 is_compressed |= record.compress_type != zipfile.ZIP_STORED
         if is_compressed or total > os.path.getsize(path) or code > LARGEST_CODE:
-            raise WeightsError(f"{path}: expected records that are neither compressed nor overlap")
+            raise WeightsError(f"{path}: expected records that are not compressed and do not "
+                               "overlap")
         damaged = archive.testzip()
         if damaged:
             raise WeightsError(f"{path}: damaged: another checksum of its record {damaged}")
@@ -1514,7 +1519,8 @@ def load_own_adapter(contents, base, path):
 def build_and_load(build, state, path):
     """The model that `build` makes, with the tensors of a state dict.
 
-    First it is built without memory: a file that says that it is huge must be huge.
+    First it is built on the meta device, which takes no memory. So a small file that claims to be a
+    huge model is refused before any memory is taken.
     """
     with torch.device("meta"):
         check_architecture(build(), state, path)

@@ -610,7 +610,7 @@ def test_a_killed_worker_is_one_line_with_the_remedy(cache, tmp_path, capsys, mo
 
 
 def test_memory_that_runs_out_is_one_line_with_the_remedy(cache, tmp_path, capsys, monkeypatch):
-    def hungry(*arguments):
+    def hungry(*arguments, **more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee "
                                      "documentation")
     monkeypatch.setattr(train, "heatmap_loss", hungry)

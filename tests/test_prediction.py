@@ -16,7 +16,7 @@ from data import (COCO17, Crops, DataError, draw_figures, encode_heatmaps, known
 from eval import (draw_pose, estimate_poses, evaluate_oks, evaluate_pck_grid, highest_cells, main,
                   predict, predict_people, with_boxes)
 from train import domain_table, draw_curves, draw_sheet, grid_pck, true_pose
-from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model, text_of,
+from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text, load_model, text_inputs,
                     save_checkpoint)
 
 CONFIG = VIT_CONFIGS["tiny"]
@@ -101,13 +101,13 @@ def test_a_sentence_gives_the_same_heatmaps_in_a_batch_with_longer_ones_as_alone
     model.eval()
     sentences = ["a photo", "an oil painting of a person who reads a letter", "a"]
     texts = encode_sentences(load_clip_text("random"), sentences, per_token=True)
-    heatmaps = model(images, *text_of(sentences, texts))
+    heatmaps = model(images, *text_inputs(sentences, texts))
     for i, sentence in enumerate(sentences):
-        torch.testing.assert_close(heatmaps[i:i + 1], model(images[i:i + 1], *text_of([sentence], texts)))
+        torch.testing.assert_close(heatmaps[i:i + 1], model(images[i:i + 1], *text_inputs([sentence], texts)))
     torch.testing.assert_close(heatmaps[1:2], model(images[1:2], texts[sentences[1]][None]))
-    swapped = model(images, *text_of(sentences[::-1], texts))
+    swapped = model(images, *text_inputs(sentences[::-1], texts))
     assert torch.allclose(swapped, heatmaps) == (matcher == "image")
-    assert torch.equal(model(images, *text_of(sentences, None)), model.base(images))
+    assert torch.equal(model(images, *text_inputs(sentences, None)), model.base(images))
 
 
 def test_each_image_is_predicted_with_its_own_sentence(figures, monkeypatch):
@@ -146,7 +146,7 @@ def test_pck_on_the_grid_is_of_the_heatmaps_that_a_sentence_gives(figures):
     numbers = []
     for T in (texts, None):
         with torch.no_grad():
-            text = text_of([crop["sentence"] for crop in crops], T)
+            text = text_inputs([crop["sentence"] for crop in crops], T)
             heatmaps = model(normalize(torch.stack([crop["image"] for crop in crops])), *text)
         cells = highest_cells(heatmaps), highest_cells(target)
         numbers.append(evaluate_pck_grid(*cells, visible, target.shape[2:], 0.2, COCO17.groups))

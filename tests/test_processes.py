@@ -314,7 +314,7 @@ def test_batchnorms_statistics_move_once_with_each_part():
     for part in normalize(batch["image"] / 255).tensor_split(4):
         expected(part)
     model = new_model().train()
-    loss, _, _ = heatmap_loss(model, None, Compute(parts=4), batch)
+    loss, _, _ = heatmap_loss(model, batch, None, Compute(parts=4))
     loss.backward()  # each part is computed for the second time
     assert all(layer.momentum == 0.1 for layer in model.modules() if hasattr(layer, "momentum"))
     for name, statistics in expected.named_buffers():
@@ -340,7 +340,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole_batch(strategy):
             model = VLPose(model, 8, num_prompts=2)
             texts = {"a": torch.ones(1, 8), "b": torch.zeros(1, 8)}
         model.eval()  # neither BatchNorm's statistics nor dropout: they depend on the part
-        loss, _, _ = heatmap_loss(model, texts, Compute(parts=parts), batch)
+        loss, _, _ = heatmap_loss(model, batch, texts, Compute(parts=parts))
         loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     for found in gradients[1:]:
@@ -432,10 +432,10 @@ sys.path.insert(0, {str(ROOT)!r})
 import train
 from data import DataError, processes
 loss = train.heatmap_loss
-def failing(*arguments):
+def failing(*arguments, **more):
     if processes()[0] == {rank}:
         raise DataError('this picture is broken')
-    return loss(*arguments)
+    return loss(*arguments, **more)
 train.heatmap_loss = failing
 sys.exit(train.main())
 """)
