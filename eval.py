@@ -297,7 +297,7 @@ def predict(model, dataset, texts=None, people=None, flip_test=True, workers=0,
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
     results = []
-    batches = heatmaps_of(model, dataset, people, texts, flip_test, workers, augmentation)
+    batches = predict_heatmaps(model, dataset, people, texts, flip_test, workers, augmentation)
     for batch, heatmaps in batches:                                     # (B, K, h, w)
         # A keypoint is at the peak of its heatmap, and its score is the peak's height.
         points, scores = decode_heatmaps(heatmaps, model.config.image_size, model.config.sigma)
@@ -311,7 +311,7 @@ def predict(model, dataset, texts=None, people=None, flip_test=True, workers=0,
 
 
 @torch.inference_mode()
-def heatmaps_of(model, dataset, people, texts=None, flip_test=False, workers=0,
+def predict_heatmaps(model, dataset, people, texts=None, flip_test=False, workers=0,
                 augmentation=Augmentation()):
     """Yields batches of `Crops` and their heatmaps (B, K, h, w), for the people of this process.
 
