@@ -383,8 +383,8 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   remove_labels, to_coco, transform_points, unreadable, wait_for_all, warp_image,
                   with_boxes, with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
-                  evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, predict_heatmaps,
-                  highest_cells, option, path_or_name, pck_of_results, predict, predict_people)
+                  evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
+                  option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, encode_sentences,
                     load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
@@ -1790,7 +1790,8 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     """
     height, width = model.config.image_size
     found = []  # of each batch
-    for batch, heatmaps in predict_heatmaps(model, dataset, dataset.annotated, texts, workers=workers):
+    batches = predict_heatmaps(model, dataset, dataset.annotated, texts, workers=workers)
+    for batch, heatmaps in batches:
         predicted = highest_cells(heatmaps.float().cpu())                       # (B, K, 2)
         target, visible = label_heatmaps(batch["keypoints"], batch["visible"], model.config)
         found.append((predicted, highest_cells(target), visible.numpy()))
