@@ -227,7 +227,7 @@ def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
 def gaussian_profile(center, length, sigma):
     """One of the two factors of a Gaussian: center (B, K, 1) -> (B, K, length)."""
     u = torch.arange(length, device=center.device)
-    near = (u - (center + 0.5).trunc()).abs() <= 3 * sigma  # cut off 3σ from the nearest pixel
+    near = (u - (center + 0.5).trunc()).abs() <= 3 * sigma  # cut off at 3σ, as mmpose does
     return torch.exp(-(u - center) ** 2 / (2 * sigma ** 2)) * near
 
 
@@ -290,13 +290,13 @@ def decode_heatmaps(heatmaps, input_size, sigma=2.0):
 class Augmentation:
     """What a training crop may undergo. The default does nothing: it is for testing."""
     flip_probability: float = 0.0  # of a mirror image
-    half_body: float = 0.0  # probability of a crop around only the upper or the lower half
-    scale: float = 0.0  # factor from 1 - scale to 1 + scale
-    shift: float = 0.0  # how far the crop moves, in parts of its own size, with probability 0.3
-    box_shift: float = 0.0  # likewise in parts of the padded box, before it gets the crop's shape
-    rotation: float = 0.0  # degrees either way, with probability 0.6
-    color: float = 0.0  # strength of the colour jitter
-    resized_crop: float = 0.0  # the least share of the box's area in a crop of a random part of it
+    half_body: float = 0.0  # the probability of a crop around only the upper or the lower half
+    scale: float = 0.0  # the crop is 1 - scale to 1 + scale times as large
+    shift: float = 0.0  # with probability 0.3 the crop moves by this share of its width and height
+    box_shift: float = 0.0  # the same as a share of the padded box's width and height
+    rotation: float = 0.0  # with probability 0.6 it turns by so many degrees, either way
+    color: float = 0.0  # brightness, contrast and saturation change by up to this share
+    resized_crop: float = 0.0  # above 0: a random part of the box, with this share of it at least
     outside: bool = False  # whether keypoints outside count, if their Gaussians reach into the crop
 
 
@@ -557,13 +557,13 @@ def open_image(file, max_shrink=1.0, upright=False, kept=None):
         max_shrink = max(max_shrink, 1)
         least_width = math.ceil(image.width / max_shrink)
         least_height = math.ceil(image.height / max_shrink)
-        # Has the decoder of JPEGs halve the image up to three times
+        # Lets the decoder of JPEGs shrink the image by 2, 4 or 8
         image.draft("RGB", (least_width, least_height))
         shrink = round(stored_width / image.width)
         image.load()
         image = to_rgb(image, upright)
     if kept is not None and shrink == 1:
-        # Small images are kept. A large one, with all the people in it, takes the place of all.
+        # Small images are kept. A large one is kept alone: the next people are often in it, too.
         is_large = image.width * image.height > LARGEST_KEPT
         if is_large or len(kept) >= MOST_KEPT:
             kept.clear()
@@ -686,9 +686,9 @@ def expecting(path, what, error_type=DataError):
 def written_whole(path):
     """Gives a place to write a file or a folder to; at the end of the block it moves to `path`.
 
-    So nobody ever finds half of it. If several programs write the same path at once, the last one's
-    file stays, or the first one's folder; the others get the error. Raises DataError if the path
-    cannot be written.
+    So nobody ever finds half of it. If several programs write one path at once, the last file
+    stays; of folders the first one stays, and the other programs get an error. Raises DataError if
+    the path cannot be written.
     """
     path = Path(path)
     try:

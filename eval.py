@@ -312,7 +312,7 @@ def predict(model, dataset, texts=None, people=None, flip_test=True, workers=0,
 
 @torch.inference_mode()
 def predict_heatmaps(model, dataset, people, texts=None, flip_test=False, workers=0,
-                augmentation=Augmentation()):
+                     augmentation=Augmentation()):
     """Yields batches of `Crops` and their heatmaps (B, K, h, w), for the people of this process.
 
     The arguments are those of `predict`.

@@ -55,7 +55,7 @@ def heatmap_loss(model, batch, texts, compute):
     """
     images, points, visible = labelled_images(batch, model)
     text = text_inputs(batch["sentence"], texts)
-    predicted = heatmaps_of_images(model, images, compute, *text)      # ŷ
+    predicted = heatmaps_of_images(model, images, compute, *text)      # ŷ; normalises, too
     heatmaps, weights = label_heatmaps(points, visible, model.config)  # y, ω
     loss = ((predicted - heatmaps) ** 2 * weights[:, :, None, None]).mean()
     return loss, predicted, (points, visible)
@@ -149,7 +149,8 @@ def train_vlpose(options):
     if options.dry_run:
         return
 
-    def measure(stage, model):  # on the source, if any of its people are labelled; on the target
+    def measure(stage, model):
+        # tests[0] is the source's, tests[-1] the target's. Where only one is labelled it is both.
         if stage.name == "base":
             return validation(stage, model, tests[0], None, options.workers)
         return validation(stage, model, tests[-1], texts, options.workers)
@@ -265,7 +266,8 @@ def train_uda(options):
         source_only = copy.deepcopy(start)
         fit_or_find(plan["source"], source_only, supervised, [pools.sources], run)
 
-    # The student begins likewise, but some of its source images have the style of target images.
+    # The student learns from the same start and labels, but some of its source images are restyled.
+    # An adapter has no such stage: around the source-only model it keeps that model as it is.
     student = source_only
     if "restyled" in plan:
         student = copy.deepcopy(start)
@@ -331,7 +333,7 @@ def adapt(stage, student, restyle, data, pools, run):
     options = run.options
     torch.manual_seed(options.seed)
     student = copy.deepcopy(student)
-    if data.texts:
+    if options.strategy != "full":  # both methods at once: only an adapter learns
         adapter = LORA if options.strategy == "lora" else {}
         student = VLPose(student, data.text_dim, **adapter)
     names = [entry.name for entry in fields(LossWeights)]  # of the options, too
@@ -436,7 +438,8 @@ class VLPoseAdaptation:
     epochs: int = option(None, paper=210, least=1, only=TUNED,
         help="The model is adapted for so many epochs; they take the place of --steps.")
     validate_every: int = option(0, paper=10, least=0, only=TUNED,
-        help="The adapted model is validated after so many epochs; 0: after each fifth of them.")
+        help="The adapted model is validated after so many epochs; 0: after each fifth of its "
+             "steps, but not more often than every 100.")
     select: str = option("last", paper="best", choices=("last", "best"),
         only=["with --validate-every"],
         help="Which model is kept: the last one, or the best in validation.")
@@ -1271,7 +1274,7 @@ def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
     (3) `fit`.
     restyle, stylist: the function that changes images, and the network whose weights it uses.
     """
-    # (1) What this run has taken from the cache stays: its later stages have begun with that.
+    # (1) A model that this run took from the cache stays in its folder: later stages need the same.
     own = run.folder / f"{stage.name}.cached.pth"
     if all_items([own.exists()])[0]:
         model.load_state_dict(load_pose_model(own).state_dict())
@@ -1302,7 +1305,7 @@ def fit_or_find(stage, model, loss_of, pools, run, restyle=None, stylist=None):
 
 
 def key_of(stage, model, pools, options, restyle, stylist):
-    """All that a trained model depends on, but for the code."""
+    """What a trained model depends on, but for the code and the machine."""
     in_key = vars(options).copy()
     for options_class in NOT_IN_KEY:
         if isinstance(options, options_class):
@@ -1387,9 +1390,9 @@ class TestSet:
 
 
 def vlpose_data(options):
-    """The source, the target, and a list of TestSets, of which the target's is the last.
+    """The source (None with --weights), the target, and a list of their TestSets in this order.
 
-    With --weights the source is None.
+    The list leaves out a data set without labelled people to test on.
     """
     target = training_set(options.target, options)
     source = None
@@ -1421,7 +1424,7 @@ def test_in_boxes(dataset, options):
 
 @dataclass
 class AlignmentData:
-    """The data sets of alignment, all with the skeleton of the labels that are tested on."""
+    """The data sets of alignment, all with one skeleton: see `alignment_data`."""
     source: PoseDataset                  # with --source none it is the target
     target: PoseDataset                  # without its labels
     test: PoseDataset

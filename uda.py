@@ -373,8 +373,8 @@ class MultiLevelAlignment(nn.Module):
     student: a PoseModel that has learned from the source's labels, or a VLPose around one, of which
         only the adapter learns.
     restyle: any function (source images, target images) -> images in place of the source's, such
-        as `StyleTransfer.restyle` with its probability filled in. It is not a module, because a
-        module's parameters would be trained here. None leaves out the image level.
+        as `StyleTransfer.restyle` with its probability filled in. Give a function, not a module:
+        a module's parameters would be trained here. None leaves out the image level.
     weights: how much each loss counts.
     views: how far the random views of target images go.
     decay: the share of the teacher that stays at each step.
@@ -492,7 +492,7 @@ class MultiLevelAlignment(nn.Module):
         return maps.to(images.device)
 
     def cover_a_keypoint(self, student_view, teacher_heatmaps, to_student):
-        """The student's view (B, 3, H, W) behind patches of the size that `views` wants."""
+        """The student's view (B, 3, H, W) with a patch over one keypoint, see `occlude`."""
         height, width = self.config.image_size
         largest = (min(height, width) + 1) // 3  # that `occlude` has room for
         size = min(round(self.views.patch * height), largest)

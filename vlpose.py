@@ -391,7 +391,8 @@ class RelationMatcher(nn.Module):
 
 # ---------------------------------------------------------------------------------------- 6. VLPose
 
-# Each decoder with its trained modules: `matcher` computes R, `blocks` are A₁ and A₂.
+# Each decoder with what it trains beside prompts and predictor: `matcher` computes R, `blocks` are
+# A₁ and A₂.
 # Another decoder is a line here and a branch in `decode`, a little further down; and a branch in
 # `initialize`, if its training starts in a way of its own.
 DECODERS = {
@@ -546,10 +547,10 @@ class Compute:
 
 
 def heatmaps_of_images(model, images, compute, *text):
-    """A model's heatmaps (B, K, h, w) of images (B, 3, H, W), RGB in [0, 1].
+    """A model's heatmaps (B, K, h, w), in float32, of images (B, 3, H, W), RGB in [0, 1].
 
-    The model runs in bfloat16 with `--bf16`, and in parts with `--accumulate`; heatmaps are in
-    float32. text: T and its mask, for a VLPose.
+    The images are normalised here. The model runs in bfloat16 with `--bf16`, and in parts with
+    `--accumulate`. text: T and its mask, for a VLPose.
     """
     def run(images, *text):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.bf16):
