@@ -368,7 +368,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 
-import torchvision
 from PIL import Image, ImageDraw
 
 from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column,
@@ -1093,7 +1092,16 @@ def stopped(number=signal.SIGINT, run=None):
 # === Appendix: the command; skip on a first reading ===============================================
 
 # The names of COCO's categories; CATEGORIES[1] is "person": the place in the list is COCO's id.
-CATEGORIES = torchvision.models.get_model_weights(DETECTORS[1])["COCO_V1"].meta["categories"]
+CATEGORIES = (
+    "__background__, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, "
+    "traffic light, fire hydrant, N/A, stop sign, parking meter, bench, bird, cat, dog, horse, "
+    "sheep, cow, elephant, bear, zebra, giraffe, N/A, backpack, umbrella, N/A, N/A, handbag, "
+    "tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, "
+    "skateboard, surfboard, tennis racket, bottle, N/A, wine glass, cup, fork, knife, spoon, "
+    "bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
+    "chair, couch, potted plant, bed, N/A, dining table, N/A, N/A, toilet, N/A, tv, laptop, "
+    "mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, N/A, "
+    "book, clock, vase, scissors, teddy bear, hair drier, toothbrush").split(", ")
 POSES = ["without --results"]  # the options for the poses of a model
 
 
@@ -1391,6 +1399,8 @@ def load_detector(name):
 
     The images are RGB (3, H, W) from 0 to 1.
     """
+    import torchvision  # only where it is needed, because it takes long
+
     detector = torchvision.models.get_model(name, weights=None, weights_backbone=None)
     detector.load_state_dict(load_weights(name))
     detector.roi_heads.keypoint_roi_pool = None  # only boxes, in half the time

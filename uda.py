@@ -29,12 +29,11 @@ from dataclasses import astuple, dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import StochasticDepth
 
 from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_all, rows_of_all,
                   transform_points)
-from vlpose import (Compute, RelationMatcher, WeightsError, heatmaps_and_features,
-                    heatmaps_of_images, load_strictly, load_weights)
+from vlpose import (Compute, WeightsError, heatmaps_and_features, heatmaps_of_images,
+                    load_strictly, load_weights)
 
 # ----------------------------------------------------------------------- supervision, on the source
 
@@ -345,7 +344,7 @@ def make_teacher(student):
     """
     teacher = copy.deepcopy(student).requires_grad_(False).train()
     for module in teacher.modules():
-        if isinstance(module, (StochasticDepth, RelationMatcher)):
+        if hasattr(module, "p"):  # the probability of drop path or dropout
             module.p = 0.0
     return teacher
 

@@ -18,10 +18,10 @@ The lesson, from top to bottom:
     4  CLIP's text tower: a sentence becomes T
     5  the relation matcher: E asks E and T, the answer is R
     6  VLPose: R enters the decoder; all shapes in one place
-The appendices, which the lesson does not need: a step's heatmaps, in bfloat16 or in parts; which
-base can have which adapter; updates of the frozen weights; other backbones; finding files of
-weights, and reading them without executing them; the names and shapes of public models; saving and
-loading.
+The appendices, which the lesson does not need: a step's heatmaps, in bfloat16 or in parts; drop
+path; which base can have which adapter; updates of the frozen weights; other backbones; finding
+files of weights, and reading them without executing them; the names and shapes of public models;
+saving and loading.
 
 Letters: B images in a batch, K keypoints, H×W image, h×w heatmap, N tokens of an image, L tokens of
 a sentence, n prompts, D width of an image token, D_text width of a text feature, C channels;
@@ -34,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from clip_tokenizer import CLIPTokenizer
 from data import known_skeleton, normalize
@@ -86,7 +85,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, causal)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), activation(), nn.Linear(4 * dim, dim))
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x, n=0):
         """The first n tokens take part in the attention and then leave: n + N tokens -> N."""
@@ -618,6 +617,25 @@ def statistics_stay(model):
             layer.momentum = momentum
 
 
+# === Appendix: drop path; skip on a first reading =================================================
+
+class DropPath(nn.Module):
+    """In training, each image of x (B, N, D) becomes 0 with probability p, or is divided by 1 - p.
+
+    This is torchvision's StochasticDepth, whose import takes longer than that of all other modules.
+    """
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        if self.p == 0 or not self.training:
+            return x
+        ones = x.new_ones(len(x), 1, 1)
+        return x * F.dropout(ones, self.p)
+
+
 # === Appendix: which base can have which adapter; skip on a first reading =========================
 
 def check_adapter(config, decoder, num_prompts):
@@ -693,8 +711,6 @@ def with_updates(part, part_name, updates):
 from collections import OrderedDict
 from dataclasses import replace
 
-import torchvision
-
 TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
           "swin_t", "swin_s", "swin_b")
 TRUNK_CONFIG = ViTConfig(dim=256, depth=0, heads=0, drop_path=0.0, prompts=0, layer_decay=1.0)
@@ -712,6 +728,8 @@ class TorchvisionBackbone(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        import torchvision  # only where it is needed, because it takes long
+
         classifier = torchvision.models.get_model(config.trunk)
         layers = OrderedDict()
         for name, layer in classifier.named_children():

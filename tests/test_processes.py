@@ -21,7 +21,7 @@ import eval
 import train
 import uda
 from conftest import ROOT
-from data import (COCO17, SyncBatchNorm, all_items, average_gradients, draw_figures,
+from data import (COCO17, FIGURES, SyncBatchNorm, all_items, average_gradients, draw_figures,
                   encode_heatmaps, first_process_first, load_dataset, mean_of_all, my_share,
                   normalize, seed_step)
 from eval import predict
@@ -396,7 +396,7 @@ def test_a_run_of_two_processes_is_that_of_one(mode, more, cache, tmp_path, caps
     caches = [tmp_path / f"cache-{n}" for n in range(2)]
     for folder in caches:
         folder.mkdir()
-        (folder / "figures-1").symlink_to(cache / "figures-1")
+        (folder / FIGURES).symlink_to(cache / FIGURES)
     one = start([sys.executable, str(driver), *command(caches[0], tmp_path / "one", *more)])
     assert one.returncode == 0, one.stderr
     two = torchrun(command(caches[1], tmp_path / "two", *more), driver)

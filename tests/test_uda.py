@@ -21,8 +21,8 @@ from uda import (GENTLE_VIEWS, Compute, DomainDiscriminator, LossWeights, MultiL
                  ema_update, encoder_levels, heatmaps_and_features,
                  information_maximization_loss, jitter_color, make_teacher, occlude, peaks,
                  random_affine, rectify, resize_affine, reverse_gradient, supervised_loss, warp)
-from vlpose import (MODEL_CONFIGS, PoseModel, ViTConfig, VLPose, WeightsError, cache_folder,
-                    load_backbone, load_pose_model, save_checkpoint)
+from vlpose import (MODEL_CONFIGS, DropPath, PoseModel, ViTConfig, VLPose, WeightsError,
+                    cache_folder, load_backbone, load_pose_model, save_checkpoint)
 
 VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), decoder_dim=16, sigma=1.0)
 SIMPLE = ViTConfig(32, 2, 4, 0.5, 0, 1.0, image_size=(64, 64), decoder_dim=0)
@@ -568,6 +568,13 @@ def test_the_teachers_labels_are_not_noisy_though_the_students_drop_path_is():
     assert any(not torch.equal(student(images), student(images)) for _ in range(10))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("noisy", [
+    DropPath(0.5), torchvision.ops.StochasticDepth(0.5, "row"), nn.Dropout(0.5)])
+def test_the_teacher_drops_nothing_in_a_network_of_torchvision_either(noisy):
+    x = torch.ones(50, 1, 1)
+    assert torch.equal(make_teacher(noisy)(x), x) and not torch.equal(noisy(x), x)
 
 
 # ------------------------------------------------------------------------------- all of it together

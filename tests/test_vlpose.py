@@ -3,12 +3,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 import vlpose
 from clip_tokenizer import END
 from vlpose import (DECODERS, MATCHERS, RANDOM_TEXT, VIT_CONFIGS, CLIPText, CLIPTextConfig,
-                    CLIPTokenizer, QuickGELU, RelationMatcher, ViT, ViTConfig, PoseModel, VLPose,
-                    encode_sentences, load_clip_text)
+                    CLIPTokenizer, DropPath, QuickGELU, RelationMatcher, ViT, ViTConfig, PoseModel,
+                    VLPose, encode_sentences, load_clip_text)
 
 TINY = ViTConfig(64, 3, 4, 0.2, 5, 0.8, image_size=(64, 48), decoder_dim=32)
 B, TEXT = 2, 24
@@ -106,6 +107,16 @@ def test_drop_path_grows_with_depth_and_only_trains(base, images):
     base.backbone.train()
     images = images.repeat(20, 1, 1, 1)  # so many that two draws are never the same for all of them
     assert not torch.equal(base.backbone(images), base.backbone(images))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4, 1.0])
+def test_drop_path_is_torchvisions_stochastic_depth(p):
+    x = torch.rand(50, 3, 4)
+    torch.manual_seed(0)
+    expected = StochasticDepth(p, "row")(x)
+    torch.manual_seed(0)
+    assert torch.equal(DropPath(p)(x), expected)
+    assert torch.equal(DropPath(p).eval()(x), x)
 
 
 # --------------------------------------------------------------------------------------- text tower
