@@ -1019,9 +1019,9 @@ def write_file(path, content):
         return
     with written_whole(path) as part:
         if isinstance(content, str):
-            part.write_text(content)
+            part.write_text(content, "utf-8")
         else:
-            content.save(part)
+            content.save(part, compress_level=1)  # a PNG; a higher level takes longer
 
 
 # ------------------------------------------------------------------------------------------ the log
@@ -1958,7 +1958,7 @@ def resumed(first, rest):
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
-        saved = json.loads(config.read_text())
+        saved = json.loads(config.read_text("utf-8"))
         world = int(os.environ.get("WORLD_SIZE", 1))
         if saved.pop("processes") != world:
             print(f"{folder}: goes on with another number of processes, {world}: not to the last "
@@ -2011,7 +2011,7 @@ def main(argv=None):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     store = options = None
     if int(os.environ.get("RANK", 0)):
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process says it
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the first says it
     try:
         options = parse_options(sys.argv[1:] if argv is None else argv)
         if "LOCAL_RANK" in os.environ:

@@ -1438,12 +1438,12 @@ def load_own(contents, state, path, image_size, base):
         state = {f"base.{name}": tensor for name, tensor in state.items()}
         state.update(tensors_of(contents["adapter"], path))
 
-    def build():
-        model = PoseModel(config, num_keypoints, skeleton)
-        return VLPose(model, **options) if options else model
     with torch.device("meta"):  # takes no memory: a file that says that it is huge must be huge
-        check_architecture(build(), state, path)
-    model = build()
+        model = PoseModel(config, num_keypoints, skeleton)
+        if options:
+            model = VLPose(model, **options)
+    check_architecture(model, state, path)
+    model.to_empty(device="cpu")  # without initial weights, because the file has all tensors
     model.about = contents["about"]
     return load_strictly(model, state, path)
 
