@@ -35,14 +35,14 @@ def cache(tmp_path_factory):
 
 # ----------------------------------------------------------------------------- runs of a few steps
 
-SMALL = ["--image-size", "64", "64"]  # a third of the pixels of a tiny model's own crops
+CROPS = ["--image-size", "64", "64"]  # a third of the pixels of a tiny model's own crops
 
 
 def command(cache, out, *more):
     """Options of a run of VLPose for a few steps, without those that `more` makes ineffective."""
     steps = [] if "scratch" in more else ["--steps", "6"]
     base = [] if "--weights" in more else ["--base-steps", "4"]
-    return ["--cache", str(cache), "--out", str(out), *base, *steps, *SMALL,
+    return ["--cache", str(cache), "--out", str(out), *base, *steps, *CROPS,
             "--batch-size", "4", "--device", "cpu", *more]
 
 
@@ -51,7 +51,7 @@ def uda_command(cache, out, *more):
     trained = not {"--style-weights", "none"} & {*more} and "--image-level 0" not in " ".join(more)
     style = ["--style-steps", "4"] if trained else []
     source = [] if "--weights" in more else ["--supervised-steps", "4"]
-    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), *style, *source, *SMALL,
+    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), *style, *source, *CROPS,
             "--steps", "4", "--batch-size", "4", "--device", "cpu", *more]
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import re
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import pytest

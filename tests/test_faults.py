@@ -22,8 +22,7 @@ import eval
 import train
 import vlpose
 from conftest import ROOT, command, start_program, uda_command
-from data import (DataError, draw_figures, load_dataset, read_boxes, unreadable, write_json,
-                  written_whole)
+from data import (DataError, load_dataset, read_boxes, unreadable, write_json, written_whole)
 from train import Passes, count_unread, main
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, WeightsError, load_model, save_checkpoint
 

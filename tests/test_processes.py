@@ -20,7 +20,7 @@ from torch import nn
 import eval
 import train
 import uda
-from conftest import ROOT, SMALL, run_program
+from conftest import CROPS, ROOT, run_program
 from data import (COCO17, SyncBatchNorm, all_items, average_gradients, draw_figures,
                   encode_heatmaps, first_process_first, load_dataset, mean_of_all, my_share,
                   normalize, seed_step)
@@ -366,7 +366,7 @@ def torchrun_itself(script, *argv):
 
 def command(cache, out, *more):
     return ["--cache", str(cache), "--out", str(out), "--steps", "6", "--batch-size", "4",
-            *SMALL, "--device", "cpu", *more]
+            "--device", "cpu", *more]
 
 
 def losses(folder):
@@ -443,7 +443,8 @@ def failing(*arguments):
 train.heatmap_loss = failing
 sys.exit(train.main())
 """)
-    failed = torchrun_itself(driver, *command(cache, tmp_path / "out", "--base-steps", "3"))
+    failed = torchrun_itself(driver, *command(cache, tmp_path / "out", "--base-steps", "3",
+                                              *CROPS))
     assert failed.returncode != 0
     assert re.findall("^error: .*", failed.stderr, re.M) == ["error: this picture is broken"]
     assert "process_group" not in failed.stdout
@@ -453,4 +454,5 @@ sys.exit(train.main())
     ("vlpose", "--base-steps 4 --accumulate 2"), ("vlpose", "--base-steps 4 --accumulate 3"),
     ("uda", "--style-steps 2 --supervised-steps 2 --accumulate 3")])
 def test_a_run_may_be_computed_in_parts(mode, more, cache, tmp_path):
-    assert train.main(command(cache, tmp_path / "parts", "--mode", mode, *more.split())) == 0
+    assert train.main(command(cache, tmp_path / "parts", "--mode", mode, *more.split(),
+                              *CROPS)) == 0
