@@ -129,6 +129,8 @@ class CLIPTokenizer:
 
 # === Appendix: reading the merges file; skip on a first reading ===================================
 
+from functools import lru_cache
+
 # The file spells a byte that Latin-1 can print as that character, and the others as the characters
 # from 256 on. So no token in it contains a blank, which is what stands between two tokens. SPELLING
 # has the order of BYTES: entry n is the spelling of token n.
@@ -136,8 +138,11 @@ SPELLING = [chr(byte) for byte in PRINTABLE]
 SPELLING += [chr(256 + n) for n in range(len(OTHERS))]
 
 
+@lru_cache
 def read_merges(path):
     """The pairs of token ids to merge, in order: pair n becomes token 512 + n.
+
+    A program reads a file once, however many tokenizers it makes.
 
     The file has a line for each merge, its two tokens as they are spelled; "</w>" ends a word. So
     reading starts with the spelling of the first 512 tokens, and every line spells one token more.

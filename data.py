@@ -749,7 +749,7 @@ def write_json(path, content, indent=None):
     with expecting(path, "finite numbers to write"):
         text = json.dumps(content, indent=indent, allow_nan=False)
     with written_whole(path) as draft:
-        draft.write_text(text)
+        draft.write_text(text, "utf-8")
 
 
 def progress(items, what):

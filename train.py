@@ -1031,9 +1031,9 @@ def write_file(path, content):
         return
     with written_whole(path) as draft:
         if isinstance(content, str):
-            draft.write_text(content)
+            draft.write_text(content, "utf-8")
         else:
-            content.save(draft)
+            content.save(draft, compress_level=1)  # a PNG; a higher level takes longer
 
 
 # ------------------------------------------------------------------------------------------ the log
@@ -1901,7 +1901,7 @@ def main(argv=None):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     store = options = None
     if int(os.environ.get("RANK", 0)):
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process says it
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the first says it
     try:
         options = parse_options(argv)
         if "LOCAL_RANK" in os.environ:
@@ -2012,7 +2012,7 @@ def resumed(folder, argv):
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
     with expecting(config, "the options of a run"):
-        saved = json.loads(config.read_text())
+        saved = json.loads(config.read_text("utf-8"))
         processes_then = saved.pop("processes")
         defaults = defaults_of(saved["mode"], saved["recipe"])
         unknown = [flag_of(name) for name in saved if name not in vars(defaults)]

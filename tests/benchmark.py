@@ -300,7 +300,7 @@ def benchmark_uda(args):
 def benchmark_tokenizer(args):
     from open_clip.tokenizer import SimpleTokenizer
     texts = [text for name in ("README.md", "assets/evidence.md")
-             for text in (ROOT / name).read_text().splitlines()]
+             for text in (ROOT / name).read_text("utf-8").splitlines()]
     ours, theirs = CLIPTokenizer(), SimpleTokenizer()
     texts = [text for text in texts if len(ours.encode(text)) <= 75]  # open_clip cuts the others
     print(f"{len(texts)} lines of text")
@@ -452,7 +452,7 @@ def measure(tool, files):
         for result in tool(*files):
             times.append(time.perf_counter())
             # VmRSS: in use now, VmHWM: the most so far
-            status = Path("/proc/self/status").read_text()
+            status = Path("/proc/self/status").read_text("utf-8")
             megabytes.append([int(status.split(f"{kind}:")[1].split()[0]) / 1024
                               for kind in ("VmRSS", "VmHWM")])
     parts = [end - start for start, end in pairwise(times)]

@@ -1,4 +1,10 @@
+"""What tests share: drawn figures, commands of short runs, and programs that start quickly."""
+import multiprocessing
+import os
+import runpy
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -7,10 +13,8 @@ import torch
 # Two threads take longer with small models, and round differently from processes of one thread.
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from data import draw_figures  # noqa: E402
-
 REAL = ROOT.parent / "shared" / "real"  # real samples: without them some tests skip
+sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture
@@ -23,16 +27,22 @@ def real():
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """A cache folder with a few drawn figures."""
+    from data import draw_figures  # here, because programs below begin without these modules
     folder = tmp_path_factory.mktemp("cache")
     draw_figures(folder, {"train": (6, 4), "val": (3, 2)})
     return folder
+
+
+# ----------------------------------------------------------------------------- runs of a few steps
+
+CROPS = ["--image-size", "64", "64"]  # a third of the pixels of a tiny model's own crops
 
 
 def command(cache, out, *more):
     """Options of a run of VLPose for a few steps, without those that `more` makes ineffective."""
     steps = [] if "scratch" in more else ["--steps", "6"]
     base = [] if "--weights" in more else ["--base-steps", "4"]
-    return ["--cache", str(cache), "--out", str(out), *base, *steps,
+    return ["--cache", str(cache), "--out", str(out), *base, *steps, *CROPS,
             "--batch-size", "4", "--device", "cpu", *more]
 
 
@@ -41,5 +51,72 @@ def uda_command(cache, out, *more):
     trained = not {"--style-weights", "none"} & {*more} and "--image-level 0" not in " ".join(more)
     style = ["--style-steps", "4"] if trained else []
     source = [] if "--weights" in more else ["--supervised-steps", "4"]
-    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), *style, *source,
+    return ["--mode", "uda", "--cache", str(cache), "--out", str(out), *style, *source, *CROPS,
             "--steps", "4", "--batch-size", "4", "--device", "cpu", *more]
+
+
+# ------------------------------------------------------------------- programs that tests start
+#
+# A program needs seconds to import torch. So a server imports it once, and a fork of that server
+# plays each program: a new process, which has imported torch, but no module of this project, and
+# knows nothing of the tests. Python's multiprocessing has such a server. The first program starts
+# it, and it ends with the tests.
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["pytest", "torch.distributed.run", "torch.utils.data",
+                               "torch.utils.checkpoint", "torchvision", "ftfy", "PIL.Image"])
+
+
+def run_program(script, *argv, launch=None):
+    """Plays `python SCRIPT ARGV`, and returns what subprocess.run would return.
+
+    launch: options of torchrun, which is then played instead of `python`.
+    """
+    words = [str(script), *map(str, argv)]
+    with tempfile.TemporaryDirectory() as folder:
+        program, printed = start_program(folder, words, launch)
+        program.join(timeout=300)
+        if program.is_alive():
+            program.kill()
+            raise subprocess.TimeoutExpired(words, 300)
+        stdout, stderr = (file.read_text("utf-8") for file in printed)
+    return subprocess.CompletedProcess(words, program.exitcode, stdout, stderr)
+
+
+def start_program(folder, words, launch=None):
+    """Returns the process that plays `python WORDS`, and two files in a folder: what it prints."""
+    printed = [Path(folder) / "stdout", Path(folder) / "stderr"]
+    program = SERVER.Process(target=play, args=(words, launch, printed, dict(os.environ)))
+    program.start()
+    return program, printed
+
+
+def play(words, launch, printed, environment):
+    """What the fork of the server does: its output goes into the two files `printed`."""
+    for file, number in zip(printed, (1, 2)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    multiprocessing.set_start_method(None, force=True)  # Python's default, not this server
+    if launch is None:
+        run_script(words)
+    else:
+        run_in_each_process(words, launch)
+
+
+def run_script(words):
+    """Does what `python SCRIPT ...` does, with one thread."""
+    torch.set_num_threads(1)  # the server has imported torch without this program's environment
+    sys.argv = words
+    others = [path for path in sys.path if path not in (str(ROOT), str(ROOT / "tests"))]
+    sys.path = [str(Path(words[0]).parent), *others]
+    runpy.run_path(words[0], run_name="__main__")
+
+
+def run_in_each_process(words, launch):
+    """Does what torchrun does with these options, but starts its processes by fork."""
+    from torch.distributed.run import config_from_args, elastic_launch, parse_args
+    config, _, _ = config_from_args(parse_args([*launch, *words]))
+    config.start_method = "fork"
+    elastic_launch(config, run_script)(words)

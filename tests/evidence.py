@@ -182,7 +182,8 @@ def run(args, row, seed, options):
     options, config = [*options, "--out", str(folder)], folder / "config.json"
     if config.exists():
         same = vars(parse_options(options)) | {"processes": 1}
-        if json.loads(config.read_text()) != json.loads(json.dumps(same)):  # tuples are lists
+        same = json.loads(json.dumps(same))  # tuples are lists there
+        if json.loads(config.read_text("utf-8")) != same:
             print(f"{folder}: a run with other options; remove it, or name another --folder",
                   file=sys.stderr)
             return 1
@@ -235,7 +236,7 @@ def read_sentences(folder):
         read = {"right": right, "wrong": wrong, "composed": composed}
         path.write_text(json.dumps({f"{name} sentence": table_of(model, figures)
                                     for name, figures in read.items()}))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
 
 
 def domains_of(folder):
@@ -252,7 +253,7 @@ def domains_of(folder):
                 figures = load_dataset(spec, "val")
                 tables[name] |= table_of(model, with_sentences(figures, model.about["sentences"]))
         path.write_text(json.dumps(tables))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
 
 
 def table_of(model, figures):
@@ -273,7 +274,7 @@ def pseudo_labels_of(folder):
     path = folder / "pseudo-labels.json"
     if not path.exists():
         model = load_model(folder / "source-only.pth")
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8"))
         target = with_skeleton(load_dataset(config["target"], "train"), model.skeleton)
         people, (height, width) = target.annotated, model.config.image_size
         poses = np.reshape([result["keypoints"]
@@ -291,7 +292,7 @@ def pseudo_labels_of(folder):
         joints["mean"] = sum(joints.values(), [])
         path.write_text(json.dumps({name: [sure[:, group][labelled[:, group]].mean(), pck[name],
                                            pck_of_sure[name]] for name, group in joints.items()}))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
 
 
 def train_tower(args):
@@ -360,11 +361,12 @@ def tuning_measures(args, row, folder):
 
     AP by domain and on average over art, and how much was trained.
     """
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text("utf-8"))
     if args.experiment in ("vlpose", "words", "clip") and row in READERS:
         results |= read_sentences(folder)
     found = with_mean_of_art(results)
-    trained = re.search(r"([\d,]+) trainable parameters", (folder / "log.txt").read_text())[1]
+    log = (folder / "log.txt").read_text("utf-8")
+    trained = re.search(r"([\d,]+) trainable parameters", log)[1]
     found["adapted"]["trained"] = int(trained.replace(",", ""))
     for model, domains in results.items():
         prefixes = ("all of coco:", "all of lsp:")  # the pictures of few labels, and those of LSP
@@ -401,7 +403,7 @@ def collect(args, rows):
             elif args.experiment == "both":
                 measured = with_mean_of_art(domains_of(folder))
             else:
-                measured = json.loads((folder / "results.json").read_text())
+                measured = json.loads((folder / "results.json").read_text("utf-8"))
             for model, measures in measured.items():
                 for measure, value in measures.items():
                     numbers[row, model][measure].append(value)

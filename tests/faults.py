@@ -365,8 +365,8 @@ def kill(args, home):
                              str(folder)] if (folder / "config.json").exists() else options(trial)
             resumed = started(home, args.processes, arguments)
             _, said = resumed.communicate()
-            same = resumed.returncode == 0 and (folder / "results.json").read_text() == (
-                home / f"{mode}-whole" / "results.json").read_text()
+            same = resumed.returncode == 0 and (folder / "results.json").read_text("utf-8") == (
+                home / f"{mode}-whole" / "results.json").read_text("utf-8")
             counts["same" if same else "OTHER"] += 1
             left = [str(path) for path in folder.rglob("*.draft")] if folder.exists() else []
             if not same:

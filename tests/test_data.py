@@ -1,8 +1,6 @@
 """What must hold for the data: reading, crops, heatmaps, augmentation and the built-in figures."""
 import json
 import math
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from PIL import Image
 
 import data
 from assets.figures import STYLES, draw_figure
+from conftest import ROOT, run_program
 from data import (COCO17, GENTLE, REGDA, VITPOSE, Augmentation, Crops, DataError, crop_matrix,
                   decode_heatmaps, draw_figures, encode_heatmaps, half_body_box, invert_matrix,
                   load_dataset, open_image, remove_labels, select_images, to_coco, transform_points,
@@ -223,7 +222,7 @@ def test_a_folder_names_the_domain_in_human_art_but_not_in_coco(tmp_path):
 
 def test_a_missing_image_is_not_replaced_by_another_of_the_same_name(tmp_path):
     path = write_coco(tmp_path, [person()], "x/a.jpg")
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     content["images"].append({"id": 4, "file_name": "y/a.jpg", "width": 64, "height": 64})
     (tmp_path / "x").mkdir()
     (tmp_path / "a.jpg").rename(tmp_path / "x" / "a.jpg")
@@ -412,21 +411,21 @@ def test_a_file_or_folder_is_there_whole_or_not_at_all(tmp_path):
     with written_whole(path) as part:
         part.write_text("one")
         assert part.suffix == ".txt" and not path.exists()
-    assert path.read_text() == "one"
+    assert path.read_text("utf-8") == "one"
     with pytest.raises(KeyboardInterrupt), written_whole(path) as part:
         part.write_text("half of t")
         raise KeyboardInterrupt
     with written_whole(path) as part, written_whole(path) as other:  # two programs at once
         part.write_text("two")
         other.write_text("three")
-    assert path.read_text() == "two"
+    assert path.read_text("utf-8") == "two"
     with written_whole(tmp_path / "folder") as part:
         part.mkdir()
         (part / "b.txt").write_text("four")
     with pytest.raises(DataError, match="folder: cannot be"):  # too late
         with written_whole(tmp_path / "folder") as part:
             part.mkdir()
-    assert (tmp_path / "folder" / "b.txt").read_text() == "four"
+    assert (tmp_path / "folder" / "b.txt").read_text("utf-8") == "four"
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "new"]
 
@@ -636,7 +635,7 @@ def test_keypoints_follow_the_picture_through_every_augmentation(tmp_path, augme
     labels = np.column_stack([keypoints, np.full(17, 2)]).ravel().tolist()
     path = write_coco(tmp_path, [person(keypoints=labels, bbox=[30, 30, 140, 140])])
     Image.fromarray(dots).save(tmp_path / "a.png")
-    path.write_text(path.read_text().replace("a.jpg", "a.png"))
+    path.write_text(path.read_text("utf-8").replace("a.jpg", "a.png"))
     crops, seen = Crops(load_dataset(f"coco:{path}", "all"), (256, 192), augmentation), 0
     for seed in range(30):
         crop = crops[0, seed]
@@ -728,7 +727,7 @@ def test_half_a_body_is_a_box_around_the_mean_of_the_half_that_has_enough_keypoi
 # ----------------------------------------------------------------------------- the built-in figures
 
 def test_figures_are_written_in_human_arts_format(figures):
-    content = json.loads((figures / "annotations" / "training_figures.json").read_text())
+    content = json.loads((figures / "annotations" / "training_figures.json").read_text("utf-8"))
     fields = {"id", "file_name", "width", "height", "category", "description"}
     assert fields <= set(content["images"][0])
     assert len(content["images"]) == 3 + 2 * (len(STYLES) - 1)
@@ -766,10 +765,9 @@ def test_several_programs_that_start_at_once_share_one_set_of_figures(tmp_path):
                "if __name__ == '__main__': print(data.draw_figures(sys.argv[2], counts))")
     script = tmp_path / "draw.py"
     script.write_text(command)
-    arguments = [sys.executable, script, Path(data.__file__).parent, tmp_path / "cache"]
+    arguments = [script, ROOT, tmp_path / "cache"]
     with ThreadPoolExecutor(3) as pool:
-        runs = list(
-            pool.map(lambda _: subprocess.run(arguments, capture_output=True, text=True), range(3)))
+        runs = list(pool.map(lambda _: run_program(*arguments), range(3)))
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [data.FIGURES]
     drawn = load_dataset(f"figures:{tmp_path / 'cache' / data.FIGURES}", "val")

@@ -124,7 +124,7 @@ def test_a_file_with_images_and_nobody_labelled_can_be_read(tmp_path):
 @pytest.mark.parametrize("area", [0, None])
 def test_an_area_of_nothing_is_that_of_the_box(tmp_path, area):
     path = Path(write_coco(tmp_path, COCO17.names))
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     content["annotations"][0] |= {"area": area, "bbox": [1, 2, 30, 40]}
     path.write_text(json.dumps(content))
     assert load_dataset(f"coco:{path}", "all").areas.tolist() == [1200]
@@ -132,7 +132,7 @@ def test_an_area_of_nothing_is_that_of_the_box(tmp_path, area):
 
 def test_the_one_file_of_a_folder_may_begin_with_a_byte_order_mark_beside_results(tmp_path):
     path = Path(write_coco(tmp_path, COCO17.names))
-    path.write_text("\ufeff\n" + path.read_text(), encoding="utf-8")
+    path.write_text("\ufeff\n" + path.read_text("utf-8"), encoding="utf-8")
     (path.parent / "results.json").write_text("\n[{}]")
     assert len(load_dataset(f"coco:{path.parent}", "all").files) == 1
 
@@ -547,7 +547,7 @@ def test_eighteen_joints_serve_those_who_have_fourteen(synthetic):
 
 
 def test_dogs_and_sheep_of_uniframe_have_fourteen_joints(synthetic):
-    content = json.loads((synthetic / "clean_data" / "keypoints_18.json").read_text())
+    content = json.loads((synthetic / "clean_data" / "keypoints_18.json").read_text("utf-8"))
     record = content["horse"] | {"keypoints": np.ones((4, 14, 3)).tolist()}
     path = write_json(
         synthetic / "clean_data" / "keypoints_14.json", {"hound": record, "sheep": record})
@@ -570,7 +570,7 @@ def test_dogs_and_sheep_of_uniframe_have_fourteen_joints(synthetic):
 def test_wrong_annotations_of_synthetic_animals_are_an_error_that_names_them(
         synthetic, change, words):
     path = synthetic / "clean_data" / "keypoints_18.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     write_json(path, {"horse": content["horse"] | change})
     with pytest.raises(DataError, match=words) as caught:
         load_dataset(f"synthetic-animal:{synthetic}", "val")
@@ -738,7 +738,7 @@ def test_a_real_sample_of_animalpose_is_read(real):
     ({"keypoints": None}, "ValueError"),
 ])
 def test_wrong_annotations_of_animalpose_are_an_error_that_names_them(animalpose, change, words):
-    content = json.loads(animalpose.read_text())
+    content = json.loads(animalpose.read_text("utf-8"))
     content["annotations"][1] |= change
     write_json(animalpose, content)
     with pytest.raises(

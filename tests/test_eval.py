@@ -4,14 +4,12 @@ import copy
 import io
 import json
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, fields, make_dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import ROOT, run_program
 from data import COCO17, DataError
 from eval import (THRESHOLDS, EvalOptions, Parser, check_options, coco_results, evaluate_domains,
                   evaluate_oks, evaluate_pck, flag_of, keypoint_similarity, main, match_one_image,
@@ -358,7 +356,7 @@ def perturbed(annotations, seed=0):
     ("animals/ap10k/test_ap10k.json", 17), ("animals/animalpose/test_animalpose.json", 20),
     ("animals/horse10/test_horse10.json", 22)])
 def test_real_annotations_give_the_numbers_of_pycocotools(real, file, K, tmp_path):
-    annotations = json.loads((real / file).read_text())
+    annotations = json.loads((real / file).read_text("utf-8"))
     results = perturbed(annotations)
     sigmas = COCO17.sigmas if K == 17 else np.full(K, 0.05)
     numbers = evaluate(annotations, results, sigmas)
@@ -368,7 +366,7 @@ def test_real_annotations_give_the_numbers_of_pycocotools(real, file, K, tmp_pat
 
 
 def test_human_art_domains_are_read_from_its_own_field_names(real):
-    annotations = json.loads((real / "humanart/test_humanart.json").read_text())
+    annotations = json.loads((real / "humanart/test_humanart.json").read_text("utf-8"))
     assert set(evaluate_domains(annotations, perturbed(annotations))[1]) >= {"digital art"}
 
 
@@ -715,9 +713,8 @@ def test_a_file_that_is_no_coco_json_is_refused_in_one_line(text, tmp_path, caps
 
 
 def test_a_missing_file_ends_the_command_with_status_2_and_no_traceback(tmp_path):
-    script = Path(__file__).parents[1] / "eval.py"
-    done = subprocess.run([sys.executable, script, "--results", "none.json", "--annotations", tmp_path / "none.json"],
-                          capture_output=True, text=True)
+    done = run_program(ROOT / "eval.py", "--results", "none.json", "--annotations",
+                       tmp_path / "none.json")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "none.json" in done.stderr and done.stderr.count("\n") == 1
 

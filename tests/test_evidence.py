@@ -53,7 +53,7 @@ def test_a_run_with_other_options_is_not_taken_for_the_row(args, capsys, mode):
 def test_a_row_that_fails_is_reported_with_its_log(args, capsys):
     assert evidence.run(args, "full", 0, ["--no-such-option"]) == 2
     assert "full-0/log.txt" in capsys.readouterr().err
-    assert "--no-such-option" in (args.folder / "vlpose" / "full-0" / "log.txt").read_text()
+    assert "--no-such-option" in (args.folder / "vlpose" / "full-0" / "log.txt").read_text("utf-8")
 
 
 def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys):
@@ -73,7 +73,7 @@ def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys)
     assert "| last | 1 | 0.200 |  | 0.400 |" in printed
     evidence.draw_tradeoff(numbers, args.folder / "vlpose.png")
     assert (args.folder / "vlpose.png").exists()
-    assert "full,1,adapted,photo,0.6" in (args.folder / "vlpose.csv").read_text()
+    assert "full,1,adapted,photo,0.6" in (args.folder / "vlpose.csv").read_text("utf-8")
 
 
 def test_alignment_has_a_table_and_a_picture_of_the_weights_once_a_row_is_finished(args, capsys):

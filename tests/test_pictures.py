@@ -45,7 +45,7 @@ def estimate(checkpoint, tmp_path, capsys):
         options = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / out), "--device", "cpu", "--images"]
         assert main([*options, *map(str, arguments)]) == status
         said = capsys.readouterr().err
-        return (json.loads((tmp_path / out / "results.json").read_text()) if status == 0 else None), said
+        return (json.loads((tmp_path / out / "results.json").read_text("utf-8")) if status == 0 else None), said
     return run
 
 
@@ -74,7 +74,7 @@ def test_people_are_found_by_a_detector_and_its_boxes_can_be_read_again(photos, 
     picture = sorted(photos.glob("val*"))[0]
     assert plant(monkeypatch, SCENE) == []
     results, said = estimate(picture, "--detect")
-    boxes = json.loads((tmp_path / "out" / "boxes.json").read_text())
+    boxes = json.loads((tmp_path / "out" / "boxes.json").read_text("utf-8"))
     assert [(box["image_id"], box["category_id"], box["bbox"], round(box["score"], 5)) for box in boxes] == [
         (picture.name, 1, [10, 20, 50, 100], 0.9), (picture.name, 1, [80, 20, 70, 100], 0.4)]
     assert [result["box"] for result in results] == [box["bbox"] for box in boxes]
@@ -88,7 +88,7 @@ def test_boxes_of_a_data_set_are_named_by_the_ids_of_its_images(photos, checkpoi
     plant(monkeypatch, *[SCENE] * len(dataset.files))
     assert main(["--checkpoint", str(checkpoint), "--data", dataset.name, "--detect", "--out", str(tmp_path),
                  "--device", "cpu"]) == 0
-    boxes = json.loads((tmp_path / "boxes.json").read_text())
+    boxes = json.loads((tmp_path / "boxes.json").read_text("utf-8"))
     assert [box["image_id"] for box in boxes] == np.repeat(dataset.image_ids, 2).tolist()
 
 
@@ -112,8 +112,8 @@ def test_other_categories_need_another_detector_and_their_boxes_are_told_apart(p
     asked = plant(monkeypatch, SCENE, SCENE)
     (result,), _ = estimate(picture, "--detect", "--category", "dog")
     assert result["box"] == [0, 0, 50, 50]
-    assert json.loads((tmp_path / "out" / "boxes.json").read_text())[0]["category_id"] == DOG == 18  # COCO's number
-    assert json.loads((tmp_path / "out" / "annotations.json").read_text())["categories"][0]["name"] == "dog"
+    assert json.loads((tmp_path / "out" / "boxes.json").read_text("utf-8"))[0]["category_id"] == DOG == 18  # COCO's number
+    assert json.loads((tmp_path / "out" / "annotations.json").read_text("utf-8"))["categories"][0]["name"] == "dog"
     estimate(picture, "--detect", out="people")
     assert asked == [DETECTORS[1], DETECTORS[0]]
     plant(monkeypatch, SCENE)
@@ -228,7 +228,7 @@ def test_what_exif_turns_is_upright_beside_the_annotations(estimate, tmp_path):
     dataset = load_dataset(f"coco:{tmp_path / 'out' / 'annotations.json'}", "all")
     image, _ = data.open_image(dataset.files[0])
     assert image.size == (100, 160) and np.asarray(image)[80, 90].min() > 200 > 50 > np.asarray(image)[80, 10].max()
-    content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    content = json.loads((tmp_path / "out" / "annotations.json").read_text("utf-8"))
     assert (content["images"][0]["width"], content["images"][0]["height"]) == (100, 160)
 
 
@@ -296,7 +296,7 @@ def test_annotations_that_somebody_may_have_corrected_are_not_overwritten(photos
     (tmp_path / "out" / "annotations.json").write_text("corrected")
     for pictures in (photos, tmp_path / "out" / "images"):
         assert "out: holds results.json already; name another folder" in estimate(pictures, status=2)[1]
-    assert (tmp_path / "out" / "annotations.json").read_text() == "corrected"
+    assert (tmp_path / "out" / "annotations.json").read_text("utf-8") == "corrected"
     assert all(file.resolve().is_file() for file in (tmp_path / "out" / "images").iterdir())
 
 
@@ -311,7 +311,7 @@ def test_corrected_annotations_are_tested_into_another_folder(photos, estimate, 
     results, _ = estimate(photos)
     assert main(["--checkpoint", str(checkpoint), "--data", f"coco:{tmp_path / 'out' / 'annotations.json'}", "--split",
                  "all", "--out", str(tmp_path / "again"), "--device", "cpu"]) == 0
-    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    again = json.loads((tmp_path / "again" / "results.json").read_text("utf-8"))
     assert 0 < len(again) <= len(results) and len(list((tmp_path / "again").glob("*.jpg"))) == len(again)
 
 
@@ -420,7 +420,7 @@ def test_a_runs_folder_will_do_and_an_adapter_with_its_base(photos, estimate, ch
     whole, _ = estimate(photos, "--checkpoint", tmp_path / "whole.pth", "--prompt", "a cartoon", out="whole")
     adapter = "--checkpoint", tmp_path / "adapter.pth", "--base", checkpoint
     around, _ = estimate(photos, *adapter, "--prompt", "a cartoon", out="around")
-    assert around == whole != json.loads((tmp_path / "out" / "results.json").read_text())
+    assert around == whole != json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
 
 
 # ------------------------------------------------------------------------ skeletons, without labels

@@ -206,7 +206,7 @@ def test_a_checkpoint_is_evaluated_on_a_data_set(figures, checkpoint, tmp_path, 
     assert main([*arguments, "--out", str(tmp_path), "--json", "--details"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     dataset = load_dataset(f"figures:{figures}", "val")
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert len(results) == 13
     assert set(results[0]) == {"image_id", "category_id", "keypoints", "score", "box", "file_name"}
     assert numbers["AP"] == evaluate_oks(to_coco(dataset), results)["AP"]
@@ -220,7 +220,7 @@ def test_the_prompt_changes_the_poses_and_none_gives_the_originals(figures, chec
         folder = tmp_path / prompt.replace(" ", "-")
         assert main(["--checkpoint", str(checkpoint), "--images", str(figures / "images" / "photo"), "--prompt", prompt,
                      "--out", str(folder), "--compare", "--device", "cpu"]) == 0
-        results[prompt] = json.loads((folder / "results.json").read_text())
+        results[prompt] = json.loads((folder / "results.json").read_text("utf-8"))
         with Image.open(next(folder.glob("*.jpg"))) as picture:
             assert picture.size == (320, 160)  # original, adapted
     assert len(results["none"]) == 7 and results["none"] != results["a photo of a cartoon"]
@@ -237,7 +237,7 @@ def test_a_checkpoint_says_which_sentences_the_model_reads_and_whether_token_by_
     expected = [np.round(result["keypoints"], 2) for result in predict_people(model, dataset, texts, dataset.annotated)]
     arguments = ["--checkpoint", str(tmp_path / "model.pth"), "--data", f"figures:{figures}", "--device", "cpu"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert np.allclose([result["keypoints"] for result in results], expected, atol=0.02)
 
     sentences = tmp_path / "sentences.json"
@@ -252,8 +252,8 @@ def test_a_detectors_boxes_are_looked_into_and_repeated_poses_removed(real, chec
     boxes = real / "humanart" / "test_humanart_det_AP_H_56.json"
     assert main(["--checkpoint", str(checkpoint), "--data", f"humanart:{real / 'humanart'}", "--split", "all",
                  "--boxes", str(boxes), "--out", str(tmp_path), "--device", "cpu"]) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    found = json.loads(boxes.read_text())
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    found = json.loads(boxes.read_text("utf-8"))
     assert 0 < len(results) <= len(found)
     assert max(result["score"] for result in results) <= max(box["score"] for box in found)
 
@@ -267,7 +267,7 @@ def test_boxes_of_other_images_are_skipped_and_counted(figures, checkpoint, tmp_
     assert main(["--checkpoint", str(checkpoint), "--data", f"figures:{figures}", "--prompt", "none", "--out",
                  str(tmp_path / "out"), "--boxes", str(tmp_path / "boxes.json"), "--device", "cpu"]) == 0
     assert f"{tmp_path / 'boxes.json'}: skipped 2 boxes of other images" in capsys.readouterr().err
-    result, = json.loads((tmp_path / "out" / "results.json").read_text())
+    result, = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert result["image_id"] == dataset.image_ids[2]
 
 
@@ -290,7 +290,7 @@ def test_boxes_for_own_pictures_go_by_the_files_names(figures, checkpoint, tmp_p
                                  {"image_id": picture.name, "bbox": [80, 10, 60, 100]}]))
     assert main(["--checkpoint", str(checkpoint), "--images", str(picture), "--boxes", str(boxes), "--prompt", "none",
                  "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))) == 2
 
 
 def test_a_photo_that_the_camera_held_sideways_is_turned_upright(figures, checkpoint, tmp_path):
@@ -309,7 +309,7 @@ def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, k
     picture = str(next((figures / "images" / "photo").iterdir()))
     assert main(["--checkpoint", str(tmp_path / "model.pth"), "--images", picture, "--out", str(tmp_path / "out"),
                  "--device", "cpu"]) == 0
-    result, = json.loads((tmp_path / "out" / "results.json").read_text())
+    result, = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert len(result["keypoints"]) == 3 * keypoints
 
 

@@ -20,7 +20,7 @@ from torch import nn
 import eval
 import train
 import uda
-from conftest import ROOT
+from conftest import CROPS, ROOT, run_program
 from data import (COCO17, FIGURES, SyncBatchNorm, all_items, average_gradients, draw_figures,
                   encode_heatmaps, first_process_first, load_dataset, mean_of_all, my_share,
                   normalize, seed_step)
@@ -349,15 +349,19 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole_batch(strategy):
 
 # --------------------------------------------------------------------------------------- whole runs
 
-def start(command):
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300,
+LAUNCH = [f"--nproc_per_node={N}", "--master_port=0", "--rdzv_backend=c10d",
+          "--rdzv_endpoint=127.0.0.1:0"]
+
+
+def torchrun(script, *argv):
+    return run_program(script, *argv, launch=LAUNCH)
+
+
+def torchrun_itself(script, *argv):
+    """The same with nothing of the tests between: slower."""
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", *LAUNCH, script, *argv],
+                          capture_output=True, text=True, cwd=ROOT, timeout=300,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def torchrun(arguments, driver="train.py"):
-    return start([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={N}",
-                  "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
-                  str(driver), *arguments])
 
 
 def command(cache, out, *more):
@@ -366,7 +370,7 @@ def command(cache, out, *more):
 
 
 def losses(folder):
-    lines = (folder / "log.csv").read_text().splitlines()[1:]
+    lines = (folder / "log.csv").read_text("utf-8").splitlines()[1:]
     return [float(line.split(",")[2]) for line in lines]
 
 
@@ -397,12 +401,12 @@ def test_a_run_of_two_processes_is_that_of_one(mode, more, cache, tmp_path, caps
     for folder in caches:
         folder.mkdir()
         (folder / FIGURES).symlink_to(cache / FIGURES)
-    one = start([sys.executable, str(driver), *command(caches[0], tmp_path / "one", *more)])
+    one = run_program(driver, *command(caches[0], tmp_path / "one", *more))
     assert one.returncode == 0, one.stderr
-    two = torchrun(command(caches[1], tmp_path / "two", *more), driver)
+    two = torchrun(driver, *command(caches[1], tmp_path / "two", *more))
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("run folder:") == 1
-    assert json.loads((tmp_path / "two/config.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "two/config.json").read_text("utf-8"))["processes"] == 2
     # An untrained model's heatmaps are nearly flat: a rounding error decides where their peak is.
     tolerance = 1e-2 if mode == "uda" else 1e-3
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=tolerance)
@@ -418,7 +422,7 @@ def test_a_run_of_two_processes_is_that_of_one(mode, more, cache, tmp_path, caps
 
 
 def test_an_error_in_all_processes_is_one_line(cache, tmp_path):
-    failed = torchrun(command(cache, tmp_path / "out", "--batch-size", "3"))
+    failed = torchrun(ROOT / "train.py", *command(cache, tmp_path / "out", "--batch-size", "3"))
     lines = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert failed.returncode != 0 and len(lines) == 1, failed.stderr
     assert "stage base: expected a batch size that is a multiple of 2" in lines[0]
@@ -439,7 +443,8 @@ def failing(*arguments, **more):
 train.heatmap_loss = failing
 sys.exit(train.main())
 """)
-    failed = torchrun(command(cache, tmp_path / "out", "--base-steps", "3"), driver)
+    failed = torchrun_itself(driver, *command(cache, tmp_path / "out", "--base-steps", "3",
+                                              *CROPS))
     assert failed.returncode != 0
     assert re.findall("^error: .*", failed.stderr, re.M) == ["error: this picture is broken"]
     assert "process_group" not in failed.stdout
@@ -449,4 +454,5 @@ sys.exit(train.main())
     ("vlpose", "--base-steps 4 --accumulate 2"), ("vlpose", "--base-steps 4 --accumulate 3"),
     ("uda", "--style-steps 2 --supervised-steps 2 --accumulate 3")])
 def test_a_run_may_be_computed_in_parts(mode, more, cache, tmp_path):
-    assert train.main(command(cache, tmp_path / "parts", "--mode", mode, *more.split())) == 0
+    assert train.main(command(cache, tmp_path / "parts", "--mode", mode, *more.split(),
+                              *CROPS)) == 0

@@ -191,6 +191,7 @@ def test_every_option_of_the_pages_is_one_of_a_command(capsys):
         eval.main(["--help"])
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
     for script in ("evidence", "faults", "benchmark"):
-        known |= set(re.findall(r"--[a-z][a-z-]+", (ROOT / "tests" / f"{script}.py").read_text()))
+        source = (ROOT / "tests" / f"{script}.py").read_text("utf-8")
+        known |= set(re.findall(r"--[a-z][a-z-]+", source))
     for page, text in PAGES.items():
         assert set(re.findall(r"`(--[a-z][a-z-]+)", text)) <= known, page

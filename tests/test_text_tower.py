@@ -38,7 +38,7 @@ def test_vlpose_can_read_with_the_tower_that_is_written(figures, tmp_path, monke
     monkeypatch.setattr(sys, "argv", ["text_tower.py", str(tmp_path / "tower"), "--steps", "3"])
     text_tower.main()
     assert "style's sentence is the nearest: photo" in capsys.readouterr().out
-    sentences = json.loads((tmp_path / "tower" / "sentences.json").read_text())
+    sentences = json.loads((tmp_path / "tower" / "sentences.json").read_text("utf-8"))
     tower = load_clip_text(tmp_path / "tower" / "tower.pth")
     texts = encode_sentences(tower, [*sentences.values()])
     assert sentences.keys() == STYLES.keys() and len(texts) == len(STYLES)

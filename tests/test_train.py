@@ -3,13 +3,13 @@
 Schedule and order, what each strategy trains, and runs that repeat and resume exactly.
 """
 import importlib
+import io
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,13 +27,19 @@ from data import (COCO17, DataError, below_common_folder, draw_figures, load_dat
                   to_coco)
 from eval import Parser, flag_of, predict
 from train import Passes, Stage, learning_rate, main, parameter_groups
-from conftest import ROOT, command, uda_command
+from conftest import ROOT, command, run_program, uda_command
 from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text,
                     load_model, load_pose_model, save_checkpoint)
 
 
 def results_of(folder):
-    return (folder / "results.json").read_text()
+    return (folder / "results.json").read_text("utf-8")
+
+
+def rows_of(folder):
+    """The rows of a run's log.csv, each a list of its cells."""
+    _, *lines = (folder / "log.csv").read_text("utf-8").splitlines()
+    return [line.split(",") for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +168,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_numbers(
         run, cache, tmp_path, monkeypatch, stage):
     resumed = stopped_and_resumed(command, cache, tmp_path, monkeypatch, stage)
     assert results_of(resumed) == results_of(run)
-    stages = [line.split(",")[0] for line in (resumed / "log.csv").read_text().splitlines()]
+    stages = [row[0] for row in rows_of(resumed)]
     assert {"base", "adapt"} <= set(stages)
 
 
@@ -249,7 +255,7 @@ def test_alignment_that_was_stopped_resumes_to_the_same_numbers(
     for model in ("source-only", "student", "teacher", "oracle"):
         for name, tensor in weights(aligned, model).items():
             assert torch.equal(tensor, weights(resumed, model)[name]), (model, name)
-    log = [line.split(",")[:2] for line in (resumed / "log.csv").read_text().splitlines()[1:]]
+    log = [row[:2] for row in rows_of(resumed)]
     assert list(dict(log)) == ["style", "source", "restyled", "adapt", "oracle"]
     assert len(set(map(tuple, log))) == len(log)
 
@@ -257,7 +263,7 @@ def test_alignment_that_was_stopped_resumes_to_the_same_numbers(
 def test_the_targets_labels_are_never_read_in_training(aligned, cache, tmp_path):
     other = shutil.copytree(cache / train.FIGURES, tmp_path / "other")
     path = other / "annotations" / "training_figures.json"
-    contents, rng = json.loads(path.read_text()), np.random.default_rng(0)
+    contents, rng = json.loads(path.read_text("utf-8")), np.random.default_rng(0)
     for person in contents["annotations"]:
         person |= {"keypoints": rng.integers(0, 2, 51).tolist(),
                    "num_keypoints": int(rng.integers(18)), "area": 1}
@@ -268,19 +274,25 @@ def test_the_targets_labels_are_never_read_in_training(aligned, cache, tmp_path)
             assert torch.equal(tensor, weights(tmp_path / "run", model)[name]), (model, name)
 
 
-def test_stages_that_are_given_are_skipped(aligned, cache, tmp_path, capsys):
-    style, source = str(aligned / "style.pth"), str(aligned / "source-only.pth")
-    assert main(uda_command(cache, tmp_path / "run", "--style-weights", style, "--weights",
-                            source)) == 0
+def given(aligned):
+    """Options that give the style network and the source model of a run to another one."""
+    return ["--style-weights", str(aligned / "style.pth"),
+            "--weights", str(aligned / "source-only.pth")]
+
+
+def test_stages_that_are_given_are_skipped_and_a_given_model_takes_another_sigma(
+        aligned, cache, tmp_path):
+    assert main(uda_command(cache, tmp_path / "run", *given(aligned), "--sigma", "3")) == 0
     files = {file.name for file in (tmp_path / "run").glob("*.checkpoint.pth")}
     assert files == {"adapt.checkpoint.pth"}
     for name, tensor in weights(aligned, "source-only").items():
         assert torch.equal(tensor, weights(tmp_path / "run", "source-only")[name]), name
-    for name, tensor in torch.load(style).items():
+    for name, tensor in torch.load(aligned / "style.pth").items():
         assert torch.equal(tensor, torch.load(tmp_path / "run" / "style.pth")[name]), name
+    assert load_model(tmp_path / "run" / "student.pth").config.sigma == 3
 
 
-def test_each_part_of_the_alignment_can_be_left_out(cache, tmp_path, monkeypatch):
+def test_each_part_of_the_alignment_can_be_left_out(aligned, cache, tmp_path, monkeypatch):
     peaks = uda.peaks
 
     def sure_peaks(heatmaps):
@@ -290,22 +302,20 @@ def test_each_part_of_the_alignment_can_be_left_out(cache, tmp_path, monkeypatch
     monkeypatch.setattr(uda, "peaks", sure_peaks)
     outcomes = {}  # an untrained teacher is sure of nothing; here it is
     for option in (None, "image-level", "feature-level", "pose-level", "consistency", "occlusion"):
-        folder = tmp_path / str(option)
-        assert main(uda_command(cache, folder, *([f"--{option}", "0"] if option else []))) == 0
+        folder, more = tmp_path / str(option), given(aligned)
+        if option == "image-level":
+            more = more[2:]  # without the style network
+        if option:
+            more += [f"--{option}", "0"]
+        assert main(uda_command(cache, folder, *more)) == 0
         outcomes[option] = weights(folder, "student")["head.predictor.weight"]
         assert option is None or not torch.equal(outcomes[option], outcomes[None]), option
         assert (folder / "style.pth").exists() == (option != "image-level")
 
 
-def test_a_given_model_takes_another_sigma(aligned, cache, tmp_path):
-    assert main(uda_command(cache, tmp_path / "run", "--image-level", "0", "--sigma", "3",
-                            "--weights", str(aligned / "source-only.pth"))) == 0
-    assert load_model(tmp_path / "run" / "student.pth").config.sigma == 3
-
-
 def test_a_run_that_does_not_know_an_option_yet_resumes_with_its_default(aligned, tmp_path):
     shutil.copytree(aligned, tmp_path / "old")
-    config = json.loads((aligned / "config.json").read_text())
+    config = json.loads((aligned / "config.json").read_text("utf-8"))
     del config["bf16"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
     assert main(["--resume", str(tmp_path / "old")]) == 0
@@ -317,12 +327,13 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
     torchvision_state = torchvision.models.resnet18(num_classes=3).state_dict()
     torch.save(torchvision_state, tmp_path / "resnet18.pth")
     make, name = command, "model.pth"
-    more = ["--base-lr", "1e-9", "--num-prompts", "0"]
+    more = ["--base-lr", "1e-9", "--num-prompts", "0", "--base-steps", "2"]
     if mode == "uda":
         make, name = uda_command, "source-only.pth"
-        more = ["--lr", "1e-9", "--image-level", "0"]
+        more = ["--lr", "1e-9", "--image-level", "0", "--supervised-steps", "2"]
     assert main(make(cache, tmp_path / "run", *more, "--size", "resnet18", "--sigma", "1",
-                     "--init", str(tmp_path / "resnet18.pth"), "--image-size", "64", "64")) == 0
+                     "--init", str(tmp_path / "resnet18.pth"), "--image-size", "64", "64",
+                     "--steps", "2")) == 0
     model = load_pose_model(tmp_path / "run" / name)
     config = model.config
     assert (config.image_size, config.sigma, config.trunk) == ((64, 64), 1.0, "resnet18")
@@ -348,7 +359,7 @@ def test_bad_input_to_alignment_is_one_line_and_exit_status_2(
     torch.save(decoder, aligned / "decoder.pth")
     unlabelled = shutil.copytree(cache / train.FIGURES, tmp_path / "unlabelled")
     path = unlabelled / "annotations" / "training_figures.json"
-    contents = json.loads(path.read_text())
+    contents = json.loads(path.read_text("utf-8"))
     for person in contents["annotations"]:
         person["keypoints"] = [0] * 51
     path.write_text(json.dumps(contents))
@@ -484,7 +495,7 @@ def test_a_given_model_gets_a_predictor_for_other_keypoints_and_keeps_those_that
 @pytest.mark.parametrize("make", [command, uda_command])
 def test_skeletons_that_share_no_joint_are_refused_by_their_names(cache, tmp_path, capsys, make):
     target, names = with_joints(cache, tmp_path, 13)
-    contents = json.loads((tmp_path / "people.json").read_text())
+    contents = json.loads((tmp_path / "people.json").read_text("utf-8"))
     contents["categories"][0]["keypoints"] = [f"fin_{number}" for number in range(13)]
     (tmp_path / "people.json").write_text(json.dumps(contents))
     assert main(make(cache, tmp_path / "bad", "--target", target, "--batch-size", "2")) == 2
@@ -550,8 +561,7 @@ def test_a_model_adapts_to_pictures_without_any_source(cache, tmp_path, pictures
     student = load_model(tmp_path / "run" / "student.pth")
     assert teacher.skeleton.names == given.skeleton.names
     assert not torch.equal(student.head.predictor.weight, given.head.predictor.weight)
-    rows = [line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]]
-    assert float(rows[-1][2]) != 0  # the loss: consistency and pose level
+    assert float(rows_of(tmp_path / "run")[-1][2]) != 0  # the loss: consistency and pose level
 
 
 def test_a_file_to_test_on_is_tested_whole_and_without_a_source_in_the_models_own_keypoints(
@@ -600,8 +610,7 @@ def cache_in(folder, cache):
 
 
 def printed_by(program, *argv):
-    ended = subprocess.run([sys.executable, program / "train.py", *argv], capture_output=True,
-                           text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    ended = run_program(program / "train.py", *argv)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -694,10 +703,8 @@ def test_a_stage_that_other_code_has_begun_is_finished_but_not_cached(cache, tmp
 
 
 def test_a_run_whose_base_was_cached_goes_on_around_that_base_after_an_edit(
-        cache, tmp_path, monkeypatch, capsys):
-    own = cache_in(tmp_path / "cache", cache)
-    assert main(command(own, tmp_path / "first")) == 0
-    assert main(command(own, tmp_path / "run")) == 0
+        run, cache, tmp_path, monkeypatch, capsys):
+    assert main(command(cache, tmp_path / "run")) == 0  # with the base that `run` has trained
     base = load_model(tmp_path / "run" / "model.pth").base.state_dict()
     changed = train.CODE | {"vlpose.py": "edited"}
     monkeypatch.setattr(train, "CODE", changed)
@@ -895,8 +902,8 @@ def test_the_best_model_in_validation_is_kept_and_resuming_does_not_change_which
     more = ["--validate-every", "1", "--select", "best", "--lr", "3e-2"]
     assert main(command(cache, tmp_path / "run", *more, "--steps", "21")) == 0
     printed = capsys.readouterr().out
-    rows = [line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines()]
-    measured = {int(row[1]): float(row[4]) for row in rows if row[0] == "adapt" and row[4] != "nan"}
+    measured = {int(row[1]): float(row[4]) for row in rows_of(tmp_path / "run")
+                if row[0] == "adapt" and row[4] != "nan"}
     assert list(measured) == [7, 14, 21]  # 28 people in batches of 4
     assert f"selected the best in validation, AP {max(measured.values()):.3f}" in printed
     best = torch.load(tmp_path / "run" / "adapt.best.pth")
@@ -919,36 +926,42 @@ def humanart(folder, figures):
     other = shutil.copytree(figures, folder / "humanart")
     for split in ("training", "validation"):
         path = other / "annotations" / f"{split}_figures.json"
-        contents = json.loads(path.read_text())
+        contents = json.loads(path.read_text("utf-8"))
         for image in contents["images"]:
             image["category"] = image["category"].replace("photo", "dance")
         path.rename(path.with_name(f"{split}_humanart.json")).write_text(json.dumps(contents))
     return other
 
 
-def test_human_arts_natural_scenes_are_trained_on_and_reported_like_its_art(
-        cache, tmp_path, capsys):
-    other = humanart(tmp_path, cache / train.FIGURES)
-    assert main(command(cache, tmp_path / "run", "--target", f"humanart:{other}")) == 0
-    assert f"humanart:{other}: 34 people in 34 images to train on" in capsys.readouterr().out
-    results = json.loads(results_of(tmp_path / "run"))["adapted"]
+@pytest.fixture(scope="module")
+def natural(cache, tmp_path_factory):
+    """A run on Human-Art: its folder, the data set's folder and what it has printed."""
+    folder = tmp_path_factory.mktemp("natural")
+    other = humanart(folder, cache / train.FIGURES)
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(command(cache, folder / "run", "--target", f"humanart:{other}")) == 0
+    return folder / "run", other, printed.getvalue()
+
+
+def test_human_arts_natural_scenes_are_trained_on_and_reported_like_its_art(natural):
+    folder, other, printed = natural
+    assert f"humanart:{other}: 34 people in 34 images to train on" in printed
+    results = json.loads(results_of(folder))["adapted"]
     assert {"dance", "cartoon", f"all of humanart:{other}", "photo"} < set(results)
 
 
-def test_a_detectors_boxes_are_what_is_tested_on(cache, tmp_path, capsys):
-    other = humanart(tmp_path, cache / train.FIGURES)
-    contents = json.loads((other / "annotations" / "validation_humanart.json").read_text())
+def test_a_detectors_boxes_are_what_is_tested_on(natural, cache, tmp_path, capsys):
+    folder, other, _ = natural
+    contents = json.loads((other / "annotations" / "validation_humanart.json").read_text("utf-8"))
     boxes = [{"image_id": 10 ** 6, "bbox": [1, 1, 9, 9], "score": 0.5}]
     for person in contents["annotations"]:
         boxes.append({"image_id": person["image_id"], "bbox": person["bbox"], "score": 0.9,
                       "category_id": 1})
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    shared = ["--target", f"humanart:{other}"]
-    assert main(command(cache, tmp_path / "true", *shared)) == 0
-    assert main(command(cache, tmp_path / "boxed", *shared, "--boxes",
+    assert main(command(cache, tmp_path / "boxed", "--target", f"humanart:{other}", "--boxes",
                         str(tmp_path / "boxes.json"))) == 0
     assert "skipped 1 boxes of other images" in capsys.readouterr().err
-    tables = [json.loads(results_of(tmp_path / name)) for name in ("true", "boxed")]
+    tables = [json.loads(results_of(name)) for name in (folder, tmp_path / "boxed")]
     whole = f"all of humanart:{other}"
     # the boxes are the true ones
     assert tables[0]["original"][whole]["AP"] == tables[1]["original"][whole]["AP"]
@@ -996,7 +1009,8 @@ def stand_ins(cache, tmp_path):
     (coco / "annotations").mkdir(parents=True)
     for split, source in (("train", "training"), ("val", "validation")):
         shutil.copytree(figures / "images" / "photo", coco / f"{split}2017")
-        contents = json.loads((figures / "annotations" / f"{source}_figures.json").read_text())
+        path = figures / "annotations" / f"{source}_figures.json"
+        contents = json.loads(path.read_text("utf-8"))
         images = [image | {"file_name": Path(image["file_name"]).name}
                   for image in contents["images"] if image["category"] == "photo"]
         known = {image["id"] for image in images}

@@ -755,7 +755,7 @@ def test_the_source_of_a_module_in_an_old_file_is_neither_compared_nor_written(
         same_tensors(torch.load(path, weights_only=False)["state_dict"], state)
     assert (tmp_path / "marker.patch").exists() == (attack == "writes a file")
     if attack == "writes a file":
-        assert "+chosen text" in (tmp_path / "marker.patch").read_text().splitlines()
+        assert "+chosen text" in (tmp_path / "marker.patch").read_text("utf-8").splitlines()
 
 
 def tensor_pickle(offset, size, stride, numel=4):
