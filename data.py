@@ -300,13 +300,6 @@ class Augmentation:
     outside: bool = False  # whether keypoints outside count, if their Gaussians reach into the crop
 
 
-# For minutes of training, not days
-GENTLE = Augmentation(flip_probability=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)
-VITPOSE = Augmentation(  # as in mmpose
-    flip_probability=0.5, half_body=0.3, scale=0.5, box_shift=0.16, rotation=80, outside=True)
-REGDA = Augmentation(resized_crop=0.6)  # multi-level alignment's; its affine map is in uda.py
-
-
 class Crops(torch.utils.data.Dataset):
     """One person per item, cut out and scaled to `size` (height, width), augmented.
 
@@ -586,6 +579,12 @@ def to_rgb(image, upright=False):
 
 
 # === Appendix: random crops; skip on a first reading ==============================================
+
+# For minutes of training, not days
+GENTLE = Augmentation(flip_probability=0.5, scale=0.1, shift=0.05, rotation=10, color=0.25)
+VITPOSE = Augmentation(  # as in mmpose
+    flip_probability=0.5, half_body=0.3, scale=0.5, box_shift=0.16, rotation=80, outside=True)
+REGDA = Augmentation(resized_crop=0.6)  # multi-level alignment's; its affine map is in uda.py
 
 # mmpose's RandomHalfBody
 LEAST_LABELLED = 9  # a person with fewer labelled keypoints has no half
@@ -1904,7 +1903,7 @@ def average_gradients(parameters):
     dist.all_reduce(mean)  # all gradients in one exchange
     sizes = [parameter.numel() for parameter in parameters]
     for parameter, part in zip(parameters, mean.split(sizes)):
-        parameter.grad = part.view_as(parameter)
+        parameter.grad.copy_(part.view_as(parameter))
 
 
 # === Appendix: the built-in figures; skip on a first reading ======================================

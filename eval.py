@@ -966,7 +966,8 @@ def check_options(options, defaults):
     """
     for entry in fields(options):
         value = getattr(options, entry.name)
-        if value == getattr(defaults, entry.name):
+        default = getattr(defaults, entry.name)
+        if value == default or isinstance(default, tuple) and value == list(default):
             continue
         check_value(entry, value)
         for condition in entry.metadata["only"]:

@@ -987,7 +987,7 @@ def draw_figure(style: str, rng: np.random.Generator) -> Figure:
     return Figure(np.asarray(image), keypoints, box, area)
 
 
-FIGURE_COUNTS = {"train": (4000, 600), "val": (300, 100)}  # of photos, and of each other style
+FIGURE_COUNTS = {"train": (2500, 500), "val": (300, 100)}  # of photos, and of each other style
 ANNOTATIONS = {"train": "training_figures.json", "val": "validation_figures.json"}
 
 

@@ -15,6 +15,7 @@ the rounds' ratios. The peers are those of tests/requirements.txt. What else can
 """
 import argparse
 import contextlib
+import copy
 import io
 import json
 import math
@@ -41,7 +42,8 @@ from clip_tokenizer import CLIPTokenizer
 from data import (COCO17, Crops, crop_matrix, invert_matrix, load_dataset, open_image,
                   picture_dataset, transform_points, warp_image, with_boxes)
 from eval import classify_detections, coco_numbers, read_scenes
-from train import Stage, model_to_tune, parameter_groups, parse_options, set_training_mode
+from train import (Stage, model_to_tune, new_optimizer, parse_options, prepare,
+                   set_training_mode)
 from uda import (MultiLevelAlignment, StyleTransfer, confidence_mask, consistency_loss, ema_update,
                  information_maximization_loss, jitter_color, occlude, random_affine, rectify,
                  resize_affine, warp)
@@ -149,9 +151,14 @@ def benchmark_step(args):
     target = torch.rand(args.batch, base.num_keypoints, height // 4, width // 4)
     models = {row: model_to_tune(base, text_dim, parse_options(shlex.split(options)))
               for row, options in (STRATEGIES | {"0 prompts": VARIANTS["0 prompts"]}).items()}
-    optimizers = {row: torch.optim.AdamW(parameter_groups(model,
-                                                          Stage("adapt", 1, 1e-3, args.batch, 0,
-                                                                False)))
+    models["full, AdamW"] = copy.deepcopy(models["full"])
+    for model in models.values():
+        prepare(model, checkpointing=False)
+    slow = "full, AdamW, usual layout"  # of kernels: not channels_last
+    models[slow] = copy.deepcopy(models["full"]).to(memory_format=torch.contiguous_format)
+    stage = Stage("adapt", 1, 1e-3, args.batch, 0, False, optimizer="muon")
+    by_adamw = replace(stage, optimizer="adamw")
+    optimizers = {row: new_optimizer(model, by_adamw if "AdamW" in row else stage)
                   for row, model in models.items()}
 
     def run(model):
@@ -165,8 +172,6 @@ def benchmark_step(args):
         loss(row).backward()
         optimizers[row].step()
 
-    for model in models.values():
-        set_training_mode(model)
     saved = {row: saved_bytes(models[row], partial(loss, row)) for row in models}
     training = take_turns({row: partial(step, row) for row in models}, args.rounds)
     with torch.inference_mode():

@@ -220,7 +220,7 @@ def test_a_run_of_so_many_steps_may_go_on_for_so_many_epochs(copy):
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--lr", "0.5"], "config.json: began with --lr 0.0015, found 0.5"),
+    (["--base-lr", "0.5"], "config.json: began with --base-lr 0.002, found 0.5"),
     (["--mode", "uda"], "config.json: began with --mode vlpose, found uda"),
     (["--out", "elsewhere"], "config.json: began with --out "),
     (["--nonsense"], "unrecognized arguments: --nonsense")])

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from contextlib import redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 import convert  # noqa: F401 - READERS then have the papers' animals
 import eval
@@ -26,7 +28,8 @@ import uda
 from data import (COCO17, DataError, below_common_folder, draw_figures, load_dataset, make_skeleton,
                   to_coco)
 from eval import Parser, flag_of, predict
-from train import Passes, Stage, learning_rate, main, parameter_groups
+from train import (MUON_RATE, Muon, Passes, Stage, learning_rate, main, new_optimizer, orthogonal,
+                   parameter_groups)
 from conftest import ROOT, command, run_program, uda_command
 from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text,
                     load_model, load_pose_model, save_checkpoint)
@@ -64,6 +67,59 @@ def test_a_crop_depends_on_its_position_and_the_seed_alone():
     everything = [passes.key(position) for position in range(27)]
     assert [again.key(position) for position in range(12, 27)] == everything[12:]
     assert [other.key(position) for position in range(27)] != everything
+
+
+def test_with_muon_the_learning_rate_warms_up_and_falls_linearly_to_0():
+    stage = Stage("base", 1000, 1.0, 64, 0, False, optimizer="muon")
+    factors = [learning_rate(step, stage) for step in range(1000)]
+    assert factors[:100] == [(step + 1) / 100 for step in range(100)]
+    assert factors[100] == 1 and np.allclose(np.diff(factors[100:]), -1 / 900)
+    assert factors[-1] == pytest.approx(1 / 900)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (64, 16), (16, 576)])
+def test_muons_iteration_keeps_the_singular_vectors_and_brings_all_singular_values_near_1(shape):
+    torch.manual_seed(0)
+    U, S, Vt = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    S = torch.linspace(0.05, 1, len(S))
+    found = orthogonal(U @ S.diag() @ Vt)
+    middle = U.T @ found @ Vt.T  # diagonal, if the vectors are the same
+    assert (middle - middle.diag().diag()).abs().max() < 1e-3
+    assert middle.diag().min() > 0.6 and middle.diag().max() < 1.25
+
+
+def test_muons_steps_are_those_of_torch_for_matrices():
+    peer = getattr(torch.optim, "Muon", None)
+    if peer is None:
+        pytest.skip("this torch has no Muon")
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(32, 16)) for _ in range(2))
+    optimizer = Muon([dict(params=[ours], muon=True)], lr=0.02 / MUON_RATE, weight_decay=0.1)
+    other = peer([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5)
+    for _ in range(5):
+        ours.grad, theirs.grad = (2 * torch.randn(32, 16)).repeat(2, 1, 1)
+        optimizer.step()
+        other.step()
+    # Theirs computes in bfloat16.
+    assert (ours - theirs).norm() < 0.02 * (theirs - 1).norm()
+
+
+def test_muon_moves_matrices_and_kernels_and_adamw_the_first_the_last_and_all_other_weights():
+    torch.manual_seed(0)
+    model = PoseModel(VIT_CONFIGS["tiny"])
+    stage = Stage("base", 10, 1e-3, 4, 0, False, optimizer="muon")
+    optimizers = [new_optimizer(model, stage), new_optimizer(twin := deepcopy(model), replace(
+        stage, optimizer="adamw"))]
+    for optimizer, one in zip(optimizers, (model, twin)):
+        one(torch.ones(2, 3, *model.config.image_size)).square().sum().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = stage.lr
+        optimizer.step()
+    by_adamw = {name for (name, p), q in zip(model.named_parameters(), twin.parameters())
+                if torch.equal(p, q)}
+    by_muon = {name for name, p in model.named_parameters() if p.ndim in (2, 4)} - {
+        "backbone.patch_embed.0.weight", "head.predictor.weight"}
+    assert by_adamw == {name for name, _ in model.named_parameters()} - by_muon
 
 
 def test_the_learning_rate_warms_up_and_falls_twice():
@@ -733,7 +789,7 @@ def test_an_option_that_somebody_adds_is_part_of_the_caches_key(cache, tmp_path,
 
 IN_KEY = {"size", "batch_size", "augmentation",
           "weights", "init", "image_size", "sigma", "bf16", "accumulate", "seed"}
-IN_KEY_OF = {"vlpose": IN_KEY | {"base_lr", "base_steps", "base_epochs", "lr_batch"},
+IN_KEY_OF = {"vlpose": IN_KEY | {"base_lr", "base_steps", "base_epochs", "lr_batch", "optimizer"},
              "uda": IN_KEY | {"supervised_steps", "lr", "milestones", "optimizer", "weight_decay",
                               "warm_up", "clip"}}
 
@@ -775,7 +831,7 @@ def test_the_fields_of_one_class_are_the_options_with_their_defaults_limits_and_
         help = entry.metadata["help"]
         assert help.replace(" ", "") in printed and help.endswith("."), entry.name
         limits, flag = entry.metadata["limits"], flag_of(entry.name)
-        for value in (limits["least"] - 1, limits["above"], limits["most"] + 1):
+        for value in (limits.least - 1, limits.above, limits.most + 1):
             if not math.isfinite(value):
                 continue
             values = 2 * [str(value)] if entry.name == "image_size" else [str(value)]
@@ -785,8 +841,8 @@ def test_the_fields_of_one_class_are_the_options_with_their_defaults_limits_and_
 
 def test_what_one_field_says_is_what_the_command_does():
     entry = {entry.name: entry for entry in fields(train.VLPoseOptions)}["base_lr"]
-    assert (entry.type, entry.default, entry.metadata["paper"]) == (float, 1.5e-3, 5e-4)
-    assert entry.metadata["limits"]["above"] == 0
+    assert (entry.type, entry.default, entry.metadata["paper"]) == (float, 2e-3, 5e-4)
+    assert entry.metadata["limits"].above == 0
     assert entry.metadata["only"] == ["without --weights"]
     assert options("--base-lr", "0.25").base_lr == 0.25
     with pytest.raises(DataError, match="--base-lr: expected a number above 0, found 0"):
@@ -822,15 +878,15 @@ def test_a_recipe_has_every_value_of_the_paper_and_an_option_overrides_one():
     assert (paper.supervised_steps, paper.steps, paper.style_steps) == (20_000, 15_000, 500_000)
     assert (paper.batch_size, paper.style_batch, paper.ema_decay) == (32, 16, 0.999)
     assert (paper.feature_level, paper.pose_level) == (0.1, 0.3)
-    assert vars(options("--mode", "uda"))["lr"] == 1.5e-3
+    assert vars(options("--mode", "uda"))["lr"] == 2e-3
 
 
 def test_of_steps_and_epochs_the_one_that_is_given_counts():
-    assert (options().steps, options().epochs) == (1200, None)
+    assert (options().steps, options().epochs) == (600, None)
     assert (options("--epochs", "3").steps, options("--epochs", "3").epochs) == (None, 3)
     paper = options("--recipe", "paper", "--steps", "7")
     assert (paper.steps, paper.epochs, paper.base_steps, paper.base_epochs) == (7, None, None, 210)
-    for steps in ("7", "1200"):  # the default was given, too
+    for steps in ("7", "600"):  # the default was given, too
         with pytest.raises(DataError, match="expected --steps or --epochs, found both"):
             options("--epochs", "3", "--steps", steps)
 
@@ -863,10 +919,10 @@ def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(
         cache, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     plan = plan_of(cache, capsys, "--batch-size", "4", "--epochs", "3", "--validate-every", "2")
-    assert plan["base"].startswith("plan: base: 3,300 steps of 4 crops (figures#natural: 6 people, "
-                                   "2200.0 epochs)")
+    assert plan["base"].startswith("plan: base: 1,650 steps of 4 crops (figures#natural: 6 people, "
+                                   "1100.0 epochs), muon, learning rate 0.002, falling to 0")
     assert "adapt: 21 steps of 4 crops (figures#artificial: 28 people, 3.0 epochs)" in plan["adapt"]
-    assert plan["adapt"].endswith("a tenth of it from steps 17, 20, validation every 14 steps")
+    assert plan["adapt"].endswith("falling to 0, validation every 14 steps")
     plan = plan_of(cache, capsys, "--mode", "uda", "--recipe", "paper", "--size", "resnet18",
                    "--batch-size", "4", "--image-level", "0")
     assert list(plan) == ["source", "adapt"] and "adam, learning rate 0.0001" in plan["source"]
