@@ -39,10 +39,10 @@ class Stage:
     weight_decay: float = 0.1
     optimizer: str = "adamw"
     warm_up: int = 500         # steps, at most a tenth of all
-    milestones: tuple = FALLS  # shares of the steps after which the rate is divided by ten
+    milestones: tuple = FALLS  # not with muon: the rate falls tenfold after these shares of steps
     clip: float = 1.0          # the greatest norm of a gradient; 0: any
     steady: str = ""           # parameters whose names start with this keep their learning rate
-    validate_every: int = 0    # steps; 0: after half of them, and at least every 1,000
+    validate_every: int = 0    # steps; 0: half of them, but from 100 to 1,000
     select: str = "last"       # or "best": the model to go on with
 
 
@@ -132,35 +132,38 @@ def learning_rate(step, stage):
     return 0.1 ** falls  # a tenth at each milestone
 
 
-MUON_RATE = 10  # the learning rate of Muon's matrices / the rate of AdamW
+MUON_RATE = 10  # times the learning rate: a matrix learns at 0.02 where the rest learns at 0.002
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for matrices and kernels (Jordan et al. 2024; arXiv 2502.16982), AdamW for the rest.
+    """Muon for matrices and kernels, AdamW for the rest: see `parameter_groups`.
 
-    A gradient is long in a few directions and short in all others. Muon makes all directions of a
-    step equally long, so that what is rare is learned as fast as what is common.
+    Written as U S Vᵀ (singular values S), a sum of gradients has a few large singular values and
+    many small ones, so that a plain step changes W along few directions. Muon steps along U Vᵀ,
+    whose singular values are 1. Its authors suppose that rare but useful directions are then
+    learned, too (kellerjordan.github.io/posts/muon; the weight decay λ is arXiv 2502.16982's).
     """
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
+            if not group["muon"]:
+                continue
             lr = MUON_RATE * group["lr"]
             for W in group["params"]:
-                if W.grad is None or not group["muon"]:
+                if W.grad is None:
                     continue
-                G = W.grad.flatten(1)  # (out, in), of a kernel (out, in · k · k)
-                out, inside = G.shape
+                G = W.grad.flatten(1)  # a kernel (out, in, k, k) is a matrix (out, in · k · k)
+                rows, columns = G.shape
                 state = self.state[W]
-                if not state:
-                    state["momentum"] = torch.zeros_like(G)
-                    state["step"] = torch.zeros(())  # AdamW's `load_state_dict` wants one
+                if not state:  # AdamW's `load_state_dict` wants a step
+                    state.update(momentum=torch.zeros_like(G), step=torch.zeros(()))
                 # M ← 0.95 M + G
                 M = state["momentum"].mul_(0.95).add_(G)
-                # W ← (1 - lr λ) W - lr √max(1, out / in) U Vᵀ,  where U S Vᵀ = G + 0.95 M
+                # W ← (1 - lr λ) W - lr √max(1, rows / columns) U Vᵀ,  where U S Vᵀ = G + 0.95 M
                 direction = orthogonal(G + 0.95 * M).view_as(W)
                 W.mul_(1 - lr * group["weight_decay"])
-                W.sub_(direction, alpha=lr * max(1, out / inside) ** 0.5)
+                W.sub_(direction, alpha=lr * max(1, rows / columns) ** 0.5)
                 W.grad = None  # so that AdamW leaves it alone
         super().step()
 
@@ -437,7 +440,7 @@ from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, 
 
 NOT_MUON = ["without --optimizer muon"]     # the rate falls after milestones
 NEW_MODEL = ["without --weights"]           # a model is trained before it is adapted
-CHANGES_ALL_LAYERS = ("full", "lora", "all-but-stem")
+CHANGES_THE_BLOCKS = ("full", "lora", "all-but-stem")
 TUNED = ["without --strategy scratch"]      # a model is adapted
 READS_TEXT = ["with --strategy vlpose"]
 DECODERS_WITH_MATCHER = [name for name in DECODERS if "matcher" in DECODERS[name]]
@@ -467,15 +470,15 @@ class VLPoseAdaptation:
         help="The number of visual prompts in each layer; by default the paper's for the size.")
     # its training
     lr: float = option(None, paper=5e-4, above=0, only=TUNED,
-        help="The learning rate of the adaptation; by default 1e-3 for a strategy that changes all "
-             "layers of the base (full, lora, all-but-stem), and 2e-3 for the others.")
+        help="The learning rate of the adaptation; by default 1e-3 for a strategy that changes the "
+             "base's blocks (full, lora, all-but-stem), and 2e-3 for the others.")
     steps: int = option(600, paper=None, least=1, only=TUNED,
         help="The model is adapted for so many steps.")
     epochs: int = option(None, paper=210, least=1, only=TUNED,
         help="The model is adapted for so many epochs; they take the place of --steps.")
     validate_every: int = option(0, paper=10, least=0, only=TUNED,
-        help="The adapted model is validated after so many epochs; 0: after half of the steps, and "
-             "at least every 1,000 steps.")
+        help="The adapted model is validated after so many epochs; 0: after half of the steps, but "
+             "after 100 at least and 1,000 at most.")
     select: str = option("last", paper="best", choices=("last", "best"),
         only=["with --validate-every"],
         help="Which model is kept: the last one, or the best in validation.")
@@ -496,8 +499,9 @@ class VLPoseBase:
     base_epochs: int = option(None, paper=210, least=1, only=NEW_MODEL,
         help="The base model is trained for so many epochs; they take the place of --base-steps.")
     optimizer: str = option("muon", paper="adamw", choices=("muon", "adamw"),
-        help="The optimizer of both stages. With muon the rate falls linearly to 0, and otherwise "
-             "tenfold after 81 and 95 % of the steps.")
+        help="The optimizer of both stages. With muon matrices learn at ten times the rates, and "
+             "the rates fall linearly to 0. With adamw they are divided by ten after 81 % of the "
+             "steps, and again after 95 %.")
     lr_batch: int = option(None, paper=512, least=1,
         help="If it is given, both learning rates are multiplied by batch size / this number.")
 
@@ -577,7 +581,8 @@ class AlignmentBase:
         help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
     # these count in all stages
     optimizer: str = option("muon", paper="adam", choices=("muon", "adamw", "adam"),
-        help="The optimizer of all stages. With muon the rates fall linearly to 0.")
+        help="The optimizer of all stages. With muon matrices learn at ten times the rates, and "
+             "the rates fall linearly to 0.")
     weight_decay: float = option(0.1, paper=0.0, least=0,
         help="The weight decay of stages 1 and 2.")
     warm_up: int = option(500, paper=0, least=0,
@@ -675,7 +680,7 @@ def plan_vlpose(options, base, source, target):
         print_plan(plan["base"], source.name, len(source.annotated))
     if options.strategy != "scratch":
         epoch = math.ceil(len(target.annotated) / options.batch_size)
-        lr = options.lr or (1e-3 if options.strategy in CHANGES_ALL_LAYERS else 2e-3)
+        lr = options.lr or (1e-3 if options.strategy in CHANGES_THE_BLOCKS else 2e-3)
         plan["adapt"] = Stage(
             "adapt", options.steps or options.epochs * epoch, scale * lr,
             layer_decay=layer_decay if options.strategy == "full" else 1.0,
@@ -733,7 +738,7 @@ def print_plan(stage, data, people):
             f"learning rate {stage.lr:g}")
     falls = [math.ceil(stage.steps * milestone - 1e-6) for milestone in stage.milestones]
     if stage.optimizer == "muon":
-        line += ", falling to 0"
+        line += f" (matrices {MUON_RATE * stage.lr:g}), falling to 0"
     elif falls:
         line += ", a tenth of it from steps " + ", ".join(f"{step:,}" for step in falls)
     if stage.validate_every:
@@ -862,18 +867,17 @@ def new_optimizer(model, stage):
 
 
 def orthogonal(G):
-    """U Vᵀ of a matrix G (out, in) = U S Vᵀ, nearly: singular values S become 0.7 to 1.2.
+    """U Vᵀ of a matrix G (rows, columns) = U S Vᵀ, nearly: singular values become 0.7 to 1.2.
 
-    This is the Newton-Schulz iteration of Muon's authors,
-        X ← (a I + b A + c A²) X,  where A = X Xᵀ and at first X = G / ‖G‖,
-    which leaves U and V and brings all but tiny singular values close to 1. All steps are
-    polynomials in the first A. So they are multiplied into Q (out, out), and X is needed only at
-    the end. That takes a third of the time.
+    This is the Newton-Schulz iteration of Muon's authors. ‖G‖ is the root of the sum of squares, so
+    that S ≤ 1 in X = G / ‖G‖. A step X ← P X, where P = a I + b A + c A² and A = X Xᵀ, leaves U and
+    V and turns each singular value s into a s + b s³ + c s⁵. Five steps bring all above 0.0015 to
+    0.7 to 1.2. The small P's are multiplied into Q, and Q with X only once: that is faster.
     """
     if G.shape[0] > G.shape[1]:
         return orthogonal(G.T).T  # A is the smaller one of X Xᵀ and Xᵀ X
     X = G / (G.norm() + 1e-7)
-    A = X @ X.T                   # (out, out)
+    A = X @ X.T                   # (rows, rows)
     I = torch.eye(len(A), dtype=A.dtype, device=A.device)
     Q = I
     for _ in range(5):
@@ -884,7 +888,9 @@ def orthogonal(G):
 
 
 # Muon's authors leave the first layer and the last one to AdamW. The first ones are those of tiny,
-# of the other ViTs, of a ResNet and of a Swin; the last one is a predictor.
+# of the other ViTs, of a ResNet and of a Swin; the last one is a predictor. This is for models that
+# learn from nothing. In a student and in updates of frozen weights, whose names begin in another
+# way, Muon moves the first layer, too.
 FIRST = ("backbone.patch_embed.0.", "backbone.patch_embed.weight",
          "backbone.body.conv1.", "backbone.body.features.0.0.")
 
@@ -948,7 +954,7 @@ def prepare(model, checkpointing):
             module.__class__ = SyncBatchNorm
         if isinstance(module, ViT):
             module.checkpointing = checkpointing
-    in_fast_layout(model)  # also what is new in it
+    in_fast_layout(model)  # the kernels of a new adapter, too
     set_training_mode(model)
 
 

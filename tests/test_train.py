@@ -920,7 +920,8 @@ def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     plan = plan_of(cache, capsys, "--batch-size", "4", "--epochs", "3", "--validate-every", "2")
     assert plan["base"].startswith("plan: base: 1,650 steps of 4 crops (figures#natural: 6 people, "
-                                   "1100.0 epochs), muon, learning rate 0.002, falling to 0")
+                                   "1100.0 epochs), muon, learning rate 0.002 (matrices 0.02), falling to "
+                                   "0")
     assert "adapt: 21 steps of 4 crops (figures#artificial: 28 people, 3.0 epochs)" in plan["adapt"]
     assert plan["adapt"].endswith("falling to 0, validation every 14 steps")
     plan = plan_of(cache, capsys, "--mode", "uda", "--recipe", "paper", "--size", "resnet18",
