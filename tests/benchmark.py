@@ -154,8 +154,6 @@ def benchmark_step(args):
     models["full, AdamW"] = copy.deepcopy(models["full"])
     for model in models.values():
         prepare(model, checkpointing=False)
-    slow = "full, AdamW, usual layout"  # of kernels: not channels_last
-    models[slow] = copy.deepcopy(models["full"]).to(memory_format=torch.contiguous_format)
     stage = Stage("adapt", 1, 1e-3, args.batch, 0, False, optimizer="muon")
     by_adamw = replace(stage, optimizer="adamw")
     optimizers = {row: new_optimizer(model, by_adamw if "AdamW" in row else stage)
