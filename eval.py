@@ -967,8 +967,8 @@ def check_options(options, defaults):
     for entry in fields(options):
         value = getattr(options, entry.name)
         default = getattr(defaults, entry.name)
-        if value == default or isinstance(default, tuple) and value == list(default):
-            continue
+        if value == default or (isinstance(default, tuple) and value == list(default)):
+            continue  # JSON and argparse have lists for tuples
         check_value(entry, value)
         for condition in entry.metadata["only"]:
             if not holds(condition, options):
