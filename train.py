@@ -1224,7 +1224,10 @@ def draw_chart(picture, box, title, rows, key):
         x = left + steps / steps[-1] * (right - left)
         y = bottom - line / highest * (bottom - top)
         known = np.isfinite(y)
-        draw.line(list(zip(x[known], y[known])), color, 2)
+        points = list(zip(x[known], y[known]))
+        draw.line(points, color, 2)
+        if len(points) == 1:  # a line of one point is invisible; many stages are validated once
+            draw.circle(points[0], 3, color)
 
 
 # ---------------------------------------------------------------------------------- the checkpoints

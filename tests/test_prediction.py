@@ -197,6 +197,14 @@ def test_sheets_and_curves_have_a_place_for_everything(figures):
     panels = np.asarray(draw_curves(history, width=200, height=100))
     drawn = (panels == (65, 105, 225)).all(2).reshape(2, 100, 2, 200).any((1, 3))
     assert drawn.tolist() == [[True, False], [True, True]]  # no PCK in a stage that predicts no keypoints
+    assert not (panels == (46, 139, 87)).all(2).any()  # nothing was validated
+
+
+def test_a_single_validation_is_a_dot_in_the_curves():
+    history = [{"stage": "adapt", "step": step, "loss": 1.0, "pck": 0.5,
+                "validation": 0.8 if step == 2 else math.nan} for step in (1, 2, 3)]
+    panels = np.asarray(draw_curves(history, width=200, height=100))
+    assert (panels == (46, 139, 87)).all(2).any()
 
 
 # -------------------------------------------------------------------------------------- the command
