@@ -42,18 +42,14 @@ class Skeleton:
     sigmas: np.ndarray  # (K,) how far annotators scatter, relative to the person's size; for OKS
     upper: tuple[int, ...]  # the upper half: a half-body crop keeps either these or the others
     groups: dict  # name of a group -> the keypoints that a PCK table averages
+    flip_pairs: tuple = ()  # what a mirror image exchanges; without them the names tell
 
     @cached_property
     def mirrored(self):
         """(K,) each keypoint's counterpart in a mirrored image: right_eye for left_eye."""
-        other_side = {"left": "right", "right": "left"}
-        names = [plain_name(name) for name in self.names]
-        counterpart = np.arange(len(names))  # a nose is its own counterpart
-        for joint, name in enumerate(names):
-            words = [other_side.get(word, word) for word in name.split("_")]
-            other = "_".join(words)
-            if other in names:
-                counterpart[joint] = names.index(other)
+        counterpart = np.arange(len(self.names))  # a nose is its own counterpart
+        for a, b in self.flip_pairs or pairs_in_names(self.names):
+            counterpart[[a, b]] = b, a
         return counterpart
 
     @property
@@ -397,7 +393,9 @@ def skeleton_from(fields):
     groups = {name: tuple(joints) for name, joints in fields["groups"].items()}
     edges = tuple(tuple(edge) for edge in fields["edges"])
     sigmas = np.array(fields["sigmas"])
-    return Skeleton(tuple(fields["names"]), edges, sigmas, tuple(fields["upper"]), groups)
+    flip_pairs = tuple(tuple(pair) for pair in fields.get("flip_pairs", ()))
+    return Skeleton(tuple(fields["names"]), edges, sigmas, tuple(fields["upper"]), groups,
+                    flip_pairs)
 
 
 with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8") as file:
@@ -415,10 +413,34 @@ UNNAMED = "keypoint {}"  # the names keypoint 1, keypoint 2, ... where only thei
 
 def known_skeleton(count):
     """The skeleton of a model of which no more is known than the number of its keypoints."""
-    for skeleton in SKELETONS.values():
-        if len(skeleton.names) == count:
-            return skeleton
+    for name in skeletons_of(count):
+        return SKELETONS[name]
     return make_skeleton([UNNAMED.format(number) for number in range(1, count + 1)], ())
+
+
+def skeletons_of(count):
+    """The names of the known skeletons with so many keypoints."""
+    return [name for name, skeleton in SKELETONS.items() if len(skeleton.names) == count]
+
+
+def skeleton_named(name):
+    """The known skeleton of a name, such as "ap10k". Raises DataError for another name."""
+    if name.upper() not in SKELETONS:
+        raise DataError(f"skeleton: expected one of {', '.join(SKELETONS)}, found {name}")
+    return SKELETONS[name.upper()]
+
+
+def pairs_in_names(names):
+    """Pairs of keypoints whose names differ in left and right alone: left_eye and right_eye."""
+    other_side = {"left": "right", "right": "left"}
+    joint_of = {plain_name(name): joint for joint, name in enumerate(names)}
+    pairs = []
+    for name, joint in joint_of.items():
+        words = [other_side.get(word, word) for word in name.split("_")]
+        other = joint_of.get("_".join(words), joint)
+        if joint < other:
+            pairs.append((joint, other))
+    return pairs
 
 
 def plain_name(name):

@@ -370,12 +370,12 @@ from typing import get_args
 
 from PIL import Image, ImageDraw
 
-from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column,
-                  check_unique, crop_width, domain_of, find_pictures, finite_numbers,
-                  format_if_turned, image_rows, load_dataset, open_image, picture_dataset,
-                  picture_rows, picture_size, plain_name, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
-                  write_json)
+from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, Skeleton, below_common_folder,
+                  cache_folder, column, check_unique, crop_width, domain_of, find_pictures,
+                  finite_numbers, format_if_turned, image_rows, load_dataset, open_image,
+                  picture_dataset, picture_rows, picture_size, plain_name, read_boxes,
+                  read_columns, read_json, read_pictures, read_skeleton, to_coco, with_boxes,
+                  with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights)
 
@@ -1130,6 +1130,9 @@ class EvalOptions:
     base: str = option(
         None, type=path_or_name, only=POSES,
         help="The model that --checkpoint goes around, if --checkpoint is an adapter.")
+    skeleton: str = option(
+        None, type=str.upper, choices=tuple(SKELETONS), only=POSES,
+        help="The keypoints of --checkpoint, if its file does not say what they are.")
     data: str = option(
         None, type=data_spec, only=POSES,
         help="Predict the people of this data set: name:root or name:root#domain.")
@@ -1224,7 +1227,8 @@ def poses_of_model(options):
     check_device(options.device)
     if options.large:
         Image.MAX_IMAGE_PIXELS = None
-    model = load_model(options.checkpoint, base=options.base).to(options.device)
+    model = load_model(options.checkpoint, base=options.base, skeleton=options.skeleton)
+    model.to(options.device)
     check_prompt(model, options)
     dataset = read_data(model, options)
     if options.out:
@@ -1269,6 +1273,7 @@ def read_data(model, options):
     if options.data:
         dataset = load_dataset(options.data, options.split, options.cache)
         if model.skeleton.has_sides:  # the model knows what its keypoints are
+            say_other_skeleton(model.skeleton, dataset)
             dataset = with_skeleton(dataset, model.skeleton)
         if not len(dataset.annotated):
             raise DataError(f"{options.data}: expected labelled people in split {options.split!r}, "
@@ -1285,6 +1290,16 @@ def read_data(model, options):
         raise DataError(f"--sigmas: expected {count} numbers, found {len(options.sigmas)}")
     skeleton = replace(dataset.skeleton, sigmas=np.array(options.sigmas))
     return replace(dataset, skeleton=skeleton)
+
+
+def say_other_skeleton(skeleton, dataset):
+    """Says so if a data set names other keypoints than a model of as many."""
+    names = [plain_name(name) for name in skeleton.names]
+    found = [plain_name(name) for name in dataset.skeleton.names]
+    if len(found) == len(names) and sorted(found) != sorted(names):
+        print(f"{dataset.name}: {', '.join(found[:3])}, ... are other keypoints than the model's "
+              f"{', '.join(names[:3])}, ...; --skeleton says what the model's are",
+              file=sys.stderr)
 
 
 def check_out(options, dataset):

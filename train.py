@@ -414,12 +414,13 @@ from PIL import Image, ImageDraw
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
-                  PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
-                  decode_heatmaps, expecting, free_space, ignore_group_signals, join_processes,
-                  load_dataset, mean_of_all, my_share, open_image, processes, read_boxes,
-                  remove_labels, to_coco, transform_points, unreadable, wait_for_all, warp_image,
-                  with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation,
+                  Crops, DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder,
+                  crop_matrix, crop_width, decode_heatmaps, expecting, free_space,
+                  ignore_group_signals, join_processes, load_dataset, mean_of_all, my_share,
+                  open_image, processes, read_boxes, remove_labels, to_coco, transform_points,
+                  unreadable, wait_for_all, warp_image, with_boxes, with_sentences,
+                  with_skeleton, write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people)
@@ -440,6 +441,7 @@ from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, 
 
 NOT_MUON = ["without --optimizer muon"]     # the rate falls after milestones
 NEW_MODEL = ["without --weights"]           # a model is trained before it is adapted
+OLD_MODEL = ["with --weights"]
 CHANGES_THE_BLOCKS = ("full", "lora", "all-but-stem")
 TUNED = ["without --strategy scratch"]      # a model is adapted
 READS_TEXT = ["with --strategy vlpose"]
@@ -597,6 +599,8 @@ class ModelOptions:
     weights: str = option(None, type=path_or_name,
         help="A trained model to adapt; none is trained then. It is a file or a name such as "
              "vitpose-b; of a VLPose its base is taken.")
+    skeleton: str = option(None, type=str.upper, choices=tuple(SKELETONS), only=OLD_MODEL,
+        help="The keypoints of --weights, if its file does not say what they are.")
     init: str = option(None, type=path_or_name, only=NEW_MODEL,
         help="A new backbone of --size starts from these weights: a file or a name such as mae-b.")
     image_size: list[int] = option(None, nargs=2, least=32, step=32,
@@ -1543,7 +1547,7 @@ def alignment_data(options):
           "their labels unread")
 
     if source is None:
-        skeleton = load_pose_model(options.weights).skeleton
+        skeleton = load_pose_model(options.weights, skeleton=options.skeleton).skeleton
     elif labelled:
         skeleton = test.skeleton
     else:
@@ -1615,7 +1619,8 @@ def starting_model(options, skeleton, trunk_size=(256, 192)):
     torch.manual_seed(options.seed)
     size = tuple(options.image_size) if options.image_size else None
     if options.weights:
-        model = with_keypoints(load_pose_model(options.weights, size), skeleton)
+        model = load_pose_model(options.weights, size, options.skeleton)
+        model = with_keypoints(model, skeleton)
     else:
         config = MODEL_CONFIGS[options.size]
         if size is None:

@@ -761,13 +761,21 @@ class WeightsError(DataError):
     """
 
 
+@dataclass(frozen=True)
+class PublicFile:
+    """A row of assets/weights.csv: a file that others have published."""
+    address: str
+    digest: str = ""    # the first digits of its SHA-256; "" if not published
+    skeleton: str = ""  # of a pose model; one of data.SKELETONS
+
+
 def read_addresses():
-    """{name of a public file: (address, the first digits of its SHA-256, "" if not published)}."""
+    """{name: PublicFile}."""
     files = {}
     path = Path(__file__).parent / "assets" / "weights.csv"
     with open(path, newline="", encoding="utf-8") as table:
         for row in csv.DictReader(table):
-            files[row["name"]] = (row["address"], row["sha256"])
+            files[row["name"]] = PublicFile(row["address"], row["sha256"], row["skeleton"])
     return files
 
 
@@ -812,7 +820,8 @@ def fetch(name):
     Its checksum is tested every time, so that a file which was put there by hand is as safe.
     Raises WeightsError if the file cannot be fetched or is another one.
     """
-    url, expected = PUBLIC_FILES[name]
+    url = PUBLIC_FILES[name].address
+    expected = PUBLIC_FILES[name].digest
     path = cache_folder() / "weights" / (name.replace("/", "-") + Path(url).suffix)
     if not path.exists():
         try:
@@ -1044,8 +1053,9 @@ class InertUnpickler(pickle._Unpickler):
 
 
 def inert_tensors(tree, dtypes, read_storage):
-    """The state dict in what an InertUnpickler has read, with its tensors made.
+    """A checkpoint with the state dict in what an InertUnpickler has read, with its tensors made.
 
+    Beside the state dict there is `meta`, which stays inert: mmpose describes its model in it.
     dtypes: {key of a storage: its data type}. read_storage(key) gives the bytes of a storage; only
     the state dict's storages are read, and not an optimizer's, say.
     """
@@ -1064,7 +1074,20 @@ def inert_tensors(tree, dtypes, read_storage):
             key, = storage.args
             value = whole_storage(key).as_strided(size, stride, offset)  # fails beyond the storage
         tensors[name] = value
-    return tensors
+    return {"state_dict": tensors, "meta": tree.get("meta")}
+
+
+NUMPY_DTYPES = {"f4": torch.float32, "f8": torch.float64}
+
+
+def inert_numbers(value):
+    """The numbers in a list, or in what an InertUnpickler has made of a NumPy array (n,)."""
+    if isinstance(value, Inert):
+        _, _, dtype, _, data = value.state
+        if isinstance(data, Inert):  # a text, from which Python 2's protocol makes bytes
+            data = data.args[0].encode("latin1")
+        value = torch.frombuffer(bytearray(data), dtype=NUMPY_DTYPES[dtype.args[0]]).tolist()
+    return [float(number) for number in value]
 
 
 def scripted_tensors(module, seen, prefix=""):
@@ -1392,7 +1415,10 @@ def without_classifier(state):
 import sys
 from dataclasses import asdict
 
-from data import plain_name, processes, skeleton_from, written_whole
+import numpy as np
+
+from data import (SKELETONS, make_skeleton, plain_name, processes, skeleton_from, skeleton_named,
+                  skeletons_of, written_whole)
 
 FORMAT = "posebridge-1"
 # An untrained text tower, which stands in where no public weights are given.
@@ -1437,12 +1463,15 @@ def save_tensors(path, contents):
 
 # ------------------------------------------------------------------------------------------ loading
 
-def load_model(path_or_name, image_size=None, base=None):
+def load_model(path_or_name, image_size=None, base=None, skeleton=None):
     """The model that `save_checkpoint` wrote, or a pose model from any public file or name.
 
     path_or_name: a file, a run's folder, or a public name, such as "vitpose-b".
     image_size: height and width in pixels to use the model with, if not the ones of its training.
     base: if the file holds only an adapter, the file or name of the model that it goes around.
+    skeleton: the name of a known skeleton, such as "ap10k", if a public file does not say what its
+        keypoints are. Without a name, the first skeleton with so many keypoints is taken, and a
+        line on stderr says so.
     A backbone without a decoder (MAE's, torchvision's) gets an untrained one.
     `model.about` is what the file says about the model's use.
     Raises WeightsError if a tensor is missing, left over or of another shape.
@@ -1454,24 +1483,25 @@ def load_model(path_or_name, image_size=None, base=None):
     state = tensors_of(contents, path)
     with expecting(path, "a pose model", WeightsError):
         if contents.get("format") == FORMAT:
-            model = load_own(contents, state, path, image_size, base)
+            model = load_own(contents, state, path, image_size, base, skeleton)
             model.about = contents["about"]
         else:
-            model = load_public(path_or_name, state, path, image_size)
+            model = load_public(path_or_name, contents, path, image_size, skeleton)
             model.about = {}
         return model.eval()
 
 
-def load_pose_model(path_or_name, image_size=None):
+def load_pose_model(path_or_name, image_size=None, skeleton=None):
     """The PoseModel in a file: of a VLPose, the original model. Otherwise like `load_model`."""
-    model = load_model(path_or_name, image_size)
+    model = load_model(path_or_name, image_size, skeleton=skeleton)
     if isinstance(model, VLPose):
         model = model.base
     return model.requires_grad_(True)
 
 
-def load_public(path_or_name, state, path, image_size):
+def load_public(path_or_name, contents, path, image_size, skeleton):
     """A PoseModel from weights that others have published: see `load_model`."""
+    state = tensors_of(contents, path)
     if path_or_name in TRUNKS:
         config = MODEL_CONFIGS[path_or_name]
         body = without_classifier(state)
@@ -1481,7 +1511,10 @@ def load_public(path_or_name, state, path, image_size):
     if has_decoder(state):
         num_keypoints = len(state["head.predictor.weight"])
         config, state = resized(config, state, image_size or config.image_size)
-        model = PoseModel(config, num_keypoints)
+        if path_or_name in PUBLIC_FILES:
+            skeleton = skeleton or PUBLIC_FILES[path_or_name].skeleton
+        skeleton = skeleton_of_public(contents, num_keypoints, path, skeleton)
+        model = PoseModel(config, num_keypoints, skeleton)
     else:
         config, state = resized(config, state, image_size or ViTConfig.image_size)
         model = PoseModel(config)
@@ -1493,15 +1526,63 @@ def load_public(path_or_name, state, path, image_size):
     return load_strictly(model, state, path)
 
 
-def load_own(contents, state, path, image_size, base):
+def skeleton_of_public(contents, count, path, name):
+    """The Skeleton of a pose model with `count` keypoints that others have published.
+
+    name: the skeleton's name, "" or None if it is not known. Then the file may describe it.
+    Raises WeightsError if the skeleton of that name has another number of keypoints.
+    """
+    if name:
+        skeleton = skeleton_named(name)
+        if len(skeleton.names) != count:
+            raise WeightsError(f"{path}: expected a skeleton of {count} keypoints, "
+                               f"found {name} with {len(skeleton.names)}")
+        return skeleton
+    described = skeleton_of_mmpose(contents)
+    if described and len(described.names) == count:
+        return described
+    skeleton = known_skeleton(count)
+    names = skeletons_of(count)
+    guess = "they are numbered, and nobody knows left from right"
+    if names:
+        guess = (f"taken for {names[0]}'s ({', '.join(skeleton.names[:3])}, ...); "
+                 f"--skeleton chooses from {', '.join(names)}")
+    print(f"{path}: does not say what its {count} keypoints are: {guess}", file=sys.stderr)
+    return skeleton
+
+
+def skeleton_of_mmpose(contents):
+    """The Skeleton that a file of mmpose 1.x describes, None if it describes none."""
+    meta = contents.get("meta")
+    about = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    if not isinstance(about, dict) or "keypoint_id2name" not in about:
+        return None
+    name_of = about["keypoint_id2name"]
+    count = len(name_of)
+    links = about.get("skeleton_links", ())
+    edges = [(a, b) for a, b in links if 0 <= min(a, b) and max(a, b) < count]
+    skeleton = make_skeleton([name_of[joint] for joint in range(count)], edges)
+    if skeleton in SKELETONS.values():
+        return skeleton
+    pairs = [(a, b) for a, b in enumerate(about.get("flip_indices", ())) if a < b < count]
+    sigmas = skeleton.sigmas
+    if len(about.get("sigmas", ())):
+        sigmas = np.array(inert_numbers(about["sigmas"])).round(6)  # they are in float32
+    return replace(skeleton, flip_pairs=tuple(pairs), sigmas=sigmas)
+
+
+def load_own(contents, state, path, image_size, base, skeleton):
     """The PoseModel or VLPose of a file of `save_checkpoint`: see `load_model`."""
     if "base" in contents:
+        if skeleton:
+            raise WeightsError(f"{path}: has its own skeleton; expected no other, "
+                               f"found {skeleton}")
         model = load_own_base(contents, state, path, image_size)
     elif base is None:
         raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too "
                            f"(eval.py: --base)")
     else:
-        model = load_pose_model(base, image_size)
+        model = load_pose_model(base, image_size, skeleton)
     if "options" in contents or "adapter" in contents:  # a VLPose
         model = load_own_adapter(contents, model, path)
     return model
