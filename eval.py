@@ -377,7 +377,7 @@ from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, Skeleton, below_common_f
                   read_columns, read_json, read_pictures, read_skeleton, to_coco, with_boxes,
                   with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
-                    load_weights)
+                    load_weights, split_choice)
 
 
 def read_scenes(annotations, results, sigmas=COCO17.sigmas):
@@ -1008,10 +1008,14 @@ def data_spec(text):
 
 
 def path_or_name(text):
-    """The type of an option for a file or folder, from then on absolute, or for another name."""
-    if text in PUBLIC_FILES or text == "random" or not os.path.exists(text):
+    """The type of an option for a file or folder, from then on absolute, or for another name.
+
+    A choice after # stays: see `vlpose.split_choice`.
+    """
+    source, choice = split_choice(text)
+    if source in PUBLIC_FILES or source == "random" or not os.path.exists(source):
         return text
-    return os.path.abspath(text)
+    return os.path.abspath(source) + text.removeprefix(source)
 
 
 def default_device():

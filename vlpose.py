@@ -36,7 +36,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from clip_tokenizer import CLIPTokenizer
-from data import known_skeleton, normalize
+from data import SKELETONS, known_skeleton, normalize
 
 # ------------------------------------------------------------------------- 1. the transformer block
 
@@ -243,6 +243,13 @@ class PoseModel(nn.Module):
 
 # ----------------------------------------------------------------------------- 4. CLIP's text tower
 
+class QuickGELU(nn.Module):
+    """The approximation of GELU that OpenAI's CLIP was trained with."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
 @dataclass(frozen=True)
 class CLIPTextConfig:
     width: int
@@ -251,13 +258,7 @@ class CLIPTextConfig:
     embed_dim: int  # D_text, the width of the space that CLIP shares between text and images
     vocab_size: int = 49408
     context_length: int = 77
-
-
-class QuickGELU(nn.Module):
-    """The approximation of GELU that CLIP was trained with."""
-
-    def forward(self, x):
-        return x * torch.sigmoid(1.702 * x)
+    activation: type = QuickGELU  # LAION's CLIPs were trained with nn.GELU
 
 
 class CLIPText(nn.Module):
@@ -274,7 +275,7 @@ class CLIPText(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(config.context_length, width))
         self.blocks = nn.ModuleList()
         for _ in range(config.layers):
-            block = Block(width, config.heads, eps=1e-5, activation=QuickGELU, causal=True)
+            block = Block(width, config.heads, eps=1e-5, activation=config.activation, causal=True)
             self.blocks.append(block)
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
@@ -749,9 +750,16 @@ class TorchvisionBackbone(nn.Module):
 import csv
 import hashlib
 import http.client
+import math
+import os
+import shutil
+import sys
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
-from data import DataError, cache_folder, expecting
+from data import DataError, cache_folder, expecting, not_written, progress, read_json
 
 
 class WeightsError(DataError):
@@ -765,8 +773,9 @@ class WeightsError(DataError):
 class PublicFile:
     """A row of assets/weights.csv: a file that others have published."""
     address: str
-    digest: str = ""    # the first digits of its SHA-256; "" if not published
+    digest: str = ""    # the first digits of its SHA-256, or after "md5:" of its MD5; "" if unknown
     skeleton: str = ""  # of a pose model; one of data.SKELETONS
+    mirror: str = ""    # a second address of the same file
 
 
 def read_addresses():
@@ -775,7 +784,8 @@ def read_addresses():
     path = Path(__file__).parent / "assets" / "weights.csv"
     with open(path, newline="", encoding="utf-8") as table:
         for row in csv.DictReader(table):
-            files[row["name"]] = PublicFile(row["address"], row["sha256"], row["skeleton"])
+            name = row.pop("name")
+            files[name] = PublicFile(**row)
     return files
 
 
@@ -794,6 +804,18 @@ def load_weights(path_or_name):
     path = find_file(path_or_name)
     contents = read_file(path)         # plain containers and tensors: see the next appendix
     return tensors_of(contents, path)  # its state dict
+
+
+def split_choice(path_or_name):
+    """("file.pth", "ap10k") of "file.pth#ap10k", and ("file.pth", "") of "file.pth".
+
+    What stands after # says what the file does not say: see `load_model` and `load_clip_text`.
+    """
+    text = str(path_or_name)
+    if "#" not in text or Path(text).exists():
+        return path_or_name, ""
+    source, _, choice = text.rpartition("#")
+    return source, choice
 
 
 def find_file(path_or_name):
@@ -818,25 +840,143 @@ def fetch(name):
     """The path of a public file in the cache folder, where it is fetched to when first needed.
 
     Its checksum is tested every time, so that a file which was put there by hand is as safe.
-    Raises WeightsError if the file cannot be fetched or is another one.
+    Raises WeightsError if the file cannot be fetched or is another one, and DataError if the cache
+    folder cannot be written.
     """
-    url = PUBLIC_FILES[name].address
-    expected = PUBLIC_FILES[name].digest
-    path = cache_folder() / "weights" / (name.replace("/", "-") + Path(url).suffix)
+    file = PUBLIC_FILES[name]
+    path = cache_folder() / "weights" / (name.replace("/", "-") + Path(file.address).suffix)
     if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), expected)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise WeightsError(f"{name}: cannot fetch {url} ({error}); "
-                               f"by hand, put it at {path}") from None
-    with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(expected):
-        raise WeightsError(f"{path}: expected {url}, whose SHA-256 begins {expected}, "
-                           f"found {found}; remove it")
+        fetch_from_any([file.address, file.mirror], path, file.digest)
+    elif not has_digest(path, file.digest):
+        raise WeightsError(f"{path}: expected {file.address}, whose {in_words(file.digest)}, found "
+                           f"another file; remove it, and the next run fetches it anew")
     return path
 
+
+# --------------------------------------------------------------------------------------- downloads
+
+TIMEOUT = 30  # seconds without a byte from the server
+CHUNK = 1_000_000  # bytes that are written at once
+HUGGING_FACE = "https://huggingface.co"
+
+
+def fetch_from_any(addresses, path, digest):
+    """Fetches a file from the first of two addresses that has it; the second one may be ""."""
+    address, mirror = addresses
+    try:
+        download(address, path, digest)
+    except (OSError, http.client.HTTPException, WeightsError) as error:
+        message = f"{path.name}: cannot fetch {address} ({error})"
+        if not mirror:
+            raise WeightsError(f"{message}; by hand, put it at {path}") from None
+        print(f"{message}; trying {mirror}", file=sys.stderr)
+        fetch_from_any([mirror, ""], path, digest)
+
+
+def download(address, path, digest):
+    """Fetches a file. It is at `path` only when it is whole and has the digest.
+
+    What a broken connection has left stays as PATH.part, and the next download goes on there.
+    """
+    part = path.with_name(f"{path.name}.part")
+    own = path.with_name(f"{path.name}.part{os.getpid()}")  # no other program writes to it
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own.touch()
+    except OSError as error:
+        why = f"{error.strerror}; POSEBRIDGE_HOME names another folder"
+        raise not_written(path, why) from None
+    try:
+        with suppress(FileNotFoundError):
+            os.replace(part, own)
+        found = receive(address, own)
+        digest = digest or found
+        if not has_digest(own, digest):
+            own.unlink()
+            raise WeightsError(f"expected a file whose {in_words(digest)}, found another one")
+        os.replace(own, path)
+    finally:
+        if own.exists() and own.stat().st_size:
+            os.replace(own, part)
+        own.unlink(missing_ok=True)
+
+
+def receive(address, file):
+    """Appends to a file what it lacks of the file at an address.
+
+    Returns the SHA-256 that Hugging Face's server says the whole file has, "" if it says none.
+    Raises OSError if the connection breaks, or if the server sends a web page instead.
+    """
+    start = file.stat().st_size
+    redirects = HuggingFaceRedirects()
+    request = huggingface_request(address)
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416:  # otherwise there is no such range: the file has another length
+            raise
+        file.write_bytes(b"")
+        return receive(address, file)
+    with answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise OSError("expected a file of weights, found a web page, perhaps to log in")
+        is_rest = (answer.headers["Content-Range"] or "").startswith(f"bytes {start}-")
+        if not is_rest:  # the server knows no ranges, and sends all
+            start = 0
+        length = int(answer.headers["Content-Length"] or 0)
+        with open(file, "ab" if is_rest else "wb") as stream:
+            for _ in progress(range(math.ceil(length / CHUNK)), f"fetching MB of {address}"):
+                stream.write(answer.read(CHUNK))
+            if not length:  # the server does not say it
+                shutil.copyfileobj(answer, stream)
+    received = file.stat().st_size - start
+    if length and received != length:
+        raise OSError(f"the connection broke after {received:,} of {length:,} bytes; "
+                      "the next try goes on there")
+    return redirects.digest
+
+
+class HuggingFaceRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, and keeps the SHA-256 that Hugging Face's servers send with them."""
+    digest = ""
+
+    def redirect_request(self, request, answer, code, message, headers, address):
+        self.digest = headers.get("X-Linked-Etag", self.digest).strip('"')
+        return super().redirect_request(request, answer, code, message, headers, address)
+
+
+def huggingface_request(address):
+    """A request for an address. For Hugging Face, HF_ENDPOINT and HF_TOKEN count as in its tools.
+
+    The token stays with that server: it does not follow redirects.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
+    is_theirs = address.startswith(HUGGING_FACE)
+    address = address.replace(HUGGING_FACE, endpoint.rstrip("/"), 1)
+    request = urllib.request.Request(address, headers={"User-Agent": "posebridge"})
+    token = os.environ.get("HF_TOKEN")
+    if token and is_theirs:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
+
+
+def has_digest(path, digest):
+    """Whether a file has a digest: see `PublicFile`. Every file has the empty one."""
+    algorithm = "md5" if digest.startswith("md5:") else "sha256"
+    with open(path, "rb") as stream:
+        found = hashlib.file_digest(stream, algorithm).hexdigest()
+    return found.startswith(digest.removeprefix("md5:"))
+
+
+def in_words(digest):
+    """"MD5 begins 8cad7c", for messages."""
+    algorithm = "MD5" if digest.startswith("md5:") else "SHA-256"
+    return f"{algorithm} begins {digest.removeprefix('md5:')}"
+
+
+# -------------------------------------------------------------- the state dict in what a file holds
 
 def tensors_of(contents, path):
     """{name: tensor} of the state dict in what a file holds, without gradients.
@@ -847,6 +987,9 @@ def tensors_of(contents, path):
     tensors = {}
     with expecting(path, "a state dict", WeightsError):
         for name, tensor in unwrap(contents).items():
+            if isinstance(tensor, dict):
+                raise WeightsError(f"{path}: expected one state dict, found {name!r:.60} beside "
+                                   f"others; save {name!r:.60} alone")
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 raise WeightsError(f"{path}: expected a state dict; {name!r:.60} is not a tensor "
                                    f"but a {type(tensor).__name__}")
@@ -870,6 +1013,18 @@ def unwrap(contents):
     return contents
 
 
+def said_beside(path, section, key):
+    """What config.json beside a file, as Hugging Face has them, says of a key; None if nothing.
+
+    section: the part of config.json that has the key; without that part, it has the key itself.
+    """
+    file = Path(path).parent / "config.json"
+    if not file.is_file():
+        return None
+    config = read_json(file, dict, "Hugging Face's description of a model")
+    return config.get(section, config).get(key)
+
+
 # === Appendix: reading files without executing them; skip on a first reading ======================
 
 # A file of weights may come from anybody. So the four forms that such files have are taken apart
@@ -877,13 +1032,10 @@ def unwrap(contents):
 
 import io
 import json
-import math
 import mmap
-import os
 import pickle
 import warnings
 import zipfile
-from contextlib import suppress
 from functools import cache
 
 LARGEST_HEADER = 100_000_000  # bytes of a safetensors file, as its library allows
@@ -1230,24 +1382,18 @@ LAYOUTS = {
         backbone.encoder.layer.{}.layernorm_after            backbone.blocks.{}.norm2
         backbone.encoder.layer.{}.mlp.fc1                    backbone.blocks.{}.mlp.0
         backbone.encoder.layer.{}.mlp.fc2                    backbone.blocks.{}.mlp.2
+        backbone.encoder.layer.{}.mlp.experts.0              backbone.blocks.{}.mlp.experts.0
+        backbone.encoder.layer.{}.mlp.experts.1              backbone.blocks.{}.mlp.experts.1
+        backbone.encoder.layer.{}.mlp.experts.2              backbone.blocks.{}.mlp.experts.2
+        backbone.encoder.layer.{}.mlp.experts.3              backbone.blocks.{}.mlp.experts.3
+        backbone.encoder.layer.{}.mlp.experts.4              backbone.blocks.{}.mlp.experts.4
+        backbone.encoder.layer.{}.mlp.experts.5              backbone.blocks.{}.mlp.experts.5
         backbone.layernorm                                   backbone.norm
         head.deconv1                                         head.block1.0
         head.batchnorm1                                      head.block1.1
         head.deconv2                                         head.block2.0
         head.batchnorm2                                      head.block2.1
         head.conv                                            head.predictor
-    """,
-    "MAE, a backbone alone": """
-        cls_token                                            backbone.cls_token
-        pos_embed                                            backbone.pos_embed
-        patch_embed.proj                                     backbone.patch_embed
-        blocks.{}.norm1                                      backbone.blocks.{}.norm1
-        blocks.{}.attn.qkv                                   backbone.blocks.{}.attn.qkv
-        blocks.{}.attn.proj                                  backbone.blocks.{}.attn.proj
-        blocks.{}.norm2                                      backbone.blocks.{}.norm2
-        blocks.{}.mlp.fc1                                    backbone.blocks.{}.mlp.0
-        blocks.{}.mlp.fc2                                    backbone.blocks.{}.mlp.2
-        norm                                                 backbone.norm
     """,
     "OpenAI's CLIP": """
         token_embedding                                      token_embed
@@ -1292,6 +1438,21 @@ def names_in_layouts():
 OUR_NAMES = names_in_layouts()
 PUBLIC_SIZES = [VIT_CONFIGS[name] for name in ("small", "base", "large", "huge")]
 VITPOSE_SIZES = {config.dim: config for config in PUBLIC_SIZES}
+# The data sets that ViTPose+ has an expert and a decoder for, in its order -> their skeletons.
+EXPERTS = {"coco": "COCO17", "aic": "AIC", "mpii": "MPII", "ap10k": "AP10K", "apt36k": "APT36K",
+           "wholebody": "WHOLEBODY"}
+# Parts of tensors' names in files that hold no ViTPose -> what the files are.
+OTHER_KINDS = {
+    "roi_heads.": "a detector of torchvision",
+    "features.0": "a classifier of torchvision, which has to be named, such as swin_t",
+    "token_embedding": "a CLIP, which --text-weights reads",
+    "token_embed": "a text tower, which --text-weights reads",
+    "deconv_layers.6.": "a ResNet with Simple Baselines' decoder",
+    "upsampling.": "a PoseResNet",
+    "stage4.": "an HRNet",
+    "head.cls_x.": "an RTMPose",
+    ".cv1.conv.": "a YOLO of ultralytics",
+}
 
 
 def translate(state, path):
@@ -1332,13 +1493,23 @@ def our_name(name):
     return name
 
 
-def vitpose_layout(state, path):
-    """(config, tensors under our names) of a public ViTPose or MAE.
+def vitpose_layout(state, path, choice=""):
+    """(config, tensors under our names, skeleton's name or "") of a public ViTPose or backbone.
 
-    A MAE has no decoder. Raises WeightsError if no size of ViTPose has these tensors.
+    choice: "heads=6", or one of EXPERTS for a file with several; see `load_model`.
+    A backbone alone has no decoder. Raises WeightsError if no size of ViTPose has these tensors,
+    or if the file does not have what is chosen.
     """
+    heads, expert = read_choice(choice, path)
+    state, expert = one_decoder(state, expert, path)
+    if "pos_embed" in state:  # a backbone alone, perhaps with a classifier
+        state = {f"backbone.{name}": tensor for name, tensor in state.items()
+                 if not name.startswith("head.")}
+    # ViTPose's authors add the class token's position to every other, mmpose and timm do not.
     is_mmpose = any(name.startswith("backbone.layers.") for name in state)
+    is_added = not is_mmpose and "backbone.norm.weight" not in state
     state = translate(state, path)
+    check_kind(state, path)
     state.pop("backbone.cls_token", None)
 
     positions = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D) with a class token
@@ -1346,10 +1517,13 @@ def vitpose_layout(state, path):
     grid = token_grid(count)
     if grid is None:
         grid = token_grid(count - 1)
-        state["backbone.pos_embed"] = without_class_token(positions, is_mmpose)
+        class_position = positions[:, :1] if is_added else 0
+        state["backbone.pos_embed"] = positions[:, 1:] + class_position
     if dim not in VITPOSE_SIZES or grid is None:
         raise WeightsError(f"{path}: expected a ViTPose, found {count} positions of width {dim}, "
                            f"which none has")
+    if expert:
+        state = with_expert(state, expert, dim)
 
     patches = state["backbone.patch_embed.weight"]  # (D, 3, 16, 16)
     if patches.shape[2:] == (14, 14):  # MAE's huge: padded, as ViTPose's authors do
@@ -1359,7 +1533,91 @@ def vitpose_layout(state, path):
     config = replace(VITPOSE_SIZES[dim], depth=count_blocks(state), image_size=image_size)
     if has_decoder(state):
         config = replace(config, decoder_dim=decoder_width(state))
-    return config, state
+    config = replace(config, heads=number_of_heads(config, heads, state, path))
+    return config, state, EXPERTS.get(expert, "")
+
+
+def read_choice(choice, path):
+    """(number of heads or None, one of EXPERTS or "") of what stands after # in a file's name."""
+    number = choice.removeprefix("heads=")
+    if number != choice and number.isdecimal():
+        return int(number), ""
+    if choice and choice not in EXPERTS:
+        raise WeightsError(f"{path}: expected heads=NUMBER or one of {', '.join(EXPERTS)} "
+                           f"after #, found {choice}")
+    return None, choice
+
+
+def number_of_heads(config, chosen, state, path):
+    """The heads of a ViT: those chosen, those in config.json beside the file, or ViTPose's.
+
+    Nothing in the tensors tells them. Raises WeightsError if nobody knows.
+    """
+    heads = chosen or said_beside(path, "backbone_config", "num_attention_heads")
+    if heads is None:
+        if config.dim == 384 and not has_decoder(state):
+            raise WeightsError(f"{path}: a backbone of width 384 has 6 heads (DINO, DeiT, timm) or "
+                               f"12 (ViTPose); expected '#heads=6' or '#heads=12' after its name")
+        return config.heads
+    if not isinstance(heads, int) or heads < 1 or config.dim % heads:
+        raise WeightsError(f"{path}: expected a number of heads that divides the width "
+                           f"{config.dim}, found {heads}")
+    return heads
+
+
+def one_decoder(state, expert, path):
+    """(state dict, expert) with one decoder of a file of ViTPose's authors that has several.
+
+    The file has `keypoint_head` for COCO, `associate_keypoint_heads.0` and so on for the next ones
+    of EXPERTS; and ViTPose+ has experts. Their script for splitting a file leaves some of these.
+    expert: one of EXPERTS. "" stands for COCO's, and is returned if there is nothing to choose.
+    """
+    others = [name for name in state if "associate_keypoint_heads." in name or ".experts." in name]
+    if not others and expert in ("", "coco"):
+        return state, expert
+    number = list(EXPERTS).index(expert or "coco")
+    chosen = f"associate_keypoint_heads.{number - 1}." if number else "keypoint_head."
+    if number and not any(name.startswith(chosen) for name in others):
+        raise WeightsError(f"{path}: expected a decoder for {expert} ({chosen}*), found none")
+    kept = {}
+    for name, tensor in state.items():
+        is_decoder = "keypoint_head" in name
+        if name.startswith(chosen):
+            name = name.replace(chosen, "keypoint_head.")
+            if number and "final_layer" in name:  # it may be padded
+                tensor = tensor[:len(SKELETONS[EXPERTS[expert]].names)]
+        elif is_decoder:
+            continue
+        kept[name] = tensor
+    expert = expert or "coco"
+    print(f"{path}: made for several data sets; only {expert}'s part is read, of "
+          f"{', '.join(EXPERTS)}, which '#' chooses after the name", file=sys.stderr)
+    return kept, expert
+
+
+def with_expert(state, expert, dim):
+    """The state dict of an ordinary ViT of width `dim`, from that of a ViTPose+.
+
+    There the last layer of an MLP computes only the first part of its output. The expert, a linear
+    layer as well, computes the rest.
+    """
+    number = list(EXPERTS).index(expert)
+    result = {}
+    for name, tensor in state.items():
+        if ".experts." in name:
+            continue
+        if ".mlp.2." in name and len(tensor) < dim:  # otherwise it is put together already
+            tensor = torch.cat([tensor, state[name.replace(".mlp.2.", f".mlp.experts.{number}.")]])
+        result[name] = tensor
+    return result
+
+
+def check_kind(state, path):
+    """Raises WeightsError, which says what a file is, if it holds no ViTPose under our names."""
+    if "backbone.pos_embed" not in state:
+        for part, kind in OTHER_KINDS.items():
+            if any(part in name for name in state):
+                raise WeightsError(f"{path}: expected a ViTPose, found {kind}")
 
 
 def token_grid(count):
@@ -1369,16 +1627,6 @@ def token_grid(count):
         if rows * k * columns * k == count:
             return rows * k, columns * k
     return None
-
-
-def without_class_token(positions, is_mmpose):
-    """The image tokens' positions (1, N, D) in a table (1, 1 + N, D).
-
-    Row 0 is the class token's. ViTPose's authors add it to every other row, mmpose does not.
-    """
-    if is_mmpose:
-        return positions[:, 1:]
-    return positions[:, 1:] + positions[:, :1]
 
 
 def count_blocks(state):
@@ -1402,6 +1650,21 @@ def decoder_width(state):
     return channels if kernel == 1 else 0  # the simple decoder's kernel is 3
 
 
+RESNETS = {  # the number of blocks in layer 3, whether a block has a third convolution -> name
+    (2, False): "resnet18",
+    (6, False): "resnet34",
+    (6, True): "resnet50",
+    (23, True): "resnet101",
+    (36, True): "resnet152",
+}
+
+
+def resnet_of(state):
+    """The name of the ResNet of torchvision that a state dict belongs to, "" if to none."""
+    blocks = {name.split(".")[1] for name in state if name.startswith("layer3.")}
+    return RESNETS.get((len(blocks), "layer3.0.conv3.weight" in state), "")
+
+
 def without_classifier(state):
     """The tensors of a ResNet or Swin of torchvision, but for its last layer."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "head."))}
@@ -1412,13 +1675,12 @@ def without_classifier(state):
 # A model's file holds plain values and tensors: how to build the model, and its state dict. To load
 # it, the model is built and filled, and every tensor must fit.
 
-import sys
 from dataclasses import asdict
 
 import numpy as np
 
-from data import (SKELETONS, make_skeleton, plain_name, processes, skeleton_from, skeleton_named,
-                  skeletons_of, written_whole)
+from data import (make_skeleton, plain_name, processes, skeleton_from, skeleton_named, skeletons_of,
+                  written_whole)
 
 FORMAT = "posebridge-1"
 # An untrained text tower, which stands in where no public weights are given.
@@ -1466,7 +1728,9 @@ def save_tensors(path, contents):
 def load_model(path_or_name, image_size=None, base=None, skeleton=None):
     """The model that `save_checkpoint` wrote, or a pose model from any public file or name.
 
-    path_or_name: a file, a run's folder, or a public name, such as "vitpose-b".
+    path_or_name: a file, a run's folder, or a public name, such as "vitpose-b". After # may stand
+        what a public file does not say: "vitpose-plus-b#ap10k" takes one of the EXPERTS of a file
+        with several, by default COCO's; "dino.pth#heads=6" says the number of heads.
     image_size: height and width in pixels to use the model with, if not the ones of its training.
     base: if the file holds only an adapter, the file or name of the model that it goes around.
     skeleton: the name of a known skeleton, such as "ap10k", if a public file does not say what its
@@ -1478,15 +1742,18 @@ def load_model(path_or_name, image_size=None, base=None, skeleton=None):
     """
     if image_size and any(side % PATCH or side <= 0 for side in image_size):
         raise ValueError(f"image size {image_size}: expected multiples of {PATCH}")
-    path = find_file(path_or_name)
+    source, choice = split_choice(path_or_name)
+    path = find_file(source)
     contents = read_file(path)
     state = tensors_of(contents, path)
     with expecting(path, "a pose model", WeightsError):
         if contents.get("format") == FORMAT:
+            if choice:
+                raise WeightsError(f"{path}: expected no choice after #, found {choice}")
             model = load_own(contents, state, path, image_size, base, skeleton)
             model.about = contents["about"]
         else:
-            model = load_public(path_or_name, contents, path, image_size, skeleton)
+            model = load_public(source, choice, contents, path, image_size, skeleton)
             model.about = {}
         return model.eval()
 
@@ -1499,26 +1766,30 @@ def load_pose_model(path_or_name, image_size=None, skeleton=None):
     return model.requires_grad_(True)
 
 
-def load_public(path_or_name, contents, path, image_size, skeleton):
+def load_public(name, choice, contents, path, image_size, skeleton):
     """A PoseModel from weights that others have published: see `load_model`."""
     state = tensors_of(contents, path)
-    if path_or_name in TRUNKS:
-        config = MODEL_CONFIGS[path_or_name]
+    trunk = name if name in TRUNKS else resnet_of(state)
+    if trunk:
+        if choice:
+            raise WeightsError(f"{path}: expected no choice after #, found {choice}")
+        config = MODEL_CONFIGS[trunk]
         body = without_classifier(state)
         state = {f"backbone.body.{name}": tensor for name, tensor in body.items()}
     else:
-        config, state = vitpose_layout(state, path)
+        config, state, known = vitpose_layout(state, path, choice)
+        skeleton = skeleton or known
+    if name in PUBLIC_FILES:
+        skeleton = skeleton or PUBLIC_FILES[name].skeleton
     if has_decoder(state):
         num_keypoints = len(state["head.predictor.weight"])
         config, state = resized(config, state, image_size or config.image_size)
-        if path_or_name in PUBLIC_FILES:
-            skeleton = skeleton or PUBLIC_FILES[path_or_name].skeleton
         skeleton = skeleton_of_public(contents, num_keypoints, path, skeleton)
         model = PoseModel(config, num_keypoints, skeleton)
     else:
         config, state = resized(config, state, image_size or ViTConfig.image_size)
         model = PoseModel(config)
-        print(f"{path_or_name}: a backbone alone; its decoder is new and untrained",
+        print(f"{name}: a backbone alone; its decoder is new and untrained",
               file=sys.stderr)
         for name, tensor in model.state_dict().items():
             if name.startswith(("head.", "backbone.up.")):
@@ -1729,30 +2000,39 @@ def load_backbone(model, path_or_name):
         state = without_classifier(load_weights(path_or_name))
         load_strictly(model.backbone.body, state, path_or_name)
     else:
-        backbone = load_pose_model(path_or_name, model.config.image_size).backbone
-        load_strictly(model.backbone, backbone.state_dict(), path_or_name)
+        found = load_pose_model(path_or_name, model.config.image_size)
+        load_strictly(model.backbone, found.backbone.state_dict(), path_or_name)
+        model.config = replace(model.config, heads=found.config.heads)
+        for block in model.backbone.blocks:
+            block.attn.heads = found.config.heads
 
 
 def load_clip_text(path_or_name):
     """CLIP's text tower from a file or name, of OpenAI, of transformers or our own.
 
-    "random" is a small untrained tower, always the same. Raises WeightsError if the file holds no
-    text tower.
+    "random" is a small untrained tower, always the same. "file.bin#gelu" says that the tower was
+    trained with GELU, such as LAION's, and "file.bin#quick_gelu" that it was not. Raises
+    WeightsError if the file holds no text tower.
     """
     if path_or_name == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return CLIPText(RANDOM_TEXT).eval()
-    path = find_file(path_or_name)
+    source, choice = split_choice(path_or_name)
+    path = find_file(source)
+    tensors = load_weights(path)
+    is_ours = "token_embed.weight" in tensors
+    is_openais = source in PUBLIC_FILES or "input_resolution" in tensors
     state = {}
-    for name, tensor in load_weights(path).items():
+    for name, tensor in tensors.items():
         if not name.startswith(OTHER_PARTS_OF_CLIP):
             state[name] = tensor
     with expecting(path, "CLIP's text tower", WeightsError):
+        activation = activation_of(path, choice, is_known=is_ours or is_openais)
         if "text_projection.weight" in state:
             # A linear layer in transformers, a matrix to multiply from the right in OpenAI's file.
             state["text_projection.weight"] = state["text_projection.weight"].T
-        if "token_embed.weight" not in state:  # our own file has our names
+        if not is_ours:  # our own file has our names
             state = translate(state, path)
         vocab_size, width = state["token_embed.weight"].shape
         length, _ = state["pos_embed"].shape
@@ -1763,5 +2043,28 @@ def load_clip_text(path_or_name):
             layers=count_blocks(state),
             embed_dim=embed_dim,
             vocab_size=vocab_size,
-            context_length=length)
+            context_length=length,
+            activation=activation)
         return load_strictly(CLIPText(config), state, path).eval()
+
+
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # as config.json calls them
+
+
+def activation_of(path, choice, is_known):
+    """The activation of a text tower: one of ACTIVATIONS' classes.
+
+    choice: its name, "" if it is not chosen. Then config.json beside the file may say it.
+    is_known: whether the tower is one of OpenAI's or ours, which have QuickGELU.
+    """
+    name = choice or said_beside(path, "text_config", "hidden_act")
+    if name is None:
+        name = "quick_gelu"
+        if not is_known:
+            print(f"{path}: does not say whether it was trained with QuickGELU, as OpenAI's CLIP "
+                  "was, or with GELU, as LAION's were: taken for OpenAI's; '#gelu' after its name "
+                  "takes it for LAION's", file=sys.stderr)
+    if name not in ACTIVATIONS:
+        raise WeightsError(f"{path}: expected one of {', '.join(ACTIVATIONS)} as the activation, "
+                           f"found {name}")
+    return ACTIVATIONS[name]

@@ -161,7 +161,7 @@ def test_a_detector_gives_what_torchvision_gives_with_the_same_public_file(name,
     monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
     (tmp_path / "weights").mkdir()
     torch.save(state, tmp_path / "weights" / f"{name}.pth")
-    monkeypatch.setitem(vlpose.PUBLIC_FILES, name, (weights.url, ""))
+    monkeypatch.setitem(vlpose.PUBLIC_FILES, name, vlpose.PublicFile(weights.url))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: dict(state))
     peer, ours = torchvision.models.get_model(name, weights=weights, min_size=160).eval(), load_detector(name)
     ours.transform.min_size = (160,)
@@ -176,7 +176,7 @@ def test_a_detector_gives_what_torchvision_gives_with_the_same_public_file(name,
 
 def test_the_public_files_of_detectors_are_torchvisions_best_and_checked():
     for name in DETECTORS:
-        url, digits = vlpose.PUBLIC_FILES[name]
+        url, digits = vlpose.PUBLIC_FILES[name].address, vlpose.PUBLIC_FILES[name].digest
         best = torchvision.models.get_model_weights(name).DEFAULT
         assert url == best.url and url.endswith(f"-{digits}.pth") and len(digits) == 8
     metrics = torchvision.models.get_model_weights(DETECTORS[0]).DEFAULT.meta["_metrics"]

@@ -13,6 +13,7 @@ import random
 import struct
 import sys
 import threading
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,10 +25,12 @@ import torchvision
 from torch import nn
 
 import vlpose
-from data import COCO17, DataError, make_skeleton
-from vlpose import (DECODERS, DETECTORS, PUBLIC_FILES, TRUNKS, VIT_CONFIGS, PoseModel, ViTConfig,
-                    VLPose, WeightsError, encode_sentences, load_clip_text, load_model,
-                    load_pose_model, load_weights, save_checkpoint, with_keypoints)
+from data import COCO17, SKELETONS, DataError, encode_heatmaps, make_skeleton
+from eval import estimate_poses, main
+from vlpose import (DECODERS, DETECTORS, EXPERTS, PUBLIC_FILES, TRUNKS, VIT_CONFIGS, PoseModel,
+                    PublicFile, ViTConfig, VLPose, WeightsError, encode_sentences, load_backbone,
+                    load_clip_text, load_model, load_pose_model, load_weights, save_checkpoint,
+                    with_keypoints)
 
 SMALL = ViTConfig(384, 2, 12, 0.0, 3, 0.8)  # ViTPose-S with two layers
 
@@ -159,7 +162,7 @@ def test_a_mae_backbone_gets_a_decoder_and_a_table_of_our_shape(dim, heads, patc
               "patch_embed.proj.weight": torch.randn(dim, 3, patch, patch)}
     state["pos_embed"][:, 0] = 0
     torch.save({"model": state}, tmp_path / "mae.pth")
-    backbone = load_pose_model(tmp_path / "mae.pth").backbone
+    backbone = load_pose_model(f"{tmp_path}/mae.pth#heads={heads}").backbone
     assert backbone.grid == (16, 12) and torch.allclose(backbone.pos_embed, torch.tensor(0.5))
     assert torch.equal(backbone.norm.weight, state["norm.weight"])
     inner = slice((16 - patch) // 2, (16 + patch) // 2)
@@ -187,9 +190,8 @@ def test_another_input_size_stretches_the_positional_table(vitpose, crops, tmp_p
 @pytest.mark.parametrize("change, message", [
     (lambda state: state.pop("backbone.blocks.1.norm2.bias"),
      r"1\.norm2\.bias is nothing, expected float \[384\]"),
-    (lambda state: state.update({"backbone.blocks.0.mlp.experts.0.weight": torch.zeros(96, 1536)}),
-     # ViTPose+ has experts
-     r"blocks\.0\.mlp\.experts\.0\.weight is float \[96, 1536\], expected nothing"),
+    (lambda state: state.update({"backbone.blocks.0.mlp.gate.weight": torch.zeros(6, 1536)}),
+     r"blocks\.0\.mlp\.gate\.weight is float \[6, 1536\], expected nothing"),
     (lambda state: state.update({"head.predictor.bias": torch.zeros(16)}),
      r"bias is float \[16\], .* \[17\]"),
     (lambda state: state.update({"backbone.norm.weight": torch.zeros(384).int()}),
@@ -219,8 +221,11 @@ def test_torchvisions_networks_are_backbones_as_they_are(name, tmp_path, monkeyp
     peer = torchvision.models.get_model(name).eval()
     (tmp_path / "weights").mkdir()
     torch.save(peer.state_dict(), tmp_path / "weights" / f"{name}.pth")
-    monkeypatch.setitem(PUBLIC_FILES, name, (PUBLIC_FILES[name][0], ""))
+    monkeypatch.setitem(PUBLIC_FILES, name, PublicFile(PUBLIC_FILES[name].address))
     base = load_pose_model(name)
+    if name == "resnet50":  # its tensors say what it is
+        by_path = load_pose_model(tmp_path / "weights" / f"{name}.pth")
+        same_tensors(by_path.backbone.body.state_dict(), base.backbone.body.state_dict())
     seen = []
     peer.avgpool.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
@@ -830,14 +835,43 @@ def test_a_file_of_another_kind_is_refused(content, tmp_path):
 # ---------------------------------------------------------------------------------------- downloads
 
 class Server(http.server.BaseHTTPRequestHandler):
-    content, asked, breaks_after = b"", [], None
+    """Answers with `content`. The other attributes say what goes wrong."""
+    content = b""
+    asked = []           # (path, its Range, its Authorization)
+    breaks_after = None  # so many bytes are sent, of each answer
+    ranges = True        # whether it knows them
+    kind = "application/octet-stream"
+    token = None         # without it there is no answer
+    silent = False
 
     def do_GET(self):
-        self.asked.append(self.path)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.content)))
+        self.asked.append((self.path, self.headers["Range"], self.headers["Authorization"]))
+        if self.silent:
+            time.sleep(3)
+        if self.token and self.headers["Authorization"] != f"Bearer {self.token}":
+            self.send_error(401)
+            return
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/file.pth")
+            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(self.whole).hexdigest()}"')
+            self.end_headers()
+            return
+        content, status = self.content, 200
+        if self.headers["Range"] and self.ranges:
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                self.send_error(416)
+                return
+            status, content = 206, content[start:]
+        self.send_response(status)
+        if status == 206:
+            end = len(self.content) - 1
+            self.send_header("Content-Range", f"bytes {start}-{end}/{end + 1}")
+        self.send_header("Content-Type", self.kind)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(self.content[:self.breaks_after])
+        self.wfile.write(content[:self.breaks_after])
 
     def log_message(self, *args):
         pass
@@ -848,62 +882,181 @@ def server(tmp_path, monkeypatch):
     """A web server with a file of weights, "test-weights", which goes into tmp_path/weights."""
     torch.save({"w": torch.arange(50_000.0)}, tmp_path / "file.pth")
     content = (tmp_path / "file.pth").read_bytes()
-    handler = type("Handler", (Server,), {"content": content, "asked": []})
+    handler = type("Handler", (Server,), {"content": content, "whole": content, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
-    url = f"http://127.0.0.1:{server.server_port}/file.pth"
-    monkeypatch.setitem(PUBLIC_FILES, "test-weights",
-                        (url, hashlib.sha256(content).hexdigest()[:8]))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    handler.url = f"http://127.0.0.1:{server.server_port}/file.pth"
+    handler.digest = hashlib.sha256(content).hexdigest()[:8]
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile(handler.url, handler.digest))
     yield handler
     server.shutdown()
     server.server_close()
 
 
+def kept(tmp_path):
+    return sorted(file.name for file in (tmp_path / "weights").iterdir())
+
+
+def fetched():
+    assert torch.equal(load_weights("test-weights")["w"], torch.arange(50_000.0))
+
+
 def test_a_name_is_fetched_once_checked_and_kept(server, tmp_path):
     for _ in range(2):
-        assert torch.equal(load_weights("test-weights")["w"], torch.arange(50_000.0))
-    assert server.asked == ["/file.pth"]
-    assert [file.name for file in (tmp_path / "weights").iterdir()] == ["test-weights.pth"]
+        fetched()
+    assert server.asked == [("/file.pth", None, None)]
+    assert kept(tmp_path) == ["test-weights.pth"]
 
 
-@pytest.mark.parametrize("breaks_after, end", [(120_000, b""), (None, b"\0\0")])
-def test_half_a_download_or_one_with_another_hash_is_not_kept(server, tmp_path, breaks_after, end):
-    whole, server.content, server.breaks_after = server.content, server.content + end, breaks_after
-    with pytest.raises(WeightsError,
-                       match="cannot fetch http://127.0.0.1.*invalid hash value.*put it at"):
+@pytest.mark.parametrize("digest", ["as published", "md5", ""])
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_a_download_that_broke_goes_on_where_it_stopped(server, tmp_path, monkeypatch, ranges,
+                                                        digest):
+    if digest == "md5":
+        digest = "md5:" + hashlib.md5(server.content).hexdigest()[:6]
+    if digest != "as published":
+        monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile(server.url, digest))
+    server.breaks_after, server.ranges = 120_000, ranges
+    with pytest.raises(WeightsError, match=r"cannot fetch http://127.0.0.1\S+ \(the connection broke"
+                                           r" after 120,000 of 201,\d+ bytes; the next try goes on"):
         load_weights("test-weights")
-    assert not list((tmp_path / "weights").iterdir())
-    server.content, server.breaks_after = whole, None
-    assert len(load_weights("test-weights")["w"]) == 50_000
+    assert kept(tmp_path) == ["test-weights.pth.part"]
+    server.breaks_after = None
+    fetched()
+    assert server.asked[1] == ("/file.pth", "bytes=120000-", None)
+    assert kept(tmp_path) == ["test-weights.pth"]
+
+
+def test_a_part_that_belongs_to_another_file_is_not_kept(server, tmp_path):
+    (tmp_path / "weights").mkdir()
+    part = tmp_path / "weights" / "test-weights.pth.part"
+    part.write_bytes(bytes(100))
+    with pytest.raises(WeightsError, match="expected a file whose SHA-256 begins"):
+        load_weights("test-weights")
+    assert kept(tmp_path) == []
+    part.write_bytes(bytes(10 ** 6))  # longer than the file: the server knows no such range
+    fetched()
+
+
+def test_another_file_is_not_kept(server, tmp_path):
+    server.content = server.whole + b"\0\0"
+    with pytest.raises(WeightsError, match="cannot fetch http://127.0.0.1.*expected a file whose "
+                                           f"SHA-256 begins {server.digest}.*by hand, put it at"):
+        load_weights("test-weights")
+    assert kept(tmp_path) == []
+    server.content = server.whole
+    fetched()
+
+
+def test_a_web_page_is_no_file_of_weights(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile(server.url))
+    server.content, server.kind = b"<html>log in, please</html>", "text/html; charset=utf-8"
+    with pytest.raises(WeightsError, match="found a web page, perhaps to log in"):
+        load_weights("test-weights")
+    assert kept(tmp_path) == []
+
+
+def test_a_silent_server_ends_a_download(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(vlpose, "TIMEOUT", 0.2)
+    server.silent = True
+    with pytest.raises(WeightsError, match="timed out"):
+        load_weights("test-weights")
+    assert kept(tmp_path) == []
+
+
+def test_the_second_address_is_tried_second_and_said(server, tmp_path, monkeypatch, capsys):
+    closed = "http://127.0.0.1:9/file.pth"
+    file = PublicFile(closed, server.digest, mirror=server.url)
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", file)
+    fetched()
+    assert f"cannot fetch {closed}" in (said := capsys.readouterr().err)
+    assert said.endswith(f"; trying {server.url}\n") and said.count("\n") == 1
+    (tmp_path / "weights" / "test-weights.pth").unlink()
+    server.content = bytes(100)  # a mirror with another file
+    with pytest.raises(WeightsError, match=f"{server.url} .expected a file whose SHA-256"):
+        load_weights("test-weights")
+    assert kept(tmp_path) == []
+
+
+def test_hugging_face_is_asked_as_its_own_tools_ask(server, tmp_path, monkeypatch):
+    """At HF_ENDPOINT, with HF_TOKEN there alone, and with the SHA-256 that the server says."""
+    address = "https://huggingface.co/moved"
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile(address))
+    monkeypatch.setenv("HF_ENDPOINT", server.url.removesuffix("/file.pth") + "/")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    server.content = server.whole[:-1] + b"\1"
+    with pytest.raises(WeightsError, match="expected a file whose SHA-256 begins"):
+        load_weights("test-weights")
+    server.content = server.whole
+    fetched()
+    assert server.asked[2:] == [("/moved", None, "Bearer secret"), ("/file.pth", None, None)]
+
+
+def test_a_token_goes_to_hugging_face_alone(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    fetched()
+    assert server.asked == [("/file.pth", None, None)]
+
+
+def test_a_server_that_needs_a_token_is_named(server, monkeypatch):
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile("https://huggingface.co/file.pth"))
+    monkeypatch.setenv("HF_ENDPOINT", server.url.removesuffix("/file.pth"))
+    server.token = "right"
+    with pytest.raises(WeightsError, match="HTTP Error 401"):
+        load_weights("test-weights")
+    monkeypatch.setenv("HF_TOKEN", "right")
+    fetched()
+
+
+def test_a_cache_that_cannot_be_written_is_not_a_failed_download(server, tmp_path):
+    (tmp_path / "weights").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match="test-weights.pth: cannot be written.*POSEBRIDGE_HOME"):
+        load_weights("test-weights")
+    assert not server.asked
 
 
 def test_offline_the_error_says_which_file_goes_where(server, tmp_path, monkeypatch):
-    url, digest = PUBLIC_FILES["test-weights"]
-    monkeypatch.setitem(PUBLIC_FILES, "test-weights", ("http://127.0.0.1:9/file.pth", digest))
+    file = PublicFile("http://127.0.0.1:9/file.pth", server.digest)
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", file)
     place = tmp_path / "weights" / "test-weights.pth"
     with pytest.raises(WeightsError,
                        match=f"cannot fetch http://127.0.0.1:9/file.pth .* put it at {place}"):
         load_weights("test-weights")
     place.write_bytes(server.content[:-1])
-    with pytest.raises(WeightsError, match=f"{place}: expected .*, whose SHA-256 begins"):
+    with pytest.raises(WeightsError, match=f"{place}: expected .*, whose SHA-256 begins.*remove"):
         load_weights("test-weights")
     place.write_bytes(server.content)
     assert len(load_weights("test-weights")["w"]) == 50_000
 
 
-def test_every_public_name_has_an_address_and_most_a_hash():
+def test_every_public_name_has_an_address_and_a_hash_but_for_hugging_faces():
     names = {f"vitpose-{size}{kind}" for size in "sblh" for kind in ("", "-simple", "-humanart")}
     for name in (*TRUNKS, *DETECTORS):
         known = torchvision.models.get_model_weights(name)
-        assert PUBLIC_FILES[name][0] in [weights.url for weights in known]
+        assert PUBLIC_FILES[name].address in [weights.url for weights in known]
     names |= {"vitpose-b-hf", "mae-b", "mae-l", "mae-h", "adain-encoder", "adain-decoder",
-              "resnet101"}
+              "resnet101", "vitpose-plus-h", "easy-vitpose-b-coco25"}
     assert names | {"ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50"} <= PUBLIC_FILES.keys()
-    for name, (url, digest) in PUBLIC_FILES.items():
-        lengths = (0,) if "hf" in name or "mae" in name else (8, 64)
-        assert url.startswith("https://") and len(digest) in lengths
-        assert set(digest) <= set("0123456789abcdef") and (len(digest) != 8 or f"-{digest}" in url)
+    for name, file in PUBLIC_FILES.items():
+        digest = file.digest.removeprefix("md5:")
+        if file.address.startswith("https://huggingface.co/"):
+            assert not digest  # the server says it
+            continue
+        assert file.address.startswith("https://") and len(digest) in (6, 8, 64)
+        assert set(digest) <= set("0123456789abcdef")
+        assert len(digest) != 8 or f"-{digest}" in file.address
+        assert not file.skeleton or name.startswith("vitpose")
+
+
+def test_every_public_pose_model_has_a_skeleton():
+    for name, file in PUBLIC_FILES.items():
+        if "vitpose" in name:
+            data_set = name.rpartition("-")[2]
+            expected = EXPERTS.get(data_set, "COCO25" if data_set == "coco25" else "COCO17")
+            assert file.skeleton == expected, name
 
 
 @pytest.mark.parametrize("name, count, last", [
