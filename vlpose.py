@@ -1445,8 +1445,7 @@ EXPERTS = {"coco": "COCO17", "aic": "AIC", "mpii": "MPII", "ap10k": "AP10K", "ap
 OTHER_KINDS = {
     "roi_heads.": "a detector of torchvision",
     "features.0": "a classifier of torchvision, which has to be named, such as swin_t",
-    "token_embedding": "a CLIP, which --text-weights reads",
-    "token_embed": "a text tower, which --text-weights reads",
+    "token_embed": "a text tower of CLIP, which --text-weights reads",
     "deconv_layers.6.": "a ResNet with Simple Baselines' decoder",
     "upsampling.": "a PoseResNet",
     "stage4.": "an HRNet",
@@ -1836,10 +1835,13 @@ def skeleton_of_mmpose(contents):
     if skeleton in SKELETONS.values():
         return skeleton
     pairs = [(a, b) for a, b in enumerate(about.get("flip_indices", ())) if a < b < count]
-    sigmas = skeleton.sigmas
-    if len(about.get("sigmas", ())):
-        sigmas = np.array(inert_numbers(about["sigmas"])).round(6)  # they are in float32
-    return replace(skeleton, flip_pairs=tuple(pairs), sigmas=sigmas)
+    skeleton = replace(skeleton, flip_pairs=tuple(pairs))
+    sigmas = np.array(inert_numbers(about.get("sigmas", ()))).round(6)  # they are in float32
+    if not len(sigmas):
+        return skeleton
+    if len(sigmas) != count or not (sigmas > 0).all():
+        raise ValueError(f"{count} keypoints with sigmas {sigmas.tolist()}")
+    return replace(skeleton, sigmas=sigmas)
 
 
 def load_own(contents, state, path, image_size, base, skeleton):

@@ -16,17 +16,20 @@ import threading
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 import vlpose
 from data import COCO17, SKELETONS, DataError, encode_heatmaps, make_skeleton
 from eval import estimate_poses, main
+from train import parse_options, starting_model
 from vlpose import (DECODERS, DETECTORS, EXPERTS, PUBLIC_FILES, TRUNKS, VIT_CONFIGS, PoseModel,
                     PublicFile, ViTConfig, VLPose, WeightsError, encode_sentences, load_backbone,
                     load_clip_text, load_model, load_pose_model, load_weights, save_checkpoint,
@@ -242,6 +245,347 @@ def test_torchvisions_networks_are_backbones_as_they_are(name, tmp_path, monkeyp
         assert torch.equal(again(crops), base(crops))
 
 
+def bare(state):
+    """The backbone of a state dict under the authors' or mmpose's names, as people share it."""
+    return {name.removeprefix("backbone."): tensor for name, tensor in state.items()
+            if name.startswith("backbone.")}
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize("layout", [1, 2], ids=["last_norm", "mmpretrain"])
+def test_a_backbone_alone_is_read_under_all_its_names(layout, prefix, vitpose, crops, tmp_path):
+    state = {prefix + name: tensor
+             for name, tensor in bare(rename(vitpose.state_dict(), layout)).items()}
+    torch.save({"state_dict": state}, tmp_path / "backbone.pth")
+    model = load_pose_model(f"{tmp_path}/backbone.pth#heads=12")
+    assert same_heatmaps(model.backbone, vitpose.backbone, crops)
+
+
+@pytest.fixture(scope="module")
+def dino():
+    """A backbone of width 384 with 6 heads, in timm's names, and one of its blocks."""
+    timm = pytest.importorskip("timm")
+    peer = randomise(timm.models.vision_transformer.VisionTransformer(
+        embed_dim=384, depth=2, num_heads=6, num_classes=10))
+    return peer.state_dict(), peer.blocks[1]
+
+
+def test_a_bare_backbone_of_width_384_is_refused_until_its_heads_are_said(dino, tmp_path):
+    state, block = dino
+    torch.save(state, tmp_path / "dino.pth")
+    with pytest.raises(WeightsError, match="6 heads .DINO.* or 12 .ViTPose.; expected '#heads=6'"):
+        load_pose_model(tmp_path / "dino.pth")
+    with pytest.raises(WeightsError, match="divides the width 384, found 7"):
+        load_pose_model(f"{tmp_path}/dino.pth#heads=7")
+    with pytest.raises(WeightsError, match="expected heads=NUMBER or one of coco, aic.*found six"):
+        load_pose_model(f"{tmp_path}/dino.pth#six")
+    tokens = torch.randn(1, 9, 384)
+    read = load_pose_model(f"{tmp_path}/dino.pth#heads=6")
+    assert same_heatmaps(read.backbone.blocks[1], block, tokens)
+    table = state["pos_embed"][:, 1:]  # timm adds the class token's row to no other
+    assert torch.allclose(vlpose.resize_positions(table, (224, 224), (256, 192)),
+                          read.backbone.pos_embed)
+    started = PoseModel(SMALL)  # --init
+    load_backbone(started, f"{tmp_path}/dino.pth#heads=6")
+    assert same_heatmaps(started.eval().backbone.blocks[1], block, tokens)
+    assert started.config.heads == 6
+    save_checkpoint(tmp_path / "ours.pth", started)
+    assert same_heatmaps(load_model(tmp_path / "ours.pth").backbone.blocks[1], block, tokens)
+
+
+def test_the_config_of_hugging_face_beside_a_file_says_its_heads(dino, tmp_path):
+    torch.save(dino[0], tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 6, "hidden_act": "gelu"}')
+    assert load_pose_model(tmp_path / "pytorch_model.bin").config.heads == 6
+    (tmp_path / "config.json").write_text('{"num_attention_heads": "all"}')
+    with pytest.raises(WeightsError, match="number of heads that divides the width 384, found all"):
+        load_pose_model(tmp_path / "pytorch_model.bin")
+
+
+# --------------------------------------------------------------- ViTPose+ and files of several tasks
+
+@pytest.fixture(scope="module")
+def vitpose_plus():
+    """transformers' ViTPose+, and its tensors under the authors' names with a decoder per expert.
+
+    The decoders are those of transformers, one for each data set.
+    """
+    transformers = pytest.importorskip("transformers")
+
+    def build(labels):
+        backbone = transformers.VitPoseBackboneConfig(
+            image_size=[256, 192], hidden_size=384, num_hidden_layers=2, num_attention_heads=12,
+            mlp_ratio=4, num_experts=6, part_features=96)
+        config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=labels,
+                                            use_simple_decoder=False)
+        return randomise(transformers.VitPoseForPoseEstimation(config), labels)
+
+    peer = build(17)
+    heads = [build(count).head for count in (17, 14, 16, 17, 17, 133)]
+    heads[0] = peer.head
+    state = {}
+    for name, tensor in peer.state_dict().items():
+        for theirs, authors in [("embeddings.position_embeddings", "pos_embed"),
+                                ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+                                ("encoder.layer", "blocks"), ("layernorm_before", "norm1"),
+                                ("layernorm_after", "norm2"), ("layernorm", "last_norm"),
+                                ("attention.output.dense", "attn.proj")]:
+            name = name.replace(theirs, authors)
+        if "attention.query" in name:
+            three = [peer.state_dict()[name.replace("blocks", "encoder.layer").replace("query", one)]
+                     for one in ("query", "key", "value")]
+            state[name.replace("attention.attention.query", "attn.qkv")] = torch.cat(three)
+        elif "attention.attention" not in name and not name.startswith("head."):
+            state[name] = tensor
+    for number, head in enumerate(heads):
+        prefix = f"associate_keypoint_heads.{number - 1}." if number else "keypoint_head."
+        for layer, place in [("deconv1", "deconv_layers.0"), ("batchnorm1", "deconv_layers.1"),
+                             ("deconv2", "deconv_layers.3"), ("batchnorm2", "deconv_layers.4"),
+                             ("conv", "final_layer")]:
+            for kind, tensor in head.get_submodule(layer).state_dict().items():
+                state[f"{prefix}{place}.{kind}"] = tensor
+    return peer, heads, state
+
+
+@torch.no_grad()
+def heatmaps_of_expert(vitpose_plus, number, crops):
+    peer, heads, _ = vitpose_plus
+    peer.head = heads[number]
+    heatmaps = peer(crops, dataset_index=torch.tensor([number])).heatmaps
+    peer.head = heads[0]
+    return heatmaps
+
+
+def test_vitpose_plus_of_transformers_gives_the_heatmaps_of_its_first_expert(
+        vitpose_plus, crops, tmp_path, capsys):
+    vitpose_plus[0].save_pretrained(tmp_path)
+    model = load_pose_model(tmp_path / "model.safetensors")
+    expected = heatmaps_of_expert(vitpose_plus, 0, crops)
+    assert relative_error(model(crops), expected) <= 1e-5 and model.skeleton is COCO17
+    assert "only coco's part is read" in capsys.readouterr().err
+    with pytest.raises(WeightsError, match="expected a decoder for aic .* found none"):
+        load_pose_model(f"{tmp_path}/model.safetensors#aic")
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_each_expert_of_the_authors_vitpose_plus_is_chosen_by_name(
+        expert, vitpose_plus, crops, tmp_path):
+    state = dict(vitpose_plus[2])
+    for part in ("weight", "bias"):  # in the authors' files some last layers are padded
+        last = state[f"associate_keypoint_heads.0.final_layer.{part}"]
+        state[f"associate_keypoint_heads.0.final_layer.{part}"] = torch.cat([last, last[:3]])
+    torch.save({"state_dict": state}, tmp_path / "plus.pth")
+    number = list(EXPERTS).index(expert)
+    model = load_pose_model(f"{tmp_path}/plus.pth#{expert}")
+    expected = heatmaps_of_expert(vitpose_plus, number, crops)
+    assert relative_error(model(crops), expected) <= 1e-5
+    assert model.skeleton is SKELETONS[EXPERTS[expert]]
+
+
+def test_what_the_authors_script_for_splitting_leaves_in_a_file_is_left_out(
+        vitpose_plus, crops, tmp_path):
+    state = dict(vitpose_plus[2])  # its coco.pth: fc2 put together, all else as before
+    for name, tensor in state.items():
+        if ".mlp.fc2." in name:
+            state[name] = torch.cat([tensor, state[name.replace("fc2", "experts.0")]])
+    torch.save({"state_dict": state}, tmp_path / "coco.pth")
+    expected = heatmaps_of_expert(vitpose_plus, 0, crops)
+    assert relative_error(load_pose_model(tmp_path / "coco.pth")(crops), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("task, seed", [("", 0), ("coco", 0), ("mpii", 16)])
+def test_a_file_of_several_tasks_without_experts_has_one_decoder_for_each(
+        task, seed, vitpose, crops, tmp_path):
+    state = rename(vitpose.state_dict(), 1)
+    other = rename(randomise(PoseModel(SMALL, 16), 16).state_dict(), 1)
+    for name in other:
+        if name.startswith("keypoint_head."):
+            place = name.replace("keypoint_head", "associate_keypoint_heads.1")
+            state[place] = other[name]
+            state[place.replace(".1.", ".0.", 1)] = torch.zeros(3)
+    torch.save({"state_dict": state}, tmp_path / "multi.pth")
+    model = load_pose_model(f"{tmp_path}/multi.pth#{task}" if task else tmp_path / "multi.pth")
+    expected = randomise(PoseModel(SMALL, 16), 16) if seed else vitpose
+    same_tensors(model.head.state_dict(), expected.head.state_dict())
+    same_tensors(model.backbone.state_dict(), vitpose.backbone.state_dict())
+    assert model.skeleton is SKELETONS["MPII" if seed else "COCO17"]
+
+
+# ------------------------------------------------------------------------------ whose keypoints?
+
+# Pairs of the 68 keypoints of a face, from the middle outwards, as iBUG numbers them.
+FACE = [*((i, 16 - i) for i in range(8)), *((17 + i, 26 - i) for i in range(5)), (31, 35), (32, 34),
+        (36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (48, 54), (49, 53), (50, 52),
+        (55, 59), (56, 58), (60, 64), (61, 63), (65, 67)]
+
+
+def true_mirror(name):
+    names = list(SKELETONS[name].names)
+    mirror = list(range(len(names)))
+    for a, left in enumerate(names):
+        if left.startswith("left_"):
+            b = names.index(left.replace("left_", "right_", 1))
+            mirror[a], mirror[b] = b, a
+    if name == "WHOLEBODY":
+        for a, b in FACE:
+            mirror[23 + a], mirror[23 + b] = 23 + b, 23 + a
+    return mirror
+
+
+class Perfect(nn.Module):
+    """Always finds the keypoints at their places, in a picture that is brighter on its right."""
+
+    def __init__(self, skeleton, mirror):
+        super().__init__()
+        self.config, self.skeleton, self.mirror = SMALL, skeleton, mirror
+        self.num_keypoints = len(skeleton.names)
+        generator = torch.Generator().manual_seed(0)
+        self.places = torch.rand(1, self.num_keypoints, 2, generator=generator) * 40 + 3  # cells
+        points = self.places * torch.tensor([191 / 47, 255 / 63])
+        self.heatmaps = nn.Parameter(encode_heatmaps(
+            points, torch.ones(1, self.num_keypoints), (256, 192), (64, 48), 2.0)[0])
+
+    def forward(self, images):
+        left, right = images.mean((0, 1, 2)).chunk(2)
+        if left.mean() < right.mean():
+            return self.heatmaps
+        return self.heatmaps[:, self.mirror].flip(3)
+
+
+@pytest.mark.parametrize("name", SKELETONS)
+def test_a_perfect_model_finds_every_keypoint_in_its_place(name):
+    ramp = np.linspace(0, 255, 192).astype(np.uint8)
+    picture = np.broadcast_to(ramp[None, :, None], (256, 192, 3))
+    model = Perfect(SKELETONS[name], true_mirror(name))
+    keypoints = estimate_poses(model, picture).keypoints
+    unnamed = tuple(f"keypoint {number}" for number in range(1, model.num_keypoints + 1))
+    model.skeleton = replace(model.skeleton, names=unnamed, flip_pairs=())  # without flip test
+    assert np.abs(keypoints - estimate_poses(model, picture).keypoints).max() < 0.01
+    assert np.ptp(keypoints[0, :, :2], axis=0).min() > 100 and keypoints[:, :, 2].min() > 0.9
+
+
+MMPOSE = {"dataset_name": "fly", "num_keypoints": 5,
+          "keypoint_id2name": {0: "Nose", 1: "wingA", 2: "wingB", 3: "tail", 4: "x"},
+          "keypoint_name2id": {}, "upper_body_ids": [0], "lower_body_ids": [],
+          "flip_indices": [0, 2, 1, 3, 4], "flip_pairs": [[1, 2]],
+          "dataset_keypoint_weights": np.ones(5, np.float32),
+          "skeleton_links": [(0, 1), (0, 2), (4, 9)],
+          "sigmas": np.array([0.1, 0.2, 0.2, 0.3, 0.025], np.float32)}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("plain", [False, True], ids=["numpy", "lists"])
+def test_a_file_of_mmpose_says_its_own_skeleton(zipped, plain, tmp_path, capsys):
+    meta = MMPOSE | {"sigmas": MMPOSE["sigmas"].tolist(), "dataset_keypoint_weights": []} if plain \
+        else MMPOSE
+    state = rename(PoseModel(SMALL, 5).state_dict(), 2)
+    torch.save({"meta": {"dataset_meta": meta, "cfg": "..."}, "state_dict": state},
+               tmp_path / "fly.pth", _use_new_zipfile_serialization=zipped)
+    skeleton = load_model(tmp_path / "fly.pth").skeleton
+    assert skeleton.names == ("Nose", "wingA", "wingB", "tail", "x")
+    assert skeleton.mirrored.tolist() == [0, 2, 1, 3, 4]
+    assert skeleton.edges == ((0, 1), (0, 2))  # the third leads nowhere
+    assert skeleton.sigmas.tolist() == [0.1, 0.2, 0.2, 0.3, 0.025]
+    assert not capsys.readouterr().err
+    save_checkpoint(tmp_path / "ours.pth", load_model(tmp_path / "fly.pth"))
+    assert load_model(tmp_path / "ours.pth").skeleton.mirrored.tolist() == [0, 2, 1, 3, 4]
+
+
+@pytest.mark.parametrize("change", [
+    {"keypoint_id2name": {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}}, {"keypoint_id2name": {7: "a"}},
+    {"sigmas": Path("a")}, {"sigmas": np.array([0.1, 0.2])}, {"sigmas": [0, 1, 1, 1, 1]},
+    {"flip_indices": ["a"] * 5}, {"skeleton_links": [3]}, {"sigmas": collections.deque([1])}])
+def test_a_description_of_a_skeleton_that_is_damaged_is_refused(change, tmp_path):
+    state = rename(PoseModel(SMALL, 5).state_dict(), 2)
+    torch.save({"meta": {"dataset_meta": MMPOSE | change}, "state_dict": state},
+               tmp_path / "fly.pth")
+    with pytest.raises(WeightsError, match="fly.pth: expected"):
+        load_model(tmp_path / "fly.pth")
+
+
+@pytest.fixture
+def unnamed(tmp_path):
+    """Makes a file of ViTPose's authors, which does not say what its keypoints are."""
+    def make(count):
+        path = tmp_path / f"{count}.pth"
+        torch.save({"state_dict": rename(PoseModel(SMALL, count).state_dict(), 1)}, path)
+        return path
+    return make
+
+
+@pytest.mark.parametrize("count, guess, said", [
+    (17, "COCO17", "taken for COCO17's (nose, left_eye, right_eye, ...); --skeleton chooses from "
+                   "COCO17, AP10K, APT36K"),
+    (14, "AIC", "taken for AIC's (right_shoulder, right_elbow, right_wrist, ...); --skeleton "
+                "chooses from AIC, ANIMAL14, CROWDPOSE"),
+    (133, "WHOLEBODY", "chooses from WHOLEBODY"),
+    (21, None, "they are numbered, and nobody knows left from right")])
+def test_a_guess_is_said_in_a_line_with_how_to_choose(count, guess, said, unnamed, capsys):
+    skeleton = load_model(unnamed(count)).skeleton
+    assert skeleton.names == (SKELETONS[guess].names if guess else skeleton.names)
+    assert skeleton.has_sides == bool(guess)
+    err = capsys.readouterr().err
+    assert f"{count}.pth: does not say what its {count} keypoints are: " in err and said in err
+    assert err.count("\n") == 1
+
+
+def test_the_skeleton_is_chosen_by_name(unnamed, tmp_path, capsys):
+    model = load_model(unnamed(17), skeleton="ap10k")
+    assert model.skeleton is SKELETONS["AP10K"] and not capsys.readouterr().err
+    with pytest.raises(WeightsError, match="17.pth: expected a skeleton of 17 keypoints, found aic "
+                                           "with 14"):
+        load_model(unnamed(17), skeleton="aic")
+    with pytest.raises(DataError, match="skeleton: expected one of COCO17, .*, found horse"):
+        load_model(unnamed(17), skeleton="horse")
+    save_checkpoint(tmp_path / "ours.pth", model)
+    with pytest.raises(WeightsError, match="ours.pth: has its own skeleton; expected no other, "
+                                           "found coco17"):
+        load_model(tmp_path / "ours.pth", skeleton="coco17")
+
+
+def test_both_commands_take_a_skeleton(unnamed, tmp_path, capsys):
+    Image.new("RGB", (60, 80)).save(tmp_path / "a.png")
+    words = ["--checkpoint", unnamed(17), "--images", tmp_path / "a.png", "--out", tmp_path / "out",
+             "--skeleton", "ap10k", "--device", "cpu"]
+    assert main([*map(str, words)]) == 0
+    category, = json.loads((tmp_path / "out" / "annotations.json").read_text())["categories"]
+    assert category["keypoints"] == list(SKELETONS["AP10K"].names)
+    options = parse_options(["--weights", str(unnamed(17)), "--skeleton", "ap10k",
+                             "--device", "cpu"])
+    capsys.readouterr()
+    assert starting_model(options, SKELETONS["AP10K"]).skeleton is SKELETONS["AP10K"]
+    assert not capsys.readouterr().out  # no new predictor
+    assert main(["--checkpoint", str(unnamed(17)), "--skeleton", "horse"]) == 2
+    assert "--skeleton" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- files of other kinds
+
+@pytest.mark.parametrize("name, kind", [
+    ("features.0.0.weight", "a classifier of torchvision, which has to be named"),
+    ("roi_heads.box_head.fc6.weight", "a detector of torchvision"),
+    ("token_embedding.weight", "a text tower of CLIP, which --text-weights reads"),
+    ("text_model.embeddings.token_embedding.weight", "a text tower of CLIP"),
+    ("keypoint_head.deconv_layers.6.weight", "a ResNet with Simple Baselines' decoder"),
+    ("head.deconv_layers.6.weight", "a ResNet with Simple Baselines' decoder"),
+    ("upsampling.0.weight", "a PoseResNet"),
+    ("backbone.stage4.0.branches.0.0.conv1.weight", "an HRNet"),
+    ("head.cls_x.weight", "an RTMPose"),
+    ("model.model.2.cv1.conv.weight", "a YOLO of ultralytics"),
+    ("something.else", "no entry 'backbone.pos_embed'")])
+def test_a_refusal_says_what_the_file_is(name, kind, tmp_path):
+    torch.save({"state_dict": {"other": torch.zeros(2), name: torch.zeros(2)}}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=f"x.pth: expected a .*, found {kind}"):
+        load_model(tmp_path / "x.pth")
+
+
+def test_a_file_with_several_state_dicts_names_them(tmp_path):
+    state = {"w": torch.zeros(2)}
+    torch.save({"student": state, "teacher": state, "epoch": 3}, tmp_path / "regda.pth")
+    with pytest.raises(WeightsError, match="expected one state dict, found 'student' beside others"):
+        load_weights(tmp_path / "regda.pth")
+
+
 def test_no_name_means_one_layer_to_one_publisher_and_another_layer_to_another():
     rows = [line.split() for table in vlpose.LAYOUTS.values()
             for line in table.strip().splitlines()]
@@ -273,6 +617,37 @@ def test_text_features_are_those_of_open_clip_from_openais_layout(openai_state, 
     features = encode_sentences(load_clip_text(tmp_path / "clip.pt"), TEXTS)
     assert list(features) == TEXTS and features["a"].shape == (1, 96)
     assert relative_error(torch.cat(list(features.values())), expected) <= 1e-5
+
+
+def test_a_tower_that_was_trained_with_gelu_is_run_with_gelu(openai_state, tmp_path, capsys):
+    """LAION's towers have the names and shapes of OpenAI's."""
+    open_clip = pytest.importorskip("open_clip")
+    state = openai_state[0]
+    peer = open_clip.model.CLIP(
+        embed_dim=96, quick_gelu=False,
+        vision_cfg={"layers": 1, "width": 64, "image_size": 32, "patch_size": 16},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2,
+                  "layers": 3})
+    peer.load_state_dict(state)
+    with torch.no_grad():
+        laions = peer.encode_text(open_clip.get_tokenizer("ViT-B-32")(TEXTS))
+    torch.save(state, tmp_path / "clip.bin")
+
+    def error(source, expected):
+        features = encode_sentences(load_clip_text(source), TEXTS)
+        return relative_error(torch.cat(list(features.values())), expected)
+    assert error(f"{tmp_path}/clip.bin#gelu", laions) <= 1e-5
+    assert error(f"{tmp_path}/clip.bin#quick_gelu", openai_state[1]) <= 1e-5
+    assert not capsys.readouterr().err
+    assert error(tmp_path / "clip.bin", openai_state[1]) <= 1e-5
+    assert "taken for OpenAI's; '#gelu' after its name takes it for LAION's" in (
+        capsys.readouterr().err)
+    assert error(tmp_path / "clip.bin", laions) > 1e-3  # so it matters
+    (tmp_path / "config.json").write_text(
+        '{"text_config": {"hidden_act": "gelu"}, "vision_config": {"hidden_act": "quick_gelu"}}')
+    assert error(tmp_path / "clip.bin", laions) <= 1e-5
+    with pytest.raises(WeightsError, match="one of quick_gelu, gelu as the activation, found relu"):
+        load_clip_text(f"{tmp_path}/clip.bin#relu")
 
 
 def test_text_features_are_those_of_transformers_from_its_own_file(tmp_path):
