@@ -424,10 +424,11 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, A
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people)
-from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, encode_sentences,
-                    load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
-                    read_file, save_checkpoint, save_tensors, with_keypoints)
+from uda import GENTLE_VIEWS, StyleTransfer, Views, for_normalized_images
+from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, Compute, PoseModel, ViT,
+                    encode_sentences, load_backbone, load_clip_text, load_pose_model,
+                    load_strictly, load_weights, read_file, save_checkpoint, save_tensors,
+                    split_choice, with_keypoints)
 
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
@@ -1646,13 +1647,23 @@ def new_stylist(options):
     else:
         stylist = StyleTransfer(width=16, depth=1)
     if options.style_weights:
-        state = load_weights(options.style_weights)
+        source, choice = split_choice(options.style_weights)
+        state = load_weights(source)
         whole = "encoder.0.weight" in state  # a run's style.pth
         if not whole and not options.style_encoder:
             raise DataError(f"--style-weights {options.style_weights}: expected a run's style.pth, "
                             "or a decoder and the --style-encoder that it was trained for")
         part = stylist if whole else stylist.decoder
         load_strictly(part, state, options.style_weights)
+        if choice == "normalized" and not whole:
+            for_normalized_images(stylist)
+        elif choice:
+            raise DataError(f"--style-weights {options.style_weights}: expected no choice after #, "
+                            "or #normalized after a decoder's name")
+        elif not whole and source not in PUBLIC_FILES:
+            print(f"{source}: does not say which images it was trained with: taken for RGB in "
+                  "[0, 1]; '#normalized' after its name takes it for one of the alignment's "
+                  "authors, whose images are normalised", file=sys.stderr)
     return stylist.to(options.device)
 
 

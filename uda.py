@@ -620,6 +620,23 @@ def load_style_encoder(encoder, path_or_name):
         load_strictly(encoder, first_layers, path_or_name)
 
 
+def for_normalized_images(stylist):
+    """Changes a style network that reads and draws normalised images into one for RGB in [0, 1].
+
+    The decoders of the alignment's authors were trained so. Both steps are linear: x -> (x - μ) / σ
+    becomes a part of the encoder's first layer, and y -> σ y + μ one of the decoder's last.
+    """
+    mean = torch.tensor(MEAN)
+    std = torch.tensor(STD)
+    first = stylist.encoder[0]  # a 1×1 convolution, which has no border
+    last = stylist.decoder[-1]
+    with torch.no_grad():
+        first.weight /= std.view(1, 3, 1, 1)
+        first.bias -= (first.weight * mean.view(1, 3, 1, 1)).sum((1, 2, 3))
+        last.weight *= std.view(3, 1, 1, 1)
+        last.bias.mul_(std).add_(mean)
+
+
 # === Appendix: maps of smaller grids; skip on a first reading =====================================
 
 def grid_scale(old, new, like):

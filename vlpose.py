@@ -1004,7 +1004,8 @@ def tensors_of(contents, path):
 
 def unwrap(contents):
     """The state dict in a checkpoint; the contents themselves if they are not nested."""
-    keys = ["state_dict", "model", "base"]  # ViTPose's files, MAE's, our own
+    # ViTPose's files, MAE's, those of the alignment's authors, our own
+    keys = ["state_dict", "model", "student", "base"]
     if "base" not in contents:
         keys.append("adapter")              # a file of ours may hold an adapter alone
     for key in keys:
@@ -1446,8 +1447,6 @@ OTHER_KINDS = {
     "roi_heads.": "a detector of torchvision",
     "features.0": "a classifier of torchvision, which has to be named, such as swin_t",
     "token_embed": "a text tower of CLIP, which --text-weights reads",
-    "deconv_layers.6.": "a ResNet with Simple Baselines' decoder",
-    "upsampling.": "a PoseResNet",
     "stage4.": "an HRNet",
     "head.cls_x.": "an RTMPose",
     ".cv1.conv.": "a YOLO of ultralytics",
@@ -1658,10 +1657,44 @@ RESNETS = {  # the number of blocks in layer 3, whether a block has a third conv
 }
 
 
-def resnet_of(state):
-    """The name of the ResNet of torchvision that a state dict belongs to, "" if to none."""
-    blocks = {name.split(".")[1] for name in state if name.startswith("layer3.")}
-    return RESNETS.get((len(blocks), "layer3.0.conv3.weight" in state), "")
+def resnet_of(state, prefix=""):
+    """The name of the ResNet of torchvision that a state dict belongs to, "" if to none.
+
+    prefix: what stands before torchvision's own names.
+    """
+    layer = f"{prefix}layer3."
+    blocks = {name.removeprefix(layer).split(".")[0] for name in state if name.startswith(layer)}
+    return RESNETS.get((len(blocks), f"{layer}0.conv3.weight" in state), "")
+
+
+# Simple Baselines' decoder: the number of a layer among the deconvolutions -> our name.
+DECONVOLUTIONS = {
+    "0": "backbone.up.0",
+    "1": "backbone.up.1",
+    "3": "head.block1.0",
+    "4": "head.block1.1",
+    "6": "head.block2.0",
+    "7": "head.block2.1",
+}
+
+
+def simple_baselines_layout(state):
+    """The tensors of a ResNet with Simple Baselines' decoder, under our names.
+
+    They may have the names of its authors (arXiv 1804.06208), of mmpose, or of RegDA and those who
+    build on it. A network of another kind gives {}.
+    """
+    ours = {}
+    for name, tensor in state.items():
+        short = re.sub(r"^(module\.)?((keypoint_)?head\.)?", "", name)
+        layer, _, kind = re.sub(r"^(upsampling|deconv_layers)\.", "", short).rpartition(".")
+        if short.startswith(("upsampling.", "deconv_layers.")) and layer in DECONVOLUTIONS:
+            ours[f"{DECONVOLUTIONS[layer]}.{kind}"] = tensor
+        elif short in ("final_layer.weight", "final_layer.bias", "weight", "bias"):
+            ours[f"head.predictor.{kind}"] = tensor
+        else:
+            ours["backbone.body." + short.removeprefix("backbone.")] = tensor
+    return ours if "head.block2.0.weight" in ours else {}
 
 
 def without_classifier(state):
@@ -1768,8 +1801,17 @@ def load_pose_model(path_or_name, image_size=None, skeleton=None):
 def load_public(name, choice, contents, path, image_size, skeleton):
     """A PoseModel from weights that others have published: see `load_model`."""
     state = tensors_of(contents, path)
+    baselines = simple_baselines_layout(state)
     trunk = name if name in TRUNKS else resnet_of(state)
-    if trunk:
+    if baselines:
+        config = MODEL_CONFIGS.get(resnet_of(baselines, "backbone.body."))
+        state = baselines
+        print(f"{name}: Simple Baselines' heatmaps are not UDP's: keypoints may be off by up to 3 "
+              "pixels of the crop", file=sys.stderr)
+        if config is None or choice:
+            raise WeightsError(f"{path}: expected a ResNet of 18, 34, 50, 101 or 152 layers and no "
+                               f"choice after #")
+    elif trunk:
         if choice:
             raise WeightsError(f"{path}: expected no choice after #, found {choice}")
         config = MODEL_CONFIGS[trunk]

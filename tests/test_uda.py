@@ -16,6 +16,7 @@ import uda
 from data import (COCO17, PoseDataset, draw_figure, encode_heatmaps, invert_matrix,
                   transform_points, warp_image)
 from eval import predict
+from train import new_stylist, parse_options
 from uda import (GENTLE_VIEWS, Compute, DomainDiscriminator, LossWeights, MultiLevelAlignment,
                  StyleTransfer, Views, adain, adversarial_loss, confidence_mask, consistency_loss,
                  ema_update, encoder_levels, heatmaps_and_features,
@@ -245,6 +246,29 @@ def test_a_decoder_that_does_not_fit_is_refused(tmp_path):
     message = r"decoder.pth: another architecture: tensor 1.bias is float \[32\]"
     with pytest.raises(WeightsError, match=message):
         StyleTransfer(decoder=tmp_path / "decoder.pth", width=4)
+
+
+def test_a_decoder_for_normalised_images_restyles_rgb_as_it_restyles_these(tmp_path, capsys):
+    """The alignment's authors normalise both images, and read the result as normalised."""
+    net = StyleTransfer()
+    torch.save(net.encoder.state_dict(), tmp_path / "vgg.pth")
+    torch.save(net.decoder.state_dict(), tmp_path / "decoder_s2l_0_1.pth.tar")
+    content, style = torch.rand(2, 1, 3, 40, 56)
+    c, s = net.encoder(data.normalize(content)), net.encoder(data.normalize(style))
+    drawn = net.decoder(torch.lerp(c, adain(c, s), 0.7))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.MEAN, data.STD))
+    expected = (drawn * std + mean).clamp(0, 1)
+
+    def stylist(choice):
+        return new_stylist(parse_options([
+            "--mode", "uda", "--style-encoder", str(tmp_path / "vgg.pth"), "--device", "cpu",
+            "--style-weights", f"{tmp_path}/decoder_s2l_0_1.pth.tar{choice}"]))
+    torch.testing.assert_close(stylist("#normalized")(content, style, 0.7), expected)
+    assert not capsys.readouterr().err
+    assert not torch.allclose(stylist("")(content, style, 0.7), expected, atol=0.05)
+    assert "pth.tar: does not say which images it was trained with" in capsys.readouterr().err
+    with pytest.raises(data.DataError, match="expected no choice after #, or #normalized after"):
+        stylist("#other")
 
 
 def test_the_public_adain_pair_restyles_photographs(figures, real):
