@@ -1876,8 +1876,9 @@ def skeleton_of_mmpose(contents):
     skeleton = make_skeleton([name_of[joint] for joint in range(count)], edges)
     if skeleton in SKELETONS.values():
         return skeleton
-    pairs = [(a, b) for a, b in enumerate(about.get("flip_indices", ())) if a < b < count]
-    skeleton = replace(skeleton, flip_pairs=tuple(pairs))
+    if "flip_indices" in about:
+        pairs = [(a, b) for a, b in enumerate(about["flip_indices"]) if a < b < count]
+        skeleton = replace(skeleton, flip_pairs=tuple(pairs))
     sigmas = np.array(inert_numbers(about.get("sigmas", ()))).round(6)  # they are in float32
     if not len(sigmas):
         return skeleton
