@@ -42,24 +42,21 @@ class Skeleton:
     sigmas: np.ndarray  # (K,) how far annotators scatter, relative to the person's size; for OKS
     upper: tuple[int, ...]  # the upper half: a half-body crop keeps either these or the others
     groups: dict  # name of a group -> the keypoints that a PCK table averages
+    flip_pairs: tuple[tuple[int, int], ...]  # left and right, which a mirror exchanges
+
+    @cached_property
+    def plain_names(self):
+        """The names in one spelling, in which names are compared: left_eye for L_Eye."""
+        return plain_names(self.names)
 
     @cached_property
     def mirrored(self):
         """(K,) each keypoint's counterpart in a mirrored image: right_eye for left_eye."""
-        other_side = {"left": "right", "right": "left"}
-        names = [plain_name(name) for name in self.names]
-        counterpart = np.arange(len(names))  # a nose is its own counterpart
-        for joint, name in enumerate(names):
-            words = [other_side.get(word, word) for word in name.split("_")]
-            other = "_".join(words)
-            if other in names:
-                counterpart[joint] = names.index(other)
+        counterpart = np.arange(len(self.names))  # a nose is its own counterpart
+        for a, b in self.flip_pairs:
+            counterpart[a] = b
+            counterpart[b] = a
         return counterpart
-
-    @property
-    def has_sides(self):
-        """Whether left and right are known: not if the names only count the keypoints."""
-        return self.names[0] != UNNAMED.format(1)
 
 
 # ---------------------------------------------------------------------------------------- data sets
@@ -323,7 +320,7 @@ class Crops(torch.utils.data.Dataset):
 
         # Where from? A random map from the image to the crop, or to the crop's mirror image.
         matrix = self.random_matrix(keypoints, data.boxes[row], rng)  # (2, 3)
-        if rng.random() < self.augmentation.flip_probability:
+        if rng.random() < self.augmentation.flip_probability and data.skeleton.flip_pairs:
             matrix[0] = [0, 0, width - 1] - matrix[0]  # x becomes W - 1 - x
             keypoints = keypoints[data.skeleton.mirrored]  # in a mirror a left eye is a right one
 
@@ -392,12 +389,111 @@ import torch.distributed as dist
 from PIL import ExifTags, ImageOps
 
 
+# --------------------------------------------------------------------------- names, left and right
+
+# Left and right in the languages of annotators. Each word stands above its opposite.
+LEFT_WORDS = """
+    left  l lt links  linke  linker  linkes  gauche gauche izquierdo izquierda izq
+    esquerdo esquerda sinistro sinistra левый  левая  левое  左 ひだり 왼쪽   왼""".split()
+RIGHT_WORDS = """
+    right r rt rechts rechte rechter rechtes droite droit  derecho   derecha   der
+    direito  direita  destro   destra   правый правая правое 右 みぎ   오른쪽 오른""".split()
+SIDES = {*LEFT_WORDS, *RIGHT_WORDS}
+OPPOSITES = [*zip(LEFT_WORDS, RIGHT_WORDS), *zip(RIGHT_WORDS, LEFT_WORDS)]
+OTHER_SIDE = {"left": "right", "right": "left"}
+SAME_WORDS = {"f": "front", "b": "back", "paw": "hoof"}
+SAME_WORDS |= dict.fromkeys(LEFT_WORDS, "left") | dict.fromkeys(RIGHT_WORDS, "right")
+LETTER_BEFORE = {"l": "k", "r": "q"}
+
+
+def plain_names(names):
+    """The names of a skeleton's keypoints in one spelling, with the side first.
+
+    left_eye stands for LeftEye, "left eye", L_Eye and eye.L. If the other side is there as well,
+    left_eye also stands for lefteye and leye.
+    """
+    spelled = ["_".join(words_in(name)) or name for name in names]
+    return [plain_name(name, spelled) for name in spelled]
+
+
+def words_in(name):
+    """The words of a name in lower case: left and eye for LeftEye, left-eye and "Left eye"."""
+    words = re.findall(r"[左右]|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W_A-Za-z左右]+", name)
+    return [word.lower() for word in words]
+
+
+def plain_name(name, spelled):
+    """One of `plain_names`. spelled: all names of the skeleton, as words with _ between them."""
+    words = set_side_apart(name, spelled).split("_")
+    if not is_in_alphabet(words, spelled):
+        words = [SAME_WORDS.get(word, word) for word in words]
+    sides = [word for word in words if word in OTHER_SIDE]
+    if len(sides) == 1:
+        words.remove(sides[0])
+        words = sides + words
+    return "_".join(words)
+
+
+def set_side_apart(name, spelled):
+    """left_ear for leftear where rightear is among the names `spelled`, and name otherwise."""
+    if not SIDES.isdisjoint(name.split("_")):
+        return name
+    for side, opposite in OPPOSITES:
+        at_start = rf"(?<![^_]){side}(?=[^_])"
+        at_end = rf"(?<=[^_]){side}(?![^_])"
+        for pattern, apart in ((at_start, f"{side}_"), (at_end, f"_{side}")):
+            other = re.sub(pattern, opposite, name)
+            if other != name and other in spelled:
+                return re.sub(pattern, apart, name)
+    return name
+
+
+def is_in_alphabet(words, spelled):
+    """Whether an l or r in a name is no side, because a k or q is there in its place, too."""
+    before = [LETTER_BEFORE.get(word, word) for word in words]
+    return before != words and "_".join(before) in spelled
+
+
+def pairs_of_sides(names):
+    """((left, right), ...) the pairs of keypoints that the names tell, as indices."""
+    plain = plain_names(names)
+    pairs = []
+    for joint, name in enumerate(plain):
+        other = "_".join(OTHER_SIDE.get(word, word) for word in name.split("_"))
+        if other in plain[joint + 1:]:
+            pairs.append((joint, plain.index(other)))
+    return tuple(pairs)
+
+
+def report_sides(skeleton):
+    """Says on stderr if left and right are not known, or if a side has no counterpart."""
+    remedy = "'flip_pairs' in the annotations' category names pairs"
+    if not skeleton.flip_pairs:
+        names = ", ".join(skeleton.names)
+        print(f"no left and right among the keypoints {names:.80}: no picture is mirrored; "
+              f"{remedy}", file=sys.stderr)
+        return
+    alone = []
+    for joint, name in enumerate(skeleton.plain_names):
+        has_side = any(word.startswith(("left", "right")) for word in name.split("_"))
+        if has_side and skeleton.mirrored[joint] == joint:
+            alone.append(skeleton.names[joint])
+    if alone:
+        print(f"no counterpart of the keypoints {', '.join(alone)} for mirrored pictures; "
+              f"{remedy}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------- whole skeletons
+
 def skeleton_from(fields):
     """A Skeleton from its fields as JSON has them."""
     groups = {name: tuple(joints) for name, joints in fields["groups"].items()}
     edges = tuple(tuple(edge) for edge in fields["edges"])
     sigmas = np.array(fields["sigmas"])
-    return Skeleton(tuple(fields["names"]), edges, sigmas, tuple(fields["upper"]), groups)
+    names = tuple(fields["names"])
+    # skeletons.json and model files of earlier versions have no pairs
+    flip_pairs = fields.get("flip_pairs", pairs_of_sides(names))
+    return Skeleton(names, edges, sigmas, tuple(fields["upper"]), groups, tuple(flip_pairs))
 
 
 with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8") as file:
@@ -407,7 +503,6 @@ BODY16 = SKELETONS["BODY16"]  # people, as in MPII
 ANIMAL18 = SKELETONS["ANIMAL18"]  # SyntheticAnimal and TigDog
 ANIMAL14 = SKELETONS["ANIMAL14"]  # what SyntheticAnimal and AnimalPose have in common
 
-SAME_WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
 LOWER_HALF = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}
 DEFAULT_SIGMA = 0.05  # ours
 UNNAMED = "keypoint {}"  # the names keypoint 1, keypoint 2, ... where only their number is known
@@ -419,13 +514,6 @@ def known_skeleton(count):
         if len(skeleton.names) == count:
             return skeleton
     return make_skeleton([UNNAMED.format(number) for number in range(1, count + 1)], ())
-
-
-def plain_name(name):
-    """The same spelling for all: left_eye for LeftEye, L_Eye, "left eye" and left-eye."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W_A-Za-z]+", name)
-    words = [word.lower() for word in words]
-    return "_".join(SAME_WORDS.get(word, word) for word in words) or name
 
 
 def without_side(name):
@@ -444,22 +532,23 @@ def known_sigma(part):
 
 
 def make_skeleton(names, edges):
-    """The known skeleton of these names, or a new one; names tell halves, sigmas and groups."""
+    """The known skeleton of these names, or a new one; names tell sides, sigmas and groups."""
     for known in SKELETONS.values():
         if known.names == tuple(names):
             return known
     sigmas = []
     upper = []
     groups = {}
-    for joint, name in enumerate(names):
-        part = without_side(plain_name(name))
+    for joint, name in enumerate(plain_names(names)):
+        part = without_side(name)
         sigmas.append(known_sigma(part))
         words = set(part.split("_"))
         is_lower = bool(words & LOWER_HALF)
         if "front" in words or not is_lower:  # an animal's front legs are in its upper half
             upper.append(joint)
         groups[part] = groups.get(part, ()) + (joint,)
-    return Skeleton(tuple(names), tuple(edges), np.array(sigmas), tuple(upper), groups)
+    pairs = pairs_of_sides(names)
+    return Skeleton(tuple(names), tuple(edges), np.array(sigmas), tuple(upper), groups, pairs)
 
 
 # Keypoints that are the middle of two others. COCO labels nothing near the top of the head or the
@@ -476,8 +565,8 @@ def with_skeleton(dataset, skeleton):
     data set lacks gets no label, and a line on stderr says so. Raises DataError if the data set
     lacks all keypoints.
     """
-    joint_of = {plain_name(name): joint for joint, name in enumerate(dataset.skeleton.names)}
-    wanted = [plain_name(name) for name in skeleton.names]
+    joint_of = {name: joint for joint, name in enumerate(dataset.skeleton.plain_names)}
+    wanted = skeleton.plain_names
     if wanted == list(joint_of):
         return replace(dataset, skeleton=skeleton)
     old = dataset.keypoints
@@ -1069,7 +1158,7 @@ def read_skeleton(path, content):
             return COCO17
         first = categories[0]
         names = tuple(str(name) for name in first["keypoints"])
-        are_different = len({plain_name(name) for name in names}) == len(names)
+        are_different = len(set(plain_names(names))) == len(names)
         are_alike = all(category["keypoints"] == first["keypoints"] for category in categories)
         if not are_different or not are_alike:
             raise ValueError(

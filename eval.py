@@ -325,12 +325,11 @@ def predict_heatmaps(model, dataset, people, texts=None, flip_test=False, worker
     keys = [(int(row), int(row)) for row in my_share(people, BATCH_SIZE)]   # of crops: (row, seed)
     loader = DataLoader(crops, BATCH_SIZE, sampler=keys, num_workers=workers,
                         worker_init_fn=ignore_group_signals)
-    sides_known = dataset.skeleton.has_sides  # else nobody knows left from right
     try:
         for batch in progress(loader, "predicting batches of poses"):
             images = normalize(batch["image"].to(device))               # (B, 3, H, W)
             text = text_inputs(batch["sentence"], texts)                # T and its mask, if any
-            if flip_test and sides_known:
+            if flip_test and dataset.skeleton.flip_pairs:
                 yield batch, flip_tested(model, images, text, dataset.skeleton)
             else:
                 yield batch, model(images, *text)                       # (B, K, h, w)
@@ -370,12 +369,12 @@ from typing import get_args
 
 from PIL import Image, ImageDraw
 
-from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column,
-                  check_unique, crop_width, domain_of, find_pictures, finite_numbers,
-                  format_if_turned, image_rows, load_dataset, open_image, picture_dataset,
-                  picture_rows, picture_size, plain_name, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
-                  write_json)
+from data import (BOX, FARTHEST, ID, NUMBER, UNNAMED, Skeleton, below_common_folder,
+                  cache_folder, check_unique, column, crop_width, domain_of, find_pictures,
+                  finite_numbers, format_if_turned, image_rows, load_dataset, open_image,
+                  picture_dataset, picture_rows, picture_size, read_boxes, read_columns, read_json,
+                  read_pictures, read_skeleton, report_sides, to_coco, with_boxes, with_sentences,
+                  with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights)
 
@@ -775,7 +774,7 @@ def limb_color(skeleton, *keypoints):
     """Orange for the left side, blue for the right, green for the middle and what joins both."""
     words = set()
     for keypoint in keypoints:
-        words.update(plain_name(skeleton.names[keypoint]).split("_"))
+        words.update(skeleton.plain_names[keypoint].split("_"))
     if "left" in words and "right" not in words:
         return ORANGE
     if "right" in words and "left" not in words:
@@ -1227,6 +1226,7 @@ def poses_of_model(options):
     model = load_model(options.checkpoint, base=options.base).to(options.device)
     check_prompt(model, options)
     dataset = read_data(model, options)
+    report_sides(dataset.skeleton)
     if options.out:
         check_out(options, dataset)
     dataset, texts = with_texts(dataset, model, options)
@@ -1268,7 +1268,7 @@ def read_data(model, options):
     """The data set of --data, or that of --images, with the sigmas of --sigmas."""
     if options.data:
         dataset = load_dataset(options.data, options.split, options.cache)
-        if model.skeleton.has_sides:  # the model knows what its keypoints are
+        if model.skeleton.names[0] != UNNAMED.format(1):  # it knows what its keypoints are
             dataset = with_skeleton(dataset, model.skeleton)
         if not len(dataset.annotated):
             raise DataError(f"{options.data}: expected labelled people in split {options.split!r}, "

@@ -1392,7 +1392,7 @@ def without_classifier(state):
 import sys
 from dataclasses import asdict
 
-from data import plain_name, processes, skeleton_from, written_whole
+from data import processes, skeleton_from, written_whole
 
 FORMAT = "posebridge-1"
 # An untrained text tower, which stands in where no public weights are given.
@@ -1624,10 +1624,10 @@ def with_keypoints(model, skeleton):
     config = model.config
     old = model.head.predictor
     new = HeatmapHead(config.dim, config.decoder_dim, len(skeleton.names)).predictor
-    places = {plain_name(name): place for place, name in enumerate(model.skeleton.names)}
+    places = {name: place for place, name in enumerate(model.skeleton.plain_names)}
     kept = 0
-    for joint, name in enumerate(skeleton.names):
-        place = places.get(plain_name(name))
+    for joint, name in enumerate(skeleton.plain_names):
+        place = places.get(name)
         if place is not None:
             new.weight.data[joint] = old.weight.data[place]
             new.bias.data[joint] = old.bias.data[place]
