@@ -382,6 +382,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
 from glob import escape, glob
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -493,7 +494,8 @@ def skeleton_from(fields):
     names = tuple(fields["names"])
     # skeletons.json and model files of earlier versions have no pairs
     flip_pairs = fields.get("flip_pairs", pairs_of_sides(names))
-    return Skeleton(names, edges, sigmas, tuple(fields["upper"]), groups, tuple(flip_pairs))
+    flip_pairs = tuple(tuple(pair) for pair in flip_pairs)
+    return Skeleton(names, edges, sigmas, tuple(fields["upper"]), groups, flip_pairs)
 
 
 with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8") as file:
@@ -740,6 +742,7 @@ def half_body_box(keypoints, skeleton, rng):
 # === Appendix: files and error messages; skip on a first reading ==================================
 
 OLD_DRAFT = 3600  # seconds: a draft that has not changed for so long is that of a killed program
+PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")  # the first bytes of gz, zip, bz2, xz
 TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file if the disk is full
 
 
@@ -826,7 +829,10 @@ def read_json(path, json_type, what):
     """The content of a JSON file, which must be of json_type: list, or dict for an object."""
     name = "list" if json_type is list else "object"
     with expecting(path, f"{what}, a JSON {name}"):
-        content = json.loads(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        if data.startswith(PACKED):
+            raise ValueError("found a packed file; unpack it first")
+        content = json.loads(data)
         if not isinstance(content, json_type):
             raise ValueError(f"found {content!r:.40}")
         return content
@@ -838,6 +844,12 @@ def write_json(path, content, indent=None):
         text = json.dumps(content, indent=indent, allow_nan=False)
     with written_whole(path) as draft:
         draft.write_text(text, "utf-8")
+
+
+@lru_cache(maxsize=None)
+def report(message):
+    """Prints a line on stderr, once: a file is read for each of its splits."""
+    print(message, file=sys.stderr)
 
 
 def progress(items, what):
@@ -973,9 +985,9 @@ FIGURE_FILES = {
     "val": "validation_figures.json"}
 
 
-def read_coco(root, split):
-    """COCO, or any other folder or file in COCO's format."""
-    return read_coco_format(root, split, COCO_FILES, category_of)
+def read_coco(root, split, categories=None):
+    """COCO, or any other folder or file in COCO's format; of some categories, given their names."""
+    return read_coco_format(root, split, COCO_FILES, category_of, categories)
 
 
 def read_human_art(root, split):
@@ -988,15 +1000,16 @@ def read_figures(root, split):
     return read_coco_format(root, split, FIGURE_FILES, domain_of)
 
 
-def read_coco_format(root, split, official, find_domain):
+def read_coco_format(root, split, official, find_domain, categories=None):
     """A split of a folder or file in COCO's format.
 
     official: {split: name of its file}.
     find_domain: gives an image's domain for the image's record.
+    categories: names, see `chosen_categories`.
     """
     path, has_this_split_alone = annotation_file(root, official, split)
     home = root if root.is_dir() else root.parent
-    dataset = read_coco_file(path, home, find_domain)
+    dataset = read_coco_file(path, home, find_domain, categories)
     if has_this_split_alone:
         return dataset
     return hold_out(dataset, split, np.arange(len(dataset.files)))
@@ -1069,24 +1082,27 @@ def hold_out(dataset, split, numbers):
 
 # --------------------------------------------------------------------------------- a file's records
 
-def read_coco_file(path, home, find_domain):
+def read_coco_file(path, home, find_domain, categories=None):
     """A file in COCO's format, with its skeleton.
 
     home: the folder that the images are in or near, see `locate_images`.
+    categories: names, see `chosen_categories`.
+    Annotations that nobody can use are skipped, and a line on stderr says how many.
     """
     content = read_json(path, dict, "COCO's annotations")
     for section in ("images", "annotations"):
         if not isinstance(content.get(section), list):
             raise DataError(
                 f"{path}: not COCO keypoints: expected lists 'images' and 'annotations'")
-    skeleton = read_skeleton(path, content)
+    skeleton = read_skeleton(path, content, categories)
     count = len(skeleton.names)
+    records = annotations_of(path, content, categories)
     images = read_columns(
         [complete_image(image, find_domain) for image in content["images"]],
         {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
         f"{path}: image")
     people = read_columns(
-        [complete_person(person) for person in content["annotations"]],
+        [complete_person(person, count) for person in records],
         {"id": ID, "image_id": ID, "keypoints": finite_numbers(3 * count, dtype=np.float32),
          "bbox": BOX, "area": NUMBER, "iscrowd": FLAG},
         f"{path}: annotation")
@@ -1100,13 +1116,59 @@ def read_coco_file(path, home, find_domain):
         domains=images["category"].astype(str),
         ids=people["id"],
         image_index=image_rows(path, images["id"], people["id"], people["image_id"]),
-        keypoints=people["keypoints"].reshape(-1, count, 3),
+        keypoints=whole_visibilities(path, people["keypoints"].reshape(-1, count, 3)),
         boxes=people["bbox"],
         areas=people["area"],
         crowd=people["iscrowd"],
         sentences=images["description"].astype(str))
+    is_flat = (dataset.boxes[:, 2:] <= 0).any(1)
+    is_labelled = np.isin(np.arange(len(is_flat)), dataset.annotated)
+    dataset = without(path, dataset, is_flat & is_labelled, "a box of no width or height")
     check_people(path, dataset)
     return dataset
+
+
+def annotations_of(path, content, categories):
+    """The records of annotations without those of the file's other categories."""
+    records = content["annotations"]
+    chosen = chosen_categories(path, content, categories)
+    others = []
+    for category in content.get("categories") or ():
+        if category not in chosen and "id" in category:
+            others.append(category["id"])
+    if not others:
+        return records
+    kept = []
+    for record in records:
+        is_other = isinstance(record, dict) and record.get("category_id") in others
+        if not is_other:
+            kept.append(record)
+    report_skipped(path, len(records) - len(kept), len(records), "another category")
+    return kept
+
+
+def without(path, dataset, wrong, reason):
+    """The data set without the people where `wrong` (people,) is true."""
+    report_skipped(path, wrong.sum(), len(wrong), reason)
+    return dataset.select_people(~wrong) if wrong.any() else dataset
+
+
+def report_skipped(path, count, total, reason):
+    if count:
+        report(f"{path}: skipped {count:,} of {total:,} annotations: {reason}")
+
+
+def whole_visibilities(path, keypoints):
+    """Keypoints (people, K, 3) whose visibilities above 0 are 1 or 2, as COCO's are.
+
+    In other files they may be shares, or 3. What is above 0 is labelled there, too.
+    """
+    visibility = keypoints[:, :, 2]  # a view
+    is_odd = (visibility > 0) & ~np.isin(visibility, (1, 2))
+    if is_odd.any():
+        report(f"{path}: visibilities such as {visibility[is_odd][0]:g} are taken as labelled")
+        visibility[is_odd] = visibility[is_odd].astype(int).clip(1, 2)
+    return keypoints
 
 
 def complete_image(image, find_domain):
@@ -1133,52 +1195,120 @@ def domain_of(image):
     return str(domain).replace("_", " ")
 
 
-def complete_person(person):
-    """A person's record with the entries that a file may leave out."""
+def complete_person(person, count):
+    """A person's record with what a file may leave out: without keypoints none is labelled."""
     try:
         _, _, width, height = person["bbox"]
         area = person.get("area") or float(width) * float(height)
-        return {"iscrowd": 0, **person, "area": area}
+        keypoints = person.get("keypoints") or [0] * (3 * count)
+        return {"iscrowd": 0, **person, "area": area, "keypoints": keypoints}
     except BROKEN:
         return person  # `read_columns` says what is wrong
 
 
-def read_skeleton(path, content):
-    """The skeleton in COCO's `categories`, or COCO17.
+def chosen_categories(path, content, names=None):
+    """The records of the categories to read: those of these names or, for None, with keypoints.
+
+    Where no category has keypoints, only boxes can be read: then all categories are taken.
+    Raises DataError unless the categories have the same keypoints.
+    """
+    with expecting(path, "'categories', a list of records"):
+        categories = list(content.get("categories") or ())
+        chosen = [category for category in categories if category.get("keypoints")] or categories
+        if names is not None:
+            there = [name_of(category) for category in categories]
+            missing = [name for name in names if name not in there]
+            if missing:
+                raise DataError(f"{path}: no category {', '.join(missing)}; expected some of "
+                                f"{', '.join(there)}")
+            chosen = [category for category in categories if name_of(category) in names]
+        keypoints = [category.get("keypoints") for category in chosen]
+        are_alike = all(each == keypoints[0] for each in keypoints)
+        are_boxes_of_several = len(chosen) > 1 and not keypoints[0] and names is None
+        if are_boxes_of_several or not are_alike:
+            found = ", ".join(name_of(category) for category in chosen)
+            raise DataError(f"{path}: expected 'categories' with the same names of 'keypoints', "
+                            f"found {found:.200}; coco:FILE#category=NAME reads one of them")
+        return chosen
+
+
+def name_of(category):
+    """A category's name or, without a name, its id."""
+    return str(category.get("name", category.get("id")))
+
+
+def read_skeleton(path, content, names=None):
+    """The skeleton in COCO's `categories`: of the categories with these names, or of all.
 
     People may have only the first of its keypoints, as in Human-Art: then the others are left out.
     """
+    categories = chosen_categories(path, content, names)
     with expecting(path, "'categories' with the same names of 'keypoints' in each, "
                          "and a 'skeleton' of pairs of them"):
-        categories = []
-        for category in content.get("categories") or ():
-            if category.get("keypoints"):
-                categories.append(category)
-        if not categories:
-            return COCO17
+        count = labelled_keypoints(content)
+        if not categories or not categories[0].get("keypoints"):
+            return nameless_skeleton(path, count)
         first = categories[0]
         names = tuple(str(name) for name in first["keypoints"])
-        are_different = len(set(plain_names(names))) == len(names)
-        are_alike = all(category["keypoints"] == first["keypoints"] for category in categories)
-        if not are_different or not are_alike:
-            raise ValueError(
-                f"found {len(categories)} categories, the first with {len(names)} names")
-        names = names[:labelled_keypoints(content, len(names))]
-        edges = []
-        for a, b in first.get("skeleton") or ():  # counted from 1
-            if 0 < min(a, b) and max(a, b) <= len(names):
-                edges.append((a - 1, b - 1))
-        return make_skeleton(names, edges)
+        check_names(path, names)
+        if count is None:
+            count = len(names)
+        edges = read_edges(first.get("skeleton") or (), len(names[:count]))
+        skeleton = make_skeleton(names[:count], edges)
+    if first.get("flip_pairs"):
+        pairs = read_flip_pairs(path, first["flip_pairs"], skeleton.names)
+        skeleton = replace(skeleton, flip_pairs=pairs)
+    return skeleton
 
 
-def labelled_keypoints(content, count):
-    """How many of `count` keypoints the people have, as the first one shows that has any."""
+def nameless_skeleton(path, count):
+    """The skeleton of `count` keypoints that a file does not name; None if nobody has any."""
+    if count in (None, len(COCO17.names)):
+        if count:
+            report(f"{path}: its categories name no keypoints; its {count} are taken as COCO's")
+        return COCO17
+    report(f"{path}: its categories name no keypoints; its {count} are only numbered")
+    return make_skeleton([UNNAMED.format(number) for number in range(1, count + 1)], ())
+
+
+def check_names(path, names):
+    """Raises DataError for keypoints whose names are alike, such as L_Eye and left_eye."""
+    plain = plain_names(names)
+    for joint, name in enumerate(plain):
+        first = plain.index(name)
+        if first != joint:
+            raise DataError(f"{path}: expected 'keypoints' with different names, found "
+                            f"{names[first]!r} and {names[joint]!r}, which are alike")
+
+
+def read_edges(pairs, count):
+    """COCO's pairs of keypoints, counted from 1, as pairs that are counted from 0.
+
+    A pair with a 0 shows that the file counts from 0. Pairs beyond `count` are left out.
+    """
+    edges = [(a, b) for a, b in pairs]
+    first = 0 if any(0 in edge for edge in edges) else 1
+    inside = [edge for edge in edges if first <= min(edge) and max(edge) < count + first]
+    return [(a - first, b - first) for a, b in inside]
+
+
+def read_flip_pairs(path, pairs, names):
+    """Pairs of names as pairs of indices. A pair of which people have no keypoint is left out."""
+    with expecting(path, "'flip_pairs' of keypoints' names, such as [['left_eye', 'right_eye']]"):
+        in_pairs = [name for a, b in pairs for name in (a, b)]
+        if len(set(in_pairs)) < len(in_pairs) or not all(isinstance(n, str) for n in in_pairs):
+            raise ValueError(f"found {pairs!r:.80}")
+        found = [(names.index(a), names.index(b)) for a, b in pairs]
+        return tuple(sorted(tuple(sorted(pair)) for pair in found))
+
+
+def labelled_keypoints(content):
+    """How many keypoints the people have, as the first one shows that has any; None if nobody."""
     for person in content.get("annotations") or ():
         values = person.get("keypoints")  # x, y and v of each keypoint
-        if values:
-            is_whole = len(values) % 3 == 0  # otherwise `read_columns` says what is wrong
-            return len(values) // 3 if is_whole else count
-    return count
+        if values and len(values) % 3 == 0:  # otherwise `read_columns` says what is wrong
+            return len(values) // 3
+    return None
 
 
 def image_rows(path, image_ids, ids, owners):
@@ -1214,13 +1344,17 @@ def check_people(path, dataset):
     points = dataset.keypoints
     boxes = dataset.boxes
     is_near = (np.abs(points) <= FARTHEST).all((1, 2)) & (np.abs(boxes) <= FARTHEST).all(1)
-    has_known_flags = np.isin(points[:, :, 2], (0, 1, 2)).all(1)
+    is_unknown = ~np.isin(points[:, :, 2], (0, 1, 2))  # (people, K)
+    if is_unknown.any():
+        row, joint = np.argwhere(is_unknown)[0]
+        raise DataError(
+            f"{path}: annotation id {dataset.ids[row]}: expected a visibility of 0, 1 or 2 of "
+            f"{dataset.skeleton.names[joint]!r}, found {points[row, joint, 2]:g}")
     is_empty = (boxes[:, 2:] <= 0).any(1)
     is_annotated = np.isin(np.arange(len(boxes)), dataset.annotated)
     problems = {
         "a number that is not finite, or beyond a million":
             ~is_near | ~np.isfinite(dataset.areas),
-        "a visibility other than 0, 1 and 2": ~has_known_flags,
         "a box of zero or negative size": is_annotated & is_empty}
     for problem, wrong in problems.items():
         if wrong.any():
@@ -1302,12 +1436,21 @@ def to_coco(dataset, category="person"):
             "bbox": dataset.boxes[row].tolist(),
             "area": float(dataset.areas[row]),
             "iscrowd": int(dataset.crowd[row])})
+    names = dataset.skeleton.names
     categories = [{
         "id": 1,
         "name": category,
-        "keypoints": list(dataset.skeleton.names),
+        "keypoints": list(names),
         "skeleton": [[a + 1, b + 1] for a, b in dataset.skeleton.edges]}]  # COCO counts from 1
-    return {"images": images, "annotations": annotations, "categories": categories}
+    pairs = dataset.skeleton.flip_pairs
+    if pairs != pairs_of_sides(names):
+        categories[0]["flip_pairs"] = [[names[a], names[b]] for a, b in pairs]
+    return {
+        "info": {},  # older programs need it, and the licences
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories}
 
 
 # === Appendix: LSP, SURREAL and Human3.6M; skip on a first reading ================================
@@ -1707,6 +1850,7 @@ def load_dataset(spec, split, cache=None):
     "name:root#domain" is the part with images of that domain; several are separated by commas.
         "#natural" is short for photographs and Human-Art's natural scenes, "#artificial" for all
         others.
+    "coco:root#category=car" is the part with annotations of that category, and its skeleton.
     Raises DataError for what cannot be read.
 
     To add a format, write a function f(root, split) -> PoseDataset and enter it in READERS:
@@ -1725,6 +1869,11 @@ def load_dataset(spec, split, cache=None):
     if not root or not Path(root).exists():
         raise DataError(
             f"{base}: no such file or folder; expected {name}:FOLDER or {name}:FILE.json")
+    if chosen and chosen.startswith("category="):
+        if name != "coco":
+            raise DataError(f"{spec}: expected coco:{root} before a category, found {name}")
+        categories = chosen.removeprefix("category=").split(",")
+        return replace(read_coco(Path(root), split, categories), name=spec)
     dataset = READERS[name](Path(root), split)
     dataset = replace(dataset, name=base)
     if chosen is None:
