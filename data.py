@@ -1123,7 +1123,11 @@ def read_coco_file(path, home, find_domain, categories=None):
         sentences=images["description"].astype(str))
     is_flat = (dataset.boxes[:, 2:] <= 0).any(1)
     is_labelled = np.isin(np.arange(len(is_flat)), dataset.annotated)
-    dataset = without(path, dataset, is_flat & is_labelled, "a box of no width or height")
+    wrong = is_flat & is_labelled
+    if wrong.any():
+        what = "annotations: their boxes have no width or height"
+        report_skipped(path, wrong.sum(), len(wrong), what)
+        dataset = dataset.select_people(~wrong)
     check_people(path, dataset)
     return dataset
 
@@ -1143,19 +1147,15 @@ def annotations_of(path, content, categories):
         is_other = isinstance(record, dict) and record.get("category_id") in others
         if not is_other:
             kept.append(record)
-    report_skipped(path, len(records) - len(kept), len(records), "another category")
+    skipped = len(records) - len(kept)
+    report_skipped(path, skipped, len(records), "annotations: they are of another category")
     return kept
 
 
-def without(path, dataset, wrong, reason):
-    """The data set without the people where `wrong` (people,) is true."""
-    report_skipped(path, wrong.sum(), len(wrong), reason)
-    return dataset.select_people(~wrong) if wrong.any() else dataset
-
-
-def report_skipped(path, count, total, reason):
+def report_skipped(path, count, total, what):
+    """Says in one line how many records were skipped. what: which ones, and why."""
     if count:
-        report(f"{path}: skipped {count:,} of {total:,} annotations: {reason}")
+        report(f"{path}: skipped {count:,} of {total:,} {what}")
 
 
 def whole_visibilities(path, keypoints):
@@ -1757,15 +1757,20 @@ def read_boxes(path, rows, category=1):
     image_index = images_of_boxes(path, records, rows)
     check_boxes(path, table["bbox"])
     is_here = image_index >= 0
-    is_used = is_here.copy()
-    if category is not None:
+    has_size = (table["bbox"][:, 2:] > 0).all(1)
+    is_used = is_here & has_size
+    if category is not None and table["category_id"].any():
         is_used &= table["category_id"] == category
+    elif category is not None:
+        report(f"{path}: category 0, the only one, is taken as category {category}")
     others = (~is_here).sum()
     if not is_used.any():
-        raise DataError(f"{path}: expected boxes of category {category or 'any'}, "
-                        f"found {others} elsewhere")
-    if others:
-        print(f"{path}: skipped {others} boxes of other images", file=sys.stderr)
+        found = sorted(set(table["category_id"].tolist()))
+        raise DataError(f"{path}: expected boxes of category {category or 'any'}, found "
+                        f"categories {str(found):.80}, and {others} boxes of other images")
+    report_skipped(path, others, len(records), "boxes: they are of other images")
+    flat = (is_here & ~has_size).sum()
+    report_skipped(path, flat, len(records), "boxes: they have no width or height")
     return image_index[is_used], table["bbox"][is_used], table["score"][is_used]
 
 
@@ -1786,31 +1791,46 @@ def images_of_boxes(path, records, rows):
 
 
 def check_boxes(path, boxes):
-    """Raises DataError for a box (4,) of boxes (boxes, 4) that is empty or far away."""
-    has_size = (boxes[:, 2:] > 0).all(1)
-    is_near = (np.abs(boxes) <= FARTHEST).all(1)
-    wrong = ~(has_size & is_near)
-    if wrong.any():
-        place = wrong.argmax()
-        raise DataError(f"{path}: box {place}: expected a 'bbox' [x, y, w, h] of some size, "
-                        f"found {boxes[place]}")
+    """Raises DataError for a box (4,) of boxes (boxes, 4) that is far away."""
+    is_far = (np.abs(boxes) > FARTHEST).any(1)
+    if is_far.any():
+        place = is_far.argmax()
+        raise DataError(f"{path}: box {place}: expected a 'bbox' [x, y, w, h] of at most a "
+                        f"million pixels, found {boxes[place]}")
 
 
 def picture_rows(files):
     """{name: row} of pictures, for all names by which a file of boxes may call them.
 
-    The names of album/one/a.jpg in a folder album are "one/a.jpg", "one/a", "a.jpg" and "a". The
-    row is None if several pictures have the name.
+    The names of album/one/7.jpg in a folder album are "one/7.jpg", "one/7", "7.jpg", "7" and the
+    number 7. The row is None if several pictures have the name.
     """
     _, places = below_common_folder(files)
     rows = {}
     for row, place in enumerate(places):
-        path = PurePosixPath(place)
-        for name in {str(path.with_suffix("")), path.name, path.stem}:
+        for name in short_names(place):
             rows[name] = None if name in rows else row
     for row, place in enumerate(places):  # whole places come first: they are never shared
         rows[place] = row
     return rows
+
+
+def short_names(place):
+    """What may stand for a picture's file name in part: one/7, 7.jpg, 7 and 7 as a number."""
+    path = PurePosixPath(place)
+    names = {str(path.with_suffix("")), path.name, path.stem} if path.name else set()
+    if path.stem.isdecimal():
+        names.add(int(path.stem))
+    return names
+
+
+def image_names(dataset):
+    """{id or file name: row} of a data set's images. A number always is an id."""
+    rows = {}
+    for name, row in picture_rows(dataset.files).items():
+        if isinstance(name, str):
+            rows[name] = row
+    return rows | {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
 
 
 def below_common_folder(files):

@@ -416,8 +416,8 @@ from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
-                  decode_heatmaps, expecting, free_space, ignore_group_signals, join_processes,
-                  load_dataset, mean_of_all, my_share, open_image, processes, read_boxes,
+                  decode_heatmaps, expecting, free_space, ignore_group_signals, image_names,
+                  join_processes, load_dataset, mean_of_all, my_share, open_image, processes, read_boxes,
                   remove_labels, report_sides, to_coco, transform_points, unreadable, wait_for_all,
                   warp_image, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
@@ -1509,8 +1509,7 @@ def test_in_boxes(dataset, options):
     if dataset.name != options.target:
         raise DataError(f"{options.target}: expected labelled people to test on in boxes, "
                         "found none")
-    image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
-    rows, boxes, scores = read_boxes(options.boxes, image_rows)
+    rows, boxes, scores = read_boxes(options.boxes, image_names(dataset))
     return TestSet(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
 
 
