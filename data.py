@@ -1265,9 +1265,9 @@ def nameless_skeleton(path, count):
     """The skeleton of `count` keypoints that a file does not name; None if nobody has any."""
     if count in (None, len(COCO17.names)):
         if count:
-            report(f"{path}: its categories name no keypoints; its {count} are taken as COCO's")
+            report(f"{path}: the categories name no keypoints; the {count} are taken as COCO's")
         return COCO17
-    report(f"{path}: its categories name no keypoints; its {count} are only numbered")
+    report(f"{path}: the categories name no keypoints; the {count} get numbers as names")
     return make_skeleton([UNNAMED.format(number) for number in range(1, count + 1)], ())
 
 
@@ -1950,7 +1950,8 @@ def remove_labels(dataset):
     has_size = (dataset.boxes[:, 2:] > 0).all(1)
     people = dataset.select_people(has_size & ~dataset.crowd)
     if not len(people.ids):
-        raise DataError(f"{dataset.name}: expected a person with a box, found none")
+        raise DataError(f"{dataset.name}: expected a person with a box, found none; "
+                        "pictures:FOLDER takes each picture as one person")
     return replace(people, keypoints=np.zeros_like(people.keypoints))
 
 

@@ -1496,8 +1496,9 @@ def vlpose_data(options):
         if len(dataset.annotated):
             tests.append(TestSet(dataset, dataset, dataset.annotated))
     if not tests:
+        held_out = ", ".join(Path(file).name for file in dataset.files[:5])
         raise DataError(f"{options.source}, {options.target}: expected labelled people to "
-                        "validate on, found none")
+                        f"validate on, found none; label some in the held-out images {held_out}")
     if options.boxes:
         tests[-1] = test_in_boxes(tests[-1].dataset, options)
     check_pictures([test.dataset for test in tests])
@@ -1538,8 +1539,11 @@ def alignment_data(options):
     if options.test and not labelled:
         raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
     check_pictures([test])
-    print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, "
-          "their labels unread")
+    with_people = len(np.unique(target.image_index))
+    images = f"{len(target.files):,} images"
+    if with_people < len(target.files):
+        images = f"{with_people:,} of {images}; the others have no box and are left out"
+    print(f"{options.target}: {len(target.ids):,} people, their labels unread, in {images}")
 
     if source is None:
         skeleton = load_pose_model(options.weights).skeleton
@@ -1582,7 +1586,9 @@ def training_set(spec, options, skeleton=None):
     people = len(dataset.annotated)
     skipped = len(dataset.ids) - people
     if not people:
-        raise DataError(f"{spec}: expected labelled people to train on, found none")
+        held_out = len(load_dataset(spec, "val", options.cache).annotated)
+        raise DataError(f"{spec}: expected labelled people to train on, found none; {held_out} "
+                        "are in images that are held out to test on")
     line = f"{spec}: {people:,} people in {len(dataset.files):,} images to train on"
     if skipped:
         line += f"; {skipped} without labelled keypoints skipped"

@@ -98,7 +98,7 @@ def test_boxes_in_a_folder_say_where_its_people_are(gallery):
 
 @pytest.mark.parametrize("image_id, words", [
     ("one.png", None), ("one", "two pictures are called one; expected folders"),
-    ("elsewhere.png", "expected boxes of category any, found 1 elsewhere")])
+    ("elsewhere.png", "expected boxes of category any, found .* 1 boxes of other")])
 def test_a_box_belongs_to_one_picture(gallery, image_id, words):
     (gallery / "boxes.json").write_text(json.dumps([{"image_id": image_id, "bbox": [1, 2, 3, 4]}]))
     if words is None:  # the place of the one, the name of the other: a whole place comes first
@@ -140,14 +140,12 @@ def test_a_file_that_is_not_coco_is_an_error_that_names_it(tmp_path, text):
 @pytest.mark.parametrize("changes, words", [
     ({"keypoints": [1, 2]},
      "annotation 0, id 7, image_id 3: expected 51 finite numbers in 'keypoints', found 2 val"),
-    ({"keypoints": [1.0, 2, 2] * 14}, "annotation 0, id 7, .*found 42 values"),
     ({"keypoints": ["x"] * 51},
      "annotation 0, id 7, .*51 finite numbers in 'keypoints', found 51 .* among them 'x'"),
     ({"keypoints": [math.nan] * 51},
      "annotation 0, id 7, .*51 finite numbers in 'keypoints', .*among them nan"),
     ({"keypoints": [1e300] * 51},  # too large for a float32
      "annotation 0, id 7, .*51 finite numbers in 'keypoints'"),
-    ({"bbox": [1, 2, 0, 5]}, "annotation id 7 .*zero"),
     ({"bbox": [1, 2, 3, math.inf]},
      "annotation 0, id 7, .*4 finite numbers in 'bbox', found 4 .* among them inf"),
     ({"bbox": [1, 2, 3]}, "annotation 0, id 7, .*4 finite numbers in 'bbox', found 3 values"),
@@ -167,9 +165,9 @@ def test_a_wrong_record_is_an_error_that_names_file_record_and_reason(tmp_path, 
 
 def test_a_missing_field_is_named(tmp_path):
     record = person()
-    del record["keypoints"]
+    del record["bbox"]
     with pytest.raises(
-            DataError, match="annotations.json: annotation 0, id 7, .*'keypoints', found nothing"):
+            DataError, match="annotations.json: annotation 0, id 7, .*'bbox', found nothing"):
         load_dataset(f"coco:{write_coco(tmp_path, [record])}", "all")
 
 
