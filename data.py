@@ -1136,6 +1136,9 @@ def annotations_of(path, content, categories):
     """The records of annotations without those of the file's other categories."""
     records = content["annotations"]
     chosen = chosen_categories(path, content, categories)
+    is_choice = len(chosen) > 1 and categories is None
+    if is_choice and not chosen[0].get("keypoints") and not labelled_keypoints(content):
+        raise several_categories(path, "keypoints", chosen)
     others = []
     for category in content.get("categories") or ():
         if category not in chosen and "id" in category:
@@ -1209,8 +1212,8 @@ def complete_person(person, count):
 def chosen_categories(path, content, names=None):
     """The records of the categories to read: those of these names or, for None, with keypoints.
 
-    Where no category has keypoints, only boxes can be read: then all categories are taken.
-    Raises DataError unless the categories have the same keypoints.
+    Where no category names keypoints, all are taken. Raises DataError unless the categories have
+    the same keypoints.
     """
     with expecting(path, "'categories', a list of records"):
         categories = list(content.get("categories") or ())
@@ -1223,13 +1226,16 @@ def chosen_categories(path, content, names=None):
                                 f"{', '.join(there)}")
             chosen = [category for category in categories if name_of(category) in names]
         keypoints = [category.get("keypoints") for category in chosen]
-        are_alike = all(each == keypoints[0] for each in keypoints)
-        are_boxes_of_several = len(chosen) > 1 and not keypoints[0] and names is None
-        if are_boxes_of_several or not are_alike:
-            found = ", ".join(name_of(category) for category in chosen)
-            raise DataError(f"{path}: expected 'categories' with the same names of 'keypoints', "
-                            f"found {found:.200}; coco:FILE#category=NAME reads one of them")
+        if any(each != keypoints[0] for each in keypoints):
+            raise several_categories(path, "the same names of 'keypoints'", chosen)
         return chosen
+
+
+def several_categories(path, what, categories):
+    """The error for categories that are not read together. what: what is expected of them."""
+    found = ", ".join(name_of(category) for category in categories)
+    return DataError(f"{path}: expected 'categories' with {what}, found {found:.200}; "
+                     "coco:FILE#category=NAME reads one of them")
 
 
 def name_of(category):

@@ -417,9 +417,10 @@ from torch.utils.data import DataLoader
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
                   decode_heatmaps, expecting, free_space, ignore_group_signals, image_names,
-                  join_processes, load_dataset, mean_of_all, my_share, open_image, processes, read_boxes,
-                  remove_labels, report_sides, to_coco, transform_points, unreadable, wait_for_all,
-                  warp_image, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+                  join_processes, load_dataset, mean_of_all, my_share, open_image, processes,
+                  read_boxes, remove_labels, report_sides, to_coco, transform_points, unreadable,
+                  wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton, write_json,
+                  written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people)

@@ -13,9 +13,10 @@ import data
 from assets.figures import STYLES, draw_figure
 from conftest import ROOT, run_program
 from data import (COCO17, GENTLE, REGDA, VITPOSE, Augmentation, Crops, DataError, crop_matrix,
-                  decode_heatmaps, draw_figures, encode_heatmaps, half_body_box, invert_matrix,
-                  load_dataset, open_image, remove_labels, select_images, to_coco, transform_points,
-                  warp_image, with_sentences, written_whole)
+                  decode_heatmaps, draw_figures, encode_heatmaps, half_body_box, image_names,
+                  invert_matrix, load_dataset, open_image, picture_dataset, picture_rows, read_boxes,
+                  remove_labels, select_images, to_coco, transform_points, warp_image,
+                  with_sentences, written_whole)
 
 SIZE = (128, 96)
 COUNTS = {"train": (3, 2), "val": (2, 1)}
@@ -94,6 +95,33 @@ def test_boxes_in_a_folder_say_where_its_people_are(gallery):
     pictures = load_dataset(f"pictures:{gallery}", "train")
     assert pictures.boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [2, 2, 3, 4], [0, 0, 9, 9]]
     assert pictures.image_index.tolist() == [0, 1, 0, 3]
+
+
+def test_a_box_without_a_size_is_skipped_alone_and_counted(gallery, capsys):
+    boxes = [{"image_id": "two", "bbox": [5, 6, 7, 8]}, {"image_id": "two", "bbox": [5, 6, 7, 0]}]
+    (gallery / "boxes.json").write_text(json.dumps(boxes))
+    assert load_dataset(f"pictures:{gallery}", "all").boxes.tolist() == [[5, 6, 7, 8]]
+    assert "boxes.json: skipped 1 of 2 boxes: they have no width" in capsys.readouterr().err
+
+
+def test_a_detector_of_one_category_may_call_it_0_which_is_said(tmp_path, capsys):
+    path = tmp_path / "boxes.json"
+    box = {"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 0}
+    path.write_text(json.dumps([box]))
+    assert read_boxes(path, {1: 5}, category=18)[0].tolist() == [5]
+    assert f"{path}: category 0, the only one, is taken as category 18" in capsys.readouterr().err
+    path.write_text(json.dumps([box, box | {"category_id": 7}]))
+    with pytest.raises(DataError, match=r"boxes of category 18, found categories \[0, 7\]"):
+        read_boxes(path, {1: 5}, category=18)
+
+
+def test_boxes_name_pictures_by_numbers_too_and_images_of_a_data_set_by_their_files(tmp_path):
+    files = ["/album/0001.jpg", "/album/0012.jpg", "/album/x.jpg"]
+    assert {name: picture_rows(files)[name] for name in (1, 12, "0012", "x.jpg")} == {
+        1: 0, 12: 1, "0012": 1, "x.jpg": 2}
+    dataset = picture_dataset(files, COCO17)  # its ids are 1, 2, 3
+    names = image_names(dataset)
+    assert (names[1], names[2], names["0001"], names["0012.jpg"]) == (0, 1, 0, 1) and 12 not in names
 
 
 @pytest.mark.parametrize("image_id, words", [
