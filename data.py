@@ -42,20 +42,21 @@ class Skeleton:
     sigmas: np.ndarray  # (K,) how far annotators scatter, relative to the person's size; for OKS
     upper: tuple[int, ...]  # the upper half: a half-body crop keeps either these or the others
     groups: dict  # name of a group -> the keypoints that a PCK table averages
-    flip_pairs: tuple = ()  # what a mirror image exchanges; without them the names tell
+    flip_pairs: tuple[tuple[int, int], ...]  # left and right, which a mirror exchanges
+
+    @cached_property
+    def plain_names(self):
+        """The names in one spelling, in which names are compared: left_eye for L_Eye."""
+        return plain_names(self.names)
 
     @cached_property
     def mirrored(self):
         """(K,) each keypoint's counterpart in a mirrored image: right_eye for left_eye."""
         counterpart = np.arange(len(self.names))  # a nose is its own counterpart
-        for a, b in self.flip_pairs or pairs_in_names(self.names):
-            counterpart[[a, b]] = b, a
+        for a, b in self.flip_pairs:
+            counterpart[a] = b
+            counterpart[b] = a
         return counterpart
-
-    @property
-    def has_sides(self):
-        """Whether left and right are known: not if the names only count the keypoints."""
-        return self.names[0] != UNNAMED.format(1)
 
 
 # ---------------------------------------------------------------------------------------- data sets
@@ -319,7 +320,7 @@ class Crops(torch.utils.data.Dataset):
 
         # Where from? A random map from the image to the crop, or to the crop's mirror image.
         matrix = self.random_matrix(keypoints, data.boxes[row], rng)  # (2, 3)
-        if rng.random() < self.augmentation.flip_probability:
+        if rng.random() < self.augmentation.flip_probability and data.skeleton.flip_pairs:
             matrix[0] = [0, 0, width - 1] - matrix[0]  # x becomes W - 1 - x
             keypoints = keypoints[data.skeleton.mirrored]  # in a mirror a left eye is a right one
 
@@ -381,6 +382,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
 from glob import escape, glob
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -388,14 +390,112 @@ import torch.distributed as dist
 from PIL import ExifTags, ImageOps
 
 
+# --------------------------------------------------------------------------- names, left and right
+
+# Left and right in the languages of annotators. Each word stands above its opposite.
+LEFT_WORDS = """
+    left  l lt links  linke  linker  linkes  gauche gauche izquierdo izquierda izq
+    esquerdo esquerda sinistro sinistra левый  левая  левое  左 ひだり 왼쪽   왼""".split()
+RIGHT_WORDS = """
+    right r rt rechts rechte rechter rechtes droite droit  derecho   derecha   der
+    direito  direita  destro   destra   правый правая правое 右 みぎ   오른쪽 오른""".split()
+SIDES = {*LEFT_WORDS, *RIGHT_WORDS}
+OPPOSITES = [*zip(LEFT_WORDS, RIGHT_WORDS), *zip(RIGHT_WORDS, LEFT_WORDS)]
+OTHER_SIDE = {"left": "right", "right": "left"}
+SAME_WORDS = {"f": "front", "b": "back", "paw": "hoof"}
+SAME_WORDS |= dict.fromkeys(LEFT_WORDS, "left") | dict.fromkeys(RIGHT_WORDS, "right")
+LETTER_BEFORE = {"l": "k", "r": "q"}
+
+
+def plain_names(names):
+    """The names of a skeleton's keypoints in one spelling, with the side first.
+
+    left_eye stands for LeftEye, "left eye", L_Eye and eye.L. If the other side is there as well,
+    left_eye also stands for lefteye and leye.
+    """
+    spelled = ["_".join(words_in(name)) or name for name in names]
+    return [plain_name(name, spelled) for name in spelled]
+
+
+def words_in(name):
+    """The words of a name in lower case: left and eye for LeftEye, left-eye and "Left eye"."""
+    words = re.findall(r"[左右]|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W_A-Za-z左右]+", name)
+    return [word.lower() for word in words]
+
+
+def plain_name(name, spelled):
+    """One of `plain_names`. spelled: all names of the skeleton, as words with _ between them."""
+    words = set_side_apart(name, spelled).split("_")
+    if not is_in_alphabet(words, spelled):
+        words = [SAME_WORDS.get(word, word) for word in words]
+    sides = [word for word in words if word in OTHER_SIDE]
+    if len(sides) == 1:
+        words.remove(sides[0])
+        words = sides + words
+    return "_".join(words)
+
+
+def set_side_apart(name, spelled):
+    """left_ear for leftear where rightear is among the names `spelled`, and name otherwise."""
+    if not SIDES.isdisjoint(name.split("_")):
+        return name
+    for side, opposite in OPPOSITES:
+        at_start = rf"(?<![^_]){side}(?=[^_])"
+        at_end = rf"(?<=[^_]){side}(?![^_])"
+        for pattern, apart in ((at_start, f"{side}_"), (at_end, f"_{side}")):
+            other = re.sub(pattern, opposite, name)
+            if other != name and other in spelled:
+                return re.sub(pattern, apart, name)
+    return name
+
+
+def is_in_alphabet(words, spelled):
+    """Whether an l or r in a name is no side, because a k or q is there in its place, too."""
+    before = [LETTER_BEFORE.get(word, word) for word in words]
+    return before != words and "_".join(before) in spelled
+
+
+def pairs_of_sides(names):
+    """((left, right), ...) the pairs of keypoints that the names tell, as indices."""
+    plain = plain_names(names)
+    pairs = []
+    for joint, name in enumerate(plain):
+        other = "_".join(OTHER_SIDE.get(word, word) for word in name.split("_"))
+        if other in plain[joint + 1:]:
+            pairs.append((joint, plain.index(other)))
+    return tuple(pairs)
+
+
+def report_sides(skeleton):
+    """Says on stderr if left and right are not known, or if a side has no counterpart."""
+    remedy = "'flip_pairs' in the annotations' category names pairs"
+    if not skeleton.flip_pairs:
+        names = ", ".join(skeleton.names)
+        print(f"no left and right among the keypoints {names:.80}: no picture is mirrored; "
+              f"{remedy}", file=sys.stderr)
+        return
+    alone = []
+    for joint, name in enumerate(skeleton.plain_names):
+        has_side = any(word.startswith(("left", "right")) for word in name.split("_"))
+        if has_side and skeleton.mirrored[joint] == joint:
+            alone.append(skeleton.names[joint])
+    if alone:
+        print(f"no counterpart of the keypoints {', '.join(alone)} for mirrored pictures; "
+              f"{remedy}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------- whole skeletons
+
 def skeleton_from(fields):
     """A Skeleton from its fields as JSON has them."""
     groups = {name: tuple(joints) for name, joints in fields["groups"].items()}
     edges = tuple(tuple(edge) for edge in fields["edges"])
     sigmas = np.array(fields["sigmas"])
-    flip_pairs = tuple(tuple(pair) for pair in fields.get("flip_pairs", ()))
-    return Skeleton(tuple(fields["names"]), edges, sigmas, tuple(fields["upper"]), groups,
-                    flip_pairs)
+    names = tuple(fields["names"])
+    # skeletons.json and model files of earlier versions have no pairs
+    flip_pairs = fields.get("flip_pairs", pairs_of_sides(names))
+    flip_pairs = tuple(tuple(pair) for pair in flip_pairs)
+    return Skeleton(names, edges, sigmas, tuple(fields["upper"]), groups, flip_pairs)
 
 
 with open(Path(__file__).parent / "assets" / "skeletons.json", encoding="utf-8") as file:
@@ -405,7 +505,6 @@ BODY16 = SKELETONS["BODY16"]  # people, as in MPII
 ANIMAL18 = SKELETONS["ANIMAL18"]  # SyntheticAnimal and TigDog
 ANIMAL14 = SKELETONS["ANIMAL14"]  # what SyntheticAnimal and AnimalPose have in common
 
-SAME_WORDS = {"l": "left", "r": "right", "f": "front", "b": "back", "paw": "hoof"}
 LOWER_HALF = {"hip", "knee", "ankle", "heel", "toe", "foot", "pelvis", "tail", "back", "hind"}
 DEFAULT_SIGMA = 0.05  # ours
 UNNAMED = "keypoint {}"  # the names keypoint 1, keypoint 2, ... where only their number is known
@@ -430,26 +529,6 @@ def skeleton_named(name):
     return SKELETONS[name.upper()]
 
 
-def pairs_in_names(names):
-    """Pairs of keypoints whose names differ in left and right alone: left_eye and right_eye."""
-    other_side = {"left": "right", "right": "left"}
-    joint_of = {plain_name(name): joint for joint, name in enumerate(names)}
-    pairs = []
-    for name, joint in joint_of.items():
-        words = [other_side.get(word, word) for word in name.split("_")]
-        other = joint_of.get("_".join(words), joint)
-        if joint < other:
-            pairs.append((joint, other))
-    return pairs
-
-
-def plain_name(name):
-    """The same spelling for all: left_eye for LeftEye, L_Eye, "left eye" and left-eye."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W_A-Za-z]+", name)
-    words = [word.lower() for word in words]
-    return "_".join(SAME_WORDS.get(word, word) for word in words) or name
-
-
 def without_side(name):
     """eye for left_eye."""
     words = [word for word in name.split("_") if word not in ("left", "right")]
@@ -466,22 +545,23 @@ def known_sigma(part):
 
 
 def make_skeleton(names, edges):
-    """The known skeleton of these names, or a new one; names tell halves, sigmas and groups."""
+    """The known skeleton of these names, or a new one; names tell sides, sigmas and groups."""
     for known in SKELETONS.values():
         if known.names == tuple(names):
             return known
     sigmas = []
     upper = []
     groups = {}
-    for joint, name in enumerate(names):
-        part = without_side(plain_name(name))
+    for joint, name in enumerate(plain_names(names)):
+        part = without_side(name)
         sigmas.append(known_sigma(part))
         words = set(part.split("_"))
         is_lower = bool(words & LOWER_HALF)
         if "front" in words or not is_lower:  # an animal's front legs are in its upper half
             upper.append(joint)
         groups[part] = groups.get(part, ()) + (joint,)
-    return Skeleton(tuple(names), tuple(edges), np.array(sigmas), tuple(upper), groups)
+    pairs = pairs_of_sides(names)
+    return Skeleton(tuple(names), tuple(edges), np.array(sigmas), tuple(upper), groups, pairs)
 
 
 # Keypoints that are the middle of two others. COCO labels nothing near the top of the head or the
@@ -498,8 +578,8 @@ def with_skeleton(dataset, skeleton):
     data set lacks gets no label, and a line on stderr says so. Raises DataError if the data set
     lacks all keypoints.
     """
-    joint_of = {plain_name(name): joint for joint, name in enumerate(dataset.skeleton.names)}
-    wanted = [plain_name(name) for name in skeleton.names]
+    joint_of = {name: joint for joint, name in enumerate(dataset.skeleton.plain_names)}
+    wanted = skeleton.plain_names
     if wanted == list(joint_of):
         return replace(dataset, skeleton=skeleton)
     old = dataset.keypoints
@@ -673,6 +753,7 @@ def half_body_box(keypoints, skeleton, rng):
 # === Appendix: files and error messages; skip on a first reading ==================================
 
 OLD_DRAFT = 3600  # seconds: a draft that has not changed for so long is that of a killed program
+PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")  # the first bytes of gz, zip, bz2, xz
 TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file if the disk is full
 
 
@@ -759,7 +840,10 @@ def read_json(path, json_type, what):
     """The content of a JSON file, which must be of json_type: list, or dict for an object."""
     name = "list" if json_type is list else "object"
     with expecting(path, f"{what}, a JSON {name}"):
-        content = json.loads(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        if data.startswith(PACKED):
+            raise ValueError("found a packed file; unpack it first")
+        content = json.loads(data)
         if not isinstance(content, json_type):
             raise ValueError(f"found {content!r:.40}")
         return content
@@ -771,6 +855,12 @@ def write_json(path, content, indent=None):
         text = json.dumps(content, indent=indent, allow_nan=False)
     with written_whole(path) as draft:
         draft.write_text(text, "utf-8")
+
+
+@lru_cache(maxsize=None)
+def report(message):
+    """Prints a line on stderr, once: a file is read for each of its splits."""
+    print(message, file=sys.stderr)
 
 
 def progress(items, what):
@@ -906,9 +996,9 @@ FIGURE_FILES = {
     "val": "validation_figures.json"}
 
 
-def read_coco(root, split):
-    """COCO, or any other folder or file in COCO's format."""
-    return read_coco_format(root, split, COCO_FILES, category_of)
+def read_coco(root, split, categories=None):
+    """COCO, or any other folder or file in COCO's format; of some categories, given their names."""
+    return read_coco_format(root, split, COCO_FILES, category_of, categories)
 
 
 def read_human_art(root, split):
@@ -921,15 +1011,16 @@ def read_figures(root, split):
     return read_coco_format(root, split, FIGURE_FILES, domain_of)
 
 
-def read_coco_format(root, split, official, find_domain):
+def read_coco_format(root, split, official, find_domain, categories=None):
     """A split of a folder or file in COCO's format.
 
     official: {split: name of its file}.
     find_domain: gives an image's domain for the image's record.
+    categories: names, see `chosen_categories`.
     """
     path, has_this_split_alone = annotation_file(root, official, split)
     home = root if root.is_dir() else root.parent
-    dataset = read_coco_file(path, home, find_domain)
+    dataset = read_coco_file(path, home, find_domain, categories)
     if has_this_split_alone:
         return dataset
     return hold_out(dataset, split, np.arange(len(dataset.files)))
@@ -1002,24 +1093,27 @@ def hold_out(dataset, split, numbers):
 
 # --------------------------------------------------------------------------------- a file's records
 
-def read_coco_file(path, home, find_domain):
+def read_coco_file(path, home, find_domain, categories=None):
     """A file in COCO's format, with its skeleton.
 
     home: the folder that the images are in or near, see `locate_images`.
+    categories: names, see `chosen_categories`.
+    Annotations that nobody can use are skipped, and a line on stderr says how many.
     """
     content = read_json(path, dict, "COCO's annotations")
     for section in ("images", "annotations"):
         if not isinstance(content.get(section), list):
             raise DataError(
                 f"{path}: not COCO keypoints: expected lists 'images' and 'annotations'")
-    skeleton = read_skeleton(path, content)
+    skeleton = read_skeleton(path, content, categories)
     count = len(skeleton.names)
+    records = annotations_of(path, content, categories)
     images = read_columns(
         [complete_image(image, find_domain) for image in content["images"]],
         {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
         f"{path}: image")
     people = read_columns(
-        [complete_person(person) for person in content["annotations"]],
+        [complete_person(person, count) for person in records],
         {"id": ID, "image_id": ID, "keypoints": finite_numbers(3 * count, dtype=np.float32),
          "bbox": BOX, "area": NUMBER, "iscrowd": FLAG},
         f"{path}: annotation")
@@ -1033,13 +1127,62 @@ def read_coco_file(path, home, find_domain):
         domains=images["category"].astype(str),
         ids=people["id"],
         image_index=image_rows(path, images["id"], people["id"], people["image_id"]),
-        keypoints=people["keypoints"].reshape(-1, count, 3),
+        keypoints=whole_visibilities(path, people["keypoints"].reshape(-1, count, 3)),
         boxes=people["bbox"],
         areas=people["area"],
         crowd=people["iscrowd"],
         sentences=images["description"].astype(str))
+    is_flat = (dataset.boxes[:, 2:] <= 0).any(1)
+    is_labelled = np.isin(np.arange(len(is_flat)), dataset.annotated)
+    wrong = is_flat & is_labelled
+    if wrong.any():
+        what = "annotations: their boxes have no width or height"
+        report_skipped(path, wrong.sum(), len(wrong), what)
+        dataset = dataset.select_people(~wrong)
     check_people(path, dataset)
     return dataset
+
+
+def annotations_of(path, content, categories):
+    """The records of annotations without those of the file's other categories."""
+    records = content["annotations"]
+    chosen = chosen_categories(path, content, categories)
+    is_choice = len(chosen) > 1 and categories is None
+    if is_choice and not chosen[0].get("keypoints") and not labelled_keypoints(content):
+        raise several_categories(path, "keypoints", chosen)
+    others = []
+    for category in content.get("categories") or ():
+        if category not in chosen and "id" in category:
+            others.append(category["id"])
+    if not others:
+        return records
+    kept = []
+    for record in records:
+        is_other = isinstance(record, dict) and record.get("category_id") in others
+        if not is_other:
+            kept.append(record)
+    skipped = len(records) - len(kept)
+    report_skipped(path, skipped, len(records), "annotations: they are of another category")
+    return kept
+
+
+def report_skipped(path, count, total, what):
+    """Says in one line how many records were skipped. what: which ones, and why."""
+    if count:
+        report(f"{path}: skipped {count:,} of {total:,} {what}")
+
+
+def whole_visibilities(path, keypoints):
+    """Keypoints (people, K, 3) whose visibilities above 0 are 1 or 2, as COCO's are.
+
+    In other files they may be shares, or 3. What is above 0 is labelled there, too.
+    """
+    visibility = keypoints[:, :, 2]  # a view
+    is_odd = (visibility > 0) & ~np.isin(visibility, (1, 2))
+    if is_odd.any():
+        report(f"{path}: visibilities such as {visibility[is_odd][0]:g} are taken as labelled")
+        visibility[is_odd] = visibility[is_odd].astype(int).clip(1, 2)
+    return keypoints
 
 
 def complete_image(image, find_domain):
@@ -1066,52 +1209,123 @@ def domain_of(image):
     return str(domain).replace("_", " ")
 
 
-def complete_person(person):
-    """A person's record with the entries that a file may leave out."""
+def complete_person(person, count):
+    """A person's record with what a file may leave out: without keypoints none is labelled."""
     try:
         _, _, width, height = person["bbox"]
         area = person.get("area") or float(width) * float(height)
-        return {"iscrowd": 0, **person, "area": area}
+        keypoints = person.get("keypoints") or [0] * (3 * count)
+        return {"iscrowd": 0, **person, "area": area, "keypoints": keypoints}
     except BROKEN:
         return person  # `read_columns` says what is wrong
 
 
-def read_skeleton(path, content):
-    """The skeleton in COCO's `categories`, or COCO17.
+def chosen_categories(path, content, names=None):
+    """The records of the categories to read: those of these names or, for None, with keypoints.
+
+    Where no category names keypoints, all are taken. Raises DataError unless the categories have
+    the same keypoints.
+    """
+    with expecting(path, "'categories', a list of records"):
+        categories = list(content.get("categories") or ())
+        chosen = [category for category in categories if category.get("keypoints")] or categories
+        if names is not None:
+            there = [name_of(category) for category in categories]
+            missing = [name for name in names if name not in there]
+            if missing:
+                raise DataError(f"{path}: no category {', '.join(missing)}; expected some of "
+                                f"{', '.join(there)}")
+            chosen = [category for category in categories if name_of(category) in names]
+        keypoints = [category.get("keypoints") for category in chosen]
+        if any(each != keypoints[0] for each in keypoints):
+            raise several_categories(path, "the same names of 'keypoints'", chosen)
+        return chosen
+
+
+def several_categories(path, what, categories):
+    """The error for categories that are not read together. what: what is expected of them."""
+    found = ", ".join(name_of(category) for category in categories)
+    return DataError(f"{path}: expected 'categories' with {what}, found {found:.200}; "
+                     "coco:FILE#category=NAME reads one of them")
+
+
+def name_of(category):
+    """A category's name or, without a name, its id."""
+    return str(category.get("name", category.get("id")))
+
+
+def read_skeleton(path, content, names=None):
+    """The skeleton in COCO's `categories`: of the categories with these names, or of all.
 
     People may have only the first of its keypoints, as in Human-Art: then the others are left out.
     """
+    categories = chosen_categories(path, content, names)
     with expecting(path, "'categories' with the same names of 'keypoints' in each, "
                          "and a 'skeleton' of pairs of them"):
-        categories = []
-        for category in content.get("categories") or ():
-            if category.get("keypoints"):
-                categories.append(category)
-        if not categories:
-            return COCO17
+        count = labelled_keypoints(content)
+        if not categories or not categories[0].get("keypoints"):
+            return nameless_skeleton(path, count)
         first = categories[0]
         names = tuple(str(name) for name in first["keypoints"])
-        are_different = len({plain_name(name) for name in names}) == len(names)
-        are_alike = all(category["keypoints"] == first["keypoints"] for category in categories)
-        if not are_different or not are_alike:
-            raise ValueError(
-                f"found {len(categories)} categories, the first with {len(names)} names")
-        names = names[:labelled_keypoints(content, len(names))]
-        edges = []
-        for a, b in first.get("skeleton") or ():  # counted from 1
-            if 0 < min(a, b) and max(a, b) <= len(names):
-                edges.append((a - 1, b - 1))
-        return make_skeleton(names, edges)
+        check_names(path, names)
+        if count is None:
+            count = len(names)
+        edges = read_edges(first.get("skeleton") or (), len(names[:count]))
+        skeleton = make_skeleton(names[:count], edges)
+    if first.get("flip_pairs"):
+        pairs = read_flip_pairs(path, first["flip_pairs"], skeleton.names)
+        skeleton = replace(skeleton, flip_pairs=pairs)
+    return skeleton
 
 
-def labelled_keypoints(content, count):
-    """How many of `count` keypoints the people have, as the first one shows that has any."""
+def nameless_skeleton(path, count):
+    """The skeleton of `count` keypoints that a file does not name; None if nobody has any."""
+    if count in (None, len(COCO17.names)):
+        if count:
+            report(f"{path}: the categories name no keypoints; the {count} are taken as COCO's")
+        return COCO17
+    report(f"{path}: the categories name no keypoints; the {count} get numbers as names")
+    return make_skeleton([UNNAMED.format(number) for number in range(1, count + 1)], ())
+
+
+def check_names(path, names):
+    """Raises DataError for keypoints whose names are alike, such as L_Eye and left_eye."""
+    plain = plain_names(names)
+    for joint, name in enumerate(plain):
+        first = plain.index(name)
+        if first != joint:
+            raise DataError(f"{path}: expected 'keypoints' with different names, found "
+                            f"{names[first]!r} and {names[joint]!r}, which are alike")
+
+
+def read_edges(pairs, count):
+    """COCO's pairs of keypoints, counted from 1, as pairs that are counted from 0.
+
+    A pair with a 0 shows that the file counts from 0. Pairs beyond `count` are left out.
+    """
+    edges = [(a, b) for a, b in pairs]
+    first = 0 if any(0 in edge for edge in edges) else 1
+    inside = [edge for edge in edges if first <= min(edge) and max(edge) < count + first]
+    return [(a - first, b - first) for a, b in inside]
+
+
+def read_flip_pairs(path, pairs, names):
+    """Pairs of names as pairs of indices. A pair of which people have no keypoint is left out."""
+    with expecting(path, "'flip_pairs' of keypoints' names, such as [['left_eye', 'right_eye']]"):
+        in_pairs = [name for a, b in pairs for name in (a, b)]
+        if len(set(in_pairs)) < len(in_pairs) or not all(isinstance(n, str) for n in in_pairs):
+            raise ValueError(f"found {pairs!r:.80}")
+        found = [(names.index(a), names.index(b)) for a, b in pairs]
+        return tuple(sorted(tuple(sorted(pair)) for pair in found))
+
+
+def labelled_keypoints(content):
+    """How many keypoints the people have, as the first one shows that has any; None if nobody."""
     for person in content.get("annotations") or ():
         values = person.get("keypoints")  # x, y and v of each keypoint
-        if values:
-            is_whole = len(values) % 3 == 0  # otherwise `read_columns` says what is wrong
-            return len(values) // 3 if is_whole else count
-    return count
+        if values and len(values) % 3 == 0:  # otherwise `read_columns` says what is wrong
+            return len(values) // 3
+    return None
 
 
 def image_rows(path, image_ids, ids, owners):
@@ -1147,13 +1361,17 @@ def check_people(path, dataset):
     points = dataset.keypoints
     boxes = dataset.boxes
     is_near = (np.abs(points) <= FARTHEST).all((1, 2)) & (np.abs(boxes) <= FARTHEST).all(1)
-    has_known_flags = np.isin(points[:, :, 2], (0, 1, 2)).all(1)
+    is_unknown = ~np.isin(points[:, :, 2], (0, 1, 2))  # (people, K)
+    if is_unknown.any():
+        row, joint = np.argwhere(is_unknown)[0]
+        raise DataError(
+            f"{path}: annotation id {dataset.ids[row]}: expected a visibility of 0, 1 or 2 of "
+            f"{dataset.skeleton.names[joint]!r}, found {points[row, joint, 2]:g}")
     is_empty = (boxes[:, 2:] <= 0).any(1)
     is_annotated = np.isin(np.arange(len(boxes)), dataset.annotated)
     problems = {
         "a number that is not finite, or beyond a million":
             ~is_near | ~np.isfinite(dataset.areas),
-        "a visibility other than 0, 1 and 2": ~has_known_flags,
         "a box of zero or negative size": is_annotated & is_empty}
     for problem, wrong in problems.items():
         if wrong.any():
@@ -1235,12 +1453,21 @@ def to_coco(dataset, category="person"):
             "bbox": dataset.boxes[row].tolist(),
             "area": float(dataset.areas[row]),
             "iscrowd": int(dataset.crowd[row])})
+    names = dataset.skeleton.names
     categories = [{
         "id": 1,
         "name": category,
-        "keypoints": list(dataset.skeleton.names),
+        "keypoints": list(names),
         "skeleton": [[a + 1, b + 1] for a, b in dataset.skeleton.edges]}]  # COCO counts from 1
-    return {"images": images, "annotations": annotations, "categories": categories}
+    pairs = dataset.skeleton.flip_pairs
+    if pairs != pairs_of_sides(names):
+        categories[0]["flip_pairs"] = [[names[a], names[b]] for a, b in pairs]
+    return {
+        "info": {},  # older programs need it, and the licences
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories}
 
 
 # === Appendix: LSP, SURREAL and Human3.6M; skip on a first reading ================================
@@ -1547,15 +1774,20 @@ def read_boxes(path, rows, category=1):
     image_index = images_of_boxes(path, records, rows)
     check_boxes(path, table["bbox"])
     is_here = image_index >= 0
-    is_used = is_here.copy()
-    if category is not None:
+    has_size = (table["bbox"][:, 2:] > 0).all(1)
+    is_used = is_here & has_size
+    if category is not None and table["category_id"].any():
         is_used &= table["category_id"] == category
+    elif category is not None:
+        report(f"{path}: category 0, the only one, is taken as category {category}")
     others = (~is_here).sum()
     if not is_used.any():
-        raise DataError(f"{path}: expected boxes of category {category or 'any'}, "
-                        f"found {others} elsewhere")
-    if others:
-        print(f"{path}: skipped {others} boxes of other images", file=sys.stderr)
+        found = sorted(set(table["category_id"].tolist()))
+        raise DataError(f"{path}: expected boxes of category {category or 'any'}, found "
+                        f"categories {str(found):.80}, and {others} boxes of other images")
+    report_skipped(path, others, len(records), "boxes: they are of other images")
+    flat = (is_here & ~has_size).sum()
+    report_skipped(path, flat, len(records), "boxes: they have no width or height")
     return image_index[is_used], table["bbox"][is_used], table["score"][is_used]
 
 
@@ -1576,31 +1808,46 @@ def images_of_boxes(path, records, rows):
 
 
 def check_boxes(path, boxes):
-    """Raises DataError for a box (4,) of boxes (boxes, 4) that is empty or far away."""
-    has_size = (boxes[:, 2:] > 0).all(1)
-    is_near = (np.abs(boxes) <= FARTHEST).all(1)
-    wrong = ~(has_size & is_near)
-    if wrong.any():
-        place = wrong.argmax()
-        raise DataError(f"{path}: box {place}: expected a 'bbox' [x, y, w, h] of some size, "
-                        f"found {boxes[place]}")
+    """Raises DataError for a box (4,) of boxes (boxes, 4) that is far away."""
+    is_far = (np.abs(boxes) > FARTHEST).any(1)
+    if is_far.any():
+        place = is_far.argmax()
+        raise DataError(f"{path}: box {place}: expected a 'bbox' [x, y, w, h] of at most a "
+                        f"million pixels, found {boxes[place]}")
 
 
 def picture_rows(files):
     """{name: row} of pictures, for all names by which a file of boxes may call them.
 
-    The names of album/one/a.jpg in a folder album are "one/a.jpg", "one/a", "a.jpg" and "a". The
-    row is None if several pictures have the name.
+    The names of album/one/7.jpg in a folder album are "one/7.jpg", "one/7", "7.jpg", "7" and the
+    number 7. The row is None if several pictures have the name.
     """
     _, places = below_common_folder(files)
     rows = {}
     for row, place in enumerate(places):
-        path = PurePosixPath(place)
-        for name in {str(path.with_suffix("")), path.name, path.stem}:
+        for name in short_names(place):
             rows[name] = None if name in rows else row
     for row, place in enumerate(places):  # whole places come first: they are never shared
         rows[place] = row
     return rows
+
+
+def short_names(place):
+    """What may stand for a picture's file name in part: one/7, 7.jpg, 7 and 7 as a number."""
+    path = PurePosixPath(place)
+    names = {str(path.with_suffix("")), path.name, path.stem} if path.name else set()
+    if path.stem.isdecimal():
+        names.add(int(path.stem))
+    return names
+
+
+def image_names(dataset):
+    """{id or file name: row} of a data set's images. A number always is an id."""
+    rows = {}
+    for name, row in picture_rows(dataset.files).items():
+        if isinstance(name, str):
+            rows[name] = row
+    return rows | {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
 
 
 def below_common_folder(files):
@@ -1640,6 +1887,7 @@ def load_dataset(spec, split, cache=None):
     "name:root#domain" is the part with images of that domain; several are separated by commas.
         "#natural" is short for photographs and Human-Art's natural scenes, "#artificial" for all
         others.
+    "coco:root#category=car" is the part with annotations of that category, and its skeleton.
     Raises DataError for what cannot be read.
 
     To add a format, write a function f(root, split) -> PoseDataset and enter it in READERS:
@@ -1658,6 +1906,11 @@ def load_dataset(spec, split, cache=None):
     if not root or not Path(root).exists():
         raise DataError(
             f"{base}: no such file or folder; expected {name}:FOLDER or {name}:FILE.json")
+    if chosen and chosen.startswith("category="):
+        if name != "coco":
+            raise DataError(f"{spec}: expected coco:{root} before a category, found {name}")
+        categories = chosen.removeprefix("category=").split(",")
+        return replace(read_coco(Path(root), split, categories), name=spec)
     dataset = READERS[name](Path(root), split)
     dataset = replace(dataset, name=base)
     if chosen is None:
@@ -1714,7 +1967,8 @@ def remove_labels(dataset):
     has_size = (dataset.boxes[:, 2:] > 0).all(1)
     people = dataset.select_people(has_size & ~dataset.crowd)
     if not len(people.ids):
-        raise DataError(f"{dataset.name}: expected a person with a box, found none")
+        raise DataError(f"{dataset.name}: expected a person with a box, found none; "
+                        "pictures:FOLDER takes each picture as one person")
     return replace(people, keypoints=np.zeros_like(people.keypoints))
 
 

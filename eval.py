@@ -39,7 +39,7 @@ BATCH_SIZE = 64  # so many crops go through a model at once
 @dataclass
 class People:
     """The annotated people of an image, with K keypoints each."""
-    image_id: np.ndarray  # (people,)
+    image_id: np.ndarray  # (people,) the image's place, when the images are sorted by their ids
     category_id: np.ndarray  # (people,)
     points: np.ndarray  # (people, K, 2)
     labelled: np.ndarray  # (people, K) bool
@@ -53,7 +53,7 @@ class People:
 @dataclass
 class Detections:
     """The detections of an image, from the best score to the lowest."""
-    image_id: np.ndarray  # (detections,)
+    image_id: np.ndarray  # (detections,) the image's place, likewise
     category_id: np.ndarray  # (detections,)
     score: np.ndarray  # (detections,)
     points: np.ndarray  # (detections, K, 2)
@@ -325,12 +325,11 @@ def predict_heatmaps(model, dataset, people, texts=None, flip_test=False, worker
     keys = [(int(row), int(row)) for row in my_share(people, BATCH_SIZE)]   # of crops: (row, seed)
     loader = DataLoader(crops, BATCH_SIZE, sampler=keys, num_workers=workers,
                         worker_init_fn=ignore_group_signals)
-    sides_known = dataset.skeleton.has_sides  # else nobody knows left from right
     try:
         for batch in progress(loader, "predicting batches of poses"):
             images = normalize(batch["image"].to(device))               # (B, 3, H, W)
             text = text_inputs(batch["sentence"], texts)                # T and its mask, if any
-            if flip_test and sides_known:
+            if flip_test and dataset.skeleton.flip_pairs:
                 yield batch, flip_tested(model, images, text, dataset.skeleton)
             else:
                 yield batch, model(images, *text)                       # (B, K, h, w)
@@ -370,12 +369,12 @@ from typing import get_args
 
 from PIL import Image, ImageDraw
 
-from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, Skeleton, below_common_folder,
-                  cache_folder, column, check_unique, crop_width, domain_of, find_pictures,
-                  finite_numbers, format_if_turned, image_rows, load_dataset, open_image,
-                  picture_dataset, picture_rows, picture_size, plain_name, read_boxes,
-                  read_columns, read_json, read_pictures, read_skeleton, to_coco, with_boxes,
-                  with_sentences, with_skeleton, write_json)
+from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Skeleton, below_common_folder,
+                  cache_folder, check_unique, column, crop_width, domain_of, find_pictures,
+                  finite_numbers, format_if_turned, found_in, ids_in, image_names, image_rows,
+                  load_dataset, open_image, picture_dataset, picture_rows, picture_size, read_boxes,
+                  read_columns, read_json, read_pictures, read_skeleton, report, report_sides,
+                  short_names, to_coco, with_boxes, with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights, split_choice)
 
@@ -390,22 +389,24 @@ def read_scenes(annotations, results, sigmas=COCO17.sigmas):
     results_file, results = path_and_content(results, "results", list)
     sigmas = checked_sigmas(sigmas, people_file, annotations)
     image_records, category_records, person_records = sections_of(annotations, people_file)
-    people = people_of(person_records, len(sigmas), people_file)
-    category_ids = category_ids_of(category_records, people_file)
     images = images_by_id(image_records, people_file)
-    image_ids = np.array(list(images), int)
-    detections = detections_of(results, image_ids, len(sigmas), results_file)
+    people = people_of(person_records, images, len(sigmas), people_file)
+    category_ids = category_ids_of(category_records, people_file)
+    detections = detections_of(results, images, len(sigmas), results_file)
 
-    in_an_image = np.isin(people.image_id, image_ids)
+    in_an_image = people.image_id >= 0
     people = rows_of(people, in_an_image & np.isin(people.category_id, category_ids))
+    if people.id_is_zero.any():
+        report(f"{people_file}: as in pycocotools, nobody finds annotation id 0, which lowers AP; "
+               "count annotations from 1")
     listed = np.isin(detections.category_id, category_ids)
     if not listed.any():
-        print(f"no result has a category_id of the annotations: {category_ids.tolist()}",
-              file=sys.stderr)
+        print(f"no result has a category_id of the annotations: {category_ids.tolist()}, "
+              f"found {np.unique(detections.category_id).tolist()}", file=sys.stderr)
     detections = rows_of(detections, listed)
 
-    people = cut_by_image(people, image_ids)
-    detections = cut_by_image(detections, image_ids)
+    people = cut_by_image(people, len(images))
+    detections = cut_by_image(detections, len(images))
     scenes = []
     for image, people_here, detections_here in zip(images.values(), people, detections):
         domain = domain_of({"file_name": "", **image})
@@ -448,17 +449,17 @@ def sections_of(content, file):
     return sections
 
 
-def people_of(records, num_keypoints, file):
+def people_of(records, images, num_keypoints, file):
     """COCO's annotations -> the People of all images, in the order of the file."""
     kinds = {
-        "id": ID, "image_id": ID, "category_id": ID, "num_keypoints": ID, "iscrowd": ID,
+        "id": ID, "category_id": ID, "num_keypoints": ID, "iscrowd": ID,
         "keypoints": finite_numbers(3 * num_keypoints), "area": NUMBER, "bbox": BOX}
     table = read_columns(records, kinds, f"{file}: annotation")
     check_unique(table["id"], f"{file}: annotation")
     keypoints = table["keypoints"].reshape(-1, num_keypoints, 3)
     crowd = table["iscrowd"] != 0
     return People(
-        image_id=table["image_id"],
+        image_id=numbers_of_images(records, images, f"{file}: annotation"),
         category_id=table["category_id"],
         points=keypoints[:, :, :2],
         labelled=keypoints[:, :, 2] > 0,
@@ -478,15 +479,55 @@ def category_ids_of(records, file):
 
 def images_by_id(records, file):
     """{image id: record}, sorted by id. Of images with the same id the first one counts."""
-    ids, rows = np.unique(column(records, "id", ID, f"{file}: image"), return_index=True)
-    return {number: records[row] for number, row in zip(ids.tolist(), rows)}
+    images = {}
+    for place, record in enumerate(records):
+        images.setdefault(id_in(record, "id", f"{file}: image {place}"), record)
+    return {image_id: images[image_id] for image_id in sorted(images, key=id_order)}
 
 
-def detections_of(records, image_ids, num_keypoints, file):
+def id_order(image_id):
+    """What ids are sorted by: numbers come before texts."""
+    return isinstance(image_id, str), image_id
+
+
+def id_in(record, field, name):
+    """An image's id in a record. As in pycocotools it may be any integer, or a text."""
+    image_id = record.get(field) if isinstance(record, dict) else None
+    if isinstance(image_id, (int, str)) or isinstance(image_id, float) and image_id.is_integer():
+        return image_id
+    raise DataError(f"{name}{ids_in(record)}: expected one integer or text in '{field}', "
+                    f"found {found_in(record, field)}")
+
+
+def numbers_of_images(records, images, name):
+    """The place of each record's image in `images`, (records,); -1 if the image is not there.
+
+    images: {id: record}. If no record has an id of an image, then their image_ids are taken as the
+        images' file names or as the numbers in these.
+    name: what the records are called in errors.
+    """
+    ids = [id_in(record, "image_id", f"{name} {place}") for place, record in enumerate(records)]
+    numbers = {image_id: number for number, image_id in enumerate(images)}
+    if numbers.keys().isdisjoint(ids):
+        numbers = numbers_of_names(images)
+    return np.array([numbers.get(image_id, -1) for image_id in ids], int)
+
+
+def numbers_of_names(images):
+    """{name: place in images} for what else may stand for an image; -1 if several have the name."""
+    numbers = {}
+    for number, (image_id, record) in enumerate(images.items()):
+        path = str(record.get("file_name", ""))
+        for name in {str(image_id), path, *short_names(path)}:
+            numbers[name] = -1 if name in numbers else number
+    return numbers
+
+
+def detections_of(records, images, num_keypoints, file):
     """COCO's results -> the Detections of all images, in the order of the file."""
     if not records:
         raise DataError(f"{file}: expected a list of results, found an empty one")
-    kinds = {"image_id": ID, "category_id": ID, "score": NUMBER,
+    kinds = {"category_id": ID, "score": NUMBER,
              "keypoints": finite_numbers(3 * num_keypoints)}
     # As in pycocotools, the first record decides where all areas come from.
     if isinstance(records[0], dict):
@@ -496,18 +537,19 @@ def detections_of(records, image_ids, num_keypoints, file):
             raise DataError(f"{file}: result 0: expected keypoints, with a 'bbox' or without, "
                             "found a 'segmentation'")
     table = read_columns(records, kinds, f"{file}: result")
-    unknown = ~np.isin(table["image_id"], image_ids)
+    image_numbers = numbers_of_images(records, images, f"{file}: result")
+    unknown = image_numbers < 0
     if unknown.any():
         row = unknown.argmax()
-        raise DataError(f"{file}: result {row}: image_id {table['image_id'][row]} is no image of "
-                        "the annotations")
+        raise DataError(f"{file}: result {row}: image_id {records[row]['image_id']!r} is no image "
+                        "of the annotations")
     points = table["keypoints"].reshape(-1, num_keypoints, 3)[:, :, :2]
     if "bbox" in table:
         size = table["bbox"][:, 2:]  # (detections, 2) width, height
     else:
         size = np.ptp(points, axis=1)
     return Detections(
-        image_id=table["image_id"],
+        image_id=image_numbers,
         category_id=table["category_id"],
         score=table["score"],
         points=points,
@@ -519,14 +561,11 @@ def rows_of(table, rows):
     return replace(table, **{name: values[rows] for name, values in vars(table).items()})
 
 
-def cut_by_image(table, image_ids):
-    """People or Detections of all images -> a list with those of each image.
-
-    image_ids: (images,) sorted. Within an image the order stays.
-    """
+def cut_by_image(table, count):
+    """People or Detections of `count` images -> a list with those of each. The order stays."""
     table = rows_of(table, np.argsort(table.image_id, kind="stable"))
-    starts = np.searchsorted(table.image_id, image_ids, "left")
-    stops = np.searchsorted(table.image_id, image_ids, "right")
+    starts = np.searchsorted(table.image_id, np.arange(count), "left")
+    stops = np.searchsorted(table.image_id, np.arange(count), "right")
     return [rows_of(table, slice(start, stop)) for start, stop in zip(starts, stops)]
 
 
@@ -775,7 +814,7 @@ def limb_color(skeleton, *keypoints):
     """Orange for the left side, blue for the right, green for the middle and what joins both."""
     words = set()
     for keypoint in keypoints:
-        words.update(plain_name(skeleton.names[keypoint]).split("_"))
+        words.update(skeleton.plain_names[keypoint].split("_"))
     if "left" in words and "right" not in words:
         return ORANGE
     if "right" in words and "left" not in words:
@@ -1235,6 +1274,7 @@ def poses_of_model(options):
     model.to(options.device)
     check_prompt(model, options)
     dataset = read_data(model, options)
+    report_sides(dataset.skeleton)
     if options.out:
         check_out(options, dataset)
     dataset, texts = with_texts(dataset, model, options)
@@ -1276,7 +1316,7 @@ def read_data(model, options):
     """The data set of --data, or that of --images, with the sigmas of --sigmas."""
     if options.data:
         dataset = load_dataset(options.data, options.split, options.cache)
-        if model.skeleton.has_sides:  # the model knows what its keypoints are
+        if model.skeleton.names[0] != UNNAMED.format(1):  # it knows what its keypoints are
             say_other_skeleton(model.skeleton, dataset)
             dataset = with_skeleton(dataset, model.skeleton)
         if not len(dataset.annotated):
@@ -1298,8 +1338,8 @@ def read_data(model, options):
 
 def say_other_skeleton(skeleton, dataset):
     """Says so if a data set names other keypoints than a model of as many."""
-    names = [plain_name(name) for name in skeleton.names]
-    found = [plain_name(name) for name in dataset.skeleton.names]
+    names = skeleton.plain_names
+    found = dataset.skeleton.plain_names
     if len(found) == len(names) and sorted(found) != sorted(names):
         print(f"{dataset.name}: {', '.join(found[:3])}, ... are other keypoints than the model's "
               f"{', '.join(names[:3])}, ...; --skeleton says what the model's are",
@@ -1404,10 +1444,10 @@ def detector_name(options):
 def with_detected_boxes(dataset, path, options):
     """The data set with the people in the boxes of a file, and the boxes' scores (people,).
 
-    An image_id in the file is the id of an image of --data, or the name of a file of --images.
+    An image_id in the file is the id of an image of --data, or the name of an image's file.
     """
     if options.data:
-        names = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
+        names = image_names(dataset)
     else:
         names = picture_rows(dataset.files)
     rows, boxes, scores = read_boxes(path, names, CATEGORIES.index(options.category))

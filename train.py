@@ -414,13 +414,13 @@ from PIL import Image, ImageDraw
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation,
-                  Crops, DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder,
-                  crop_matrix, crop_width, decode_heatmaps, expecting, free_space,
-                  ignore_group_signals, join_processes, load_dataset, mean_of_all, my_share,
-                  open_image, processes, read_boxes, remove_labels, to_coco, transform_points,
-                  unreadable, wait_for_all, warp_image, with_boxes, with_sentences,
-                  with_skeleton, write_json, written_whole)
+from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation, Crops,
+                  DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix,
+                  crop_width, decode_heatmaps, expecting, free_space, ignore_group_signals,
+                  image_names, join_processes, load_dataset, mean_of_all, my_share, open_image,
+                  processes, read_boxes, remove_labels, report_sides, to_coco, transform_points,
+                  unreadable, wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton,
+                  write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people)
@@ -1501,8 +1501,9 @@ def vlpose_data(options):
         if len(dataset.annotated):
             tests.append(TestSet(dataset, dataset, dataset.annotated))
     if not tests:
+        held_out = ", ".join(Path(file).name for file in dataset.files[:5])
         raise DataError(f"{options.source}, {options.target}: expected labelled people to "
-                        "validate on, found none")
+                        f"validate on, found none; label some in the held-out images {held_out}")
     if options.boxes:
         tests[-1] = test_in_boxes(tests[-1].dataset, options)
     check_pictures([test.dataset for test in tests])
@@ -1514,8 +1515,7 @@ def test_in_boxes(dataset, options):
     if dataset.name != options.target:
         raise DataError(f"{options.target}: expected labelled people to test on in boxes, "
                         "found none")
-    image_rows = {image_id: row for row, image_id in enumerate(dataset.image_ids.tolist())}
-    rows, boxes, scores = read_boxes(options.boxes, image_rows)
+    rows, boxes, scores = read_boxes(options.boxes, image_names(dataset))
     return TestSet(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
 
 
@@ -1544,8 +1544,11 @@ def alignment_data(options):
     if options.test and not labelled:
         raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
     check_pictures([test])
-    print(f"{options.target}: {len(target.ids):,} people in {len(target.files):,} images, "
-          "their labels unread")
+    with_people = len(np.unique(target.image_index))
+    images = f"{len(target.files):,} images"
+    if with_people < len(target.files):
+        images = f"{with_people:,} of {images}; the others have no box and are left out"
+    print(f"{options.target}: {len(target.ids):,} people, their labels unread, in {images}")
 
     if source is None:
         skeleton = load_pose_model(options.weights, skeleton=options.skeleton).skeleton
@@ -1588,7 +1591,9 @@ def training_set(spec, options, skeleton=None):
     people = len(dataset.annotated)
     skipped = len(dataset.ids) - people
     if not people:
-        raise DataError(f"{spec}: expected labelled people to train on, found none")
+        held_out = len(load_dataset(spec, "val", options.cache).annotated)
+        raise DataError(f"{spec}: expected labelled people to train on, found none; {held_out} "
+                        "are in images that are held out to test on")
     line = f"{spec}: {people:,} people in {len(dataset.files):,} images to train on"
     if skipped:
         line += f"; {skipped} without labelled keypoints skipped"
@@ -1618,6 +1623,7 @@ def starting_model(options, skeleton, trunk_size=(256, 192)):
     trunk_size: height and width of crops, where a network of torchvision is new.
     """
     torch.manual_seed(options.seed)
+    report_sides(skeleton)
     size = tuple(options.image_size) if options.image_size else None
     if options.weights:
         model = load_pose_model(options.weights, size, options.skeleton)

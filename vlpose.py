@@ -1711,7 +1711,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from data import (make_skeleton, plain_name, processes, skeleton_from, skeleton_named, skeletons_of,
+from data import (make_skeleton, processes, skeleton_from, skeleton_named, skeletons_of,
                   written_whole)
 
 FORMAT = "posebridge-1"
@@ -2021,10 +2021,10 @@ def with_keypoints(model, skeleton):
     config = model.config
     old = model.head.predictor
     new = HeatmapHead(config.dim, config.decoder_dim, len(skeleton.names)).predictor
-    places = {plain_name(name): place for place, name in enumerate(model.skeleton.names)}
+    places = {name: place for place, name in enumerate(model.skeleton.plain_names)}
     kept = 0
-    for joint, name in enumerate(skeleton.names):
-        place = places.get(plain_name(name))
+    for joint, name in enumerate(skeleton.plain_names):
+        place = places.get(name)
         if place is not None:
             new.weight.data[joint] = old.weight.data[place]
             new.bias.data[joint] = old.bias.data[place]

@@ -1,4 +1,5 @@
 """What must hold for the data sets of domain adaptation and for what makes them fit each other."""
+import gzip
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import convert
 import data
 from data import (ANIMAL14, ANIMAL18, BODY16, COCO17, SKELETONS, Crops, DataError, PoseDataset,
                   crop_matrix, encode_heatmaps, find_pictures, load_dataset, load_matlab,
-                  make_skeleton, picture_dataset, plain_name, remove_labels, to_coco,
+                  make_skeleton, picture_dataset, plain_names, remove_labels, report_sides, to_coco,
                   transform_points, with_boxes, with_skeleton)
 from uda import supervised_loss
 
@@ -72,9 +73,75 @@ def test_pck_groups_hold_the_joints_that_they_are_named_after():
     ("left_eye", "left_eye"), ("L_Eye", "left_eye"), ("LeftEye", "left_eye"),
     ("left eye", "left_eye"), ("rightEye", "right_eye"), ("R_F_Paw", "right_front_hoof"),
     ("LEFT-EYE", "left_eye"), ("LKnee", "left_knee"), ("face-12", "face_12"), ("nose", "nose"),
-    ("手首", "手首"), ("Nearknee", "nearknee"), ("leftover", "leftover")])
+    ("eye.L", "left_eye"), ("front_left_paw", "left_front_hoof"), ("linkes Auge", "left_auge"),
+    ("左目", "left_目"), ("手首", "手首"), ("Nearknee", "nearknee"), ("leftover", "leftover")])
 def test_the_names_of_keypoints_are_compared_in_one_spelling(name, plain):
-    assert plain_name(name) == plain
+    assert plain_names([name]) == [plain]
+
+
+@pytest.mark.parametrize("left, right", [
+    ("leftear", "rightear"), ("lshoulder", "rshoulder"), ("LEFTEYE", "RIGHTEYE"),
+    ("Lefteye", "Righteye"), ("eyeL", "eyeR"), ("eye (left)", "eye (right)"), ("LSHO", "RSHO"),
+    ("LF", "RF"), ("hip_lt", "hip_rt"), ("wingL1", "wingR1"), ("L1", "R1"), ("eyel2", "eyer2"),
+    ("linke_Schulter", "rechte_Schulter"), ("KnieLinks", "KnieRechts"),
+    ("schulterlinks", "schulterrechts"), ("oeil_gauche", "oeil_droit"),
+    ("main gauche", "main droite"), ("ojo_izquierdo", "ojo_derecho"), ("ojo_izq", "ojo_der"),
+    ("左肩", "右肩"), ("前左足", "前右足"), ("ひだりひじ", "みぎひじ"), ("왼쪽 어깨", "오른쪽 어깨"),
+    ("левое_плечо", "правое_плечо"), ("mouth_left_right", "mouth_right_left")])
+def test_left_and_right_are_read_in_many_spellings_and_languages(left, right):
+    skeleton = make_skeleton(["nose", left, "tail", right], ())
+    assert skeleton.mirrored.tolist() == [0, 3, 2, 1] and skeleton.flip_pairs == ((1, 3),)
+    assert make_skeleton([left, "nose"], ()).flip_pairs == ()
+
+
+@pytest.mark.parametrize("names", [
+    [*"abcdefghijklmnopqr"], [f"{letter}1" for letter in "abcdefghijklmnopqr"],
+    [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ"], ["p1", "p2"], [str(n) for n in range(1, 18)],
+    ["Nearknee", "Offknee"], ["lip", "rear"], ["leftover", "upright"]])
+def test_what_only_looks_like_a_side_is_none(names):
+    assert make_skeleton(names, ()).flip_pairs == ()
+
+
+def test_a_skeleton_without_left_and_right_is_said_and_so_is_a_side_without_the_other(capsys):
+    report_sides(COCO17)
+    assert capsys.readouterr().err == ""
+    report_sides(make_skeleton(["p1", "p2"], ()))
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("no left and right among the keypoints p1, p2: no picture is mirrored")
+    report_sides(make_skeleton(["nose", "L_Eye", "R_Eye", "R_F_Paw", "lefthip", "tail"], ()))
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("no counterpart of the keypoints R_F_Paw, lefthip for mirrored pictures")
+
+
+def test_a_crop_is_not_mirrored_where_left_and_right_are_not_known(tmp_path):
+    points = [[5, 6, 2], [20, 8, 2], [9, 30, 2]]
+    mirror = data.Augmentation(flip_probability=1.0)
+    for names, moved in ((["a", "b", "c"], False), (["leftear", "rightear", "tail"], True)):
+        people = load_dataset(f"coco:{write_coco(tmp_path, names, points)}", "all")
+        plain = Crops(people, (64, 64))[0, 0]["keypoints"]
+        flipped = Crops(people, (64, 64), mirror)[0, 0]["keypoints"]
+        expected = plain[[1, 0, 2]] if moved else plain
+        x = 63 - expected[:, 0] if moved else expected[:, 0]
+        torch.testing.assert_close(flipped, torch.stack([x, expected[:, 1]], 1))
+
+
+def test_a_file_may_give_the_pairs_of_left_and_right(tmp_path):
+    category = {"id": 1, "keypoints": ["p1", "p2", "p3"], "flip_pairs": [["p3", "p1"]]}
+    path = write_coco(tmp_path, category["keypoints"], categories=[category])
+    dataset = load_dataset(f"coco:{path}", "all")
+    assert dataset.skeleton.flip_pairs == ((0, 2),)
+    assert dataset.skeleton.mirrored.tolist() == [2, 1, 0]
+    again = write_json(tmp_path / "again.json", to_coco(dataset))
+    assert load_dataset(f"coco:{again}", "all").skeleton.flip_pairs == ((0, 2),)
+
+
+@pytest.mark.parametrize("pairs", [
+    5, [[1, 3]], [["p1"]], [["p1", "p9"]], [["p1", "p1"]], [["p1", "p2"], ["p2", "p3"]]])
+def test_pairs_that_are_none_are_an_error_that_names_the_file(tmp_path, pairs):
+    category = {"id": 1, "keypoints": ["p1", "p2", "p3"], "flip_pairs": pairs}
+    path = write_coco(tmp_path, category["keypoints"], categories=[category])
+    with pytest.raises(DataError, match="any.json: expected 'flip_pairs' of keypoints' names"):
+        load_dataset(f"coco:{path}", "all")
 
 
 def test_a_new_skeleton_takes_sides_halves_sigmas_and_groups_from_its_names():
@@ -143,17 +210,124 @@ def test_people_may_have_only_the_first_of_the_keypoints_that_are_named(tmp_path
     assert load_dataset(f"coco:{path}", "all").skeleton is COCO17  # as in Human-Art
 
 
-@pytest.mark.parametrize("changes", [
-    {"categories": [{"id": 1, "keypoints": ["L_Eye", "left_eye"]}]},
-    {"categories": [{"id": 1, "keypoints": 5}]},
-    {"categories": [{"id": 1, "keypoints": ["a", "b"]}, {"id": 2, "keypoints": ["b", "a"]}]},
-    {"categories": [{"id": 1, "keypoints": ["a", "b"], "skeleton": [[1]]}]}, {"categories": 3}])
-def test_a_skeleton_that_is_none_is_an_error_that_names_the_file(tmp_path, changes):
-    with pytest.raises(
-            DataError,
-            match=r"any.json: expected 'categories' with the same names of 'keypoints'") as error:
-        load_dataset(f"coco:{write_coco(tmp_path, ['a', 'b'], **changes)}", "all")
+@pytest.mark.parametrize("categories, words", [
+    ([{"id": 1, "keypoints": ["L_Eye", "left_eye"]}],
+     "'keypoints' with different names, found 'L_Eye' and 'left_eye', which are alike"),
+    ([{"id": 1, "keypoints": 5}], "'categories' with the same names"),
+    ([{"id": 1, "keypoints": ["a", "b"], "skeleton": [[1]]}], "'categories' with the same names"),
+    ([{"id": 1, "name": "cat", "keypoints": ["a", "b"]}, {"id": 2, "keypoints": ["b", "a"]}],
+     "'categories' with the same names of 'keypoints', found cat, 2; coco:FILE#category=NAME"),
+    (3, "'categories', a list"), ([3], "'categories', a list")])
+def test_a_skeleton_that_is_none_is_an_error_that_names_the_file(tmp_path, categories, words):
+    with pytest.raises(DataError, match=f"any.json: expected {words}") as error:
+        load_dataset(f"coco:{write_coco(tmp_path, ['a', 'b'], categories=categories)}", "all")
     assert "\n" not in str(error.value)
+
+
+def test_an_edge_with_a_0_means_that_all_edges_count_from_0(tmp_path):
+    names = ["top", "left", "right", "low"]
+    for first in (0, 1):
+        edges = [[first + a, first + b] for a, b in ((0, 1), (1, 3), (3, 2), (2, 0))]
+        dataset = load_dataset(f"coco:{write_coco(tmp_path, names, skeleton=edges)}", "all")
+        assert dataset.skeleton.edges == ((0, 1), (1, 3), (3, 2), (2, 0))
+
+
+@pytest.mark.parametrize("count, names", [
+    (17, COCO17.names), (14, tuple(f"keypoint {n}" for n in range(1, 15)))])
+def test_a_file_that_names_no_keypoints_can_be_read_which_is_said_once(
+        tmp_path, capsys, count, names):
+    path = write_coco(tmp_path, COCO17.names[:count], categories=[{"id": 1, "name": "person"}])
+    for split in ("train", "all"):
+        assert load_dataset(f"coco:{path}", split).skeleton.names == names
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path}: the categories name no keypoints; the {count} ")
+
+
+def several_annotations(folder, *changes, categories=None):
+    """A file with an annotation of three keypoints for each of the changes {field: value}."""
+    person = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 30, 30], "keypoints": [9, 9, 2] * 3}
+    annotations = []
+    for number, change in enumerate(changes, 1):
+        record = {"id": number, **person, **change}
+        annotations.append({key: value for key, value in record.items() if value is not None})
+    categories = categories or [{"id": 1, "name": "person", "keypoints": ["a", "b", "c"]}]
+    return write_coco(folder, "abc", annotations=annotations, categories=categories)
+
+
+def test_annotations_without_keypoints_are_people_without_labels(tmp_path):
+    path = several_annotations(tmp_path, {}, {"keypoints": None}, {"keypoints": []})
+    dataset = load_dataset(f"coco:{path}", "all")
+    assert dataset.annotated.tolist() == [0] and not dataset.keypoints[1:].any()
+    assert len(remove_labels(dataset).ids) == 3
+
+
+def test_annotations_of_categories_without_keypoints_are_skipped_and_counted(tmp_path, capsys):
+    ball = {"id": 2, "name": "ball"}
+    person = {"id": 1, "name": "person", "keypoints": ["a", "b", "c"]}
+    path = several_annotations(
+        tmp_path, {}, {"category_id": 2, "keypoints": None}, {}, categories=[ball, person])
+    assert load_dataset(f"coco:{path}", "all").ids.tolist() == [1, 3]
+    assert f"{path}: skipped 1 of 3 annotations: they are of" in capsys.readouterr().err
+
+
+def test_boxes_alone_are_a_target_whose_labels_are_not_read(tmp_path):
+    path = several_annotations(
+        tmp_path, {"keypoints": None}, {"keypoints": None}, categories=[{"id": 1, "name": "cat"}])
+    target = remove_labels(load_dataset(f"coco:{path}", "all"))
+    assert target.boxes.tolist() == [[1, 1, 30, 30]] * 2 and target.skeleton is COCO17
+
+
+@pytest.mark.parametrize("box", [[1, 2, 0, 9], [1, 2, 9, -1]])
+def test_a_labelled_box_without_a_size_is_skipped_alone_and_counted(tmp_path, capsys, box):
+    path = several_annotations(tmp_path, {}, {"bbox": box}, {})
+    assert load_dataset(f"coco:{path}", "all").ids.tolist() == [1, 3]
+    assert f"{path}: skipped 1 of 3 annotations: their boxes" in capsys.readouterr().err
+
+
+def test_visibilities_above_0_are_labels_which_is_said_once(tmp_path, capsys):
+    path = several_annotations(tmp_path, {"keypoints": [9, 9, 0.25, 8, 8, 3, 0, 0, 0]}, {})
+    for split in ("train", "all"):
+        dataset = load_dataset(f"coco:{path}", split)
+    assert dataset.keypoints[:, :, 2].tolist() == [[1, 2, 0], [2, 2, 2]]
+    line, = capsys.readouterr().err.splitlines()
+    assert line == f"{path}: visibilities such as 0.25 are taken as labelled"
+
+
+def test_a_category_is_chosen_by_its_name_and_brings_its_skeleton(tmp_path):
+    categories = [{"id": 1, "name": "person", "keypoints": ["a", "b", "c"]},
+                  {"id": 4, "name": "car", "keypoints": ["left_wheel", "right_wheel"]}]
+    path = several_annotations(tmp_path, {}, {"category_id": 4, "keypoints": [5, 6, 2] * 2}, {},
+                               categories=categories)
+    people, cars = (load_dataset(f"coco:{path}#category={name}", "all")
+                    for name in ("person", "car"))
+    assert people.ids.tolist() == [1, 3] and people.skeleton.names == ("a", "b", "c")
+    assert cars.ids.tolist() == [2] and cars.skeleton.names == ("left_wheel", "right_wheel")
+    assert cars.keypoints.tolist() == [[[5, 6, 2]] * 2] and cars.name.endswith("#category=car")
+    with pytest.raises(DataError, match="no category bus; expected some of person, car"):
+        load_dataset(f"coco:{path}#category=bus", "all")
+    with pytest.raises(DataError, match="expected coco:.* before a category, found humanart"):
+        load_dataset(f"humanart:{path}#category=car", "all")
+
+
+def test_boxes_of_several_categories_need_a_choice(tmp_path):
+    path = several_annotations(
+        tmp_path, {"keypoints": None}, {"keypoints": None, "category_id": 2},
+        categories=[{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}])
+    with pytest.raises(DataError, match="found cat, dog; coco:FILE#category=NAME reads one"):
+        load_dataset(f"coco:{path}", "all")
+    assert load_dataset(f"coco:{path}#category=dog", "all").ids.tolist() == [2]
+
+
+def test_a_packed_file_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(DataError, match="a.json.gz: .*found a packed file; unpack it first$"):
+        load_dataset(f"coco:{tmp_path / 'a.json.gz'}", "all")
+
+
+def test_annotations_have_the_parts_that_older_programs_ask_for(real):
+    content = to_coco(load_dataset(f"coco:{real / 'coco'}", "all"))
+    assert [*content] == ["info", "licenses", "images", "annotations", "categories"]
+    assert "flip_pairs" not in content["categories"][0]  # the names tell them
 
 
 def test_animals_of_ap10k_are_not_people(real):

@@ -49,7 +49,7 @@ def evaluate(annotations, results, sigmas=COCO17.sigmas):
 def scene(*people, images=(1,), categories=(1,)):
     """COCO annotations of these people, numbered from 1."""
     return {"images": [{"id": i, "file_name": f"{i}.jpg"} for i in images],
-            "categories": [{"id": c} for c in categories],
+            "categories": [{"id": c, "keypoints": list(COCO17.names)} for c in categories],
             "annotations": [{"id": n + 1, **person} for n, person in enumerate(people)]}
 
 
@@ -472,6 +472,53 @@ def test_pck_refuses_arrays_that_do_not_fit_together(shapes):
         evaluate_pck(*map(np.ones, shapes))
 
 
+# ------------------------------------------------------------------------------- images in results
+
+def renamed(records, field, ids):
+    """Records with other ids of images: ids[0] stands for image 1, and so on."""
+    return [record | {field: ids[record[field] - 1]} for record in records]
+
+
+@pytest.mark.parametrize("ids", [["img-b", "img-a"], [2 ** 63 + 5, 2 ** 63 + 4], ["7", "10"], [0, -3]])
+def test_ids_of_images_may_be_texts_and_any_integers_as_in_pycocotools(ids):
+    annotations = scene(person(), person(300, image=2), images=(1, 2))
+    results = [pose(5, image=1), pose(300, 0.4, image=2), pose(900, 0.7, image=2)]
+    annotations["images"] = renamed(annotations["images"], "id", ids)
+    annotations["annotations"] = renamed(annotations["annotations"], "image_id", ids)
+    evaluate(annotations, renamed(results, "image_id", ids))
+
+
+@pytest.mark.parametrize("names", [
+    ["a/0007.jpg", "a/0008.jpg"], ["0007.jpg", "0008.jpg"], ["0007", "0008"], ["a/0007", "a/0008"],
+    [7, 8], ["1001", "1002"]])
+def test_results_may_name_images_by_their_files_if_none_has_an_id(names):
+    annotations = scene(person(), person(300, image=2), images=(1, 2))
+    results = [pose(5, image=1), pose(300, 0.4, image=2), pose(900, 0.7, image=2)]
+    truth = evaluate_oks(annotations, results)
+    annotations["images"] = [{"id": 1001, "file_name": "a/0007.jpg"}, {"id": 1002, "file_name": "a/0008.jpg"}]
+    annotations["annotations"] = renamed(annotations["annotations"], "image_id", [1001, 1002])
+    assert evaluate_oks(annotations, renamed(results, "image_id", names)) == truth
+    with pytest.raises(DataError, match="result 1: image_id .* is no image"):  # some are ids
+        evaluate_oks(annotations, renamed(results, "image_id", [1001, names[1]]))
+
+
+def test_a_name_that_two_images_have_is_refused():
+    annotations = scene(person())
+    annotations["images"] = [{"id": 1, "file_name": "a/x.jpg"}, {"id": 2, "file_name": "b/x.jpg"}]
+    with pytest.raises(DataError, match="result 0: image_id 'x.jpg' is no image"):
+        evaluate_oks(annotations, [pose(image="x.jpg")])
+
+
+def test_annotation_id_0_keeps_pycocotools_number_which_is_said(tmp_path, capsys):
+    annotations = scene(person(), person(300))
+    annotations["annotations"][0]["id"] = 0
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(annotations))
+    results = [pose(), pose(300)]
+    assert evaluate_oks(path, results) == pytest.approx(evaluate(annotations, results), abs=1e-9)
+    assert f"{path}: as in pycocotools, nobody finds annotation id 0" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------- bad input
 
 BAD_INPUT = {  # what is done to a scene's people p and results r, and what is said about it
@@ -487,7 +534,8 @@ BAD_INPUT = {  # what is done to a scene's people p and results r, and what is s
     "score as text": (lambda p, r: r[1].update(score="0.5"), "result 1, .*found '0.5'"),
     "no score": (lambda p, r: r[1].pop("score"), "result 1, .* in 'score', found nothing"),
     "no category": (lambda p, r: r[1].pop("category_id"), "result 1, .* in 'category_id', found nothing"),
-    "a result that is a number": (lambda p, r: r.__setitem__(0, 7), "result 0: expected one integer in 'image_id'"),
+    "a result that is a number": (lambda p, r: r.__setitem__(0, 7), "result 0: expected one integer in 'category_id'"),
+    "a fraction as an image": (lambda p, r: r[0].update(image_id=1.5), "result 0, .* text in 'image_id', found 1.5"),
     "a box in the first result only": (lambda p, r: r[1].pop("bbox"), "result 1, .* 4 finite numbers in 'bbox'"),
     "masks": (lambda p, r: r[0].update(bbox=[], segmentation=[]), "result 0: .*found a 'segmentation'"),
     "no results": (lambda p, r: r.clear(), "results.*: expected a list of results, found an empty one"),
@@ -526,7 +574,7 @@ def test_annotations_without_categories_or_without_ids_of_the_images_are_refused
     annotations = scene(person())
     with pytest.raises(DataError, match="annotations: not COCO keypoint annotations: no 'categories'"):
         evaluate_oks({key: value for key, value in annotations.items() if key != "categories"}, [pose()])
-    with pytest.raises(DataError, match="annotations: image 0: expected one integer in 'id', found nothing"):
+    with pytest.raises(DataError, match="annotations: image 0: expected one integer or text in 'id', found nothing"):
         evaluate_oks(annotations | {"images": [{}]}, [pose()])
 
 
@@ -672,7 +720,7 @@ def write(folder, annotations, results):
 
 def test_results_of_none_of_the_annotations_categories_are_said(tmp_path, capsys):
     assert main(write(tmp_path, scene(person(category_id=3), categories=(3,)), [pose()])) == 0
-    assert capsys.readouterr().err == "no result has a category_id of the annotations: [3]\n"
+    assert capsys.readouterr().err == "no result has a category_id of the annotations: [3], found [1]\n"
 
 
 def test_the_command_prints_cocos_ten_numbers_as_a_table(case17, tmp_path, capsys):

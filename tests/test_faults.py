@@ -385,8 +385,8 @@ def test_a_box_of_another_kind_is_named(tmp_path, record, words):
 
 
 @pytest.mark.parametrize("section, change, words", [
-    ("annotations", {"keypoints": [5, 5, 7] * 17},
-     "annotation id 1 has a visibility other than 0, 1 and 2"),
+    ("annotations", {"keypoints": [5, 5, -7] * 17},
+     "annotation id 1: expected a visibility of 0, 1 or 2 of 'nose', found -7"),
     ("annotations", {"bbox": [0, 0, 2e9, 9]},
      "annotation id 1 has a number that is not finite, or beyond a million"),
     ("annotations", {"keypoints": [1e300, 5, 2] * 17}, "keypoints"),

@@ -274,7 +274,7 @@ def test_boxes_of_other_images_are_skipped_and_counted(figures, checkpoint, tmp_
     (tmp_path / "boxes.json").write_text(json.dumps([record | {"image_id": 10 ** 6} for record in inside] + inside))
     assert main(["--checkpoint", str(checkpoint), "--data", f"figures:{figures}", "--prompt", "none", "--out",
                  str(tmp_path / "out"), "--boxes", str(tmp_path / "boxes.json"), "--device", "cpu"]) == 0
-    assert f"{tmp_path / 'boxes.json'}: skipped 2 boxes of other images" in capsys.readouterr().err
+    assert f"{tmp_path / 'boxes.json'}: skipped 2 of 4 boxes: they are of other images" in capsys.readouterr().err
     result, = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert result["image_id"] == dataset.image_ids[2]
 
@@ -328,8 +328,8 @@ def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, k
     (["--data", "coco:nowhere"], "no such file or folder"),
     (["--images", "{picture}", "--prompt", "word " * 90, "--out", "out"], "92 tokens"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{nobody}"], "boxes of category 1"),
-    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "found 1 elsewhere"),
-    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{flat}"], "box 0"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "and 1 boxes of other"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{flat}"], "expected boxes of category 1"),
     (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
     (["--checkpoint", "{strange}", "--data", "figures:{figures}"], "17 keypoints, but the model predicts 5"),
 ])
