@@ -754,6 +754,7 @@ import math
 import os
 import shutil
 import sys
+import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -876,10 +877,11 @@ def fetch_from_any(addresses, path, digest):
 def download(address, path, digest):
     """Fetches a file. It is at `path` only when it is whole and has the digest.
 
-    What a broken connection has left stays as PATH.part, and the next download goes on there.
+    What a broken connection has left stays as PATH.part, and the next download goes on there. So it
+    does where a program was killed: its file has not changed for longer than a silent server may be.
     """
     part = path.with_name(f"{path.name}.part")
-    own = path.with_name(f"{path.name}.part{os.getpid()}")  # no other program writes to it
+    own = path.with_name(f"{path.name}.part{time.time_ns()}")  # no other program writes to it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         own.touch()
@@ -887,8 +889,10 @@ def download(address, path, digest):
         why = f"{error.strerror}; POSEBRIDGE_HOME names another folder"
         raise not_written(path, why) from None
     try:
-        with suppress(FileNotFoundError):
-            os.replace(part, own)
+        for left in path.parent.glob(f"{path.name}.part*"):
+            with suppress(FileNotFoundError):  # another program has just taken it
+                if left == part or time.time() - left.stat().st_mtime > 2 * TIMEOUT:
+                    os.replace(left, own)
         found = receive(address, own)
         digest = digest or found
         if not has_digest(own, digest):
@@ -964,6 +968,8 @@ def huggingface_request(address):
 
 def has_digest(path, digest):
     """Whether a file has a digest: see `PublicFile`. Every file has the empty one."""
+    if not digest:
+        return True
     algorithm = "md5" if digest.startswith("md5:") else "sha256"
     with open(path, "rb") as stream:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
@@ -1507,7 +1513,7 @@ def vitpose_layout(state, path, choice=""):
     is_mmpose = any(name.startswith("backbone.layers.") for name in state)
     is_added = not is_mmpose and "backbone.norm.weight" not in state
     state = translate(state, path)
-    check_kind(state, path)
+    check_is_vitpose(state, path)
     state.pop("backbone.cls_token", None)
 
     positions = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D) with a class token
@@ -1610,7 +1616,7 @@ def with_expert(state, expert, dim):
     return result
 
 
-def check_kind(state, path):
+def check_is_vitpose(state, path):
     """Raises WeightsError, which says what a file is, if it holds no ViTPose under our names."""
     if "backbone.pos_embed" not in state:
         for part, kind in OTHER_KINDS.items():

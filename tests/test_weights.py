@@ -27,8 +27,8 @@ from PIL import Image
 from torch import nn
 
 import vlpose
-from data import COCO17, SKELETONS, DataError, encode_heatmaps, make_skeleton
-from eval import estimate_poses, main
+from data import COCO17, SKELETONS, DataError, PoseDataset, encode_heatmaps, make_skeleton
+from eval import estimate_poses, main, say_other_skeleton
 from train import parse_options, starting_model
 from vlpose import (DECODERS, DETECTORS, EXPERTS, PUBLIC_FILES, TRUNKS, VIT_CONFIGS, PoseModel,
                     PublicFile, ViTConfig, VLPose, WeightsError, encode_sentences, load_backbone,
@@ -584,6 +584,17 @@ def test_the_skeleton_is_chosen_by_name(unnamed, tmp_path, capsys):
     with pytest.raises(WeightsError, match="ours.pth: has its own skeleton; expected no other, "
                                            "found coco17"):
         load_model(tmp_path / "ours.pth", skeleton="coco17")
+
+
+def test_a_data_set_that_contradicts_the_models_skeleton_is_named(capsys):
+    data = PoseDataset("mine.json", SKELETONS["AP10K"], *[None] * 9)
+    say_other_skeleton(SKELETONS["AP10K"], data)
+    say_other_skeleton(SKELETONS["AIC"], data)  # another number of keypoints: no guess was wrong
+    assert not capsys.readouterr().err
+    say_other_skeleton(COCO17, data)
+    assert capsys.readouterr().err == (
+        "mine.json: left_eye, right_eye, nose, ... are other keypoints than the model's nose, "
+        "left_eye, right_eye, ...; --skeleton says what the model's are\n")
 
 
 def test_both_commands_take_a_skeleton(unnamed, tmp_path, capsys):
@@ -1344,6 +1355,18 @@ def test_a_download_that_broke_goes_on_where_it_stopped(server, tmp_path, monkey
     fetched()
     assert server.asked[1] == ("/file.pth", "bytes=120000-", None)
     assert kept(tmp_path) == ["test-weights.pth"]
+
+
+def test_what_a_killed_download_has_left_is_used_but_not_what_another_one_is_writing(
+        server, tmp_path):
+    (tmp_path / "weights").mkdir()
+    killed, running = (tmp_path / "weights" / f"test-weights.pth.part{n}" for n in (1, 2))
+    for file in (killed, running):
+        file.write_bytes(server.content[:1000])
+    os.utime(killed, (time.time() - 100,) * 2)
+    fetched()
+    assert server.asked == [("/file.pth", "bytes=1000-", None)]
+    assert kept(tmp_path) == ["test-weights.pth", "test-weights.pth.part2"]
 
 
 def test_a_part_that_belongs_to_another_file_is_not_kept(server, tmp_path):
