@@ -748,6 +748,7 @@ class TorchvisionBackbone(nn.Module):
 # === Appendix: finding and fetching files of weights; skip on a first reading =====================
 
 import csv
+import errno
 import hashlib
 import http.client
 import math
@@ -867,6 +868,8 @@ def fetch_from_any(addresses, path, digest):
     try:
         download(address, path, digest)
     except (OSError, http.client.HTTPException, WeightsError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise not_written(path, error.strerror) from None
         message = f"{path.name}: cannot fetch {address} ({error})"
         if not mirror:
             raise WeightsError(f"{message}; by hand, put it at {path}") from None
@@ -893,8 +896,12 @@ def download(address, path, digest):
             with suppress(FileNotFoundError):  # another program has just taken it
                 if left == part or time.time() - left.stat().st_mtime > 2 * TIMEOUT:
                     os.replace(left, own)
+        start = own.stat().st_size
         found = receive(address, own)
         digest = digest or found
+        if start and not digest:  # nothing tells whether both pieces are of the same file
+            own.write_bytes(b"")
+            receive(address, own)
         if not has_digest(own, digest):
             own.unlink()
             raise WeightsError(f"expected a file whose {in_words(digest)}, found another one")
@@ -1509,9 +1516,8 @@ def vitpose_layout(state, path, choice=""):
     if "pos_embed" in state:  # a backbone alone, perhaps with a classifier
         state = {f"backbone.{name}": tensor for name, tensor in state.items()
                  if not name.startswith("head.")}
-    # ViTPose's authors add the class token's position to every other, mmpose and timm do not.
     is_mmpose = any(name.startswith("backbone.layers.") for name in state)
-    is_added = not is_mmpose and "backbone.norm.weight" not in state
+    is_timm = "backbone.norm.weight" in state
     state = translate(state, path)
     check_is_vitpose(state, path)
     state.pop("backbone.cls_token", None)
@@ -1521,8 +1527,8 @@ def vitpose_layout(state, path, choice=""):
     grid = token_grid(count)
     if grid is None:
         grid = token_grid(count - 1)
-        class_position = positions[:, :1] if is_added else 0
-        state["backbone.pos_embed"] = positions[:, 1:] + class_position
+        is_added = not is_mmpose and not is_timm
+        state["backbone.pos_embed"] = without_class_token(positions, is_added)
     if dim not in VITPOSE_SIZES or grid is None:
         raise WeightsError(f"{path}: expected a ViTPose, found {count} positions of width {dim}, "
                            f"which none has")
@@ -1622,6 +1628,16 @@ def check_is_vitpose(state, path):
         for part, kind in OTHER_KINDS.items():
             if any(part in name for name in state):
                 raise WeightsError(f"{path}: expected a ViTPose, found {kind}")
+
+
+def without_class_token(positions, is_added):
+    """The image tokens' positions (1, N, D) in a table (1, 1 + N, D).
+
+    Row 0 is the class token's. ViTPose's authors add it to every other row, mmpose and timm do not.
+    """
+    if is_added:
+        return positions[:, 1:] + positions[:, :1]
+    return positions[:, 1:]
 
 
 def token_grid(count):

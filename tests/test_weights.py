@@ -1390,6 +1390,14 @@ def test_another_file_is_not_kept(server, tmp_path):
     fetched()
 
 
+def test_two_pieces_without_a_digest_are_never_put_together(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile(server.url))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "test-weights.pth.part").write_bytes(bytes(1000))
+    fetched()
+    assert [asked[1] for asked in server.asked] == ["bytes=1000-", None]
+
+
 def test_a_web_page_is_no_file_of_weights(server, tmp_path, monkeypatch):
     monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile(server.url))
     server.content, server.kind = b"<html>log in, please</html>", "text/html; charset=utf-8"
@@ -1455,6 +1463,15 @@ def test_a_cache_that_cannot_be_written_is_not_a_failed_download(server, tmp_pat
     with pytest.raises(DataError, match="test-weights.pth: cannot be written.*POSEBRIDGE_HOME"):
         load_weights("test-weights")
     assert not server.asked
+
+
+def test_a_full_disk_is_not_a_failed_download(server, tmp_path, monkeypatch):
+    def receive(address, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(vlpose, "receive", receive)
+    with pytest.raises(DataError, match="test-weights.pth: cannot be written: No space left"):
+        load_weights("test-weights")
+    assert kept(tmp_path) == []
 
 
 def test_offline_the_error_says_which_file_goes_where(server, tmp_path, monkeypatch):
