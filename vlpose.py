@@ -1231,8 +1231,11 @@ def inert_tensors(tree, dtypes, read_storage):
 
     if type(tree).__name__.startswith("__torch__."):  # a TorchScript module
         tree = dict(scripted_tensors(tree, set()))
+    state = unwrap(tree)
+    if isinstance(state, Inert) and not state:
+        raise ValueError(f"found an object of {type(state).__name__} instead of a state dict")
     tensors = {}
-    for name, value in unwrap(tree).items():
+    for name, value in state.items():
         if type(value).__name__ == "torch._utils._rebuild_parameter":
             value = value.args[0]  # the tensor in an nn.Parameter
         if type(value).__name__ == "torch._utils._rebuild_tensor_v2":
@@ -1460,8 +1463,10 @@ OTHER_KINDS = {
     "roi_heads.": "a detector of torchvision",
     "features.0": "a classifier of torchvision, which has to be named, such as swin_t",
     "token_embed": "a text tower of CLIP, which --text-weights reads",
-    "stage4.": "an HRNet",
+    "embeddings.patch_embeddings.": "another ViT of transformers",
+    "head_adv.": "a network of RegDA, whose head has several layers",
     "head.cls_x.": "an RTMPose",
+    ".branches.": "an HRNet",
     ".cv1.conv.": "a YOLO of ultralytics",
 }
 
@@ -1716,7 +1721,7 @@ def simple_baselines_layout(state):
             ours[f"head.predictor.{kind}"] = tensor
         else:
             ours["backbone.body." + short.removeprefix("backbone.")] = tensor
-    return ours if "head.block2.0.weight" in ours else {}
+    return ours if {"head.block2.0.weight", "head.predictor.weight"} <= ours.keys() else {}
 
 
 def without_classifier(state):

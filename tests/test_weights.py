@@ -622,12 +622,25 @@ def test_both_commands_take_a_skeleton(unnamed, tmp_path, capsys):
     ("text_model.embeddings.token_embedding.weight", "a text tower of CLIP"),
     ("backbone.stage4.0.branches.0.0.conv1.weight", "an HRNet"),
     ("head.cls_x.weight", "an RTMPose"),
+    ("head_adv.0.weight", "a network of RegDA, whose head has several layers"),
+    ("vit.embeddings.patch_embeddings.projection.weight", "another ViT of transformers"),
     ("model.model.2.cv1.conv.weight", "a YOLO of ultralytics"),
     ("something.else", "no entry 'backbone.pos_embed'")])
 def test_a_refusal_says_what_the_file_is(name, kind, tmp_path):
-    torch.save({"state_dict": {"other": torch.zeros(2), name: torch.zeros(2)}}, tmp_path / "x.pth")
+    state = {"backbone.stage4.0.weight": torch.zeros(2), name: torch.zeros(2),
+             "upsampling.6.weight": torch.zeros(2)}
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match=f"x.pth: expected a .*, found {kind}"):
         load_model(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("contents", [nn.Linear(2, 3), {"model": nn.Linear(2, 3), "epoch": 1}],
+                         ids=["alone", "in a checkpoint"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_whole_pickled_model_is_named_by_its_class(contents, zipped, tmp_path):
+    torch.save(contents, tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match="whole.pt: .*found .*torch.nn.modules.linear.Linear"):
+        load_weights(tmp_path / "whole.pt")
 
 
 def test_a_file_with_several_state_dicts_names_them(tmp_path):
