@@ -880,8 +880,8 @@ def fetch_from_any(addresses, path, digest):
 def download(address, path, digest):
     """Fetches a file. It is at `path` only when it is whole and has the digest.
 
-    What a broken connection has left stays as PATH.part, and the next download goes on there. So it
-    does where a program was killed: its file has not changed for longer than a silent server may be.
+    What a broken connection has left stays as PATH.part, and the next download goes on there. What
+    a killed program has left is known by its age, and is used, too.
     """
     part = path.with_name(f"{path.name}.part")
     own = path.with_name(f"{path.name}.part{time.time_ns()}")  # no other program writes to it
