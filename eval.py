@@ -480,8 +480,8 @@ def category_ids_of(records, file):
 def images_by_id(records, file):
     """{image id: record}, sorted by id. Of images with the same id the first one counts."""
     images = {}
-    for place, record in enumerate(records):
-        images.setdefault(id_in(record, "id", f"{file}: image {place}"), record)
+    for image_id, record in zip(image_ids_in(records, "id", f"{file}: image"), records):
+        images.setdefault(image_id, record)
     return {image_id: images[image_id] for image_id in sorted(images, key=id_order)}
 
 
@@ -490,13 +490,18 @@ def id_order(image_id):
     return isinstance(image_id, str), image_id
 
 
-def id_in(record, field, name):
-    """An image's id in a record. As in pycocotools it may be any integer, or a text."""
-    image_id = record.get(field) if isinstance(record, dict) else None
-    if isinstance(image_id, (int, str)) or isinstance(image_id, float) and image_id.is_integer():
-        return image_id
-    raise DataError(f"{name}{ids_in(record)}: expected one integer or text in '{field}', "
-                    f"found {found_in(record, field)}")
+def image_ids_in(records, field, name):
+    """The ids of images in records. As in pycocotools they may be any integers, and texts."""
+    ids = [record.get(field) if isinstance(record, dict) else None for record in records]
+    if set(map(type, ids)) <= {int, str}:
+        return ids
+    for place, image_id in enumerate(ids):  # one by one, to find the wrong one
+        is_whole = isinstance(image_id, float) and image_id.is_integer()
+        if not is_whole and not isinstance(image_id, (int, str)):
+            record = records[place]
+            raise DataError(f"{name} {place}{ids_in(record)}: expected one integer or text in "
+                            f"'{field}', found {found_in(record, field)}")
+    return ids
 
 
 def numbers_of_images(records, images, name):
@@ -506,7 +511,7 @@ def numbers_of_images(records, images, name):
         images' file names or as the numbers in these.
     name: what the records are called in errors.
     """
-    ids = [id_in(record, "image_id", f"{name} {place}") for place, record in enumerate(records)]
+    ids = image_ids_in(records, "image_id", name)
     numbers = {image_id: number for number, image_id in enumerate(images)}
     if numbers.keys().isdisjoint(ids):
         numbers = numbers_of_names(images)
