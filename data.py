@@ -886,28 +886,28 @@ FIGURE_FILES = {
 
 def read_coco(root, split):
     """COCO, or any other folder or file in COCO's format."""
-    return read_coco_format(root, split, COCO_FILES, category_of)
+    return read_coco_format(root, split, COCO_FILES)
 
 
 def read_human_art(root, split):
     """Human-Art: COCO's format, where the images of a domain are in a folder of its name."""
-    return read_coco_format(root, split, HUMAN_ART_FILES, domain_of)
+    return read_coco_format(root, split, HUMAN_ART_FILES, folders_are_domains=True)
 
 
 def read_figures(root, split):
     """The built-in figures, in Human-Art's format."""
-    return read_coco_format(root, split, FIGURE_FILES, domain_of)
+    return read_coco_format(root, split, FIGURE_FILES, folders_are_domains=True)
 
 
-def read_coco_format(root, split, official, find_domain):
+def read_coco_format(root, split, official, folders_are_domains=False):
     """A split of a folder or file in COCO's format.
 
     official: {split: name of its file}.
-    find_domain: gives an image's domain for the image's record.
+    folders_are_domains: see `domain_of`.
     """
     path, has_this_split_alone = annotation_file(root, official, split)
     home = root if root.is_dir() else root.parent
-    dataset = read_coco_file(path, home, find_domain)
+    dataset = read_coco_file(path, home, folders_are_domains)
     if has_this_split_alone:
         return dataset
     return hold_out(dataset, split, np.arange(len(dataset.files)))
@@ -980,10 +980,11 @@ def hold_out(dataset, split, numbers):
 
 # --------------------------------------------------------------------------------- a file's records
 
-def read_coco_file(path, home, find_domain):
+def read_coco_file(path, home, folders_are_domains):
     """A file in COCO's format, with its skeleton.
 
     home: the folder that the images are in or near, see `locate_images`.
+    folders_are_domains: see `domain_of`.
     """
     content = read_json(path, dict, "COCO's annotations")
     for section in ("images", "annotations"):
@@ -993,7 +994,7 @@ def read_coco_file(path, home, find_domain):
     skeleton = read_skeleton(path, content)
     count = len(skeleton.names)
     images = read_columns(
-        [complete_image(image, find_domain) for image in content["images"]],
+        [complete_image(image, folders_are_domains) for image in content["images"]],
         {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
         f"{path}: image")
     people = read_columns(
@@ -1020,28 +1021,33 @@ def read_coco_file(path, home, find_domain):
     return dataset
 
 
-def complete_image(image, find_domain):
+def complete_image(image, folders_are_domains):
     """An image's record with its domain, and with the description that a file may leave out."""
     try:
-        domain = str(find_domain(image))
+        domain = domain_of(image, folders_are_domains)
         description = str(image.get("description") or "")
         return {**image, "category": domain, "description": description}
     except BROKEN:
         return image  # `read_columns` says what is wrong
 
 
-def category_of(image):
-    """The domain of an image's record: its `category`, or "photo"."""
-    return image.get("category", "photo")
+def domain_of(image, folders_are_domains):
+    """The domain of an image's record: its `category`, or else its folder, or else "photo".
+
+    folders_are_domains: whether the folder counts, as in Human-Art. In most files in COCO's format
+        a folder is a split, a program's habit, or a video.
+    """
+    domain = image.get("category")
+    if domain in (None, "") and folders_are_domains:
+        domain = PureWindowsPath(str(image["file_name"])).parent.name  # knows both / and \\
+        if domain.endswith("2017"):  # one of COCO's, which has no domains
+            domain = ""
+    return domain_name("" if domain is None else domain)
 
 
-def domain_of(image):
-    """The domain of an image's record: its `category`, or else its folder, as in Human-Art."""
-    folder = PurePosixPath(str(image["file_name"])).parent.name
-    if folder.endswith("2017"):  # one of COCO's, which has no domains
-        folder = ""
-    domain = image.get("category") or folder or "photo"
-    return str(domain).replace("_", " ")
+def domain_name(word):
+    """The same spelling for all: "oil painting" for "oil_painting", and "photo" for nothing."""
+    return str(word).replace("_", " ").strip() or "photo"
 
 
 def complete_person(person):
@@ -1637,7 +1643,8 @@ def load_dataset(spec, split, cache=None):
         raise DataError(
             f"{base}: no such file or folder; expected {name}:FOLDER or {name}:FILE.json")
     dataset = READERS[name](Path(root), split)
-    dataset = replace(dataset, name=base)
+    domains = np.array([domain_name(domain) for domain in dataset.domains.tolist()])
+    dataset = replace(dataset, name=base, domains=domains)
     if chosen is None:
         return dataset
     return replace(select_domains(dataset, chosen, spec), name=spec)
@@ -1662,7 +1669,7 @@ def select_domains(dataset, chosen, spec):
     elif chosen == "artificial":
         domains = there - NATURAL_DOMAINS
     else:
-        domains = set(chosen.split(","))
+        domains = {domain_name(domain) for domain in chosen.split(",")}
     missing = sorted(domains - there)
     if missing or not domains:
         names = ", ".join(missing) or chosen
@@ -1711,9 +1718,9 @@ def with_sentences(dataset, sentences):
         return dataset
     domains = sorted(set(dataset.domains.tolist()))  # each once
     if isinstance(sentences, dict):
-        sentence_of = sentences
+        sentence_of = with_domain_names(sentences)
     elif str(sentences).endswith(".json"):
-        sentence_of = read_json(sentences, dict, "{domain: sentence}")
+        sentence_of = with_domain_names(read_json(sentences, dict, "{domain: sentence}"))
     else:
         sentence_of = fill_template(sentences, domains)
     missing = [domain for domain in domains if not isinstance(sentence_of.get(domain), str)]
@@ -1722,6 +1729,11 @@ def with_sentences(dataset, sentences):
                         f"found none for {', '.join(missing)}")
     texts = [sentence_of[domain] for domain in dataset.domains.tolist()]
     return replace(dataset, sentences=np.array(texts))
+
+
+def with_domain_names(sentence_of):
+    """{domain: sentence} with the domains spelled as `domain_name` spells them."""
+    return {domain_name(domain): sentence for domain, sentence in sentence_of.items()}
 
 
 def check_descriptions(dataset):

@@ -408,7 +408,7 @@ def read_scenes(annotations, results, sigmas=COCO17.sigmas):
     detections = cut_by_image(detections, image_ids)
     scenes = []
     for image, people_here, detections_here in zip(images.values(), people, detections):
-        domain = domain_of({"file_name": "", **image})
+        domain = domain_of({"file_name": "", **image}, folders_are_domains=True)
         scenes.append(Scene(domain, people_here, best_detections(detections_here)))
     return scenes, sigmas
 

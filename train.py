@@ -1793,9 +1793,14 @@ def print_domains(tables, domain_of, whole):
         printed[title] = {}
         for model, table in tables.items():
             for measure in ("AP", "PCK"):
-                values = [table[row][measure] for row in rows]
-                printed[title][f"{model} {measure}"] = np.mean(values)
+                values = known_numbers(table, rows, measure)
+                printed[title][f"{model} {measure}"] = np.mean(values) if values else -1.0
     print(format_table("domain", printed))
+
+
+def known_numbers(table, rows, measure):
+    """The AP or the PCK of those rows that have one; -1 is that of a row with nobody to measure."""
+    return [table[row][measure] for row in rows if table[row][measure] >= 0]
 
 
 def some_of_each_domain(dataset, models, count):
