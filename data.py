@@ -375,6 +375,7 @@ class Crops(torch.utils.data.Dataset):
 
 # === Appendix: skeletons; skip on a first reading =================================================
 
+import hashlib
 import json
 import os
 import random
@@ -383,6 +384,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from glob import escape, glob
@@ -884,6 +886,9 @@ FIGURE_FILES = {
     "val": "validation_figures.json"}
 
 
+OFFICIAL_FILES = {"figures": FIGURE_FILES, "coco": COCO_FILES, "humanart": HUMAN_ART_FILES}
+
+
 def read_coco(root, split):
     """COCO, or any other folder or file in COCO's format."""
     return read_coco_format(root, split, COCO_FILES)
@@ -910,7 +915,7 @@ def read_coco_format(root, split, official, folders_are_domains=False):
     dataset = read_coco_file(path, home, folders_are_domains)
     if has_this_split_alone:
         return dataset
-    return hold_out(dataset, split, np.arange(len(dataset.files)))
+    return hold_out(dataset, split)
 
 
 # ------------------------------------------------------------------------------ the file of a split
@@ -964,18 +969,80 @@ def holds_object(path):
     return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
-def hold_out(dataset, split, numbers):
-    """A split of a data set that has only one file.
+# ------------------------------------------------------------------------- the split of one file
 
-    numbers (images,): an image whose number is a multiple of five is for validation, the others are
-        for training.
+HELD_OUT = 1 / 5  # of the labelled images are for validation
+LARGEST_GROUP = 1 / 3  # of the labelled images: a larger group is divided
+LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
+ROBOFLOWS_ENDING = re.compile(r"_(jpg|jpeg|png)\.rf\.\w+$")  # it differs in copies of one picture
+
+
+def hold_out(dataset, split):
+    """A split of a data set that has only one file: some images are held out for validation.
+
+    Frames of a video, or pictures of one place, are so alike that all of them belong into one
+    split. So images whose names differ only in the last number are held out as one group. A group
+    with more than a third of the images is divided into single images. Hashes of the names decide
+    which groups are held out: the order of the file and the names of its folders have no effect.
     """
     if split == "all":
         return dataset
-    keep = numbers % 5 == 0
+    labelled = np.zeros(len(dataset.files), int)
+    labelled[dataset.image_index[dataset.annotated]] = 1
+    if not labelled.any():  # a target without labels
+        labelled[:] = 1
+    groups = groups_of_names(dataset.files, labelled)
+    held_out = np.isin(groups, held_out_groups(groups, labelled))
     if split == "train":
-        keep = ~keep
-    return select_images(dataset, keep)
+        return select_images(dataset, ~held_out)
+    print_held_out(dataset.name, groups, held_out)
+    return select_images(dataset, held_out)
+
+
+def print_held_out(name, groups, held_out):
+    """A line on what is held out. groups: (images,) names. held_out: (images,) bool."""
+    images = held_out.sum()
+    names = np.unique(groups[held_out])
+    line = f"{name}: {images} of {len(groups)} images are held out to test on"
+    if len(names) < images:
+        alike = [group for group in names if "#" in group]
+        line += f", in {len(names)} groups of alike names such as {', '.join(alike[:3])}"
+    else:
+        line += ", one by one"
+    print(line, file=sys.stderr)
+
+
+def groups_of_names(files, labelled):
+    """The name of each image's group, (images,) of str. labelled: (images,) 1 or 0."""
+    _, places = below_common_folder(files)
+    names = [ROBOFLOWS_ENDING.sub("", os.path.splitext(place)[0]) for place in places]
+    groups = [LAST_NUMBER.sub("#", name) for name in names]
+    size = Counter()
+    for group, counts in zip(groups, labelled.tolist()):
+        size[group] += counts
+    largest = LARGEST_GROUP * labelled.sum()
+    return np.array([group if size[group] <= largest else name
+                     for name, group in zip(names, groups)])
+
+
+def held_out_groups(groups, labelled):
+    """The names of the groups to hold out, about a fifth of the labelled images.
+
+    groups: (images,) names. labelled: (images,) 1 or 0.
+    """
+    names, rows = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(rows, labelled)  # labelled images
+    wanted = HELD_OUT * labelled.sum()
+    most = max(1, LARGEST_GROUP * labelled.sum())
+    hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+              for name in names.tolist()]
+    chosen = []
+    count = 0
+    for row in sorted(range(len(names)), key=hashes.__getitem__):
+        if count < wanted and count + sizes[row] <= most:
+            chosen.append(names[row])
+            count += sizes[row]
+    return chosen
 
 
 # --------------------------------------------------------------------------------- a file's records
@@ -1593,8 +1660,9 @@ def below_common_folder(files):
     Two files never have the same place.
     """
     paths = [os.path.abspath(file) for file in files]
-    home = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return home, [Path(path).relative_to(home).as_posix() for path in paths]
+    home = os.path.commonpath({os.path.dirname(path) for path in paths})
+    start = len(os.path.join(home, ""))  # with one separator at the end, also if home is the root
+    return home, [path[start:].replace(os.sep, "/") for path in paths]
 
 
 # === Appendix: opening a data set by name; skip on a first reading ================================
@@ -1618,9 +1686,9 @@ def load_dataset(spec, split, cache=None):
 
     name: `figures` (without a root they are drawn once, into the folder `cache`), `coco`,
         `humanart`, `lsp`, `lsp-regda`, `surreal`, `human36m`; or `pictures`, without labels.
-    root: the data set's folder, or one file in COCO's format. Where only one file is there, every
-        fifth image is "val", the others are "train", and "all" is the whole file. All of `pictures`
-        are in each split.
+    root: the data set's folder, or one file in COCO's format. Where only one file is there, about
+        a fifth of the images is "val" (see `hold_out`), the others are "train", and "all" is the
+        whole file. All of `pictures` are in each split.
     "name:root#domain" is the part with images of that domain; several are separated by commas.
         "#natural" is short for photographs and Human-Art's natural scenes, "#artificial" for all
         others.
@@ -1650,6 +1718,16 @@ def load_dataset(spec, split, cache=None):
     return replace(select_domains(dataset, chosen, spec), name=spec)
 
 
+def split_to_test_on(spec):
+    """The split of a data set that is named to test on: "val", or "all" of a single file."""
+    base, _ = split_off_domains(spec)
+    name, _, root = base.partition(":")
+    if name not in OFFICIAL_FILES or not os.path.exists(root):
+        return "val"
+    _, is_divided = annotation_file(Path(root), OFFICIAL_FILES[name], "val")
+    return "val" if is_divided else "all"
+
+
 def split_off_domains(spec):
     """"name:root#domain" -> "name:root" and "domain"; None for the latter if there is none."""
     base, _, domain = spec.rpartition("#")
@@ -1669,7 +1747,7 @@ def select_domains(dataset, chosen, spec):
     elif chosen == "artificial":
         domains = there - NATURAL_DOMAINS
     else:
-        domains = {domain_name(domain) for domain in chosen.split(",")}
+        domains = set(chosen.replace("_", " ").split(","))
     missing = sorted(domains - there)
     if missing or not domains:
         names = ", ".join(missing) or chosen

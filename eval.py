@@ -374,8 +374,8 @@ from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cach
                   check_unique, crop_width, domain_of, find_pictures, finite_numbers,
                   format_if_turned, image_rows, load_dataset, open_image, picture_dataset,
                   picture_rows, picture_size, plain_name, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
-                  write_json)
+                  read_pictures, read_skeleton, split_to_test_on, to_coco, with_boxes,
+                  with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights)
 
@@ -573,13 +573,26 @@ def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
 
     A domain is an image's `category`, or else the last folder of its `file_name`.
     """
+    scenes = classified_scenes(annotations, results, sigmas)
+    domains = {domain: coco_numbers(members)
+               for domain, members in scenes_of_domains(scenes).items()}
+    return coco_numbers(scenes), domains
+
+
+def classified_scenes(annotations, results, sigmas):
+    """The scenes of `evaluate_oks`'s arguments, in which all detections are right or wrong."""
     scenes, sigmas = read_scenes(annotations, results, sigmas)
     for scene in scenes:
         classify_detections(scene, sigmas)
-    domains = {}
-    for domain in sorted({scene.domain for scene in scenes}):
-        domains[domain] = coco_numbers([scene for scene in scenes if scene.domain == domain])
-    return coco_numbers(scenes), domains
+    return scenes
+
+
+def scenes_of_domains(scenes):
+    """{domain: its scenes}, sorted by domains."""
+    members = {domain: [] for domain in sorted({scene.domain for scene in scenes})}
+    for scene in scenes:
+        members[scene.domain].append(scene)
+    return members
 
 
 def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
@@ -1032,16 +1045,32 @@ def check_device(device):
 
 
 def format_table(title, table):
-    """{row: {column: number}} as text, after an empty line; `title` stands over the rows' names."""
+    """{row: {column: number}} as text, after an empty line; `title` stands over the rows' names.
+
+    An integer counts something; other numbers have three digits after the point.
+    """
     name_width = max(map(len, [title, *table]))
     first_row = list(table.values())[0]
     widths = {column: max(10, len(column)) for column in first_row}
     heading = "".join(f" {column:>{width}}" for column, width in widths.items())
     lines = ["", f"{title:<{name_width}}{heading}"]
     for name, row in table.items():
-        numbers = "".join(f" {row[column]:{width}.3f}" for column, width in widths.items())
-        lines.append(f"{name:<{name_width}}{numbers}")
+        line = f"{name:<{name_width}}"
+        for column, width in widths.items():
+            digits = ",d" if isinstance(row[column], int) else ".3f"
+            line += f" {row[column]:{width}{digits}}"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def replace_unprintable():
+    """From now on letters that the console or a log in an old encoding lacks become \\uXXXX.
+
+    Otherwise a domain or a path with such letters would end the program.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in some notebooks
+            stream.reconfigure(errors="backslashreplace")
 
 
 # Words of an error -> what helps. Torch raises a RuntimeError for these as it does for bugs; only
@@ -1134,8 +1163,8 @@ class EvalOptions:
         None, type=data_spec, only=POSES,
         help="Predict the people of this data set: name:root or name:root#domain.")
     split: str = option(
-        "val", choices=("train", "val", "all"), only=["with --data"],
-        help="Take this part of --data.")
+        None, choices=("train", "val", "all"), only=["with --data"],
+        help="Take this part of --data; by default val, but all of a single file.")
     images: list[str] = option(
         None, nargs="+", only=[*POSES, "without --data"],
         help="Predict people in these pictures: files, folders, or patterns such as '*.png'.")
@@ -1190,6 +1219,7 @@ class EvalOptions:
 
 def main(argv=None):
     """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
+    replace_unprintable()
     try:
         defaults = EvalOptions()
         parser = Parser(defaults, description="The numbers of a results file, or the poses of a "
@@ -1244,6 +1274,7 @@ def poses_of_model(options):
         if options.details and box_scores is None:  # else nobody knows which person a pose is of
             pck = pck_of_results(dataset, results, model.config.image_size,
                                  groups=dataset.skeleton.groups)
+            pck["people"] = len(dataset.annotated)
         print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
 
 
@@ -1267,11 +1298,12 @@ def check_prompt(model, options):
 def read_data(model, options):
     """The data set of --data, or that of --images, with the sigmas of --sigmas."""
     if options.data:
-        dataset = load_dataset(options.data, options.split, options.cache)
+        split = options.split or split_to_test_on(options.data)
+        dataset = load_dataset(options.data, split, options.cache)
         if model.skeleton.has_sides:  # the model knows what its keypoints are
             dataset = with_skeleton(dataset, model.skeleton)
         if not len(dataset.annotated):
-            raise DataError(f"{options.data}: expected labelled people in split {options.split!r}, "
+            raise DataError(f"{options.data}: expected labelled people in split {split!r}, "
                             "found none")
     else:
         files = find_pictures(options.images)
@@ -1481,11 +1513,12 @@ def draw_pictures(options, dataset, people, panels):
 
 def print_numbers(annotations, results, sigmas, as_json, domains=True, pck=None):
     """Prints COCO's ten numbers, with `domains` also those of each domain, and pck {group: PCK}."""
+    scenes = classified_scenes(annotations, results, sigmas)
+    numbers = numbers_and_people(scenes)
     tables = {}
     if domains:
-        numbers, tables["domains"] = evaluate_domains(annotations, results, sigmas)
-    else:
-        numbers = evaluate_oks(annotations, results, sigmas)
+        tables["domains"] = {domain: numbers_and_people(members)
+                             for domain, members in scenes_of_domains(scenes).items()}
     if pck:
         tables["PCK@0.05"] = {"all": pck}
     if as_json:
@@ -1494,6 +1527,12 @@ def print_numbers(annotations, results, sigmas, as_json, domains=True, pck=None)
     print(format_table("COCO", {"all": numbers}))
     for title, table in tables.items():
         print(format_table(title, table))
+
+
+def numbers_and_people(scenes):
+    """COCO's ten numbers, and the number of people to find."""
+    people = sum(scene.to_find[ALL].sum() for scene in scenes)
+    return coco_numbers(scenes) | {"people": int(people)}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import eval
 import vlpose
 from data import COCO17, draw_figures, load_dataset, read_pictures
 from eval import CATEGORIES, draw_pose, limb_color, load_detector, main, predict, with_boxes
-from train import without_labels
+from train import confidence
 from vlpose import DETECTORS, VIT_CONFIGS, PoseModel, VLPose, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]
@@ -486,14 +486,14 @@ class Painter(torch.nn.Module):
         return heat.roll(self.shift, 3).expand(-1, 17, -1, -1)
 
 
-def test_without_labels_two_views_agree_where_a_model_sees_the_same_thing_in_both(tmp_path):
+def test_confidence_two_views_agree_where_a_model_sees_the_same_thing_in_both(tmp_path):
     y, x = np.mgrid[:200, :160]
     places = (60, 80), (90, 120), (70, 100), (80, 90)
     spots = [255 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 200) for cx, cy in places]
     pictures = data.picture_dataset([Image.fromarray(spot.astype(np.uint8)).convert("RGB") for spot in spots], COCO17)
     pictures = with_boxes(pictures, np.arange(4), np.tile([0.0, 0, 160, 200], (4, 1)))
     def known(model):
-        return without_labels(model, pictures, predict(model, pictures, flip_test=False))
+        return confidence(model, pictures, predict(model, pictures, flip_test=False))
 
     exact = known(Painter())
     assert exact == known(Painter())  # the other view is always the same one
