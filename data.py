@@ -1454,6 +1454,7 @@ def single_person_dataset(path, skeleton, home, names, domains, keypoints):
 # Pictures without annotations also become a PoseDataset. A picture is taken as one person, unless a
 # file in COCO's results format has boxes for the pictures, which it calls by their names.
 
+PICTURE = "picture"  # the domain of own pictures, since nobody has said what they show
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -1552,7 +1553,7 @@ def picture_dataset(files, skeleton, name="pictures"):
         skeleton=skeleton,
         files=files,
         image_ids=np.arange(1, len(files) + 1),
-        domains=np.full(len(files), "picture"),
+        domains=np.full(len(files), PICTURE),
         ids=np.zeros(0, int),
         image_index=np.zeros(0, int),
         keypoints=np.zeros((0, len(skeleton.names), 3), np.float32),
@@ -1702,7 +1703,10 @@ def load_dataset(spec, split, cache=None):
     name, _, root = base.partition(":")
     if name not in READERS:
         known = ", ".join(READERS)
-        raise DataError(f"unknown data set {name!r} in {base!r}: expected one of {known}")
+        hint = ""
+        if os.path.exists(base):
+            hint = f"; is it {'pictures' if os.path.isdir(base) else 'coco'}:{base}?"
+        raise DataError(f"unknown data set {name!r} in {base!r}: expected one of {known}{hint}")
     if split not in ("train", "val", "all"):
         raise DataError(f"{base}: unknown split {split!r}: expected train, val or all")
     if name == "figures" and not root:
@@ -1788,7 +1792,8 @@ def with_sentences(dataset, sentences):
         "description": each image's own sentence, as in Human-Art
         {domain: sentence}: a dictionary
         "FILE.json": the path of a JSON file that holds such a dictionary
-        "a photo of a {domain} character": a template, where the domain "photo" becomes "human"
+        "a photo of a {domain} character": a template, where "human" stands for the domain "photo",
+            and for "picture", the domain of own pictures
     Raises DataError if an image gets no sentence.
     """
     if sentences == "description":
@@ -1814,6 +1819,21 @@ def with_domain_names(sentence_of):
     return {domain_name(domain): sentence for domain, sentence in sentence_of.items()}
 
 
+def sentences_read(datasets):
+    """A line for each domain: which sentence its images read, or how many different ones."""
+    read = {}
+    for dataset in datasets:
+        for domain in np.unique(dataset.domains).tolist():
+            sentences = dataset.sentences[dataset.domains == domain].tolist()
+            read.setdefault(domain, set()).update(sentences)
+    lines = []
+    for domain, sentences in read.items():
+        first = min(sentences)
+        what = f'"{first}"' if len(sentences) == 1 else f"{len(sentences)} different sentences"
+        lines.append(f"images of the domain {domain!r} read {what}")
+    return lines
+
+
 def check_descriptions(dataset):
     """Raises DataError unless each image has a description of its own."""
     if dataset.sentences is None or "" in dataset.sentences:
@@ -1825,7 +1845,7 @@ def fill_template(template, domains):
     """{domain: sentence} from a sentence in which "{domain}" stands for the domain."""
     sentence_of = {}
     for domain in domains:
-        word = "human" if domain == "photo" else domain
+        word = "human" if domain in ("photo", PICTURE) else domain
         sentence_of[domain] = template.replace("{domain}", word)
     return sentence_of
 

@@ -374,8 +374,8 @@ from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cach
                   check_unique, crop_width, domain_of, find_pictures, finite_numbers,
                   format_if_turned, image_rows, load_dataset, open_image, picture_dataset,
                   picture_rows, picture_size, plain_name, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, split_to_test_on, to_coco, with_boxes,
-                  with_sentences, with_skeleton, write_json)
+                  read_pictures, read_skeleton, sentences_read, split_to_test_on, to_coco,
+                  with_boxes, with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights)
 
@@ -665,15 +665,16 @@ def coco_results(image_ids, points, scores):
 
 
 def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
-    """`predict`, with the box and the file of each person.
+    """`predict`, with the box and the file of each person, as `to_coco` names the file.
 
     box_scores (people,): of a detector's boxes, in which mmpose's rules hold: a pose's score is
     multiplied by its box's, and repeated poses are removed.
     """
     results = predict(model, dataset, texts, people, workers=workers)
+    _, places = below_common_folder(dataset.files)
     for result, row in zip(results, people):
         result["box"] = dataset.boxes[row].tolist()  # COCO's tools take areas from a "bbox"
-        result["file_name"] = dataset.files[dataset.image_index[row]]
+        result["file_name"] = places[dataset.image_index[row]]
     if box_scores is None:
         return results
     for result, score in zip(results, box_scores):
@@ -782,6 +783,7 @@ RADIUS = 1.25  # the radius of a keypoint's disk, in widths of a line
 SMALL_LAYER = 1000
 LARGE_LAYER = 3000
 LARGEST_PANEL = 4096  # pixels of the longer side: a larger drawing needs gigabytes
+SMALLEST_PANEL = 512  # pixels of the longer side: a smaller picture is drawn larger
 
 
 def limb_color(skeleton, *keypoints):
@@ -846,8 +848,9 @@ def draw_panels(dataset, row, panels, threshold):
     The poses of a panel's results are drawn over it, without keypoints of at most `threshold`.
     """
     image, _ = open_image(dataset.files[row], upright=dataset.upright)
-    scale = min(1, LARGEST_PANEL / max(image.size))
-    if scale < 1:
+    longer = max(image.size)
+    scale = min(max(1, SMALLEST_PANEL / longer), LARGEST_PANEL / longer)
+    if scale != 1:
         image = image.resize([math.ceil(scale * side) for side in image.size])
     sheet = Image.new("RGB", (len(panels) * image.width, image.height))
     font_size = max(10, image.width / 30)
@@ -960,7 +963,9 @@ def argument_of(entry, default):
         argument = {"action": argparse.BooleanOptionalAction}
     text = entry.metadata["help"]
     if default is not None and default is not False:
-        text += f" (default: {default})"
+        values = default if isinstance(default, (tuple, list)) else [default]
+        words = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        text += f" (default: {' '.join(words) or 'none'})"
     argument["help"] = text.replace("%", "%%")  # a single % has a meaning in argparse
     return argument
 
@@ -1203,7 +1208,7 @@ class EvalOptions:
         100, least=0, only=["with --out"], help="Draw at most this many pictures.")
     threshold: float = option(
         0.1, least=0, most=1, only=["with --out"],
-        help="Draw the keypoints whose score is above this.")
+        help="Draw the keypoints whose score is above this, and label them in annotations.json.")
     compare: bool = option(
         False, only=["with --out"],
         help="Draw the original model's poses and the adapted model's side by side.")
@@ -1308,7 +1313,7 @@ def read_data(model, options):
     else:
         files = find_pictures(options.images)
         dataset = read_pictures(files, skeleton=model.skeleton, strict=options.strict)
-        if not options.detect and not options.boxes:
+        if not options.detect and not options.boxes and not boxes_in_album(options):
             print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
     if options.sigmas is None:
         return dataset
@@ -1355,6 +1360,7 @@ def with_texts(dataset, model, options):
         raise DataError(f"{weights}: expected text features of width {expected}, which the adapter "
                         f"was trained with, found {clip_text.config.embed_dim}")
     dataset = with_sentences(dataset, sentences)
+    print(*sentences_read([dataset]), sep="\n", file=sys.stderr)
     different = np.unique(dataset.sentences).tolist()
     return dataset, encode_sentences(clip_text, different, model.about.get("per_token", False))
 
@@ -1362,18 +1368,32 @@ def with_texts(dataset, model, options):
 def choose_people(dataset, options):
     """Whose poses? -> the data set that has them, their rows in it, and their boxes' scores.
 
-    They are the people in the boxes of --detect or --boxes. Without these options they are the
-    labelled people of --data, or one person in each of --images; then there are no scores: None.
+    They are the people in the boxes of --detect, of --boxes or of boxes.json in an album. Without
+    boxes they are the labelled people of --data, or one person in each of --images; then there are
+    no scores: None.
     """
     boxes_file = options.boxes
+    category = CATEGORIES.index(options.category)
     if options.detect:
         boxes_file = detect(dataset, options)
+    elif not boxes_file and boxes_in_album(options):
+        boxes_file = boxes_in_album(options)
+        category = None  # any, as in training
+        print(f"people are in the boxes of {boxes_file}", file=sys.stderr)
     if boxes_file:
-        dataset, box_scores = with_detected_boxes(dataset, boxes_file, options)
+        dataset, box_scores = with_detected_boxes(dataset, boxes_file, category, options)
         return dataset, np.arange(len(dataset.ids)), box_scores
     if options.data:
         return dataset, dataset.annotated, None
     return dataset, np.arange(len(dataset.ids)), None
+
+
+def boxes_in_album(options):
+    """The boxes.json in the one folder of --images, which `pictures:FOLDER` reads, too; or None."""
+    if not options.images or len(options.images) > 1:
+        return None
+    path = Path(options.images[0]) / "boxes.json"
+    return path if path.is_file() else None
 
 
 def detect(dataset, options):
@@ -1414,16 +1434,17 @@ def detector_name(options):
     return options.detect
 
 
-def with_detected_boxes(dataset, path, options):
+def with_detected_boxes(dataset, path, category, options):
     """The data set with the people in the boxes of a file, and the boxes' scores (people,).
 
+    category: of the boxes to take; None takes all.
     An image_id in the file is the id of an image of --data, or the name of a file of --images.
     """
     if options.data:
         names = {number: row for row, number in enumerate(dataset.image_ids.tolist())}
     else:
         names = picture_rows(dataset.files)
-    rows, boxes, scores = read_boxes(path, names, CATEGORIES.index(options.category))
+    rows, boxes, scores = read_boxes(path, names, category)
     return with_boxes(dataset, rows, boxes), scores
 
 

@@ -418,9 +418,9 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix, crop_width,
                   decode_heatmaps, expecting, free_space, ignore_group_signals, join_processes,
                   load_dataset, mean_of_all, my_share, open_image, processes, read_boxes,
-                  remove_labels, split_to_test_on, to_coco, transform_points, unreadable,
-                  wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton, write_json,
-                  written_whole)
+                  remove_labels, sentences_read, split_to_test_on, to_coco, transform_points,
+                  unreadable, wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton,
+                  write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people,
@@ -476,7 +476,8 @@ class VLPoseAdaptation:
     # its training
     lr: float = option(None, paper=5e-4, above=0, only=TUNED,
         help="The learning rate of the adaptation; by default 1e-3 for a strategy that changes the "
-             "base's blocks (full, lora, all-but-stem), and 2e-3 for the others.")
+             "base's blocks (full, lora, all-but-stem), and 2e-3 for the others. In --mode uda "
+             "that is --adapt-lr.")
     steps: int = option(600, paper=None, least=1, only=TUNED,
         help="The model is adapted for so many steps.")
     epochs: int = option(None, paper=210, least=1, only=TUNED,
@@ -581,7 +582,8 @@ class AlignmentBase:
     supervised_steps: int = option(600, paper=20_000, least=1, only=NEW_MODEL,
         help="Stage 1: the model learns from the source's labels for so many steps.")
     lr: float = option(2e-3, paper=1e-4, above=0, only=NEW_MODEL,
-        help="The learning rate of stage 1.")
+        help="The learning rate of stage 1. In --mode vlpose that is --base-lr, and --lr is the "
+             "adaptation's.")
     milestones: tuple[float, ...] = option(
         FALLS, paper=(), nargs="*", least=0, most=1, only=NOT_MUON,
         help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
@@ -1669,6 +1671,8 @@ def read_texts(datasets, options):
     if options.text_weights == "random":
         print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a "
               "fixed seed stands in")
+    if options.strategy == "vlpose":  # other adapters read none
+        print(*sentences_read(datasets), sep="\n")
     sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
     clip_text = load_clip_text(options.text_weights).to(options.device)
     texts = encode_sentences(clip_text, sentences, options.per_token)
@@ -2091,6 +2095,8 @@ def with_given(argv, options, defaults):
     check_device(options.device)
     if options.source == options.target and not options.weights:
         raise DataError(f"--source {options.source}: expected other data than --target")
+    if options.mode == "vlpose" and options.test == options.target:
+        raise DataError(f"--test {options.test}: expected other data than --target")
     if options.mode == "vlpose":
         keep_the_given(options, given, "steps", "epochs")
         keep_the_given(options, given, "base_steps", "base_epochs")
