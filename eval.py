@@ -858,7 +858,9 @@ def draw_panels(dataset, row, panels, threshold):
         panel = image
         for result in results:
             if result["image_id"] == dataset.image_ids[row]:
-                pose = np.reshape(result["keypoints"], (-1, 3)) * (scale, scale, 1)
+                pose = np.reshape(result["keypoints"], (-1, 3))
+                # Scaling keeps corners in their place; the centre of the corner pixel is at 0.
+                pose[:, :2] = (pose[:, :2] + 0.5) * scale - 0.5
                 panel = draw_pose(panel, pose, dataset.skeleton, threshold)
         left = place * image.width
         sheet.paste(panel, (left, 0))

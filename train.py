@@ -1876,9 +1876,10 @@ def compare_pck(models, stylist, data, run):
     write_file(run.folder / "poses.png", picture)
     people = f"{len(results['teacher']):,} people"
     print_columns(f"PCK@0.05 of {people}" if labelled else f"no labels, {people}", table)
-    print("without the flip test, which eval.py makes; " if labelled else "", end="")
-    print("the last two rows say how sure a model is, not how right: a model can grow surer of "
-          "wrong poses")
+    if labelled:
+        print("PCK is without the flip test; eval.py predicts with it")
+    print("the last two rows say how sure a model is, not how right: it can grow surer of wrong "
+          "poses")
     if "oracle" in table:
         print_gap({name: numbers["mean"] for name, numbers in table.items()})
     if data.texts:

@@ -16,7 +16,7 @@ import data
 import eval
 import vlpose
 from data import COCO17, draw_figures, load_dataset, read_pictures
-from eval import CATEGORIES, draw_pose, limb_color, load_detector, main, predict, with_boxes
+from eval import CATEGORIES, draw_panels, draw_pose, limb_color, load_detector, main, predict, with_boxes
 from train import confidence
 from vlpose import DETECTORS, VIT_CONFIGS, PoseModel, VLPose, save_checkpoint
 
@@ -90,6 +90,43 @@ def test_boxes_of_a_data_set_are_named_by_the_ids_of_its_images(photos, checkpoi
                  "--device", "cpu"]) == 0
     boxes = json.loads((tmp_path / "boxes.json").read_text("utf-8"))
     assert [box["image_id"] for box in boxes] == np.repeat(dataset.image_ids, 2).tolist()
+
+
+def test_an_albums_boxes_are_taken_as_in_training_unless_others_are_named(photos, estimate, tmp_path):
+    album = shutil.copytree(photos, tmp_path / "album")
+    names = sorted(file.name for file in album.iterdir())
+    boxes = [{"image_id": names[0], "bbox": [1, 2, 30, 40], "category_id": 18, "score": 0.5},
+             {"image_id": names[1], "bbox": [5, 2, 30, 40], "category_id": 1, "score": 0.5}]
+    (album / "boxes.json").write_text(json.dumps(boxes))
+    results, said = estimate(album)
+    assert f"people are in the boxes of {album / 'boxes.json'}" in said and "one person" not in said
+    trained_on = load_dataset(f"pictures:{album}", "train")
+    assert [result["box"] for result in results] == trained_on.boxes.tolist() == [[1, 2, 30, 40], [5, 2, 30, 40]]
+    others = tmp_path / "others.json"
+    others.write_text(json.dumps(boxes[1:]))
+    results, said = estimate(album, "--boxes", others, out="named")
+    assert len(results) == 1 and "boxes.json" not in said
+    results, said = estimate(*(album / name for name in names), out="files")  # no folder is named
+    assert len(results) == len(names) and "each picture is taken as one person" in said
+
+
+def test_results_name_pictures_wherever_the_command_was_given(photos, estimate, monkeypatch):
+    results, _ = estimate(photos, out="absolute")
+    monkeypatch.chdir(photos.parent)
+    relative, _ = estimate(photos.name, out="relative")
+    assert relative == results
+    assert [result["file_name"] for result in results] == sorted(file.name for file in photos.iterdir())
+
+
+@pytest.mark.parametrize("size, drawn", [((96, 128), (384, 512)), ((512, 100), (512, 100)), ((30, 20), (512, 342))])
+def test_a_small_picture_is_drawn_large_enough_to_judge_it(size, drawn):
+    picture = data.picture_dataset([Image.new("RGB", size)], COCO17)
+    pose = np.zeros((17, 3))
+    pose[0] = (size[0] - 1) / 2, (size[1] - 1) / 2, 1  # a nose in the middle
+    sheet = draw_panels(picture, 0, {"": [{"image_id": 1, "keypoints": pose.ravel().tolist()}]}, 0.1)
+    assert sheet.size == drawn
+    y, x = np.nonzero(np.asarray(sheet).sum(2))
+    assert abs(x.mean() - (drawn[0] - 1) / 2) < 1 and abs(y.mean() - (drawn[1] - 1) / 2) < 1
 
 
 def test_where_nobody_is_found_the_picture_is_one_person_and_that_is_said(photos, estimate, monkeypatch):
@@ -486,7 +523,7 @@ class Painter(torch.nn.Module):
         return heat.roll(self.shift, 3).expand(-1, 17, -1, -1)
 
 
-def test_confidence_two_views_agree_where_a_model_sees_the_same_thing_in_both(tmp_path):
+def test_without_labels_two_views_agree_where_a_model_sees_the_same_thing_in_both(tmp_path):
     y, x = np.mgrid[:200, :160]
     places = (60, 80), (90, 120), (70, 100), (80, 90)
     spots = [255 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 200) for cx, cy in places]
