@@ -973,8 +973,8 @@ def holds_object(path):
 
 HELD_OUT = 1 / 5  # of the labelled images are for validation
 LARGEST_GROUP = 1 / 3  # of the labelled images: a larger group is divided
-LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
-ROBOFLOWS_ENDING = re.compile(r"_(jpg|jpeg|png)\.rf\.\w+$")  # it differs in copies of one picture
+DIGITS = re.compile(r"\d+")
+ROBOFLOWS_ENDING = re.compile(r"_(jpg|jpeg|png)\.rf\.\w+$")  # differs in copies of one picture
 
 
 def hold_out(dataset, split):
@@ -987,62 +987,71 @@ def hold_out(dataset, split):
     """
     if split == "all":
         return dataset
-    labelled = np.zeros(len(dataset.files), int)
-    labelled[dataset.image_index[dataset.annotated]] = 1
+    labelled = np.zeros(len(dataset.files), bool)
+    labelled[dataset.image_index[dataset.annotated]] = True
     if not labelled.any():  # a target without labels
-        labelled[:] = 1
+        labelled[:] = True
     groups = groups_of_names(dataset.files, labelled)
-    held_out = np.isin(groups, held_out_groups(groups, labelled))
+    chosen = groups_to_hold_out(count_labelled(groups, labelled))
+    held_out = np.array([group in chosen for group in groups])
     if split == "train":
         return select_images(dataset, ~held_out)
-    print_held_out(dataset.name, groups, held_out)
+    print_held_out(dataset.name, groups, chosen)
     return select_images(dataset, held_out)
 
 
-def print_held_out(name, groups, held_out):
-    """A line on what is held out. groups: (images,) names. held_out: (images,) bool."""
-    images = held_out.sum()
-    names = np.unique(groups[held_out])
+def groups_of_names(files, labelled):
+    """The name of each image's group, a list. labelled: (images,) bool."""
+    _, places = below_common_folder(files)
+    names = [os.path.splitext(place)[0] for place in places]
+    names = [ROBOFLOWS_ENDING.sub("", name) if ".rf." in name else name for name in names]
+    groups = [without_last_number(name) for name in names]
+    sizes = count_labelled(groups, labelled)
+    largest = LARGEST_GROUP * labelled.sum()
+    return [group if sizes[group] <= largest else name for name, group in zip(names, groups)]
+
+
+def without_last_number(name):
+    """"cam1_#" for "cam1_0042". Backwards the last number is the first one, and found at once."""
+    return DIGITS.sub("#", name[::-1], count=1)[::-1]
+
+
+def count_labelled(groups, labelled):
+    """{group: how many of its images are labelled}. groups: a list. labelled: (images,) bool."""
+    sizes = Counter()
+    for group, counts in zip(groups, labelled.tolist()):
+        sizes[group] += counts
+    return sizes
+
+
+def groups_to_hold_out(sizes):
+    """Groups with about a fifth of the labelled images. sizes: {group: its labelled images}."""
+    labelled = sum(sizes.values())
+    most = max(1, LARGEST_GROUP * labelled)
+    chosen = set()
+    count = 0
+    for group in sorted(sizes, key=hash_of_name):
+        if count < HELD_OUT * labelled and count + sizes[group] <= most:
+            chosen.add(group)
+            count += sizes[group]
+    return chosen
+
+
+def hash_of_name(name):
+    """A number that is the same on all machines, as Python's own hash is not."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+def print_held_out(name, groups, chosen):
+    """A line on what is held out. groups: a list, the images'. chosen: a set, the held-out ones."""
+    images = sum(group in chosen for group in groups)
     line = f"{name}: {images} of {len(groups)} images are held out to test on"
-    if len(names) < images:
-        alike = [group for group in names if "#" in group]
-        line += f", in {len(names)} groups of alike names such as {', '.join(alike[:3])}"
+    if len(chosen) < images:
+        examples = ", ".join(sorted(chosen)[:3])
+        line += f", in {len(chosen)} groups of alike names such as {examples}"
     else:
         line += ", one by one"
     print(line, file=sys.stderr)
-
-
-def groups_of_names(files, labelled):
-    """The name of each image's group, (images,) of str. labelled: (images,) 1 or 0."""
-    _, places = below_common_folder(files)
-    names = [ROBOFLOWS_ENDING.sub("", os.path.splitext(place)[0]) for place in places]
-    groups = [LAST_NUMBER.sub("#", name) for name in names]
-    size = Counter()
-    for group, counts in zip(groups, labelled.tolist()):
-        size[group] += counts
-    largest = LARGEST_GROUP * labelled.sum()
-    return np.array([group if size[group] <= largest else name
-                     for name, group in zip(names, groups)])
-
-
-def held_out_groups(groups, labelled):
-    """The names of the groups to hold out, about a fifth of the labelled images.
-
-    groups: (images,) names. labelled: (images,) 1 or 0.
-    """
-    names, rows = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(rows, labelled)  # labelled images
-    wanted = HELD_OUT * labelled.sum()
-    most = max(1, LARGEST_GROUP * labelled.sum())
-    hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-              for name in names.tolist()]
-    chosen = []
-    count = 0
-    for row in sorted(range(len(names)), key=hashes.__getitem__):
-        if count < wanted and count + sizes[row] <= most:
-            chosen.append(names[row])
-            count += sizes[row]
-    return chosen
 
 
 # --------------------------------------------------------------------------------- a file's records
@@ -1661,7 +1670,7 @@ def below_common_folder(files):
     Two files never have the same place.
     """
     paths = [os.path.abspath(file) for file in files]
-    home = os.path.commonpath({os.path.dirname(path) for path in paths})
+    home = os.path.commonpath({path[:path.rindex(os.sep) + 1] for path in paths})
     start = len(os.path.join(home, ""))  # with one separator at the end, also if home is the root
     return home, [path[start:].replace(os.sep, "/") for path in paths]
 
@@ -1715,7 +1724,9 @@ def load_dataset(spec, split, cache=None):
         raise DataError(
             f"{base}: no such file or folder; expected {name}:FOLDER or {name}:FILE.json")
     dataset = READERS[name](Path(root), split)
-    domains = np.array([domain_name(domain) for domain in dataset.domains.tolist()])
+    domains = dataset.domains.tolist()
+    names = {domain: domain_name(domain) for domain in set(domains)}
+    domains = np.array([names[domain] for domain in domains])
     dataset = replace(dataset, name=base, domains=domains)
     if chosen is None:
         return dataset
