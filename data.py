@@ -372,6 +372,7 @@ class Crops(torch.utils.data.Dataset):
 
 # === Appendix: skeletons; skip on a first reading =================================================
 
+import hashlib
 import json
 import os
 import random
@@ -380,6 +381,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
@@ -985,34 +987,37 @@ FIGURE_FILES = {
     "val": "validation_figures.json"}
 
 
+OFFICIAL_FILES = {"figures": FIGURE_FILES, "coco": COCO_FILES, "humanart": HUMAN_ART_FILES}
+
+
 def read_coco(root, split, categories=None):
     """COCO, or any other folder or file in COCO's format; of some categories, given their names."""
-    return read_coco_format(root, split, COCO_FILES, category_of, categories)
+    return read_coco_format(root, split, COCO_FILES, categories=categories)
 
 
 def read_human_art(root, split):
     """Human-Art: COCO's format, where the images of a domain are in a folder of its name."""
-    return read_coco_format(root, split, HUMAN_ART_FILES, domain_of)
+    return read_coco_format(root, split, HUMAN_ART_FILES, folders_are_domains=True)
 
 
 def read_figures(root, split):
     """The built-in figures, in Human-Art's format."""
-    return read_coco_format(root, split, FIGURE_FILES, domain_of)
+    return read_coco_format(root, split, FIGURE_FILES, folders_are_domains=True)
 
 
-def read_coco_format(root, split, official, find_domain, categories=None):
+def read_coco_format(root, split, official, folders_are_domains=False, categories=None):
     """A split of a folder or file in COCO's format.
 
     official: {split: name of its file}.
-    find_domain: gives an image's domain for the image's record.
+    folders_are_domains: see `domain_of`.
     categories: names, see `chosen_categories`.
     """
     path, has_this_split_alone = annotation_file(root, official, split)
     home = root if root.is_dir() else root.parent
-    dataset = read_coco_file(path, home, find_domain, categories)
+    dataset = read_coco_file(path, home, folders_are_domains, categories)
     if has_this_split_alone:
         return dataset
-    return hold_out(dataset, split, np.arange(len(dataset.files)))
+    return hold_out(dataset, split)
 
 
 # ------------------------------------------------------------------------------ the file of a split
@@ -1066,26 +1071,98 @@ def holds_object(path):
     return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
-def hold_out(dataset, split, numbers):
-    """A split of a data set that has only one file.
+# ------------------------------------------------------------------------- the split of one file
 
-    numbers (images,): an image whose number is a multiple of five is for validation, the others are
-        for training.
+HELD_OUT = 1 / 5  # of the labelled images are for validation
+LARGEST_GROUP = 1 / 3  # of the labelled images: a larger group is divided
+DIGITS = re.compile(r"\d+")
+ROBOFLOWS_ENDING = re.compile(r"_(jpg|jpeg|png)\.rf\.\w+$")  # differs in copies of one picture
+
+
+def hold_out(dataset, split):
+    """A split of a data set that has only one file: some images are held out for validation.
+
+    Frames of a video, or pictures of one place, are so alike that all of them belong into one
+    split. So images whose names differ only in the last number are held out as one group. A group
+    with more than a third of the images is divided into single images. Hashes of the names decide
+    which groups are held out: the order of the file and the names of its folders have no effect.
     """
     if split == "all":
         return dataset
-    keep = numbers % 5 == 0
+    labelled = np.zeros(len(dataset.files), bool)
+    labelled[dataset.image_index[dataset.annotated]] = True
+    if not labelled.any():  # a target without labels
+        labelled[:] = True
+    groups = groups_of_names(dataset.files, labelled)
+    chosen = groups_to_hold_out(count_labelled(groups, labelled))
+    held_out = np.array([group in chosen for group in groups])
     if split == "train":
-        keep = ~keep
-    return select_images(dataset, keep)
+        return select_images(dataset, ~held_out)
+    print_held_out(dataset.name, groups, chosen)
+    return select_images(dataset, held_out)
+
+
+def groups_of_names(files, labelled):
+    """The name of each image's group, a list. labelled: (images,) bool."""
+    _, places = below_common_folder(files)
+    names = [os.path.splitext(place)[0] for place in places]
+    names = [ROBOFLOWS_ENDING.sub("", name) if ".rf." in name else name for name in names]
+    groups = [without_last_number(name) for name in names]
+    sizes = count_labelled(groups, labelled)
+    largest = LARGEST_GROUP * labelled.sum()
+    return [group if sizes[group] <= largest else name for name, group in zip(names, groups)]
+
+
+def without_last_number(name):
+    """"cam1_#" for "cam1_0042". Backwards the last number is the first one, and found at once."""
+    return DIGITS.sub("#", name[::-1], count=1)[::-1]
+
+
+def count_labelled(groups, labelled):
+    """{group: how many of its images are labelled}. groups: a list. labelled: (images,) bool."""
+    sizes = Counter()
+    for group, counts in zip(groups, labelled.tolist()):
+        sizes[group] += counts
+    return sizes
+
+
+def groups_to_hold_out(sizes):
+    """Groups with about a fifth of the labelled images. sizes: {group: its labelled images}."""
+    labelled = sum(sizes.values())
+    most = max(1, LARGEST_GROUP * labelled)
+    chosen = set()
+    count = 0
+    for group in sorted(sizes, key=hash_of_name):
+        if count < HELD_OUT * labelled and count + sizes[group] <= most:
+            chosen.add(group)
+            count += sizes[group]
+    return chosen
+
+
+def hash_of_name(name):
+    """A number that is the same on all machines, as Python's own hash is not."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+def print_held_out(name, groups, chosen):
+    """A line on what is held out. groups: a list, the images'. chosen: a set, the held-out ones."""
+    images = sum(group in chosen for group in groups)
+    line = f"{name}: {images} of {len(groups)} images are held out to test on"
+    if len(chosen) < images:
+        examples = ", ".join(sorted(chosen)[:3])
+        line += f", in {len(chosen)} groups of alike names such as {examples}"
+    else:
+        line += ", one by one"
+    print(line, file=sys.stderr)
 
 
 # --------------------------------------------------------------------------------- a file's records
 
-def read_coco_file(path, home, find_domain, categories=None):
+def read_coco_file(path, home, folders_are_domains, categories=None):
     """A file in COCO's format, with its skeleton.
 
     home: the folder that the images are in or near, see `locate_images`.
+    folders_are_domains: see `domain_of`.
     categories: names, see `chosen_categories`.
     Annotations that nobody can use are skipped, and a line on stderr says how many.
     """
@@ -1098,7 +1175,7 @@ def read_coco_file(path, home, find_domain, categories=None):
     count = len(skeleton.names)
     records = annotations_of(path, content, categories)
     images = read_columns(
-        [complete_image(image, find_domain) for image in content["images"]],
+        [complete_image(image, folders_are_domains) for image in content["images"]],
         {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
         f"{path}: image")
     people = read_columns(
@@ -1174,28 +1251,33 @@ def whole_visibilities(path, keypoints):
     return keypoints
 
 
-def complete_image(image, find_domain):
+def complete_image(image, folders_are_domains):
     """An image's record with its domain, and with the description that a file may leave out."""
     try:
-        domain = str(find_domain(image))
+        domain = domain_of(image, folders_are_domains)
         description = str(image.get("description") or "")
         return {**image, "category": domain, "description": description}
     except BROKEN:
         return image  # `read_columns` says what is wrong
 
 
-def category_of(image):
-    """The domain of an image's record: its `category`, or "photo"."""
-    return image.get("category", "photo")
+def domain_of(image, folders_are_domains):
+    """The domain of an image's record: its `category`, or else its folder, or else "photo".
+
+    folders_are_domains: whether the folder counts, as in Human-Art. In most files in COCO's format
+        a folder is a split, a program's habit, or a video.
+    """
+    domain = image.get("category")
+    if domain in (None, "") and folders_are_domains:
+        domain = PureWindowsPath(str(image["file_name"])).parent.name  # knows both / and \\
+        if domain.endswith("2017"):  # one of COCO's, which has no domains
+            domain = ""
+    return domain_name("" if domain is None else domain)
 
 
-def domain_of(image):
-    """The domain of an image's record: its `category`, or else its folder, as in Human-Art."""
-    folder = PurePosixPath(str(image["file_name"])).parent.name
-    if folder.endswith("2017"):  # one of COCO's, which has no domains
-        folder = ""
-    domain = image.get("category") or folder or "photo"
-    return str(domain).replace("_", " ")
+def domain_name(word):
+    """The same spelling for all: "oil painting" for "oil_painting", and "photo" for nothing."""
+    return str(word).replace("_", " ").strip() or "photo"
 
 
 def complete_person(person, count):
@@ -1619,6 +1701,7 @@ def single_person_dataset(path, skeleton, home, names, domains, keypoints):
 # Pictures without annotations also become a PoseDataset. A picture is taken as one person, unless a
 # file in COCO's results format has boxes for the pictures, which it calls by their names.
 
+PICTURE = "picture"  # the domain of own pictures, since nobody has said what they show
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -1717,7 +1800,7 @@ def picture_dataset(files, skeleton, name="pictures"):
         skeleton=skeleton,
         files=files,
         image_ids=np.arange(1, len(files) + 1),
-        domains=np.full(len(files), "picture"),
+        domains=np.full(len(files), PICTURE),
         ids=np.zeros(0, int),
         image_index=np.zeros(0, int),
         keypoints=np.zeros((0, len(skeleton.names), 3), np.float32),
@@ -1845,8 +1928,9 @@ def below_common_folder(files):
     Two files never have the same place.
     """
     paths = [os.path.abspath(file) for file in files]
-    home = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return home, [Path(path).relative_to(home).as_posix() for path in paths]
+    home = os.path.commonpath({path[:path.rindex(os.sep) + 1] for path in paths})
+    start = len(os.path.join(home, ""))  # with one separator at the end, also if home is the root
+    return home, [path[start:].replace(os.sep, "/") for path in paths]
 
 
 # === Appendix: opening a data set by name; skip on a first reading ================================
@@ -1870,9 +1954,9 @@ def load_dataset(spec, split, cache=None):
 
     name: `figures` (without a root they are drawn once, into the folder `cache`), `coco`,
         `humanart`, `lsp`, `lsp-regda`, `surreal`, `human36m`; or `pictures`, without labels.
-    root: the data set's folder, or one file in COCO's format. Where only one file is there, every
-        fifth image is "val", the others are "train", and "all" is the whole file. All of `pictures`
-        are in each split.
+    root: the data set's folder, or one file in COCO's format. Where only one file is there, about
+        a fifth of the images is "val" (see `hold_out`), the others are "train", and "all" is the
+        whole file. All of `pictures` are in each split.
     "name:root#domain" is the part with images of that domain; several are separated by commas.
         "#natural" is short for photographs and Human-Art's natural scenes, "#artificial" for all
         others.
@@ -1887,7 +1971,10 @@ def load_dataset(spec, split, cache=None):
     name, _, root = base.partition(":")
     if name not in READERS:
         known = ", ".join(READERS)
-        raise DataError(f"unknown data set {name!r} in {base!r}: expected one of {known}")
+        hint = ""
+        if os.path.exists(base):
+            hint = f"; is it {'pictures' if os.path.isdir(base) else 'coco'}:{base}?"
+        raise DataError(f"unknown data set {name!r} in {base!r}: expected one of {known}{hint}")
     if split not in ("train", "val", "all"):
         raise DataError(f"{base}: unknown split {split!r}: expected train, val or all")
     if name == "figures" and not root:
@@ -1901,10 +1988,23 @@ def load_dataset(spec, split, cache=None):
         categories = chosen.removeprefix("category=").split(",")
         return replace(read_coco(Path(root), split, categories), name=spec)
     dataset = READERS[name](Path(root), split)
-    dataset = replace(dataset, name=base)
+    domains = dataset.domains.tolist()
+    names = {domain: domain_name(domain) for domain in set(domains)}
+    domains = np.array([names[domain] for domain in domains])
+    dataset = replace(dataset, name=base, domains=domains)
     if chosen is None:
         return dataset
     return replace(select_domains(dataset, chosen, spec), name=spec)
+
+
+def split_to_test_on(spec):
+    """The split of a data set that is named to test on: "val", or "all" of a single file."""
+    base, _ = split_off_domains(spec)
+    name, _, root = base.partition(":")
+    if name not in OFFICIAL_FILES or not os.path.exists(root):
+        return "val"
+    _, is_divided = annotation_file(Path(root), OFFICIAL_FILES[name], "val")
+    return "val" if is_divided else "all"
 
 
 def split_off_domains(spec):
@@ -1926,7 +2026,7 @@ def select_domains(dataset, chosen, spec):
     elif chosen == "artificial":
         domains = there - NATURAL_DOMAINS
     else:
-        domains = set(chosen.split(","))
+        domains = set(chosen.replace("_", " ").split(","))
     missing = sorted(domains - there)
     if missing or not domains:
         names = ", ".join(missing) or chosen
@@ -1968,7 +2068,8 @@ def with_sentences(dataset, sentences):
         "description": each image's own sentence, as in Human-Art
         {domain: sentence}: a dictionary
         "FILE.json": the path of a JSON file that holds such a dictionary
-        "a photo of a {domain} character": a template, where the domain "photo" becomes "human"
+        "a photo of a {domain} character": a template, where "human" stands for the domain "photo",
+            and for "picture", the domain of own pictures
     Raises DataError if an image gets no sentence.
     """
     if sentences == "description":
@@ -1976,9 +2077,9 @@ def with_sentences(dataset, sentences):
         return dataset
     domains = sorted(set(dataset.domains.tolist()))  # each once
     if isinstance(sentences, dict):
-        sentence_of = sentences
+        sentence_of = with_domain_names(sentences)
     elif str(sentences).endswith(".json"):
-        sentence_of = read_json(sentences, dict, "{domain: sentence}")
+        sentence_of = with_domain_names(read_json(sentences, dict, "{domain: sentence}"))
     else:
         sentence_of = fill_template(sentences, domains)
     missing = [domain for domain in domains if not isinstance(sentence_of.get(domain), str)]
@@ -1987,6 +2088,26 @@ def with_sentences(dataset, sentences):
                         f"found none for {', '.join(missing)}")
     texts = [sentence_of[domain] for domain in dataset.domains.tolist()]
     return replace(dataset, sentences=np.array(texts))
+
+
+def with_domain_names(sentence_of):
+    """{domain: sentence} with the domains spelled as `domain_name` spells them."""
+    return {domain_name(domain): sentence for domain, sentence in sentence_of.items()}
+
+
+def sentences_read(datasets):
+    """A line for each domain: which sentence its images read, or how many different ones."""
+    read = {}
+    for dataset in datasets:
+        for domain in np.unique(dataset.domains).tolist():
+            sentences = dataset.sentences[dataset.domains == domain].tolist()
+            read.setdefault(domain, set()).update(sentences)
+    lines = []
+    for domain, sentences in read.items():
+        first = min(sentences)
+        what = f'"{first}"' if len(sentences) == 1 else f"{len(sentences)} different sentences"
+        lines.append(f"images of the domain {domain!r} read {what}")
+    return lines
 
 
 def check_descriptions(dataset):
@@ -2000,7 +2121,7 @@ def fill_template(template, domains):
     """{domain: sentence} from a sentence in which "{domain}" stands for the domain."""
     sentence_of = {}
     for domain in domains:
-        word = "human" if domain == "photo" else domain
+        word = "human" if domain in ("photo", PICTURE) else domain
         sentence_of[domain] = template.replace("{domain}", word)
     return sentence_of
 

@@ -1,7 +1,9 @@
 """What must hold for the data: reading, crops, heatmaps, augmentation and the built-in figures."""
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from data import (COCO17, GENTLE, REGDA, VITPOSE, Augmentation, Crops, DataError
                   invert_matrix, load_dataset, open_image, picture_dataset, picture_rows, read_boxes,
                   remove_labels, select_images, to_coco, transform_points, warp_image,
                   with_sentences, written_whole)
+from eval import evaluate_domains
 
 SIZE = (128, 96)
 COUNTS = {"train": (3, 2), "val": (2, 1)}
@@ -54,6 +57,147 @@ def test_a_coco_file_becomes_arrays(tmp_path):
     assert dataset.boxes[0].tolist() == [5, 5, 40, 50] and dataset.areas[0] == 900
     assert dataset.annotated.tolist() == [0]  # neither the crowd nor the person without keypoints
     assert to_coco(dataset)["annotations"][0] == person()
+
+
+# ------------------------------------------------------------------------- the domain of an image
+
+@pytest.mark.parametrize("name", ["coco", "humanart"])
+@pytest.mark.parametrize("category, domain", [
+    ("oil_painting", "oil painting"), ("oil painting ", "oil painting"), ("cartoon", "cartoon"),
+    ("", "photo"), (None, "photo"), (" ", "photo"), (7, "7"), (0, "0")])
+def test_a_domain_has_one_spelling_and_nothing_is_photo(tmp_path, name, category, domain):
+    image = {"id": 3, "file_name": "a.jpg", "category": category}
+    path = write_coco(tmp_path, [person()], images=[image])
+    dataset = load_dataset(f"{name}:{path}", "all")
+    assert dataset.domains.tolist() == [domain]
+    spelled = domain.replace(" ", "_")
+    assert load_dataset(f"{name}:{path}#{spelled}", "all").domains.tolist() == [domain]
+    read = with_sentences(dataset, {spelled: "a sentence"})
+    assert read.sentences.tolist() == ["a sentence"]
+    _, numbers = evaluate_domains(to_coco(dataset), [
+        {"image_id": 3, "category_id": 1, "keypoints": person()["keypoints"], "score": 1}])
+    assert list(numbers) == [domain] and numbers[domain]["AP"] > 0.999
+
+
+@pytest.mark.parametrize("name, file_name, domain", [
+    ("humanart", "HumanArt\\images\\oil_painting\\a.jpg", "oil painting"),
+    ("humanart", "HumanArt/images/oil_painting/a.jpg", "oil painting"),
+    ("humanart", "train2017\\a.jpg", "photo"), ("humanart", "a.jpg", "photo"),
+    ("coco", "train\\a.jpg", "photo"), ("coco", "video_7/a.jpg", "photo")])
+def test_a_folder_is_a_domain_in_human_art_alone(tmp_path, name, file_name, domain):
+    place = tmp_path.joinpath(*file_name.replace("\\", "/").split("/"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path = write_coco(tmp_path, [person()], file_name)
+    if place != tmp_path / "a.jpg":
+        (tmp_path / "a.jpg").rename(place)
+    assert load_dataset(f"{name}:{path}", "all").domains.tolist() == [domain]
+
+
+def test_the_domain_of_a_format_of_ones_own_is_spelled_alike(tmp_path, monkeypatch):
+    path = write_coco(tmp_path, [person()])
+
+    def read(root, split):
+        return replace(data.read_coco(root, "all"), domains=np.array(["oil_painting"]))
+    monkeypatch.setitem(data.READERS, "mine", read)
+    assert load_dataset(f"mine:{path}", "val").domains.tolist() == ["oil painting"]
+
+
+@pytest.mark.parametrize("domain", ["photo", "picture"])
+def test_the_template_names_nothing_that_it_does_not_know(domain):
+    sentence_of = data.fill_template("a photo of a {domain} character", [domain, "cartoon"])
+    assert sentence_of == {domain: "a photo of a human character",
+                           "cartoon": "a photo of a cartoon character"}
+
+
+def test_a_path_without_the_name_of_a_format_is_offered_with_one(tmp_path):
+    path = write_coco(tmp_path, [person()])
+    for root, offer in ((tmp_path, "pictures"), (path, "coco")):
+        with pytest.raises(DataError, match=f"unknown data set .*; is it {offer}:{root}\\?$"):
+            load_dataset(str(root), "val")
+    with pytest.raises(DataError, match="expected one of [a-z0-9, -]+$"):
+        load_dataset(f"{tmp_path}/nowhere", "val")
+
+
+# ------------------------------------------------------------------------- the split of a single file
+
+def split_names(folder, names, order=None, unlabelled=()):
+    """The names of the images that are held out, and of the others, of a file with these images."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    ids = np.arange(len(names)) if order is None else order
+    images = [{"id": int(number), "file_name": names[number]} for number in ids]
+    people = [person(id=int(number) + 1, image_id=int(number)) for number in ids
+              if names[number] not in unlabelled]
+    path = folder / "people.json"
+    path.write_text(json.dumps({"images": images, "annotations": people}))
+    found = {}
+    for split in ("val", "train"):
+        files = load_dataset(f"coco:{path}", split).files
+        found[split] = sorted(Path(file).relative_to(folder).as_posix() for file in files)
+    assert sorted(found["val"] + found["train"]) == sorted(names)
+    return found["val"], found["train"]
+
+
+def groups_in(names):
+    return {re.sub(r"\d+\D*$", "", name) for name in names}
+
+
+@pytest.mark.parametrize("pattern", [
+    "video_{}/frame_{:04}.png", "cam{}_{:04}.png", "clip{}-{}.jpg", "day {}/IMG_{:05}_crop.jpg"])
+def test_frames_of_a_video_are_held_out_together(tmp_path, capsys, pattern):
+    names = [pattern.format(video, frame) for frame in range(10) for video in range(8)]
+    val, train = split_names(tmp_path, names)
+    assert groups_in(val).isdisjoint(groups_in(train)) and len(val) == 20
+    said = capsys.readouterr().err
+    assert "20 of 80 images are held out to test on, in 2 groups of alike names such as " in said
+    assert said.count("held out") == 1
+
+
+def test_copies_of_a_picture_by_roboflow_are_held_out_together(tmp_path):
+    names = [f"p{n}_jpg.rf.{n * 7919 + copy:08x}.jpg" for n in range(20) for copy in range(3)]
+    val, train = split_names(tmp_path, names)
+    pictures = [{name.split("_")[0] for name in part} for part in (val, train)]
+    assert pictures[0].isdisjoint(pictures[1]) and len(val) == 12
+
+
+@pytest.mark.parametrize("names", [
+    [f"{n:012}.jpg" for n in range(50)], [f"cover{n}/{n}.jpg" for n in range(50)],
+    [*(f"frame{n}.jpg" for n in range(49)), "cover.jpg"]])
+def test_a_fifth_is_held_out_one_by_one_where_names_tell_no_groups(tmp_path, capsys, names):
+    val, _ = split_names(tmp_path, names)
+    assert len(val) == 10 and val != sorted(names)[::5]
+    assert "10 of 50 images are held out to test on, one by one\n" in capsys.readouterr().err
+
+
+def test_what_is_held_out_depends_on_names_alone(tmp_path):
+    names = [f"cam{camera}_{frame}.png" for camera in range(10) for frame in range(5)]
+    val, _ = split_names(tmp_path / "here", names)
+    order = np.random.default_rng(0).permutation(50)
+    assert split_names(tmp_path / "elsewhere" / "deeper", names, order)[0] == val
+
+
+def test_images_without_labels_do_not_make_up_what_is_held_out(tmp_path):
+    names = [f"{n}.jpg" for n in range(60)]
+    val, train = split_names(tmp_path, names, unlabelled=names[:50])
+    assert len({*val} & {*names[50:]}) == 2 and len({*train} & {*names[50:]}) == 8
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_of_few_images_as_many_are_held_out_as_every_fifth(tmp_path, count):
+    val, train = split_names(tmp_path, [f"{n}.jpg" for n in range(count)])
+    assert len(val) == math.ceil(count / 5)
+
+
+def test_a_single_file_is_tested_on_as_a_whole_and_of_two_the_one_for_testing(tmp_path):
+    path = write_coco(tmp_path, [person()])
+    assert data.split_to_test_on(f"coco:{path}") == "all"
+    assert data.split_to_test_on(f"humanart:{path}#photo") == "all"
+    assert data.split_to_test_on(f"coco:{tmp_path}") == "all"  # the only file in the folder
+    for split in ("train", "val"):
+        path.with_name(f"person_keypoints_{split}2017.json").write_text(path.read_text("utf-8"))
+    assert data.split_to_test_on(f"coco:{tmp_path}") == "val"
+    assert data.split_to_test_on("figures#photo") == data.split_to_test_on("lsp:.") == "val"
 
 
 # ------------------------------------------------------------------------------------- own pictures
