@@ -1848,15 +1848,15 @@ def read_boxes(path, rows, category=1):
     is_here = image_index >= 0
     has_size = (table["bbox"][:, 2:] > 0).all(1)
     is_used = is_here & has_size
-    if category is not None and table["category_id"].any():
-        is_used &= table["category_id"] == category
-    elif category is not None:
+    categories = sorted(set(table["category_id"].tolist()))
+    if category is not None and categories == [0]:
         report(f"{path}: category 0, the only one, is taken as category {category}")
+    elif category is not None:
+        is_used &= table["category_id"] == category
     others = (~is_here).sum()
     if not is_used.any():
-        found = sorted(set(table["category_id"].tolist()))
         raise DataError(f"{path}: expected boxes of category {category or 'any'}, found "
-                        f"categories {str(found):.80}, and {others} boxes of other images")
+                        f"categories {str(categories):.80}, and {others} boxes of other images")
     report_skipped(path, others, len(records), "boxes: they are of other images")
     flat = (is_here & ~has_size).sum()
     report_skipped(path, flat, len(records), "boxes: they have no width or height")
