@@ -177,8 +177,8 @@ def warp_image(image, matrix, size, shrink=1.0):
     # times smaller, too.
     b = b + 0.5 - A.sum(1) / 2
     to_image = np.column_stack([A, b]) / shrink
-    method = Image.Transform.AFFINE
-    crop = image.transform(size[::-1], method, to_image.ravel(), Image.Resampling.BILINEAR)
+    image, to_image = reduce_image(image, to_image, size)  # else a small crop would skip pixels
+    crop = image.transform(size[::-1], Image.AFFINE, to_image.ravel(), Image.BILINEAR)
     return np.array(crop)
 
 
@@ -383,8 +383,10 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
 from glob import escape, glob
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -509,12 +511,39 @@ LARGEST_IMAGE = 10 ** 8  # pixels
 LARGEST_KEPT = 2 ** 15  # pixels of an image that is kept for later
 MOST_KEPT = 10_000  # images that are kept; together they take at most 1.3 GB
 
+# Formats of pixels. Pillow reads more: for PostScript, however, it would start another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PSD",
+           "PCX", "QOI", "SGI", "SUN", "DDS", "ICO", "XBM", "XPM", "TGA")
+
+
+@lru_cache
+def image_formats():
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()  # loads Pillow's readers of all formats
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@lru_cache
+def image_endings():
+    """The endings of file names, such as ".jpg", of these formats."""
+    formats = {*image_formats(), "MPO"}  # a JPEG of several pictures
+    return {ending for ending, name in Image.registered_extensions().items() if name in formats}
+
+
+@lru_cache
+def say_once(line):
+    """Prints a line on stderr, unless this program has already printed that line."""
+    print(line, file=sys.stderr)
+
 
 @contextmanager
 def image_file(file):
     """An open Pillow image. Raises DataError if it cannot be opened, or decoded in the block."""
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would never end
+        raise DataError(f"{file}: not a readable image: expected a file, found a folder, a pipe or "
+                        "a device")
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=image_formats()) as image:
             # `eval.py --large` switches off Pillow's own limit, and ours with it
             no_limit = Image.MAX_IMAGE_PIXELS is None
             if image.width * image.height > LARGEST_IMAGE and not no_limit:
@@ -527,7 +556,8 @@ def image_file(file):
         remedy = "`eval.py --large` reads it"
         raise DataError(f"{file}: not a readable image: {error}; {remedy}") from None
     except Exception as error:  # odd pictures, and odd EXIF, make Pillow raise almost anything
-        raise DataError(f"{file}: not a readable image: {error}") from None
+        reason = str(error) or type(error).__name__  # a MemoryError has no words
+        raise DataError(f"{file}: not a readable image: {reason}") from None
 
 
 def open_image(file, max_shrink=1.0, upright=False, kept=None):
@@ -565,17 +595,67 @@ def open_image(file, max_shrink=1.0, upright=False, kept=None):
 
 
 def to_rgb(image, upright=False):
-    """A Pillow image in RGB and, if `upright`, turned as its EXIF orientation says."""
-    if upright:
+    """A Pillow image in RGB and, if `upright`, turned as its EXIF orientation says.
+
+    What is transparent becomes white, as in most viewers.
+    """
+    image.load()
+    if upright and exif_orientation(image) != 1:  # exif_transpose() would copy it
         image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image  # convert() would copy it
     if image.mode == "F":
         raise DataError("its pixels are floats, and nobody knows of what scale: expected bytes")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-        high_bytes = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(high_bytes.clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 or 32 bits a pixel, which convert() would clip
+        image = Image.fromarray(grey_bytes(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        opaque = Image.new("RGB", image.size, "white")
+        opaque.paste(image, mask=image)
+        return opaque
+    if image.mode == "RGB":
+        return image  # convert() would copy it
     return image.convert("RGB")
+
+
+def grey_bytes(values):
+    """Grey of 16 or 32 bits (H, W) as bytes.
+
+    16 bits that use less than half of their range, such as those of a thermal camera, would become
+    almost one grey: then the darkest pixel becomes 0 and the brightest 255. So do 32 bits.
+    """
+    values = values.astype(np.int64)
+    low = values.min()
+    high = values.max()
+    fills_16_bits = low >= 0 and high < 2 ** 16 and high - low >= 2 ** 15
+    if fills_16_bits or low == high:
+        return (values >> 8).clip(0, 255).astype(np.uint8)
+    worker = torch.utils.data.get_worker_info()
+    if worker is None or worker.id == 0:  # otherwise each of them would say this
+        say_once("pictures of 16 or 32 bits, but of a narrow range of grey: each picture's own "
+                 "range is stretched to that from black to white")
+    return ((values - low) * 255 // (high - low)).astype(np.uint8)
+
+
+def reduce_image(image, to_image, size):
+    """Makes the part of an image that is in a crop smaller, where the crop has far fewer pixels.
+
+    to_image: the map (2, 3) from the crop, of shape `size`, to the image; from the corners of
+        pixels, as Pillow counts.
+    Returns the part n times smaller, where each pixel is the mean of n×n, and the map to the part.
+    For n below 2, the image and the map stay as they are. Decoders of JPEGs have then done it.
+    """
+    n = int(math.sqrt(abs(np.linalg.det(to_image[:, :2]))))  # pixels of the image per crop pixel
+    if n < 2:
+        return image, to_image
+    height, width = size
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]])
+    points = transform_points(corners, to_image)
+    left_top = (points.min(0) // n - 1).clip(0) * n  # whole blocks of n×n, and one more
+    right_bottom = np.minimum(points.max(0) + 2 * n, image.size)
+    if (left_top >= right_bottom).any():  # the crop lies outside
+        return image, to_image
+    box = [*left_top.astype(int).tolist(), *right_bottom.astype(int).tolist()]
+    to_part = np.column_stack([to_image[:, :2], to_image[:, 2] - left_top]) / n
+    return image.reduce(n, box), to_part
 
 
 # === Appendix: random crops; skip on a first reading ==============================================
@@ -722,6 +802,35 @@ def not_written(path, why=None):
     why = why or "the disk does not take it"
     megabytes = free_space(path) / 1e6
     return DataError(f"{path}: cannot be written: {why}; {megabytes:,.0f} MB are free there")
+
+
+def folders_below(folder, levels=math.inf):
+    """A folder and the folders below it, at most so many levels deep, each of them once.
+
+    Links are followed after all other folders: so a folder has its own path, and links that lead
+    in circles end. A folder that cannot be read is named on stderr.
+    """
+    waiting = deque([(str(folder), 0)])
+    visited = set()
+    while waiting:
+        place, level = waiting.popleft()
+        try:
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            say_once(f"{place}: cannot be read: {error.strerror}; skipped")
+            continue
+        yield place
+        if level == levels:
+            continue
+        for entry in entries:
+            if entry.is_symlink() and entry.is_dir():
+                waiting.append((entry.path, level + 1))
+            elif entry.is_dir():
+                waiting.appendleft((entry.path, level + 1))
 
 
 def free_space(path):
@@ -1381,9 +1490,6 @@ def single_person_dataset(path, skeleton, home, names, domains, keypoints):
 # Pictures without annotations also become a PoseDataset. A picture is taken as one person, unless a
 # file in COCO's results format has boxes for the pictures, which it calls by their names.
 
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
-
 def read_folder(root, split):
     """All images in a folder, without labels, in each split.
 
@@ -1400,21 +1506,57 @@ def read_folder(root, split):
 # ----------------------------------------------------------------------------------------- pictures
 
 def find_pictures(patterns):
-    """Paths of the images in files, in folders and below, and in patterns such as *.png."""
+    """Paths of the images in files, in folders and below, and in patterns such as *.png.
+
+    Files in folders that are no images, by their names, are counted on stderr.
+    """
     files = []
-    for pattern in patterns:
+    for pattern in map(str, patterns):
         if os.path.isfile(pattern):
             found = [pattern]
         elif os.path.isdir(pattern):
-            below = Path(pattern).rglob("*")
-            found = sorted(str(file) for file in below if file.suffix.lower() in PICTURE_ENDINGS)
+            found = pictures_below(pattern)
         else:
-            found = sorted(glob(str(pattern), recursive=True))
+            found = sorted(files_that_fit(pattern))
         if not found:
             raise DataError(f"{pattern}: no such image, no folder with images, "
                             "and no pattern that fits any")
         files += found
-    return list(dict.fromkeys(str(file) for file in files))  # each once
+    return list(dict.fromkeys(files))  # each once
+
+
+def pictures_below(folder):
+    """The paths of the images in a folder and below, sorted. Other files are said to be skipped."""
+    pictures = []
+    others = []
+    for place in folders_below(folder):
+        for entry in os.scandir(place):
+            _, ending = os.path.splitext(entry.name)
+            if ending.lower() in image_endings() and not entry.is_dir():
+                pictures.append(entry.path)
+            elif not entry.is_dir() and entry.name != "boxes.json":  # which `read_folder` reads
+                others.append(os.path.relpath(entry.path, folder))
+    if others:
+        names = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
+        say_once(f"{folder}: skipped {len(others)} files that are no images of a known format: "
+                 f"{names}")
+    return sorted(pictures)
+
+
+def files_that_fit(pattern):
+    """Paths that fit a pattern. `**` stands for any folders; links in circles end, unlike glob's."""
+    start, *rest = re.split(r"(?:^|(?<=[/\\]))\*\*(?:[/\\]|$)", pattern, maxsplit=1)
+    if not rest:
+        return glob(pattern)
+    found = []
+    for home in glob(start) if start else [""]:
+        for folder in folders_below(home or "."):
+            below = os.path.relpath(folder, home or ".")
+            is_hidden = any(name[0] == "." and name != "." for name in Path(below).parts)
+            if not is_hidden:
+                place = os.path.join(home, "" if below == "." else below, "")
+                found += files_that_fit(escape(place) + (rest[0] or "*"))
+    return found
 
 
 def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
