@@ -539,7 +539,7 @@ def say_once(line):
 @contextmanager
 def image_file(file):
     """An open Pillow image. Raises DataError if it cannot be opened, or decoded in the block."""
-    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would never end
+    if not os.path.isfile(file) and os.path.exists(file):  # a pipe would never end
         raise DataError(f"{file}: not a readable image: expected a file, found a folder, a pipe or "
                         "a device")
     try:
@@ -1062,7 +1062,8 @@ def json_files(folders):
     """The paths of all files in the folders that may hold annotations."""
     files = []
     for folder in folders:
-        files += [path for path in sorted(folder.glob("*.json")) if holds_object(path)]
+        paths = [path for path in sorted(folder.glob("*.json")) if path.is_file()]  # no pipe
+        files += [path for path in paths if holds_object(path)]
     return files
 
 
@@ -1112,10 +1113,12 @@ def read_coco_file(path, home, find_domain):
         f"{path}: annotation")
     if not len(images["id"]):
         raise DataError(f"{path}: expected images, found none")
+    files = locate_images(path, images["file_name"].tolist(), home)
+    sizes = stated_sizes(content["images"])
     dataset = PoseDataset(
         name=str(path),
         skeleton=skeleton,
-        files=locate_images(path, images["file_name"].tolist(), home),
+        files=files,
         image_ids=images["id"],
         domains=images["category"].astype(str),
         ids=people["id"],
@@ -1124,8 +1127,10 @@ def read_coco_file(path, home, find_domain):
         boxes=people["bbox"],
         areas=people["area"],
         crowd=people["iscrowd"],
-        sentences=images["description"].astype(str))
+        sentences=images["description"].astype(str),
+        upright=are_upright(path, files, sizes))
     check_people(path, dataset)
+    count_outside(path, dataset, sizes)
     return dataset
 
 
@@ -1249,47 +1254,199 @@ def check_people(path, dataset):
             raise DataError(f"{path}: annotation id {dataset.ids[row]} has {problem}: bbox {box}")
 
 
+# ---------------------------------------------------------------------------- the sizes of images
+
+COMPARED_IMAGES = 1000  # at most so many images are opened to compare their sizes
+FAR_OUTSIDE = 0.1  # of an image's longer side: a keypoint further outside is counted
+
+
+def stated_sizes(records):
+    """(images, 2) the width and height that the images' records state; 0, 0 if they do not."""
+    sizes = np.zeros((len(records), 2))
+    for row, record in enumerate(records):
+        width = record.get("width")
+        height = record.get("height")
+        are_numbers = isinstance(width, (int, float)) and isinstance(height, (int, float))
+        if are_numbers and 0 < width <= FARTHEST and 0 < height <= FARTHEST:
+            sizes[row] = width, height
+    return sizes
+
+
+def are_upright(path, files, sizes):
+    """Whether the annotations are of the images as EXIF turns them, as their stated sizes tell.
+
+    sizes: (images, 2) from `stated_sizes`. Those of at most COMPARED_IMAGES images are compared.
+    Raises DataError if a size is neither the stored nor the turned one, or if the images disagree.
+    """
+    rows = np.flatnonzero(sizes[:, 0])
+    rows = rows[::max(1, math.ceil(len(rows) / COMPARED_IMAGES))]
+    if all(has_size(files[row], sizes[row]) for row in rows):
+        return False
+    stored = None  # an image that is annotated as it is stored, and would have another size turned
+    turned = None
+    for row in rows:
+        found = picture_size(files[row], upright=False)
+        shown = picture_size(files[row])
+        stated = tuple(sizes[row].astype(int).tolist())
+        if stated not in (found, shown):
+            raise DataError(
+                f"{path}: {files[row]} has {found[0]}×{found[1]} pixels, but 'width' and 'height' "
+                f"say {stated[0]}×{stated[1]}; if the labels fit the image, correct these")
+        if found != shown and stated == found:
+            stored = files[row]
+        if found != shown and stated == shown:
+            turned = files[row]
+    if stored and turned:
+        raise DataError(f"{path}: by 'width' and 'height' {turned} is annotated as its EXIF "
+                        f"orientation turns it, but {stored} is not: expected one way for all")
+    if turned:
+        say_once(f"{path}: its images are read as their EXIF orientation turns them, "
+                 "because their sizes are stated so")
+    return turned is not None
+
+
+def has_size(file, size):
+    """Whether an image is stored in this size. One that cannot be read is an error only later."""
+    try:
+        return picture_size(file, upright=False) == tuple(size)
+    except DataError:
+        return True
+
+
+def count_outside(path, dataset, sizes):
+    """Says how many labelled keypoints lie far outside their images, where the sizes are stated."""
+    size = sizes[dataset.image_index]  # (people, 2)
+    longer = size.max(1)
+    margin = FAR_OUTSIDE * longer[:, None, None]
+    points = dataset.keypoints[:, :, :2]
+    is_outside = ((points < -margin) | (points > size[:, None] - 1 + margin)).any(2)
+    labelled = (dataset.keypoints[:, :, 2] > 0) & (longer > 0)[:, None]
+    count = (labelled & is_outside).sum()
+    if count:
+        person = (labelled & is_outside).any(1).argmax()
+        say_once(f"{path}: {count} of {labelled.sum()} labelled keypoints lie far outside their "
+                 f"images, first in annotation id {dataset.ids[person]}: perhaps they are for "
+                 "images of another size, or for images as EXIF turns them")
+
+
 # ----------------------------------------------------------------------------- where the images are
+
+SEARCHED_IMAGES = 10  # so many images are in the folder that is looked for
+SEARCHED_LEVELS = 3  # of folders
+
 
 def locate_images(path, file_names, home):
     """Full paths of the images that the annotation file `path` names.
 
-    They are in `home`, in the folder around it, or in a folder of a usual name in either. Leading
-    folders in the names that do not exist here (Human-Art's `HumanArt/images/`) are left out.
-    Raises DataError for an image that is nowhere, or whose name leads out of the folders.
+    They are in `home`, in the folder around it, or in a folder of a usual name in either. If the
+    first ones are in none of these, `search_images` looks for their folder. Leading folders in the
+    names that do not exist here (Human-Art's `HumanArt/images/`) are left out.
+    Raises DataError for an image that is nowhere, and for two names of one image.
     """
     folders = []
     for place in (home, home.parent):
         for name in ("", "images", "train2017", "val2017"):
             folders.append(str(place / name))
-    left_out = leading_folders(place_below(path, file_names[0]), folders)
-    files = []
+    places = [place_below(path, name, home.parent) for name in file_names]
+    leading = ()  # folders that do not exist here
     last_folder = folders[0]  # where the image before is: most likely this one is there, too
-    for name in file_names:
-        place = place_below(path, name)[left_out:]
-        folder = folder_with(place, [last_folder, *folders])
+    files = []
+    for row, place in enumerate(places):
+        if place[:len(leading)] != leading:
+            leading = ()
+        rest = place[len(leading):]
+        folder = folder_with(rest, [last_folder, *folders])
         if folder is None:
-            raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(folders)}")
-        files.append(os.path.join(folder, *place))
+            folder, rest = without_leading(place, folders)
+        if folder is None and row == 0:
+            folder, rest = search_images(path, places[:SEARCHED_IMAGES], folders)
+        if folder is None:
+            raise DataError(
+                f"{path}: image {file_names[row]!r} is missing; looked in {', '.join(folders)}")
+        leading = place[:len(place) - len(rest)]
+        files.append(os.path.join(folder, *rest))
         last_folder = folder
+    check_shared_images(path, places, files)
     return files
 
 
-def leading_folders(place, folders):
-    """How many leading folders of an image's place do not exist here. 0 if the image is nowhere."""
-    for count in range(len(place)):
-        if folder_with(place[count:], folders) is not None:
-            return count
-    return 0
+def place_below(path, file_name, top):
+    """An image's folders and name, such as ("images", "sketch", "a.jpg"), below unknown folders.
 
-
-def place_below(path, file_name):
-    """An image's folders and name, such as ("images", "sketch", "a.jpg")."""
+    What leads out of folders, such as ".." or "C:", is resolved if it ends in the folder `top`, and
+    is otherwise left out.
+    """
     place = PureWindowsPath(file_name)  # knows both / and \\
-    if ".." in place.parts or place.anchor:
-        raise DataError(
-            f"{path}: image file name {file_name!r} leads outside the data set's folder")
-    return place.parts
+    if ".." not in place.parts and not place.anchor:
+        return place.parts
+    base = path if path.is_dir() else path.parent
+    there = os.path.abspath(base / file_name.replace("\\", "/"))
+    if os.path.isfile(there) and Path(there).is_relative_to(top.absolute()):
+        return Path(there).relative_to(top.absolute()).parts
+    return tuple(part for part in place.parts if part not in ("..", place.anchor))
+
+
+def without_leading(place, folders):
+    """The folder that has an image, and the image's place below without leading folders.
+
+    A leading folder is left out only if it does not exist here. (None, place) if nobody has it.
+    """
+    for count in range(1, len(place)):
+        exists = any(os.path.isdir(os.path.join(folder, *place[count - 1:-1]))
+                     for folder in folders)
+        if exists:  # but the image is not in it
+            break
+        folder = folder_with(place[count:], folders)
+        if folder is not None:
+            return folder, place[count:]
+    return None, place
+
+
+def search_images(path, places, folders):
+    """The folder of the first images of an annotation file, and the first one's place below it.
+
+    It is looked for below the file's folder and, where that has annotations alone, below its
+    parent. It holds all of `places`, perhaps without leading folders. (None, place) if no folder
+    does, or if one of the images is in one of `folders`: then only the others are missing.
+    Raises DataError if there are several such folders.
+    """
+    first = places[0]
+    if any(folder_with(place, folders) for place in places):
+        return None, first
+    base = path if path.is_dir() else path.parent
+    tops = [base] if has_folders_or_images(base) else [base, base.parent]
+    for top in tops:
+        below = list(folders_below(top, SEARCHED_LEVELS))
+        for count in range(len(first)):
+            rests = [place[count:] for place in places]
+            found = [folder for folder in below
+                     if all(folder_with(rest, [folder]) for rest in rests)]
+            if len(found) > 1:
+                raise DataError(f"{path}: image {'/'.join(first)!r} is in several folders, in "
+                                f"{' and '.join(found[:3])}; expected such a folder in 'file_name'")
+            if found:
+                say_once(f"{path}: its images are in {found[0]}")
+                return found[0], first[count:]
+    return None, first
+
+
+def has_folders_or_images(folder):
+    """Whether a folder has more than files of annotations."""
+    for entry in os.scandir(folder):
+        _, ending = os.path.splitext(entry.name)
+        if entry.is_dir() or ending.lower() in image_endings():
+            return True
+    return False
+
+
+def check_shared_images(path, places, files):
+    """Raises DataError if two images of different places are one file."""
+    place_of = {}
+    for place, file in zip(places, files):
+        other = place_of.setdefault(file, place)
+        if other != place:
+            raise DataError(f"{path}: images {'/'.join(other)!r} and {'/'.join(place)!r} are both "
+                            f"{file}: expected different folders")
 
 
 def folder_with(place, folders):
@@ -1517,7 +1674,7 @@ def find_pictures(patterns):
         elif os.path.isdir(pattern):
             found = pictures_below(pattern)
         else:
-            found = sorted(files_that_fit(pattern))
+            found = sorted(str(Path(file)) for file in files_that_fit(pattern))
         if not found:
             raise DataError(f"{pattern}: no such image, no folder with images, "
                             "and no pattern that fits any")
@@ -1534,7 +1691,7 @@ def pictures_below(folder):
             _, ending = os.path.splitext(entry.name)
             if ending.lower() in image_endings() and not entry.is_dir():
                 pictures.append(entry.path)
-            elif not entry.is_dir() and entry.name != "boxes.json":  # which `read_folder` reads
+            elif not entry.is_dir() and not entry.name.startswith((".", "boxes.json")):
                 others.append(os.path.relpath(entry.path, folder))
     if others:
         names = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
@@ -1549,13 +1706,11 @@ def files_that_fit(pattern):
     if not rest:
         return glob(pattern)
     found = []
-    for home in glob(start) if start else [""]:
-        for folder in folders_below(home or "."):
-            below = os.path.relpath(folder, home or ".")
-            is_hidden = any(name[0] == "." and name != "." for name in Path(below).parts)
+    for home in glob(start or "."):
+        for folder in folders_below(home):
+            is_hidden = os.sep + "." in folder[len(home) - 1:]
             if not is_hidden:
-                place = os.path.join(home, "" if below == "." else below, "")
-                found += files_that_fit(escape(place) + (rest[0] or "*"))
+                found += files_that_fit(os.path.join(escape(folder), rest[0] or "*"))
     return found
 
 

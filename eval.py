@@ -374,8 +374,8 @@ from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cach
                   check_unique, crop_width, domain_of, find_pictures, finite_numbers,
                   format_if_turned, image_rows, load_dataset, open_image, picture_dataset,
                   picture_rows, picture_size, plain_name, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
-                  write_json)
+                  read_pictures, read_skeleton, to_coco, to_rgb, with_boxes, with_sentences,
+                  with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights)
 
@@ -791,7 +791,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
-    image = image.convert("RGB")
+    image = to_rgb(image).copy()
     drawn = keypoints[:, 2] > threshold                                 # (K,)
     if not drawn.any():
         return image
