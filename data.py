@@ -1373,8 +1373,8 @@ def locate_images(path, file_names, home):
 def place_below(path, file_name, top):
     """An image's folders and name, such as ("images", "sketch", "a.jpg"), below unknown folders.
 
-    What leads out of folders, such as ".." or "C:", is resolved if it ends in the folder `top`, and
-    is otherwise left out.
+    A name with ".." or of a whole path, such as "C:/a.jpg", is that file if it is in the folder
+    `top`: then its whole path is returned. Otherwise ".." and "C:" are left out.
     """
     place = PureWindowsPath(file_name)  # knows both / and \\
     if ".." not in place.parts and not place.anchor:
@@ -1382,7 +1382,7 @@ def place_below(path, file_name, top):
     base = path if path.is_dir() else path.parent
     there = os.path.abspath(base / file_name.replace("\\", "/"))
     if os.path.isfile(there) and Path(there).is_relative_to(top.absolute()):
-        return Path(there).relative_to(top.absolute()).parts
+        return Path(there).parts
     return tuple(part for part in place.parts if part not in ("..", place.anchor))
 
 
@@ -1416,7 +1416,7 @@ def search_images(path, places, folders):
     base = path if path.is_dir() else path.parent
     tops = [base] if has_folders_or_images(base) else [base, base.parent]
     for top in tops:
-        below = list(folders_below(top, SEARCHED_LEVELS))
+        below = sorted(folders_below(top, SEARCHED_LEVELS))
         for count in range(len(first)):
             rests = [place[count:] for place in places]
             found = [folder for folder in below
@@ -1695,8 +1695,9 @@ def pictures_below(folder):
                 others.append(os.path.relpath(entry.path, folder))
     if others:
         names = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
-        say_once(f"{folder}: skipped {len(others)} files that are no images of a known format: "
-                 f"{names}")
+        count = len(others) + len(pictures)
+        say_once(f"{folder}: skipped {len(others)} of {count} files, whose names do not end as "
+                 f"those of images do: {names}")
     return sorted(pictures)
 
 

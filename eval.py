@@ -835,7 +835,8 @@ def draw_panels(dataset, row, panels, threshold):
     image, _ = open_image(dataset.files[row], upright=dataset.upright)
     scale = min(1, LARGEST_PANEL / max(image.size))
     if scale < 1:
-        image = image.resize([math.ceil(scale * side) for side in image.size])
+        size = [math.ceil(scale * side) for side in image.size]
+        image = image.resize(size, reducing_gap=3)  # otherwise a long one takes gigabytes
     sheet = Image.new("RGB", (len(panels) * image.width, image.height))
     font_size = max(10, image.width / 30)
     for place, (label, results) in enumerate(panels.items()):
