@@ -1702,7 +1702,10 @@ def pictures_below(folder):
 
 
 def files_that_fit(pattern):
-    """Paths that fit a pattern. `**` stands for any folders; links in circles end, unlike glob's."""
+    """Paths that fit a pattern, where `**` stands for any folders, each of them once.
+
+    Python's glob would go through links that lead in circles again and again.
+    """
     start, *rest = re.split(r"(?:^|(?<=[/\\]))\*\*(?:[/\\]|$)", pattern, maxsplit=1)
     if not rest:
         return glob(pattern)
