@@ -1374,7 +1374,7 @@ def place_below(path, file_name, top):
     """An image's folders and name, such as ("images", "sketch", "a.jpg"), below unknown folders.
 
     A name with ".." or of a whole path, such as "C:/a.jpg", is that file if it is in the folder
-    `top`: then its whole path is returned. Otherwise ".." and "C:" are left out.
+    `top`: then its whole path is returned. Otherwise all up to ".." or "C:" is left out.
     """
     place = PureWindowsPath(file_name)  # knows both / and \\
     if ".." not in place.parts and not place.anchor:
@@ -1383,7 +1383,10 @@ def place_below(path, file_name, top):
     there = os.path.abspath(base / file_name.replace("\\", "/"))
     if os.path.isfile(there) and Path(there).is_relative_to(top.absolute()):
         return Path(there).parts
-    return tuple(part for part in place.parts if part not in ("..", place.anchor))
+    parts = place.relative_to(place.anchor).parts
+    while ".." in parts:
+        parts = parts[parts.index("..") + 1:]
+    return parts
 
 
 def without_leading(place, folders):
