@@ -566,7 +566,7 @@ def open_image(file, max_shrink=1.0, upright=False, kept=None):
     file: a path, or a Pillow image.
     max_shrink: how many times smaller the image may be. JPEGs are read faster that way.
     upright: whether the image is turned as its EXIF orientation says. The images of data sets are
-        not, because their annotations ignore it.
+        not, because their annotations ignore it; but see `are_upright`.
     kept: {file: image}, images that need not be read again. This function fills the dictionary.
     """
     if isinstance(file, Image.Image):
