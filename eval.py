@@ -374,7 +374,7 @@ from data import (BOX, FARTHEST, ID, NUMBER, UNNAMED, Skeleton, below_common_fol
                   finite_numbers, format_if_turned, found_in, ids_in, image_names, image_rows,
                   load_dataset, open_image, picture_dataset, picture_rows, picture_size, read_boxes,
                   read_columns, read_json, read_pictures, read_skeleton, report, report_sides,
-                  sentences_read, short_names, split_to_test_on, to_coco, with_boxes,
+                  sentences_read, short_names, split_to_test_on, to_coco, to_rgb, with_boxes,
                   with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights)
@@ -851,7 +851,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
-    image = image.convert("RGB")
+    image = to_rgb(image).copy()
     drawn = keypoints[:, 2] > threshold                                 # (K,)
     if not drawn.any():
         return image
@@ -896,7 +896,8 @@ def draw_panels(dataset, row, panels, threshold):
     longer = max(image.size)
     scale = min(max(1, SMALLEST_PANEL / longer), LARGEST_PANEL / longer)
     if scale != 1:
-        image = image.resize([math.ceil(scale * side) for side in image.size])
+        size = [math.ceil(scale * side) for side in image.size]
+        image = image.resize(size, reducing_gap=3)  # otherwise a long one takes gigabytes
     sheet = Image.new("RGB", (len(panels) * image.width, image.height))
     font_size = max(10, image.width / 30)
     for place, (label, results) in enumerate(panels.items()):

@@ -1618,7 +1618,8 @@ def check_pictures(datasets):
 
     Own pictures are left out: `read_pictures` has read them already.
     """
-    files = [file for dataset in datasets if not dataset.upright for file in dataset.files]
+    others = [dataset for dataset in datasets if not dataset.name.startswith("pictures:")]
+    files = [file for dataset in others for file in dataset.files]
     problems = unreadable(list(dict.fromkeys(files)))
     if problems:
         print(*problems.values(), sep="\n", file=sys.stderr)

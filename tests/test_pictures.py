@@ -1,6 +1,7 @@
 """What must hold for people's own pictures: everybody is looked for, nothing is dropped in silence, poses can be
 corrected and trained on, and other programs can run the model."""
 import json
+import os
 import re
 import shutil
 import struct
@@ -350,6 +351,88 @@ def test_corrected_annotations_are_tested_into_another_folder(photos, estimate, 
                  "all", "--out", str(tmp_path / "again"), "--device", "cpu"]) == 0
     again = json.loads((tmp_path / "again" / "results.json").read_text("utf-8"))
     assert 0 < len(again) <= len(results) and len(list((tmp_path / "again").glob("*.jpg"))) == len(again)
+
+
+# --------------------------------------------------------------------------- which files are pictures
+
+def test_a_folder_gives_the_pictures_of_all_formats_and_says_what_it_skips(tmp_path, capsys):
+    formats = {"a.jpg": "JPEG", "b.jfif": "JPEG", "c.jp2": "JPEG2000", "d.ppm": "PPM", "e.TGA": "TGA", "f.mpo": "MPO",
+               "g.apng": "PNG", "h.dib": "DIB", "i.jpe": "JPEG", "j.webp": "WEBP", "k.tiff": "TIFF", "l.pcx": "PCX"}
+    for name, kind in formats.items():
+        Image.new("RGB", (40, 30), "red").save(tmp_path / name, kind)
+    for name in ("y.heic", "z", "notes.txt", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"no picture")
+    (tmp_path / "boxes.json").write_text("[]")
+    files = data.find_pictures([tmp_path])
+    assert [Path(file).name for file in files] == list(formats)
+    assert "skipped 3 of 15 files, whose names do not end as those of images do: notes.txt, y.heic, z" in capsys.readouterr().err
+    for file in files:
+        assert np.abs(np.asarray(data.open_image(file)[0]).mean((0, 1)) - (254, 0, 0)).max() < 3
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """An album with a folder, a link to a folder elsewhere, and links that lead in circles."""
+    for name in ("store/s.jpg", "album/own.jpg", "album/b/b.jpg", "album/.hidden/h.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    try:
+        for link, target in {"summer": "../store", "up": "..", "b/round": "../../album", "a": "b"}.items():
+            (tmp_path / "album" / link).symlink_to(target, target_is_directory=True)
+        (tmp_path / "album" / "link.jpg").symlink_to("own.jpg")
+    except OSError:
+        pytest.skip("a file system without links")
+    return tmp_path / "album"
+
+
+def test_linked_folders_are_looked_into_once_and_links_in_circles_end(linked):
+    names = [Path(file).relative_to(linked).as_posix() for file in data.find_pictures([linked])]
+    assert names == [".hidden/h.jpg", "b/b.jpg", "link.jpg", "own.jpg", "summer/s.jpg"]
+
+
+@pytest.mark.parametrize("pattern, names", [
+    ("**/*.jpg", ["b/b.jpg", "link.jpg", "own.jpg", "summer/s.jpg"]), ("*.jpg", ["link.jpg", "own.jpg"]),
+    ("*/*.jpg", ["a/b.jpg", "b/b.jpg", "summer/s.jpg"]), ("b/**", ["b/b.jpg"]), ("**/b/**/b*", ["b/b.jpg"])])
+def test_a_pattern_ends_where_links_lead_in_circles(linked, pattern, names, monkeypatch):
+    def found(pattern):
+        return [Path(file).as_posix() for file in data.find_pictures([pattern]) if Path(file).is_file()]
+    absolute = [Path(file).relative_to(linked).as_posix() for file in found(linked / pattern)]
+    monkeypatch.chdir(linked)
+    # below "b" lies a link to all that is above, but what "b/**" gives there is not asked here
+    assert [name for name in absolute if "round" not in name] == names
+    assert [name for name in found(pattern) if "round" not in name] == names
+
+
+def test_a_pipe_or_a_folder_among_pictures_is_named_and_the_others_are_read(photos, estimate, tmp_path):
+    (tmp_path / "album" / "folder.jpg").mkdir(parents=True)
+    shutil.copy(next(photos.iterdir()), tmp_path / "album")
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("a system without pipes among files")
+    for name in ("pipe.jpg", "pipe"):
+        os.mkfifo(tmp_path / "album" / name)
+    results, said = estimate(tmp_path / "album")
+    assert len(results) == 1 and "skipped 1 of 3 files, whose names do not end as those of images do: pipe" in said
+    assert "pipe.jpg: not a readable image: expected a file, found a folder, a pipe or a device; skipped" in said
+    os.mkfifo(tmp_path / "album" / "annotations.json")
+    with pytest.raises(data.DataError, match="found 0"):
+        load_dataset(f"coco:{tmp_path / 'album'}", "all")
+
+
+def test_a_picture_of_enormous_length_can_be_drawn():
+    """Without a first coarse step the resizing asks for gigabytes, and a MemoryError ends all drawings."""
+    long = data.picture_dataset([Image.new("RGB", (99_000_000, 1), "white")], COCO17)
+    sheet = eval.draw_panels(long, 0, {"": []}, 0.1)
+    assert sheet.size == (4096, 1) and sheet.getpixel((4000, 0)) == (255, 255, 255)
+
+
+def test_a_drawing_of_a_transparent_picture_is_on_white_and_leaves_the_picture_as_it_is():
+    pose = np.tile((5.0, 5.0, 1.0), (17, 1))
+    for mode, color in (("RGBA", (0, 0, 0, 0)), ("RGB", "white")):
+        image = Image.new(mode, (90, 60), color)
+        before = image.tobytes()
+        drawing = draw_pose(image, pose)
+        assert drawing.getpixel((80, 50)) == (255, 255, 255) and drawing.getpixel((5, 5)) != (255, 255, 255)
+        assert image.tobytes() == before
 
 
 # ------------------------------------------------------------------------ what people look at, keep
