@@ -174,8 +174,8 @@ def warp_image(image, matrix, size, shrink=1.0):
     # times smaller, too.
     b = b + 0.5 - A.sum(1) / 2
     to_image = np.column_stack([A, b]) / shrink
-    method = Image.Transform.AFFINE
-    crop = image.transform(size[::-1], method, to_image.ravel(), Image.Resampling.BILINEAR)
+    image, to_image = reduce_image(image, to_image, size)  # else a small crop would skip pixels
+    crop = image.transform(size[::-1], Image.AFFINE, to_image.ravel(), Image.BILINEAR)
     return np.array(crop)
 
 
@@ -372,6 +372,7 @@ class Crops(torch.utils.data.Dataset):
 
 # === Appendix: skeletons; skip on a first reading =================================================
 
+import hashlib
 import json
 import os
 import random
@@ -380,6 +381,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
@@ -611,12 +613,39 @@ LARGEST_IMAGE = 10 ** 8  # pixels
 LARGEST_KEPT = 2 ** 15  # pixels of an image that is kept for later
 MOST_KEPT = 10_000  # images that are kept; together they take at most 1.3 GB
 
+# Formats of pixels. Pillow reads more: for PostScript, however, it would start another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PSD",
+           "PCX", "QOI", "SGI", "SUN", "DDS", "ICO", "XBM", "XPM", "TGA")
+
+
+@lru_cache
+def image_formats():
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()  # loads Pillow's readers of all formats
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@lru_cache
+def image_endings():
+    """The endings of file names, such as ".jpg", of these formats."""
+    formats = {*image_formats(), "MPO"}  # a JPEG of several pictures
+    return {ending for ending, name in Image.registered_extensions().items() if name in formats}
+
+
+@lru_cache
+def say_once(line):
+    """Prints a line on stderr, unless this program has already printed that line."""
+    print(line, file=sys.stderr)
+
 
 @contextmanager
 def image_file(file):
     """An open Pillow image. Raises DataError if it cannot be opened, or decoded in the block."""
+    if not os.path.isfile(file) and os.path.exists(file):  # a pipe would never end
+        raise DataError(f"{file}: not a readable image: expected a file, found a folder, a pipe or "
+                        "a device")
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=image_formats()) as image:
             # `eval.py --large` switches off Pillow's own limit, and ours with it
             no_limit = Image.MAX_IMAGE_PIXELS is None
             if image.width * image.height > LARGEST_IMAGE and not no_limit:
@@ -629,7 +658,8 @@ def image_file(file):
         remedy = "`eval.py --large` reads it"
         raise DataError(f"{file}: not a readable image: {error}; {remedy}") from None
     except Exception as error:  # odd pictures, and odd EXIF, make Pillow raise almost anything
-        raise DataError(f"{file}: not a readable image: {error}") from None
+        reason = str(error) or type(error).__name__  # a MemoryError has no words
+        raise DataError(f"{file}: not a readable image: {reason}") from None
 
 
 def open_image(file, max_shrink=1.0, upright=False, kept=None):
@@ -638,7 +668,7 @@ def open_image(file, max_shrink=1.0, upright=False, kept=None):
     file: a path, or a Pillow image.
     max_shrink: how many times smaller the image may be. JPEGs are read faster that way.
     upright: whether the image is turned as its EXIF orientation says. The images of data sets are
-        not, because their annotations ignore it.
+        not, because their annotations ignore it; but see `are_upright`.
     kept: {file: image}, images that need not be read again. This function fills the dictionary.
     """
     if isinstance(file, Image.Image):
@@ -667,17 +697,67 @@ def open_image(file, max_shrink=1.0, upright=False, kept=None):
 
 
 def to_rgb(image, upright=False):
-    """A Pillow image in RGB and, if `upright`, turned as its EXIF orientation says."""
-    if upright:
+    """A Pillow image in RGB and, if `upright`, turned as its EXIF orientation says.
+
+    What is transparent becomes white, as in most viewers.
+    """
+    image.load()
+    if upright and exif_orientation(image) != 1:  # exif_transpose() would copy it
         image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image  # convert() would copy it
     if image.mode == "F":
         raise DataError("its pixels are floats, and nobody knows of what scale: expected bytes")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-        high_bytes = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(high_bytes.clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 or 32 bits a pixel, which convert() would clip
+        image = Image.fromarray(grey_bytes(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        opaque = Image.new("RGB", image.size, "white")
+        opaque.paste(image, mask=image)
+        return opaque
+    if image.mode == "RGB":
+        return image  # convert() would copy it
     return image.convert("RGB")
+
+
+def grey_bytes(values):
+    """Grey of 16 or 32 bits (H, W) as bytes.
+
+    16 bits that use less than half of their range, such as those of a thermal camera, would become
+    almost one grey: then the darkest pixel becomes 0 and the brightest 255. So do 32 bits.
+    """
+    values = values.astype(np.int64)
+    low = values.min()
+    high = values.max()
+    fills_16_bits = low >= 0 and high < 2 ** 16 and high - low >= 2 ** 15
+    if fills_16_bits or low == high:
+        return (values >> 8).clip(0, 255).astype(np.uint8)
+    worker = torch.utils.data.get_worker_info()
+    if worker is None or worker.id == 0:  # otherwise each of them would say this
+        say_once("pictures of 16 or 32 bits, but of a narrow range of grey: each picture's own "
+                 "range is stretched to that from black to white")
+    return ((values - low) * 255 // (high - low)).astype(np.uint8)
+
+
+def reduce_image(image, to_image, size):
+    """Makes the part of an image that is in a crop smaller, where the crop has far fewer pixels.
+
+    to_image: the map (2, 3) from the crop, of shape `size`, to the image; from the corners of
+        pixels, as Pillow counts.
+    Returns the part n times smaller, where each pixel is the mean of n×n, and the map to the part.
+    For n below 2, the image and the map stay as they are. Decoders of JPEGs have then done it.
+    """
+    n = int(math.sqrt(abs(np.linalg.det(to_image[:, :2]))))  # pixels of the image per crop pixel
+    if n < 2:
+        return image, to_image
+    height, width = size
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]])
+    points = transform_points(corners, to_image)
+    left_top = (points.min(0) // n - 1).clip(0) * n  # whole blocks of n×n, and one more
+    right_bottom = np.minimum(points.max(0) + 2 * n, image.size)
+    if (left_top >= right_bottom).any():  # the crop lies outside
+        return image, to_image
+    box = [*left_top.astype(int).tolist(), *right_bottom.astype(int).tolist()]
+    to_part = np.column_stack([to_image[:, :2], to_image[:, 2] - left_top]) / n
+    return image.reduce(n, box), to_part
 
 
 # === Appendix: random crops; skip on a first reading ==============================================
@@ -825,6 +905,35 @@ def not_written(path, why=None):
     why = why or "the disk does not take it"
     megabytes = free_space(path) / 1e6
     return DataError(f"{path}: cannot be written: {why}; {megabytes:,.0f} MB are free there")
+
+
+def folders_below(folder, levels=math.inf):
+    """A folder and the folders below it, at most so many levels deep, each of them once.
+
+    Links are followed after all other folders: so a folder has its own path, and links that lead
+    in circles end. A folder that cannot be read is named on stderr.
+    """
+    waiting = deque([(str(folder), 0)])
+    visited = set()
+    while waiting:
+        place, level = waiting.popleft()
+        try:
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            say_once(f"{place}: cannot be read: {error.strerror}; skipped")
+            continue
+        yield place
+        if level == levels:
+            continue
+        for entry in entries:
+            if entry.is_symlink() and entry.is_dir():
+                waiting.append((entry.path, level + 1))
+            elif entry.is_dir():
+                waiting.appendleft((entry.path, level + 1))
 
 
 def free_space(path):
@@ -996,34 +1105,37 @@ FIGURE_FILES = {
     "val": "validation_figures.json"}
 
 
+OFFICIAL_FILES = {"figures": FIGURE_FILES, "coco": COCO_FILES, "humanart": HUMAN_ART_FILES}
+
+
 def read_coco(root, split, categories=None):
     """COCO, or any other folder or file in COCO's format; of some categories, given their names."""
-    return read_coco_format(root, split, COCO_FILES, category_of, categories)
+    return read_coco_format(root, split, COCO_FILES, categories=categories)
 
 
 def read_human_art(root, split):
     """Human-Art: COCO's format, where the images of a domain are in a folder of its name."""
-    return read_coco_format(root, split, HUMAN_ART_FILES, domain_of)
+    return read_coco_format(root, split, HUMAN_ART_FILES, folders_are_domains=True)
 
 
 def read_figures(root, split):
     """The built-in figures, in Human-Art's format."""
-    return read_coco_format(root, split, FIGURE_FILES, domain_of)
+    return read_coco_format(root, split, FIGURE_FILES, folders_are_domains=True)
 
 
-def read_coco_format(root, split, official, find_domain, categories=None):
+def read_coco_format(root, split, official, folders_are_domains=False, categories=None):
     """A split of a folder or file in COCO's format.
 
     official: {split: name of its file}.
-    find_domain: gives an image's domain for the image's record.
+    folders_are_domains: see `domain_of`.
     categories: names, see `chosen_categories`.
     """
     path, has_this_split_alone = annotation_file(root, official, split)
     home = root if root.is_dir() else root.parent
-    dataset = read_coco_file(path, home, find_domain, categories)
+    dataset = read_coco_file(path, home, folders_are_domains, categories)
     if has_this_split_alone:
         return dataset
-    return hold_out(dataset, split, np.arange(len(dataset.files)))
+    return hold_out(dataset, split)
 
 
 # ------------------------------------------------------------------------------ the file of a split
@@ -1066,7 +1178,8 @@ def json_files(folders):
     """The paths of all files in the folders that may hold annotations."""
     files = []
     for folder in folders:
-        files += [path for path in sorted(folder.glob("*.json")) if holds_object(path)]
+        paths = [path for path in sorted(folder.glob("*.json")) if path.is_file()]  # no pipe
+        files += [path for path in paths if holds_object(path)]
     return files
 
 
@@ -1077,26 +1190,98 @@ def holds_object(path):
     return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
-def hold_out(dataset, split, numbers):
-    """A split of a data set that has only one file.
+# ------------------------------------------------------------------------- the split of one file
 
-    numbers (images,): an image whose number is a multiple of five is for validation, the others are
-        for training.
+HELD_OUT = 1 / 5  # of the labelled images are for validation
+LARGEST_GROUP = 1 / 3  # of the labelled images: a larger group is divided
+DIGITS = re.compile(r"\d+")
+ROBOFLOWS_ENDING = re.compile(r"_(jpg|jpeg|png)\.rf\.\w+$")  # differs in copies of one picture
+
+
+def hold_out(dataset, split):
+    """A split of a data set that has only one file: some images are held out for validation.
+
+    Frames of a video, or pictures of one place, are so alike that all of them belong into one
+    split. So images whose names differ only in the last number are held out as one group. A group
+    with more than a third of the images is divided into single images. Hashes of the names decide
+    which groups are held out: the order of the file and the names of its folders have no effect.
     """
     if split == "all":
         return dataset
-    keep = numbers % 5 == 0
+    labelled = np.zeros(len(dataset.files), bool)
+    labelled[dataset.image_index[dataset.annotated]] = True
+    if not labelled.any():  # a target without labels
+        labelled[:] = True
+    groups = groups_of_names(dataset.files, labelled)
+    chosen = groups_to_hold_out(count_labelled(groups, labelled))
+    held_out = np.array([group in chosen for group in groups])
     if split == "train":
-        keep = ~keep
-    return select_images(dataset, keep)
+        return select_images(dataset, ~held_out)
+    print_held_out(dataset.name, groups, chosen)
+    return select_images(dataset, held_out)
+
+
+def groups_of_names(files, labelled):
+    """The name of each image's group, a list. labelled: (images,) bool."""
+    _, places = below_common_folder(files)
+    names = [os.path.splitext(place)[0] for place in places]
+    names = [ROBOFLOWS_ENDING.sub("", name) if ".rf." in name else name for name in names]
+    groups = [without_last_number(name) for name in names]
+    sizes = count_labelled(groups, labelled)
+    largest = LARGEST_GROUP * labelled.sum()
+    return [group if sizes[group] <= largest else name for name, group in zip(names, groups)]
+
+
+def without_last_number(name):
+    """"cam1_#" for "cam1_0042". Backwards the last number is the first one, and found at once."""
+    return DIGITS.sub("#", name[::-1], count=1)[::-1]
+
+
+def count_labelled(groups, labelled):
+    """{group: how many of its images are labelled}. groups: a list. labelled: (images,) bool."""
+    sizes = Counter()
+    for group, counts in zip(groups, labelled.tolist()):
+        sizes[group] += counts
+    return sizes
+
+
+def groups_to_hold_out(sizes):
+    """Groups with about a fifth of the labelled images. sizes: {group: its labelled images}."""
+    labelled = sum(sizes.values())
+    most = max(1, LARGEST_GROUP * labelled)
+    chosen = set()
+    count = 0
+    for group in sorted(sizes, key=hash_of_name):
+        if count < HELD_OUT * labelled and count + sizes[group] <= most:
+            chosen.add(group)
+            count += sizes[group]
+    return chosen
+
+
+def hash_of_name(name):
+    """A number that is the same on all machines, as Python's own hash is not."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+def print_held_out(name, groups, chosen):
+    """A line on what is held out. groups: a list, the images'. chosen: a set, the held-out ones."""
+    images = sum(group in chosen for group in groups)
+    line = f"{name}: {images} of {len(groups)} images are held out to test on"
+    if len(chosen) < images:
+        examples = ", ".join(sorted(chosen)[:3])
+        line += f", in {len(chosen)} groups of alike names such as {examples}"
+    else:
+        line += ", one by one"
+    print(line, file=sys.stderr)
 
 
 # --------------------------------------------------------------------------------- a file's records
 
-def read_coco_file(path, home, find_domain, categories=None):
+def read_coco_file(path, home, folders_are_domains, categories=None):
     """A file in COCO's format, with its skeleton.
 
     home: the folder that the images are in or near, see `locate_images`.
+    folders_are_domains: see `domain_of`.
     categories: names, see `chosen_categories`.
     Annotations that nobody can use are skipped, and a line on stderr says how many.
     """
@@ -1109,7 +1294,7 @@ def read_coco_file(path, home, find_domain, categories=None):
     count = len(skeleton.names)
     records = annotations_of(path, content, categories)
     images = read_columns(
-        [complete_image(image, find_domain) for image in content["images"]],
+        [complete_image(image, folders_are_domains) for image in content["images"]],
         {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
         f"{path}: image")
     people = read_columns(
@@ -1119,10 +1304,12 @@ def read_coco_file(path, home, find_domain, categories=None):
         f"{path}: annotation")
     if not len(images["id"]):
         raise DataError(f"{path}: expected images, found none")
+    files = locate_images(path, images["file_name"].tolist(), home)
+    sizes = stated_sizes(content["images"])
     dataset = PoseDataset(
         name=str(path),
         skeleton=skeleton,
-        files=locate_images(path, images["file_name"].tolist(), home),
+        files=files,
         image_ids=images["id"],
         domains=images["category"].astype(str),
         ids=people["id"],
@@ -1131,7 +1318,8 @@ def read_coco_file(path, home, find_domain, categories=None):
         boxes=people["bbox"],
         areas=people["area"],
         crowd=people["iscrowd"],
-        sentences=images["description"].astype(str))
+        sentences=images["description"].astype(str),
+        upright=are_upright(path, files, sizes))
     is_flat = (dataset.boxes[:, 2:] <= 0).any(1)
     is_labelled = np.isin(np.arange(len(is_flat)), dataset.annotated)
     wrong = is_flat & is_labelled
@@ -1140,6 +1328,7 @@ def read_coco_file(path, home, find_domain, categories=None):
         report_skipped(path, wrong.sum(), len(wrong), what)
         dataset = dataset.select_people(~wrong)
     check_people(path, dataset)
+    count_outside(path, dataset, sizes)
     return dataset
 
 
@@ -1185,28 +1374,33 @@ def whole_visibilities(path, keypoints):
     return keypoints
 
 
-def complete_image(image, find_domain):
+def complete_image(image, folders_are_domains):
     """An image's record with its domain, and with the description that a file may leave out."""
     try:
-        domain = str(find_domain(image))
+        domain = domain_of(image, folders_are_domains)
         description = str(image.get("description") or "")
         return {**image, "category": domain, "description": description}
     except BROKEN:
         return image  # `read_columns` says what is wrong
 
 
-def category_of(image):
-    """The domain of an image's record: its `category`, or "photo"."""
-    return image.get("category", "photo")
+def domain_of(image, folders_are_domains):
+    """The domain of an image's record: its `category`, or else its folder, or else "photo".
+
+    folders_are_domains: whether the folder counts, as in Human-Art. In most files in COCO's format
+        a folder is a split, a program's habit, or a video.
+    """
+    domain = image.get("category")
+    if domain in (None, "") and folders_are_domains:
+        domain = PureWindowsPath(str(image["file_name"])).parent.name  # knows both / and \\
+        if domain.endswith("2017"):  # one of COCO's, which has no domains
+            domain = ""
+    return domain_name("" if domain is None else domain)
 
 
-def domain_of(image):
-    """The domain of an image's record: its `category`, or else its folder, as in Human-Art."""
-    folder = PurePosixPath(str(image["file_name"])).parent.name
-    if folder.endswith("2017"):  # one of COCO's, which has no domains
-        folder = ""
-    domain = image.get("category") or folder or "photo"
-    return str(domain).replace("_", " ")
+def domain_name(word):
+    """The same spelling for all: "oil painting" for "oil_painting", and "photo" for nothing."""
+    return str(word).replace("_", " ").strip() or "photo"
 
 
 def complete_person(person, count):
@@ -1380,47 +1574,202 @@ def check_people(path, dataset):
             raise DataError(f"{path}: annotation id {dataset.ids[row]} has {problem}: bbox {box}")
 
 
+# ---------------------------------------------------------------------------- the sizes of images
+
+COMPARED_IMAGES = 1000  # at most so many images are opened to compare their sizes
+FAR_OUTSIDE = 0.1  # of an image's longer side: a keypoint further outside is counted
+
+
+def stated_sizes(records):
+    """(images, 2) the width and height that the images' records state; 0, 0 if they do not."""
+    sizes = np.zeros((len(records), 2))
+    for row, record in enumerate(records):
+        width = record.get("width")
+        height = record.get("height")
+        are_numbers = isinstance(width, (int, float)) and isinstance(height, (int, float))
+        if are_numbers and 0 < width <= FARTHEST and 0 < height <= FARTHEST:
+            sizes[row] = width, height
+    return sizes
+
+
+def are_upright(path, files, sizes):
+    """Whether the annotations are of the images as EXIF turns them, as their stated sizes tell.
+
+    sizes: (images, 2) from `stated_sizes`. Those of at most COMPARED_IMAGES images are compared.
+    Raises DataError if a size is neither the stored nor the turned one, or if the images disagree.
+    """
+    rows = np.flatnonzero(sizes[:, 0])
+    rows = rows[::max(1, math.ceil(len(rows) / COMPARED_IMAGES))]
+    if all(has_size(files[row], sizes[row]) for row in rows):
+        return False
+    stored = None  # an image that is annotated as it is stored, and would have another size turned
+    turned = None
+    for row in rows:
+        found = picture_size(files[row], upright=False)
+        shown = picture_size(files[row])
+        stated = tuple(sizes[row].astype(int).tolist())
+        if stated not in (found, shown):
+            raise DataError(
+                f"{path}: {files[row]} has {found[0]}×{found[1]} pixels, but 'width' and 'height' "
+                f"say {stated[0]}×{stated[1]}; if the labels fit the image, correct these")
+        if found != shown and stated == found:
+            stored = files[row]
+        if found != shown and stated == shown:
+            turned = files[row]
+    if stored and turned:
+        raise DataError(f"{path}: by 'width' and 'height' {turned} is annotated as its EXIF "
+                        f"orientation turns it, but {stored} is not: expected one way for all")
+    if turned:
+        say_once(f"{path}: its images are read as their EXIF orientation turns them, "
+                 "because their sizes are stated so")
+    return turned is not None
+
+
+def has_size(file, size):
+    """Whether an image is stored in this size. One that cannot be read is an error only later."""
+    try:
+        return picture_size(file, upright=False) == tuple(size)
+    except DataError:
+        return True
+
+
+def count_outside(path, dataset, sizes):
+    """Says how many labelled keypoints lie far outside their images, where the sizes are stated."""
+    size = sizes[dataset.image_index]  # (people, 2)
+    longer = size.max(1)
+    margin = FAR_OUTSIDE * longer[:, None, None]
+    points = dataset.keypoints[:, :, :2]
+    is_outside = ((points < -margin) | (points > size[:, None] - 1 + margin)).any(2)
+    labelled = (dataset.keypoints[:, :, 2] > 0) & (longer > 0)[:, None]
+    count = (labelled & is_outside).sum()
+    if count:
+        person = (labelled & is_outside).any(1).argmax()
+        say_once(f"{path}: {count} of {labelled.sum()} labelled keypoints lie far outside their "
+                 f"images, first in annotation id {dataset.ids[person]}: perhaps they are for "
+                 "images of another size, or for images as EXIF turns them")
+
+
 # ----------------------------------------------------------------------------- where the images are
+
+SEARCHED_IMAGES = 10  # so many images are in the folder that is looked for
+SEARCHED_LEVELS = 3  # of folders
+
 
 def locate_images(path, file_names, home):
     """Full paths of the images that the annotation file `path` names.
 
-    They are in `home`, in the folder around it, or in a folder of a usual name in either. Leading
-    folders in the names that do not exist here (Human-Art's `HumanArt/images/`) are left out.
-    Raises DataError for an image that is nowhere, or whose name leads out of the folders.
+    They are in `home`, in the folder around it, or in a folder of a usual name in either. If the
+    first ones are in none of these, `search_images` looks for their folder. Leading folders in the
+    names that do not exist here (Human-Art's `HumanArt/images/`) are left out.
+    Raises DataError for an image that is nowhere, and for two names of one image.
     """
     folders = []
     for place in (home, home.parent):
         for name in ("", "images", "train2017", "val2017"):
             folders.append(str(place / name))
-    left_out = leading_folders(place_below(path, file_names[0]), folders)
-    files = []
+    places = [place_below(path, name, home.parent) for name in file_names]
+    leading = ()  # folders that do not exist here
     last_folder = folders[0]  # where the image before is: most likely this one is there, too
-    for name in file_names:
-        place = place_below(path, name)[left_out:]
-        folder = folder_with(place, [last_folder, *folders])
+    files = []
+    for row, place in enumerate(places):
+        if place[:len(leading)] != leading:
+            leading = ()
+        rest = place[len(leading):]
+        folder = folder_with(rest, [last_folder, *folders])
         if folder is None:
-            raise DataError(f"{path}: image {name!r} is missing; looked in {', '.join(folders)}")
-        files.append(os.path.join(folder, *place))
+            folder, rest = without_leading(place, folders)
+        if folder is None and row == 0:
+            folder, rest = search_images(path, places[:SEARCHED_IMAGES], folders)
+        if folder is None:
+            raise DataError(
+                f"{path}: image {file_names[row]!r} is missing; looked in {', '.join(folders)}")
+        leading = place[:len(place) - len(rest)]
+        files.append(os.path.join(folder, *rest))
         last_folder = folder
+    check_shared_images(path, places, files)
     return files
 
 
-def leading_folders(place, folders):
-    """How many leading folders of an image's place do not exist here. 0 if the image is nowhere."""
-    for count in range(len(place)):
-        if folder_with(place[count:], folders) is not None:
-            return count
-    return 0
+def place_below(path, file_name, top):
+    """An image's folders and name, such as ("images", "sketch", "a.jpg"), below unknown folders.
 
-
-def place_below(path, file_name):
-    """An image's folders and name, such as ("images", "sketch", "a.jpg")."""
+    A name with ".." or of a whole path, such as "C:/a.jpg", is that file if it is in the folder
+    `top`: then its whole path is returned. Otherwise all up to ".." or "C:" is left out.
+    """
     place = PureWindowsPath(file_name)  # knows both / and \\
-    if ".." in place.parts or place.anchor:
-        raise DataError(
-            f"{path}: image file name {file_name!r} leads outside the data set's folder")
-    return place.parts
+    if ".." not in place.parts and not place.anchor:
+        return place.parts
+    base = path if path.is_dir() else path.parent
+    there = os.path.abspath(base / file_name.replace("\\", "/"))
+    if os.path.isfile(there) and Path(there).is_relative_to(top.absolute()):
+        return Path(there).parts
+    parts = place.relative_to(place.anchor).parts
+    while ".." in parts:
+        parts = parts[parts.index("..") + 1:]
+    return parts
+
+
+def without_leading(place, folders):
+    """The folder that has an image, and the image's place below without leading folders.
+
+    A leading folder is left out only if it does not exist here. (None, place) if nobody has it.
+    """
+    for count in range(1, len(place)):
+        exists = any(os.path.isdir(os.path.join(folder, *place[count - 1:-1]))
+                     for folder in folders)
+        if exists:  # but the image is not in it
+            break
+        folder = folder_with(place[count:], folders)
+        if folder is not None:
+            return folder, place[count:]
+    return None, place
+
+
+def search_images(path, places, folders):
+    """The folder of the first images of an annotation file, and the first one's place below it.
+
+    It is looked for below the file's folder and, where that has annotations alone, below its
+    parent. It holds all of `places`, perhaps without leading folders. (None, place) if no folder
+    does, or if one of the images is in one of `folders`: then only the others are missing.
+    Raises DataError if there are several such folders.
+    """
+    first = places[0]
+    if any(folder_with(place, folders) for place in places):
+        return None, first
+    base = path if path.is_dir() else path.parent
+    tops = [base] if has_folders_or_images(base) else [base, base.parent]
+    for top in tops:
+        below = sorted(folders_below(top, SEARCHED_LEVELS))
+        for count in range(len(first)):
+            rests = [place[count:] for place in places]
+            found = [folder for folder in below
+                     if all(folder_with(rest, [folder]) for rest in rests)]
+            if len(found) > 1:
+                raise DataError(f"{path}: image {'/'.join(first)!r} is in several folders, in "
+                                f"{' and '.join(found[:3])}; expected such a folder in 'file_name'")
+            if found:
+                say_once(f"{path}: its images are in {found[0]}")
+                return found[0], first[count:]
+    return None, first
+
+
+def has_folders_or_images(folder):
+    """Whether a folder has more than files of annotations."""
+    for entry in os.scandir(folder):
+        _, ending = os.path.splitext(entry.name)
+        if entry.is_dir() or ending.lower() in image_endings():
+            return True
+    return False
+
+
+def check_shared_images(path, places, files):
+    """Raises DataError if two images of different places are one file."""
+    place_of = {}
+    for place, file in zip(places, files):
+        other = place_of.setdefault(file, place)
+        if other != place:
+            raise DataError(f"{path}: images {'/'.join(other)!r} and {'/'.join(place)!r} are both "
+                            f"{file}: expected different folders")
 
 
 def folder_with(place, folders):
@@ -1630,7 +1979,7 @@ def single_person_dataset(path, skeleton, home, names, domains, keypoints):
 # Pictures without annotations also become a PoseDataset. A picture is taken as one person, unless a
 # file in COCO's results format has boxes for the pictures, which it calls by their names.
 
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+PICTURE = "picture"  # the domain of own pictures, since nobody has said what they show
 
 
 def read_folder(root, split):
@@ -1649,21 +1998,59 @@ def read_folder(root, split):
 # ----------------------------------------------------------------------------------------- pictures
 
 def find_pictures(patterns):
-    """Paths of the images in files, in folders and below, and in patterns such as *.png."""
+    """Paths of the images in files, in folders and below, and in patterns such as *.png.
+
+    Files in folders that are no images, by their names, are counted on stderr.
+    """
     files = []
-    for pattern in patterns:
+    for pattern in map(str, patterns):
         if os.path.isfile(pattern):
             found = [pattern]
         elif os.path.isdir(pattern):
-            below = Path(pattern).rglob("*")
-            found = sorted(str(file) for file in below if file.suffix.lower() in PICTURE_ENDINGS)
+            found = pictures_below(pattern)
         else:
-            found = sorted(glob(str(pattern), recursive=True))
+            found = sorted(str(Path(file)) for file in files_that_fit(pattern))
         if not found:
             raise DataError(f"{pattern}: no such image, no folder with images, "
                             "and no pattern that fits any")
         files += found
-    return list(dict.fromkeys(str(file) for file in files))  # each once
+    return list(dict.fromkeys(files))  # each once
+
+
+def pictures_below(folder):
+    """The paths of the images in a folder and below, sorted. Other files are said to be skipped."""
+    pictures = []
+    others = []
+    for place in folders_below(folder):
+        for entry in os.scandir(place):
+            _, ending = os.path.splitext(entry.name)
+            if ending.lower() in image_endings() and not entry.is_dir():
+                pictures.append(entry.path)
+            elif not entry.is_dir() and not entry.name.startswith((".", "boxes.json")):
+                others.append(os.path.relpath(entry.path, folder))
+    if others:
+        names = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
+        count = len(others) + len(pictures)
+        say_once(f"{folder}: skipped {len(others)} of {count} files, whose names do not end as "
+                 f"those of images do: {names}")
+    return sorted(pictures)
+
+
+def files_that_fit(pattern):
+    """Paths that fit a pattern, where `**` stands for any folders, each of them once.
+
+    Python's glob would go through links that lead in circles again and again.
+    """
+    start, *rest = re.split(r"(?:^|(?<=[/\\]))\*\*(?:[/\\]|$)", pattern, maxsplit=1)
+    if not rest:
+        return glob(pattern)
+    found = []
+    for home in glob(start or "."):
+        for folder in folders_below(home):
+            is_hidden = os.sep + "." in folder[len(home) - 1:]
+            if not is_hidden:
+                found += files_that_fit(os.path.join(escape(folder), rest[0] or "*"))
+    return found
 
 
 def read_pictures(files, name="pictures", skeleton=COCO17, strict=False):
@@ -1728,7 +2115,7 @@ def picture_dataset(files, skeleton, name="pictures"):
         skeleton=skeleton,
         files=files,
         image_ids=np.arange(1, len(files) + 1),
-        domains=np.full(len(files), "picture"),
+        domains=np.full(len(files), PICTURE),
         ids=np.zeros(0, int),
         image_index=np.zeros(0, int),
         keypoints=np.zeros((0, len(skeleton.names), 3), np.float32),
@@ -1776,15 +2163,15 @@ def read_boxes(path, rows, category=1):
     is_here = image_index >= 0
     has_size = (table["bbox"][:, 2:] > 0).all(1)
     is_used = is_here & has_size
-    if category is not None and table["category_id"].any():
-        is_used &= table["category_id"] == category
-    elif category is not None:
+    categories = sorted(set(table["category_id"].tolist()))
+    if category is not None and categories == [0]:
         report(f"{path}: category 0, the only one, is taken as category {category}")
+    elif category is not None:
+        is_used &= table["category_id"] == category
     others = (~is_here).sum()
     if not is_used.any():
-        found = sorted(set(table["category_id"].tolist()))
         raise DataError(f"{path}: expected boxes of category {category or 'any'}, found "
-                        f"categories {str(found):.80}, and {others} boxes of other images")
+                        f"categories {str(categories):.80}, and {others} boxes of other images")
     report_skipped(path, others, len(records), "boxes: they are of other images")
     flat = (is_here & ~has_size).sum()
     report_skipped(path, flat, len(records), "boxes: they have no width or height")
@@ -1856,8 +2243,9 @@ def below_common_folder(files):
     Two files never have the same place.
     """
     paths = [os.path.abspath(file) for file in files]
-    home = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return home, [Path(path).relative_to(home).as_posix() for path in paths]
+    home = os.path.commonpath({path[:path.rindex(os.sep) + 1] for path in paths})
+    start = len(os.path.join(home, ""))  # with one separator at the end, also if home is the root
+    return home, [path[start:].replace(os.sep, "/") for path in paths]
 
 
 # === Appendix: opening a data set by name; skip on a first reading ================================
@@ -1881,9 +2269,9 @@ def load_dataset(spec, split, cache=None):
 
     name: `figures` (without a root they are drawn once, into the folder `cache`), `coco`,
         `humanart`, `lsp`, `lsp-regda`, `surreal`, `human36m`; or `pictures`, without labels.
-    root: the data set's folder, or one file in COCO's format. Where only one file is there, every
-        fifth image is "val", the others are "train", and "all" is the whole file. All of `pictures`
-        are in each split.
+    root: the data set's folder, or one file in COCO's format. Where only one file is there, about
+        a fifth of the images is "val" (see `hold_out`), the others are "train", and "all" is the
+        whole file. All of `pictures` are in each split.
     "name:root#domain" is the part with images of that domain; several are separated by commas.
         "#natural" is short for photographs and Human-Art's natural scenes, "#artificial" for all
         others.
@@ -1898,7 +2286,10 @@ def load_dataset(spec, split, cache=None):
     name, _, root = base.partition(":")
     if name not in READERS:
         known = ", ".join(READERS)
-        raise DataError(f"unknown data set {name!r} in {base!r}: expected one of {known}")
+        hint = ""
+        if os.path.exists(base):
+            hint = f"; is it {'pictures' if os.path.isdir(base) else 'coco'}:{base}?"
+        raise DataError(f"unknown data set {name!r} in {base!r}: expected one of {known}{hint}")
     if split not in ("train", "val", "all"):
         raise DataError(f"{base}: unknown split {split!r}: expected train, val or all")
     if name == "figures" and not root:
@@ -1912,10 +2303,23 @@ def load_dataset(spec, split, cache=None):
         categories = chosen.removeprefix("category=").split(",")
         return replace(read_coco(Path(root), split, categories), name=spec)
     dataset = READERS[name](Path(root), split)
-    dataset = replace(dataset, name=base)
+    domains = dataset.domains.tolist()
+    names = {domain: domain_name(domain) for domain in set(domains)}
+    domains = np.array([names[domain] for domain in domains])
+    dataset = replace(dataset, name=base, domains=domains)
     if chosen is None:
         return dataset
     return replace(select_domains(dataset, chosen, spec), name=spec)
+
+
+def split_to_test_on(spec):
+    """The split of a data set that is named to test on: "val", or "all" of a single file."""
+    base, _ = split_off_domains(spec)
+    name, _, root = base.partition(":")
+    if name not in OFFICIAL_FILES or not os.path.exists(root):
+        return "val"
+    _, is_divided = annotation_file(Path(root), OFFICIAL_FILES[name], "val")
+    return "val" if is_divided else "all"
 
 
 def split_off_domains(spec):
@@ -1937,7 +2341,7 @@ def select_domains(dataset, chosen, spec):
     elif chosen == "artificial":
         domains = there - NATURAL_DOMAINS
     else:
-        domains = set(chosen.split(","))
+        domains = set(chosen.replace("_", " ").split(","))
     missing = sorted(domains - there)
     if missing or not domains:
         names = ", ".join(missing) or chosen
@@ -1979,7 +2383,8 @@ def with_sentences(dataset, sentences):
         "description": each image's own sentence, as in Human-Art
         {domain: sentence}: a dictionary
         "FILE.json": the path of a JSON file that holds such a dictionary
-        "a photo of a {domain} character": a template, where the domain "photo" becomes "human"
+        "a photo of a {domain} character": a template, where "human" stands for the domain "photo",
+            and for "picture", the domain of own pictures
     Raises DataError if an image gets no sentence.
     """
     if sentences == "description":
@@ -1987,9 +2392,9 @@ def with_sentences(dataset, sentences):
         return dataset
     domains = sorted(set(dataset.domains.tolist()))  # each once
     if isinstance(sentences, dict):
-        sentence_of = sentences
+        sentence_of = with_domain_names(sentences)
     elif str(sentences).endswith(".json"):
-        sentence_of = read_json(sentences, dict, "{domain: sentence}")
+        sentence_of = with_domain_names(read_json(sentences, dict, "{domain: sentence}"))
     else:
         sentence_of = fill_template(sentences, domains)
     missing = [domain for domain in domains if not isinstance(sentence_of.get(domain), str)]
@@ -1998,6 +2403,26 @@ def with_sentences(dataset, sentences):
                         f"found none for {', '.join(missing)}")
     texts = [sentence_of[domain] for domain in dataset.domains.tolist()]
     return replace(dataset, sentences=np.array(texts))
+
+
+def with_domain_names(sentence_of):
+    """{domain: sentence} with the domains spelled as `domain_name` spells them."""
+    return {domain_name(domain): sentence for domain, sentence in sentence_of.items()}
+
+
+def sentences_read(datasets):
+    """A line for each domain: which sentence its images read, or how many different ones."""
+    read = {}
+    for dataset in datasets:
+        for domain in np.unique(dataset.domains).tolist():
+            sentences = dataset.sentences[dataset.domains == domain].tolist()
+            read.setdefault(domain, set()).update(sentences)
+    lines = []
+    for domain, sentences in read.items():
+        first = min(sentences)
+        what = f'"{first}"' if len(sentences) == 1 else f"{len(sentences)} different sentences"
+        lines.append(f"images of the domain {domain!r} read {what}")
+    return lines
 
 
 def check_descriptions(dataset):
@@ -2011,7 +2436,7 @@ def fill_template(template, domains):
     """{domain: sentence} from a sentence in which "{domain}" stands for the domain."""
     sentence_of = {}
     for domain in domains:
-        word = "human" if domain == "photo" else domain
+        word = "human" if domain in ("photo", PICTURE) else domain
         sentence_of[domain] = template.replace("{domain}", word)
     return sentence_of
 

@@ -374,7 +374,8 @@ from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Skeleton, below
                   finite_numbers, format_if_turned, found_in, ids_in, image_names, image_rows,
                   load_dataset, open_image, picture_dataset, picture_rows, picture_size, read_boxes,
                   read_columns, read_json, read_pictures, read_skeleton, report, report_sides,
-                  short_names, to_coco, with_boxes, with_sentences, with_skeleton, write_json)
+                  sentences_read, short_names, split_to_test_on, to_coco, to_rgb, with_boxes,
+                  with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_weights, split_choice)
 
@@ -409,7 +410,7 @@ def read_scenes(annotations, results, sigmas=COCO17.sigmas):
     detections = cut_by_image(detections, len(images))
     scenes = []
     for image, people_here, detections_here in zip(images.values(), people, detections):
-        domain = domain_of({"file_name": "", **image})
+        domain = domain_of({"file_name": "", **image}, folders_are_domains=True)
         scenes.append(Scene(domain, people_here, best_detections(detections_here)))
     return scenes, sigmas
 
@@ -480,8 +481,8 @@ def category_ids_of(records, file):
 def images_by_id(records, file):
     """{image id: record}, sorted by id. Of images with the same id the first one counts."""
     images = {}
-    for place, record in enumerate(records):
-        images.setdefault(id_in(record, "id", f"{file}: image {place}"), record)
+    for image_id, record in zip(image_ids_in(records, "id", f"{file}: image"), records):
+        images.setdefault(image_id, record)
     return {image_id: images[image_id] for image_id in sorted(images, key=id_order)}
 
 
@@ -490,13 +491,18 @@ def id_order(image_id):
     return isinstance(image_id, str), image_id
 
 
-def id_in(record, field, name):
-    """An image's id in a record. As in pycocotools it may be any integer, or a text."""
-    image_id = record.get(field) if isinstance(record, dict) else None
-    if isinstance(image_id, (int, str)) or isinstance(image_id, float) and image_id.is_integer():
-        return image_id
-    raise DataError(f"{name}{ids_in(record)}: expected one integer or text in '{field}', "
-                    f"found {found_in(record, field)}")
+def image_ids_in(records, field, name):
+    """The ids of images in records. As in pycocotools they may be any integers, and texts."""
+    ids = [record.get(field) if isinstance(record, dict) else None for record in records]
+    if set(map(type, ids)) <= {int, str}:
+        return ids
+    for place, image_id in enumerate(ids):  # one by one, to find the wrong one
+        is_whole = isinstance(image_id, float) and image_id.is_integer()
+        if not is_whole and not isinstance(image_id, (int, str)):
+            record = records[place]
+            raise DataError(f"{name} {place}{ids_in(record)}: expected one integer or text in "
+                            f"'{field}', found {found_in(record, field)}")
+    return ids
 
 
 def numbers_of_images(records, images, name):
@@ -506,7 +512,7 @@ def numbers_of_images(records, images, name):
         images' file names or as the numbers in these.
     name: what the records are called in errors.
     """
-    ids = [id_in(record, "image_id", f"{name} {place}") for place, record in enumerate(records)]
+    ids = image_ids_in(records, "image_id", name)
     numbers = {image_id: number for number, image_id in enumerate(images)}
     if numbers.keys().isdisjoint(ids):
         numbers = numbers_of_names(images)
@@ -612,13 +618,26 @@ def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
 
     A domain is an image's `category`, or else the last folder of its `file_name`.
     """
+    scenes = classified_scenes(annotations, results, sigmas)
+    domains = {domain: coco_numbers(members)
+               for domain, members in scenes_of_domains(scenes).items()}
+    return coco_numbers(scenes), domains
+
+
+def classified_scenes(annotations, results, sigmas):
+    """The scenes of `evaluate_oks`'s arguments, in which all detections are right or wrong."""
     scenes, sigmas = read_scenes(annotations, results, sigmas)
     for scene in scenes:
         classify_detections(scene, sigmas)
-    domains = {}
-    for domain in sorted({scene.domain for scene in scenes}):
-        domains[domain] = coco_numbers([scene for scene in scenes if scene.domain == domain])
-    return coco_numbers(scenes), domains
+    return scenes
+
+
+def scenes_of_domains(scenes):
+    """{domain: its scenes}, sorted by domains."""
+    members = {domain: [] for domain in sorted({scene.domain for scene in scenes})}
+    for scene in scenes:
+        members[scene.domain].append(scene)
+    return members
 
 
 def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, groups=None):
@@ -691,15 +710,16 @@ def coco_results(image_ids, points, scores):
 
 
 def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
-    """`predict`, with the box and the file of each person.
+    """`predict`, with the box and the file of each person, as `to_coco` names the file.
 
     box_scores (people,): of a detector's boxes, in which mmpose's rules hold: a pose's score is
     multiplied by its box's, and repeated poses are removed.
     """
     results = predict(model, dataset, texts, people, workers=workers)
+    _, places = below_common_folder(dataset.files)
     for result, row in zip(results, people):
         result["box"] = dataset.boxes[row].tolist()  # COCO's tools take areas from a "bbox"
-        result["file_name"] = dataset.files[dataset.image_index[row]]
+        result["file_name"] = places[dataset.image_index[row]]
     if box_scores is None:
         return results
     for result, score in zip(results, box_scores):
@@ -808,6 +828,7 @@ RADIUS = 1.25  # the radius of a keypoint's disk, in widths of a line
 SMALL_LAYER = 1000
 LARGE_LAYER = 3000
 LARGEST_PANEL = 4096  # pixels of the longer side: a larger drawing needs gigabytes
+SMALLEST_PANEL = 512  # pixels of the longer side: a smaller picture is drawn larger
 
 
 def limb_color(skeleton, *keypoints):
@@ -830,7 +851,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
-    image = image.convert("RGB")
+    image = to_rgb(image).copy()
     drawn = keypoints[:, 2] > threshold                                 # (K,)
     if not drawn.any():
         return image
@@ -872,16 +893,20 @@ def draw_panels(dataset, row, panels, threshold):
     The poses of a panel's results are drawn over it, without keypoints of at most `threshold`.
     """
     image, _ = open_image(dataset.files[row], upright=dataset.upright)
-    scale = min(1, LARGEST_PANEL / max(image.size))
-    if scale < 1:
-        image = image.resize([math.ceil(scale * side) for side in image.size])
+    longer = max(image.size)
+    scale = min(max(1, SMALLEST_PANEL / longer), LARGEST_PANEL / longer)
+    if scale != 1:
+        size = [math.ceil(scale * side) for side in image.size]
+        image = image.resize(size, reducing_gap=3)  # otherwise a long one takes gigabytes
     sheet = Image.new("RGB", (len(panels) * image.width, image.height))
     font_size = max(10, image.width / 30)
     for place, (label, results) in enumerate(panels.items()):
         panel = image
         for result in results:
             if result["image_id"] == dataset.image_ids[row]:
-                pose = np.reshape(result["keypoints"], (-1, 3)) * (scale, scale, 1)
+                pose = np.reshape(result["keypoints"], (-1, 3))
+                # Scaling keeps corners in their place; the centre of the corner pixel is at 0.
+                pose[:, :2] = (pose[:, :2] + 0.5) * scale - 0.5
                 panel = draw_pose(panel, pose, dataset.skeleton, threshold)
         left = place * image.width
         sheet.paste(panel, (left, 0))
@@ -986,7 +1011,9 @@ def argument_of(entry, default):
         argument = {"action": argparse.BooleanOptionalAction}
     text = entry.metadata["help"]
     if default is not None and default is not False:
-        text += f" (default: {default})"
+        values = default if isinstance(default, (tuple, list)) else [default]
+        words = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        text += f" (default: {' '.join(words) or 'none'})"
     argument["help"] = text.replace("%", "%%")  # a single % has a meaning in argparse
     return argument
 
@@ -1075,16 +1102,32 @@ def check_device(device):
 
 
 def format_table(title, table):
-    """{row: {column: number}} as text, after an empty line; `title` stands over the rows' names."""
+    """{row: {column: number}} as text, after an empty line; `title` stands over the rows' names.
+
+    An integer counts something; other numbers have three digits after the point.
+    """
     name_width = max(map(len, [title, *table]))
     first_row = list(table.values())[0]
     widths = {column: max(10, len(column)) for column in first_row}
     heading = "".join(f" {column:>{width}}" for column, width in widths.items())
     lines = ["", f"{title:<{name_width}}{heading}"]
     for name, row in table.items():
-        numbers = "".join(f" {row[column]:{width}.3f}" for column, width in widths.items())
-        lines.append(f"{name:<{name_width}}{numbers}")
+        line = f"{name:<{name_width}}"
+        for column, width in widths.items():
+            digits = ",d" if isinstance(row[column], int) else ".3f"
+            line += f" {row[column]:{width}{digits}}"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def replace_unprintable():
+    """From now on letters that the console or a log in an old encoding lacks become \\uXXXX.
+
+    Otherwise a domain or a path with such letters would end the program.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in some notebooks
+            stream.reconfigure(errors="backslashreplace")
 
 
 # Words of an error -> what helps. Torch raises a RuntimeError for these as it does for bugs; only
@@ -1180,8 +1223,8 @@ class EvalOptions:
         None, type=data_spec, only=POSES,
         help="Predict the people of this data set: name:root or name:root#domain.")
     split: str = option(
-        "val", choices=("train", "val", "all"), only=["with --data"],
-        help="Take this part of --data.")
+        None, choices=("train", "val", "all"), only=["with --data"],
+        help="Take this part of --data; by default val, but all of a single file.")
     images: list[str] = option(
         None, nargs="+", only=[*POSES, "without --data"],
         help="Predict people in these pictures: files, folders, or patterns such as '*.png'.")
@@ -1220,7 +1263,7 @@ class EvalOptions:
         100, least=0, only=["with --out"], help="Draw at most this many pictures.")
     threshold: float = option(
         0.1, least=0, most=1, only=["with --out"],
-        help="Draw the keypoints whose score is above this.")
+        help="Draw the keypoints whose score is above this, and label them in annotations.json.")
     compare: bool = option(
         False, only=["with --out"],
         help="Draw the original model's poses and the adapted model's side by side.")
@@ -1236,6 +1279,7 @@ class EvalOptions:
 
 def main(argv=None):
     """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
+    replace_unprintable()
     try:
         defaults = EvalOptions()
         parser = Parser(defaults, description="The numbers of a results file, or the poses of a "
@@ -1292,6 +1336,7 @@ def poses_of_model(options):
         if options.details and box_scores is None:  # else nobody knows which person a pose is of
             pck = pck_of_results(dataset, results, model.config.image_size,
                                  groups=dataset.skeleton.groups)
+            pck["people"] = len(dataset.annotated)
         print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
 
 
@@ -1315,17 +1360,18 @@ def check_prompt(model, options):
 def read_data(model, options):
     """The data set of --data, or that of --images, with the sigmas of --sigmas."""
     if options.data:
-        dataset = load_dataset(options.data, options.split, options.cache)
+        split = options.split or split_to_test_on(options.data)
+        dataset = load_dataset(options.data, split, options.cache)
         if model.skeleton.names[0] != UNNAMED.format(1):  # it knows what its keypoints are
             say_other_skeleton(model.skeleton, dataset)
             dataset = with_skeleton(dataset, model.skeleton)
         if not len(dataset.annotated):
-            raise DataError(f"{options.data}: expected labelled people in split {options.split!r}, "
+            raise DataError(f"{options.data}: expected labelled people in split {split!r}, "
                             "found none")
     else:
         files = find_pictures(options.images)
         dataset = read_pictures(files, skeleton=model.skeleton, strict=options.strict)
-        if not options.detect and not options.boxes:
+        if not options.detect and not options.boxes and not boxes_in_album(options):
             print("each picture is taken as one person; --detect looks for people", file=sys.stderr)
     if options.sigmas is None:
         return dataset
@@ -1382,6 +1428,7 @@ def with_texts(dataset, model, options):
         raise DataError(f"{weights}: expected text features of width {expected}, which the adapter "
                         f"was trained with, found {clip_text.config.embed_dim}")
     dataset = with_sentences(dataset, sentences)
+    print(*sentences_read([dataset]), sep="\n", file=sys.stderr)
     different = np.unique(dataset.sentences).tolist()
     return dataset, encode_sentences(clip_text, different, model.about.get("per_token", False))
 
@@ -1389,18 +1436,32 @@ def with_texts(dataset, model, options):
 def choose_people(dataset, options):
     """Whose poses? -> the data set that has them, their rows in it, and their boxes' scores.
 
-    They are the people in the boxes of --detect or --boxes. Without these options they are the
-    labelled people of --data, or one person in each of --images; then there are no scores: None.
+    They are the people in the boxes of --detect, of --boxes or of boxes.json in an album. Without
+    boxes they are the labelled people of --data, or one person in each of --images; then there are
+    no scores: None.
     """
     boxes_file = options.boxes
+    category = CATEGORIES.index(options.category)
     if options.detect:
         boxes_file = detect(dataset, options)
+    elif not boxes_file and boxes_in_album(options):
+        boxes_file = boxes_in_album(options)
+        category = None  # any, as in training
+        print(f"people are in the boxes of {boxes_file}", file=sys.stderr)
     if boxes_file:
-        dataset, box_scores = with_detected_boxes(dataset, boxes_file, options)
+        dataset, box_scores = with_detected_boxes(dataset, boxes_file, category, options)
         return dataset, np.arange(len(dataset.ids)), box_scores
     if options.data:
         return dataset, dataset.annotated, None
     return dataset, np.arange(len(dataset.ids)), None
+
+
+def boxes_in_album(options):
+    """The boxes.json in the one folder of --images, which `pictures:FOLDER` reads, too; or None."""
+    if not options.images or len(options.images) > 1:
+        return None
+    path = Path(options.images[0]) / "boxes.json"
+    return path if path.is_file() else None
 
 
 def detect(dataset, options):
@@ -1441,16 +1502,17 @@ def detector_name(options):
     return options.detect
 
 
-def with_detected_boxes(dataset, path, options):
+def with_detected_boxes(dataset, path, category, options):
     """The data set with the people in the boxes of a file, and the boxes' scores (people,).
 
+    category: of the boxes to take; None takes all.
     An image_id in the file is the id of an image of --data, or the name of an image's file.
     """
     if options.data:
         names = image_names(dataset)
     else:
         names = picture_rows(dataset.files)
-    rows, boxes, scores = read_boxes(path, names, CATEGORIES.index(options.category))
+    rows, boxes, scores = read_boxes(path, names, category)
     return with_boxes(dataset, rows, boxes), scores
 
 
@@ -1540,11 +1602,12 @@ def draw_pictures(options, dataset, people, panels):
 
 def print_numbers(annotations, results, sigmas, as_json, domains=True, pck=None):
     """Prints COCO's ten numbers, with `domains` also those of each domain, and pck {group: PCK}."""
+    scenes = classified_scenes(annotations, results, sigmas)
+    numbers = numbers_and_people(scenes)
     tables = {}
     if domains:
-        numbers, tables["domains"] = evaluate_domains(annotations, results, sigmas)
-    else:
-        numbers = evaluate_oks(annotations, results, sigmas)
+        tables["domains"] = {domain: numbers_and_people(members)
+                             for domain, members in scenes_of_domains(scenes).items()}
     if pck:
         tables["PCK@0.05"] = {"all": pck}
     if as_json:
@@ -1553,6 +1616,12 @@ def print_numbers(annotations, results, sigmas, as_json, domains=True, pck=None)
     print(format_table("COCO", {"all": numbers}))
     for title, table in tables.items():
         print(format_table(title, table))
+
+
+def numbers_and_people(scenes):
+    """COCO's ten numbers, and the number of people to find."""
+    people = sum(scene.to_find[ALL].sum() for scene in scenes)
+    return coco_numbers(scenes) | {"people": int(people)}
 
 
 if __name__ == "__main__":

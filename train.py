@@ -418,12 +418,13 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, A
                   DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix,
                   crop_width, decode_heatmaps, expecting, free_space, ignore_group_signals,
                   image_names, join_processes, load_dataset, mean_of_all, my_share, open_image,
-                  processes, read_boxes, remove_labels, report_sides, to_coco, transform_points,
-                  unreadable, wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton,
-                  write_json, written_whole)
+                  processes, read_boxes, remove_labels, report_sides, sentences_read,
+                  split_to_test_on, to_coco, transform_points, unreadable, wait_for_all,
+                  warp_image, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
-                  option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people)
+                  option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people,
+                  replace_unprintable)
 from uda import GENTLE_VIEWS, StyleTransfer, Views, for_normalized_images
 from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, Compute, PoseModel, ViT,
                     encode_sentences, load_backbone, load_clip_text, load_pose_model,
@@ -457,6 +458,9 @@ class VLPoseAdaptation:
         help="The base model learns from this data set: name:root or name:root#domain.")
     target: str = option("figures#artificial", type=data_spec,
         help="The model is adapted to this data set: name:root or name:root#domain.")
+    test: str = option(None, type=data_spec,
+        help="The adapted model is tested on labelled people of this data set, in place of images "
+             "of the target that are held out. A single file is read whole.")
     boxes: str = option(None, type=path_or_name,
         help="Test on the target in these boxes: a detector's results in COCO's format.")
     # what is adapted, and what it reads
@@ -474,7 +478,8 @@ class VLPoseAdaptation:
     # its training
     lr: float = option(None, paper=5e-4, above=0, only=TUNED,
         help="The learning rate of the adaptation; by default 1e-3 for a strategy that changes the "
-             "base's blocks (full, lora, all-but-stem), and 2e-3 for the others.")
+             "base's blocks (full, lora, all-but-stem), and 2e-3 for the others. In --mode uda "
+             "that is --adapt-lr.")
     steps: int = option(600, paper=None, least=1, only=TUNED,
         help="The model is adapted for so many steps.")
     epochs: int = option(None, paper=210, least=1, only=TUNED,
@@ -526,7 +531,8 @@ class AlignmentAdaptation:
     target: str = option("figures#photo", type=data_spec,
         help="The model is adapted to images of this data set; its labels are used only to test.")
     test: str = option(None, type=data_spec,
-        help="The models are tested on labelled people of this data set, in place of the target.")
+        help="The models are tested on labelled people of this data set, in place of images of "
+             "the target that are held out. A single file is read whole.")
     oracle: bool = option(False,
         help="Train also with the target's labels, which shows what is left to gain.")
     # stage 0: the style decoder
@@ -578,7 +584,8 @@ class AlignmentBase:
     supervised_steps: int = option(600, paper=20_000, least=1, only=NEW_MODEL,
         help="Stage 1: the model learns from the source's labels for so many steps.")
     lr: float = option(2e-3, paper=1e-4, above=0, only=NEW_MODEL,
-        help="The learning rate of stage 1.")
+        help="The learning rate of stage 1. In --mode vlpose that is --base-lr, and --lr is the "
+             "adaptation's.")
     milestones: tuple[float, ...] = option(
         FALLS, paper=(), nargs="*", least=0, most=1, only=NOT_MUON,
         help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
@@ -1105,7 +1112,7 @@ def locked(path):
     On Windows nothing is locked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")
+    file = open(path, "w", encoding="utf-8")
     try:
         with expecting(path.parent, "that no other program trains in it"), suppress(ImportError):
             import fcntl
@@ -1480,7 +1487,7 @@ class TestSet:
     scores: np.ndarray | None = None  # of the detector's boxes
 
     def numbers(self, model, texts, workers):
-        """What the model predicts, and {domain: {"AP": ..., "PCK": ...}}."""
+        """What the model predicts, and {domain: {"AP", "PCK", "people"}}."""
         results = predict_people(model, self.boxed, texts, self.people, self.scores, workers)
         detected = self.scores is not None
         return results, domain_table(self.dataset, results, model.config.image_size, detected)
@@ -1491,17 +1498,17 @@ def vlpose_data(options):
 
     The list leaves out a data set without labelled people to test on.
     """
-    target = training_set(options.target, options)
+    target = training_set(options.target, options, split=split_of_target(options))
     source = None
     if not options.weights:
         source = training_set(options.source, options, target.skeleton)
-    tests = []
-    for spec in dict.fromkeys((options.source, options.target)):
-        dataset = open_with_sentences(spec, "val", options, target.skeleton)
-        if len(dataset.annotated):
-            tests.append(TestSet(dataset, dataset, dataset.annotated))
+    labelled = [open_test(options, target.skeleton)]
+    if options.source != options.target:
+        labelled.insert(0, open_with_sentences(options.source, "val", options, target.skeleton))
+    tests = [TestSet(dataset, dataset, dataset.annotated)
+             for dataset in labelled if len(dataset.annotated)]
     if not tests:
-        held_out = ", ".join(Path(file).name for file in dataset.files[:5])
+        held_out = ", ".join(Path(file).name for file in labelled[-1].files[:5])
         raise DataError(f"{options.source}, {options.target}: expected labelled people to "
                         f"validate on, found none; label some in the held-out images {held_out}")
     if options.boxes:
@@ -1512,7 +1519,7 @@ def vlpose_data(options):
 
 def test_in_boxes(dataset, options):
     """The target as a TestSet in the boxes of a detector's results."""
-    if dataset.name != options.target:
+    if dataset.name != (options.test or options.target):
         raise DataError(f"{options.target}: expected labelled people to test on in boxes, "
                         "found none")
     rows, boxes, scores = read_boxes(options.boxes, image_names(dataset))
@@ -1535,14 +1542,13 @@ def alignment_data(options):
 
     With --source none it is always the model's.
     """
-    target = remove_labels(open_with_sentences(options.target, "train", options))
+    target = open_with_sentences(options.target, split_of_target(options), options)
+    target = remove_labels(target)
     source = None
     if options.source != "none":
         source = training_set(options.source, options)
-    test = open_with_sentences(options.test or options.target, split_of(options.test), options)
+    test = open_test(options)
     labelled = len(test.annotated) > 0
-    if options.test and not labelled:
-        raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
     check_pictures([test])
     with_people = len(np.unique(target.image_index))
     images = f"{len(target.files):,} images"
@@ -1561,7 +1567,7 @@ def alignment_data(options):
     test = with_skeleton(test, skeleton) if labelled else target
     labelled_target = None
     if options.oracle:
-        labelled_target = training_set(options.target, options, skeleton)
+        labelled_target = training_set(options.target, options, skeleton, split_of_target(options))
 
     texts = text_dim = None
     if options.strategy != "full":  # an adapter reads text
@@ -1569,13 +1575,21 @@ def alignment_data(options):
     return AlignmentData(source, target, test, labelled_target, texts, text_dim)
 
 
-def split_of(spec):
-    """The split to test on: all of a data set that is one file, and "val" of others."""
-    if spec:
-        _, _, path = spec.partition(":")
-        if os.path.isfile(path.partition("#")[0]):
-            return "all"
-    return "val"
+def open_test(options, skeleton=None):
+    """The data set that the target's models are tested on: that of --test, or held-out images."""
+    if not options.test:
+        return open_with_sentences(options.target, "val", options, skeleton)
+    test = open_with_sentences(options.test, split_to_test_on(options.test), options, skeleton)
+    if not len(test.annotated):
+        raise DataError(f"--test {options.test}: expected labelled people to test on, found none")
+    return test
+
+
+def split_of_target(options):
+    """The split to adapt to: "train", or "all" of a single file if --test names another one."""
+    if options.test and split_to_test_on(options.target) == "all":
+        return "all"
+    return "train"
 
 
 def open_with_sentences(spec, split, options, skeleton=None):
@@ -1585,9 +1599,9 @@ def open_with_sentences(spec, split, options, skeleton=None):
     return with_sentences(dataset, options.sentences)
 
 
-def training_set(spec, options, skeleton=None):
+def training_set(spec, options, skeleton=None, split="train"):
     """A data set with labelled people to train on; prints a line on how many there are."""
-    dataset = open_with_sentences(spec, "train", options, skeleton)
+    dataset = open_with_sentences(spec, split, options, skeleton)
     people = len(dataset.annotated)
     skipped = len(dataset.ids) - people
     if not people:
@@ -1608,7 +1622,8 @@ def check_pictures(datasets):
 
     Own pictures are left out: `read_pictures` has read them already.
     """
-    files = [file for dataset in datasets if not dataset.upright for file in dataset.files]
+    others = [dataset for dataset in datasets if not dataset.name.startswith("pictures:")]
+    files = [file for dataset in others for file in dataset.files]
     problems = unreadable(list(dict.fromkeys(files)))
     if problems:
         print(*problems.values(), sep="\n", file=sys.stderr)
@@ -1678,6 +1693,8 @@ def read_texts(datasets, options):
     if options.text_weights == "random":
         print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a "
               "fixed seed stands in")
+    if options.strategy == "vlpose":  # other adapters read none
+        print(*sentences_read(datasets), sep="\n")
     sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
     clip_text = load_clip_text(options.text_weights).to(options.device)
     texts = encode_sentences(clip_text, sentences, options.per_token)
@@ -1749,12 +1766,12 @@ def compare_poses(base, adapted, texts, tests, run):
                     row = f"{domain} ({test.dataset.name})"
                 tables[label][row] = numbers
                 domain_of[row] = domain
-    print_domains(tables, domain_of, [whole_of(test.dataset) for test in tests])
     write_file(run.folder / "results.json", tables)
     people = []
     for test in tests:
         people += some_of_each_domain(test.dataset, models, PREVIEWS // len(tests))
     write_file(run.folder / "poses.png", draw_sheet(people))
+    print_domains(tables, domain_of, [whole_of(test.dataset) for test in tests])
     if "adapter off" in models:
         report_adapter_off(results["adapter off"] == results["original"])
 
@@ -1768,7 +1785,7 @@ def report_adapter_off(same):
 
 
 def domain_table(dataset, results, size, detected=False):
-    """{domain: {"AP": ..., "PCK": ...}} of what `predict` gave, and of the data set as a whole.
+    """{domain: {"AP", "PCK", "people"}} of what `predict` gave, and of the data set as a whole.
 
     AP is COCO's, PCK is PCK@0.05 of the crop's height. detected: in a detector's boxes nobody knows
     whose pose it is, so that PCK is -1.
@@ -1786,7 +1803,7 @@ def domain_table(dataset, results, size, detected=False):
         pck = -1.0
         if not detected:
             pck = pck_of_results(dataset, results, size, people)["mean"]
-        table[domain] = {"AP": numbers[domain]["AP"], "PCK": pck}
+        table[domain] = {"AP": numbers[domain]["AP"], "PCK": pck, "people": int(people.sum())}
     return table
 
 
@@ -1798,26 +1815,42 @@ def whole_of(dataset):
 def print_domains(tables, domain_of, whole):
     """AP and PCK of each domain, their means, and those over all of each data set.
 
-    tables: {model: {row: {"AP": ..., "PCK": ...}}}; each model has two columns.
+    tables: {model: {row: {"AP", "PCK", "people"}}}; each model has two columns.
     domain_of: {row: domain}; whole: the rows for whole data sets.
     """
     natural = [row for row, domain in domain_of.items() if domain in NATURAL_DOMAINS]
     artificial = [row for row in domain_of if row not in {*whole, *natural}]
     members = {row: [row] for row in natural + artificial}
-    members["mean of natural"] = natural
-    members["mean of artificial"] = artificial
+    some_table = next(iter(tables.values()))
+    for kind, rows in (("natural", natural), ("artificial", artificial)):
+        if rows:
+            members[f"mean of {kind}{left_out(some_table, rows)}"] = rows
     for row in whole:
         members[row] = [row]
     printed = {}
     for title, rows in members.items():
-        if not rows:
-            continue
         printed[title] = {}
         for model, table in tables.items():
             for measure in ("AP", "PCK"):
-                values = [table[row][measure] for row in rows]
-                printed[title][f"{model} {measure}"] = np.mean(values)
+                values = known_numbers(table, rows, measure)
+                printed[title][f"{model} {measure}"] = np.mean(values) if values else -1.0
+        printed[title]["people"] = sum(table[row]["people"] for row in rows)
     print(format_table("domain", printed))
+
+
+def known_numbers(table, rows, measure):
+    """The AP or the PCK of the rows that have one; -1 stands where nobody can be measured."""
+    return [table[row][measure] for row in rows if table[row][measure] >= 0]
+
+
+def left_out(table, rows):
+    """" (PCK: 1 of 2)" where only one of two rows has a PCK, which is then the mean; or ""."""
+    notes = []
+    for measure in ("AP", "PCK"):
+        known = len(known_numbers(table, rows, measure))
+        if known < len(rows):
+            notes.append(f"{measure}: {known} of {len(rows)}")
+    return f" ({', '.join(notes)})" if notes else ""
 
 
 def some_of_each_domain(dataset, models, count):
@@ -1844,7 +1877,7 @@ def some_of_each_domain(dataset, models, count):
 def compare_pck(models, stylist, data, run):
     """Keeps the models and a table of them, prints it, and draws what they predict.
 
-    The table has PCK, or where nothing is labelled what can be known without labels.
+    The table has PCK, unless nothing is labelled, and what can be known without labels.
     """
     test = data.test
     if stylist:
@@ -1856,14 +1889,21 @@ def compare_pck(models, stylist, data, run):
         save_model(run.folder / f"{name.replace(' ', '-')}.pth", model, run.options)
         read = data.texts if isinstance(model, VLPose) else None
         results[name] = predict(model, test, read, flip_test=False, workers=run.options.workers)
-        measure = pck_numbers if labelled else without_labels
-        table[name] = measure(model, test, results[name], read, run.options.workers)
-    print_columns("PCK@0.05" if labelled else "no labels", table)
-    if labelled and "oracle" in table:
-        print_gap({name: numbers["mean"] for name, numbers in table.items()})
+        table[name] = {}
+        if labelled:
+            table[name] = pck_numbers(model, test, results[name], read, run.options.workers)
+        table[name] |= confidence(model, test, results[name], read, run.options.workers)
     write_file(run.folder / "results.json", table)
     picture = draw_pseudo_labels(test, results["source only"], results["teacher"])
     write_file(run.folder / "poses.png", picture)
+    people = f"{len(results['teacher']):,} people"
+    print_columns(f"PCK@0.05 of {people}" if labelled else f"no labels, {people}", table)
+    if labelled:
+        print("PCK is without the flip test; eval.py predicts with it")
+    print("the last two rows say how sure a model is, not how right: it can grow surer of wrong "
+          "poses")
+    if "oracle" in table:
+        print_gap({name: numbers["mean"] for name, numbers in table.items()})
     if data.texts:
         teacher = models["teacher"]
         save_model(run.folder / "adapter.pth", teacher, run.options, adapter_only=True)
@@ -1917,22 +1957,23 @@ def grid_pck(model, dataset, groups, texts=None, workers=0, threshold=0.05):
     return evaluate_pck_grid(predicted, target, visible, size, threshold, groups)
 
 
-def without_labels(model, dataset, results, texts=None, workers=0):
-    """What can be known of a model without labels.
+def confidence(model, dataset, results, texts=None, workers=0):
+    """What can be known of a model without labels: how sure it is, which is not how right it is.
 
     `sure keypoints` is the share of keypoints with a score of at least 0.5. `pixels between two
     views` is how far apart a keypoint is in two views, the median in pixels of the crop. The other
     view is moved, scaled and turned at random, always the same.
-    results: what `predict` gave for all people in the plain crop, without the flip test.
+    results: what `predict` gave for its people in the plain crop, without the flip test.
     """
-    people = np.arange(len(dataset.ids))
+    people = dataset.annotated if len(dataset.annotated) else np.arange(len(dataset.ids))
     size = model.config.image_size
     view = Augmentation(scale=0.2, shift=0.1, rotation=20)
     others = predict(model, dataset, texts, people, flip_test=False, workers=workers,
                      augmentation=view)
     plain = poses_of(results)                                                   # (people, K, 3)
     apart = np.linalg.norm((plain - poses_of(others))[:, :, :2], axis=2)        # (people, K)
-    apart *= size[1] / crop_width(dataset.boxes, size)[:, None]                 # in pixels of crops
+    widths = crop_width(dataset.boxes[people], size)                            # (people,)
+    apart *= size[1] / widths[:, None]                                          # in pixels of crops
     return {"sure keypoints": np.mean(plain[:, :, 2] >= 0.5),
             "pixels between two views": np.median(apart)}
 
@@ -2016,6 +2057,7 @@ def main(argv=None):
     store = options = None
     if int(os.environ.get("RANK", 0)):
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the first says it
+    replace_unprintable()
     try:
         options = parse_options(argv)
         if "LOCAL_RANK" in os.environ:
@@ -2076,6 +2118,8 @@ def with_given(argv, options, defaults):
     check_device(options.device)
     if options.source == options.target and not options.weights:
         raise DataError(f"--source {options.source}: expected other data than --target")
+    if options.mode == "vlpose" and options.test == options.target:
+        raise DataError(f"--test {options.test}: expected other data than --target")
     if options.mode == "vlpose":
         keep_the_given(options, given, "steps", "epochs")
         keep_the_given(options, given, "base_steps", "base_epochs")

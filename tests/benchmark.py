@@ -385,13 +385,13 @@ def made_up_files(folder, num_images, num_results):
     images = [{"file_name": f"{n:012}.jpg", "height": 480, "width": 640, "id": n,
                "coco_url": f"http://images.cocodataset.org/train2017/{n:012}.jpg"}
               for n in range(1, num_images + 1)]
-    with open(annotations, "w") as file:
+    with open(annotations, "w", encoding="utf-8") as file:
         file.write('{"categories": [{"id": 1, "name": "person"}], "images": ')
         write_list(file, images)
         file.write(', "annotations": ')
         write_list(file, annotation_records(*people, rng))
         file.write("}")
-    with open(results, "w") as file:
+    with open(results, "w", encoding="utf-8") as file:
         write_list(file, result_records(num_results, num_images, *people, rng))
     Path(folder, "train2017").mkdir()
     for image in images:
@@ -433,7 +433,7 @@ def faster_coco_eval(annotations, results):
 
 def load_json(*files):
     yield
-    yield [json.load(open(file)) for file in files] and ""
+    yield [json.load(open(file, encoding="utf-8")) for file in files] and ""
 
 
 def open_annotations(annotations, results):

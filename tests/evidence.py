@@ -192,11 +192,11 @@ def run(args, row, seed, options):
         return 0
     print(f"python train.py {shlex.join(options)}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log:
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
         threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
         status = subprocess.run([sys.executable, ROOT / "train.py", *options], stdout=log,
                                 stderr=log, env={"OMP_NUM_THREADS": threads}
-                                | os.environ).returncode
+                                | os.environ | {"PYTHONIOENCODING": "utf-8"}).returncode
     if status:
         print(f"failed; see {folder / 'log.txt'}", file=sys.stderr)
     return status
@@ -252,7 +252,7 @@ def domains_of(folder):
             for spec in ("figures#photo", "figures#artificial"):
                 figures = load_dataset(spec, "val")
                 tables[name] |= table_of(model, with_sentences(figures, model.about["sentences"]))
-        path.write_text(json.dumps(tables))
+        path.write_text(json.dumps(tables), "utf-8")
     return json.loads(path.read_text("utf-8"))
 
 
@@ -305,7 +305,7 @@ def train_tower(args):
 def write_sentences(args):
     """The sentences alone: CLIP's own tower reads them, too."""
     (args.folder / "tower").mkdir(exist_ok=True)
-    (args.folder / "tower" / "sentences.json").write_text(json.dumps(SENTENCES))
+    (args.folder / "tower" / "sentences.json").write_text(json.dumps(SENTENCES), "utf-8")
 
 
 def draw_tiny_sets(args):
@@ -353,7 +353,7 @@ def write_set(home, train, val):
         (home / "images").symlink_to(below_common_folder([*train.files, *val.files])[0])
         for split, figures in (("train", train), ("val", val)):
             path = home / "annotations" / f"person_keypoints_{split}2017.json"
-            path.write_text(json.dumps(to_coco(figures)))
+            path.write_text(json.dumps(to_coco(figures)), "utf-8")
 
 
 def tuning_measures(args, row, folder):
@@ -408,7 +408,7 @@ def collect(args, rows):
                 for measure, value in measures.items():
                     numbers[row, model][measure].append(value)
                     lines.append((row, seed, model, measure, value))
-    with open(args.folder / f"{args.experiment}.csv", "w", newline="") as file:
+    with open(args.folder / f"{args.experiment}.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("row", "seed", "model", "measure", "value"), *lines])
     return numbers
 

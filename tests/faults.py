@@ -128,8 +128,8 @@ def kinds_of(home):
                 "keypoints": record["keypoints"]} for record in coco["annotations"]]
     boxes = [{"image_id": n + 1, "bbox": [1, 2, 30, 40], "score": 0.5, "category_id": 1}
              for n in range(5)]
-    (home / "truth.json").write_text(json.dumps(coco))
-    (home / "results.json").write_text(json.dumps(results))
+    (home / "truth.json").write_text(json.dumps(coco), "utf-8")
+    (home / "results.json").write_text(json.dumps(results), "utf-8")
 
     torch.manual_seed(0)
     model = VLPose(PoseModel(VIT_CONFIGS["tiny"]), 8)
@@ -331,7 +331,7 @@ def kill(args, home):
 
     `same` counts the runs that end as if nothing had happened.
     """
-    (home / "driver.py").write_text(DRIVER)
+    (home / "driver.py").write_text(DRIVER, "utf-8")
     draw_figures(home / "cache", {"train": (12, 4), "val": (4, 2)})
     bad = 0
     for mode, words in RUNS.items():

@@ -1,7 +1,9 @@
 """What must hold for the data: reading, crops, heatmaps, augmentation and the built-in figures."""
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from data import (COCO17, GENTLE, REGDA, VITPOSE, Augmentation, Crops, DataError
                   invert_matrix, load_dataset, open_image, picture_dataset, picture_rows, read_boxes,
                   remove_labels, select_images, to_coco, transform_points, warp_image,
                   with_sentences, written_whole)
+from eval import evaluate_domains
 
 SIZE = (128, 96)
 COUNTS = {"train": (3, 2), "val": (2, 1)}
@@ -54,6 +57,147 @@ def test_a_coco_file_becomes_arrays(tmp_path):
     assert dataset.boxes[0].tolist() == [5, 5, 40, 50] and dataset.areas[0] == 900
     assert dataset.annotated.tolist() == [0]  # neither the crowd nor the person without keypoints
     assert to_coco(dataset)["annotations"][0] == person()
+
+
+# ------------------------------------------------------------------------- the domain of an image
+
+@pytest.mark.parametrize("name", ["coco", "humanart"])
+@pytest.mark.parametrize("category, domain", [
+    ("oil_painting", "oil painting"), ("oil painting ", "oil painting"), ("cartoon", "cartoon"),
+    ("", "photo"), (None, "photo"), (" ", "photo"), (7, "7"), (0, "0")])
+def test_a_domain_has_one_spelling_and_nothing_is_photo(tmp_path, name, category, domain):
+    image = {"id": 3, "file_name": "a.jpg", "category": category}
+    path = write_coco(tmp_path, [person()], images=[image])
+    dataset = load_dataset(f"{name}:{path}", "all")
+    assert dataset.domains.tolist() == [domain]
+    spelled = domain.replace(" ", "_")
+    assert load_dataset(f"{name}:{path}#{spelled}", "all").domains.tolist() == [domain]
+    read = with_sentences(dataset, {spelled: "a sentence"})
+    assert read.sentences.tolist() == ["a sentence"]
+    _, numbers = evaluate_domains(to_coco(dataset), [
+        {"image_id": 3, "category_id": 1, "keypoints": person()["keypoints"], "score": 1}])
+    assert list(numbers) == [domain] and numbers[domain]["AP"] > 0.999
+
+
+@pytest.mark.parametrize("name, file_name, domain", [
+    ("humanart", "HumanArt\\images\\oil_painting\\a.jpg", "oil painting"),
+    ("humanart", "HumanArt/images/oil_painting/a.jpg", "oil painting"),
+    ("humanart", "train2017\\a.jpg", "photo"), ("humanart", "a.jpg", "photo"),
+    ("coco", "train\\a.jpg", "photo"), ("coco", "video_7/a.jpg", "photo")])
+def test_a_folder_is_a_domain_in_human_art_alone(tmp_path, name, file_name, domain):
+    place = tmp_path.joinpath(*file_name.replace("\\", "/").split("/"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path = write_coco(tmp_path, [person()], file_name)
+    if place != tmp_path / "a.jpg":
+        (tmp_path / "a.jpg").rename(place)
+    assert load_dataset(f"{name}:{path}", "all").domains.tolist() == [domain]
+
+
+def test_the_domain_of_a_format_of_ones_own_is_spelled_alike(tmp_path, monkeypatch):
+    path = write_coco(tmp_path, [person()])
+
+    def read(root, split):
+        return replace(data.read_coco(root, "all"), domains=np.array(["oil_painting"]))
+    monkeypatch.setitem(data.READERS, "mine", read)
+    assert load_dataset(f"mine:{path}", "val").domains.tolist() == ["oil painting"]
+
+
+@pytest.mark.parametrize("domain", ["photo", "picture"])
+def test_the_template_names_nothing_that_it_does_not_know(domain):
+    sentence_of = data.fill_template("a photo of a {domain} character", [domain, "cartoon"])
+    assert sentence_of == {domain: "a photo of a human character",
+                           "cartoon": "a photo of a cartoon character"}
+
+
+def test_a_path_without_the_name_of_a_format_is_offered_with_one(tmp_path):
+    path = write_coco(tmp_path, [person()])
+    for root, offer in ((tmp_path, "pictures"), (path, "coco")):
+        with pytest.raises(DataError, match=f"unknown data set .*; is it {offer}:{root}\\?$"):
+            load_dataset(str(root), "val")
+    with pytest.raises(DataError, match="expected one of [a-z0-9, -]+$"):
+        load_dataset(f"{tmp_path}/nowhere", "val")
+
+
+# ------------------------------------------------------------------------- the split of a single file
+
+def split_names(folder, names, order=None, unlabelled=()):
+    """The names of the images that are held out, and of the others, of a file with these images."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    ids = np.arange(len(names)) if order is None else order
+    images = [{"id": int(number), "file_name": names[number]} for number in ids]
+    people = [person(id=int(number) + 1, image_id=int(number)) for number in ids
+              if names[number] not in unlabelled]
+    path = folder / "people.json"
+    path.write_text(json.dumps({"images": images, "annotations": people}))
+    found = {}
+    for split in ("val", "train"):
+        files = load_dataset(f"coco:{path}", split).files
+        found[split] = sorted(Path(file).relative_to(folder).as_posix() for file in files)
+    assert sorted(found["val"] + found["train"]) == sorted(names)
+    return found["val"], found["train"]
+
+
+def groups_in(names):
+    return {re.sub(r"\d+\D*$", "", name) for name in names}
+
+
+@pytest.mark.parametrize("pattern", [
+    "video_{}/frame_{:04}.png", "cam{}_{:04}.png", "clip{}-{}.jpg", "day {}/IMG_{:05}_crop.jpg"])
+def test_frames_of_a_video_are_held_out_together(tmp_path, capsys, pattern):
+    names = [pattern.format(video, frame) for frame in range(10) for video in range(8)]
+    val, train = split_names(tmp_path, names)
+    assert groups_in(val).isdisjoint(groups_in(train)) and len(val) == 20
+    said = capsys.readouterr().err
+    assert "20 of 80 images are held out to test on, in 2 groups of alike names such as " in said
+    assert said.count("held out") == 1
+
+
+def test_copies_of_a_picture_by_roboflow_are_held_out_together(tmp_path):
+    names = [f"p{n}_jpg.rf.{n * 7919 + copy:08x}.jpg" for n in range(20) for copy in range(3)]
+    val, train = split_names(tmp_path, names)
+    pictures = [{name.split("_")[0] for name in part} for part in (val, train)]
+    assert pictures[0].isdisjoint(pictures[1]) and len(val) == 12
+
+
+@pytest.mark.parametrize("names", [
+    [f"{n:012}.jpg" for n in range(50)], [f"cover{n}/{n}.jpg" for n in range(50)],
+    [*(f"frame{n}.jpg" for n in range(49)), "cover.jpg"]])
+def test_a_fifth_is_held_out_one_by_one_where_names_tell_no_groups(tmp_path, capsys, names):
+    val, _ = split_names(tmp_path, names)
+    assert len(val) == 10 and val != sorted(names)[::5]
+    assert "10 of 50 images are held out to test on, one by one\n" in capsys.readouterr().err
+
+
+def test_what_is_held_out_depends_on_names_alone(tmp_path):
+    names = [f"cam{camera}_{frame}.png" for camera in range(10) for frame in range(5)]
+    val, _ = split_names(tmp_path / "here", names)
+    order = np.random.default_rng(0).permutation(50)
+    assert split_names(tmp_path / "elsewhere" / "deeper", names, order)[0] == val
+
+
+def test_images_without_labels_do_not_make_up_what_is_held_out(tmp_path):
+    names = [f"{n}.jpg" for n in range(60)]
+    val, train = split_names(tmp_path, names, unlabelled=names[:50])
+    assert len({*val} & {*names[50:]}) == 2 and len({*train} & {*names[50:]}) == 8
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_of_few_images_as_many_are_held_out_as_every_fifth(tmp_path, count):
+    val, train = split_names(tmp_path, [f"{n}.jpg" for n in range(count)])
+    assert len(val) == math.ceil(count / 5)
+
+
+def test_a_single_file_is_tested_on_as_a_whole_and_of_two_the_one_for_testing(tmp_path):
+    path = write_coco(tmp_path, [person()])
+    assert data.split_to_test_on(f"coco:{path}") == "all"
+    assert data.split_to_test_on(f"humanart:{path}#photo") == "all"
+    assert data.split_to_test_on(f"coco:{tmp_path}") == "all"  # the only file in the folder
+    for split in ("train", "val"):
+        path.with_name(f"person_keypoints_{split}2017.json").write_text(path.read_text("utf-8"))
+    assert data.split_to_test_on(f"coco:{tmp_path}") == "val"
+    assert data.split_to_test_on("figures#photo") == data.split_to_test_on("lsp:.") == "val"
 
 
 # ------------------------------------------------------------------------------------- own pictures
@@ -223,10 +367,152 @@ def test_a_person_without_an_area_has_that_of_the_box_and_is_no_crowd_unless_a_f
 
 
 @pytest.mark.parametrize("file_name", [
-    "../secret.jpg", "/etc/passwd", "a/../../secret.jpg", "..\\secret.jpg", "C:/a.jpg"])
-def test_a_file_name_that_leads_outside_is_refused(tmp_path, file_name):
-    with pytest.raises(DataError, match="outside"):
-        load_dataset(f"coco:{write_coco(tmp_path, [person()], file_name)}", "all")
+    "../../secret.jpg", "{outside}/secret.jpg", "a/../../../secret.jpg", "..\\..\\secret.jpg"])
+def test_a_file_name_never_leads_outside(tmp_path, file_name):
+    Image.new("RGB", (64, 64)).save(tmp_path / "secret.jpg")
+    folder = tmp_path / "data" / "set"
+    folder.mkdir(parents=True)
+    path = write_coco(folder, [person()], file_name.format(outside=tmp_path))
+    with pytest.raises(DataError, match="secret.jpg' is missing; looked in"):
+        load_dataset(f"coco:{path}", "all")
+
+
+@pytest.mark.parametrize("file_name", [
+    "images\\a.jpg", "./images/a.jpg", "images/1/a.jpg", "../images/a.jpg", "{here}/images/a.jpg",
+    "..\\..\\label-studio\\media\\4\\a.jpg", "/home/somebody/images/a.jpg", "C:\\some\\a.jpg",
+    "http://localhost:8080/data/upload/1/a.jpg"])
+def test_an_image_is_found_whatever_folders_another_program_has_put_before_its_name(
+        tmp_path, file_name):
+    (tmp_path / "annotations").mkdir()
+    path = write_coco(
+        tmp_path / "annotations", [person()], file_name.format(here=tmp_path))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations" / "a.jpg").rename(tmp_path / "images" / "a.jpg")
+    dataset = load_dataset(f"coco:{path}", "all")
+    assert Path(dataset.files[0]).samefile(tmp_path / "images" / "a.jpg")
+
+
+def test_what_a_name_says_with_dots_comes_before_another_image_of_that_name(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    path = write_coco(tmp_path / "annotations", [person()], "../a.jpg")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.jpg")
+    assert Path(load_dataset(f"coco:{path}", "all").files[0]).samefile(tmp_path / "a.jpg")
+
+
+def three_images(folder, *names):
+    """A file of annotations in `folder` of three images with these names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    path = write_coco(folder, [person(image_id=0)], images=images)
+    (folder / "a.jpg").unlink()
+    return path
+
+
+def save_images(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (64, 64)).save(folder / name)
+
+
+def test_leading_folders_may_differ_from_image_to_image(tmp_path):
+    path = three_images(tmp_path, "HumanArt/images/1.jpg", "2.jpg", "upload/3/3.jpg")
+    save_images(tmp_path / "images", "1.jpg", "2.jpg", "3.jpg")
+    files = load_dataset(f"coco:{path}", "all").files
+    assert files == [str(tmp_path / "images" / f"{number}.jpg") for number in (1, 2, 3)]
+
+
+def test_two_names_never_become_one_image(tmp_path):
+    path = three_images(tmp_path, "x/1.jpg", "y/1.jpg", "z/2.jpg")
+    save_images(tmp_path, "1.jpg", "2.jpg")
+    with pytest.raises(DataError, match="images 'x/1.jpg' and 'y/1.jpg' are both .*1.jpg: expected"):
+        load_dataset(f"coco:{path}", "all")
+
+
+@pytest.mark.parametrize("labels, images", [
+    ("annotations", "images/default"), ("annotations", "data"), (".", "JPEGImages"), (".", "img"),
+    ("Annotations", "Images"), ("labels", "labels/below/it")])
+def test_images_are_looked_for_below_the_file_and_below_its_parent(
+        tmp_path, capsys, labels, images):
+    path = three_images(tmp_path / "set" / labels, "1.jpg", "2.jpg", "3.jpg")
+    save_images(tmp_path / "set" / images, "1.jpg", "2.jpg", "3.jpg")
+    files = load_dataset(f"coco:{path}", "all").files
+    assert all(Path(file).parent.samefile(tmp_path / "set" / images) for file in files)
+    assert capsys.readouterr().err.count("its images are in") == (images != "images")
+
+
+def test_images_in_several_folders_are_ambiguous(tmp_path):
+    path = three_images(tmp_path / "annotations", "1.jpg", "2.jpg", "3.jpg")
+    for folder in ("cam1", "cam2"):
+        save_images(tmp_path / folder, "1.jpg", "2.jpg", "3.jpg")
+    with pytest.raises(DataError, match="'1.jpg' is in several folders, in .*cam1 and .*cam2"):
+        load_dataset(f"coco:{path}", "all")
+
+
+@pytest.mark.parametrize("there", [["2.jpg"], []])
+def test_images_of_another_data_set_are_not_taken_for_missing_ones(tmp_path, there):
+    path = three_images(tmp_path / "one", "1.jpg", "2.jpg", "3.jpg")
+    save_images(tmp_path / "one" / "images", *there)
+    save_images(tmp_path / "two", "1.jpg", "2.jpg", "3.jpg")
+    with pytest.raises(DataError, match="'1.jpg' is missing"):
+        load_dataset(f"coco:{path}", "all")
+
+
+# ------------------------------------------------------------------------------------ sizes of images
+
+def phone_picture(path, orientation, size=(40, 30)):
+    """A picture that is stored 40 wide and 30 high, which EXIF may turn."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(path, exif=exif)
+
+
+def sized_coco(folder, *sizes, orientation=6):
+    """A file of annotations that states these sizes of pictures, all of them phone_picture."""
+    images = []
+    for number, (width, height) in enumerate(sizes):
+        phone_picture(folder / f"{number}.jpg", orientation)
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": width,
+                       "height": height})
+    return write_coco(folder, [person(image_id=0)], images=images)
+
+
+def test_pictures_whose_stated_sizes_are_those_that_exif_gives_are_read_upright(tmp_path, capsys):
+    dataset = load_dataset(f"coco:{sized_coco(tmp_path, (30, 40), (30, 40))}", "all")
+    assert dataset.upright and "read as their EXIF orientation" in capsys.readouterr().err
+    assert open_image(dataset.files[0], upright=dataset.upright)[0].size == (30, 40)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (40.0, 30.0), (0, 0), ("30", None)])
+def test_other_pictures_are_read_as_they_are_stored(tmp_path, size):
+    assert not load_dataset(f"coco:{sized_coco(tmp_path, size)}", "all").upright
+
+
+@pytest.mark.parametrize("size, orientation", [((80, 60), 6), ((30, 40), 1), ((41, 30), 1)])
+def test_a_stated_size_that_is_wrong_is_refused_with_both_sizes(tmp_path, size, orientation):
+    path = sized_coco(tmp_path, (40, 30), size, orientation=orientation)
+    width, height = size
+    with pytest.raises(DataError, match=f"1.jpg has 40×30 pixels, but .* say {width}×{height}"):
+        load_dataset(f"coco:{path}", "all")
+
+
+def test_a_file_that_states_sizes_in_both_ways_is_refused(tmp_path):
+    path = sized_coco(tmp_path, (40, 30), (30, 40))
+    with pytest.raises(DataError, match="1.jpg is annotated as .* turns it, but .*0.jpg is not"):
+        load_dataset(f"coco:{path}", "all")
+
+
+def test_labels_far_outside_their_picture_are_counted(tmp_path, capsys):
+    keypoints = person()["keypoints"].copy()
+    keypoints[:6] = [65, 10, 2, 90, 10, 1]  # the first is near the border of 64 pixels
+    keypoints[9:12] = [-99, 10, 0]  # not labelled
+    load_dataset(f"coco:{write_coco(tmp_path, [person(keypoints=keypoints)])}", "all")
+    said = capsys.readouterr().err
+    assert "1 of 16 labelled keypoints lie far outside their images, first in annotation id 7" in said
+    load_dataset(f"coco:{write_coco(tmp_path, [person()])}", "all")
+    assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------------------------- missing images
 
 
 def test_a_missing_image_is_found_out_before_training(tmp_path):
@@ -478,6 +764,100 @@ def test_an_image_of_floats_is_refused_for_want_of_a_scale(tmp_path):
         open_image(tmp_path / "image.tif")
 
 
+def test_transparent_parts_of_a_picture_are_white_in_every_format(tmp_path):
+    alpha = Image.new("L", (40, 30), 0)
+    alpha.paste(255, (10, 10, 20, 20))  # black ink
+    ink = Image.merge("LA", (Image.new("L", alpha.size, 0), alpha))
+    ink.convert("RGBA").save(tmp_path / "rgba.png")
+    ink.save(tmp_path / "la.png")
+    ink.convert("RGBA").save(tmp_path / "rgba.webp", lossless=True)
+    ink.convert("RGBA").save(tmp_path / "rgba.tif")
+    ink.convert("RGBA").quantize(4).save(tmp_path / "palette.png")
+    one_color = Image.new("P", alpha.size, 0)
+    one_color.putpalette([0, 0, 0, 0, 0, 0])
+    one_color.paste(1, mask=alpha)
+    one_color.save(tmp_path / "palette.gif", transparency=0)
+    grey = Image.new("L", alpha.size, 7)
+    grey.paste(0, mask=alpha)
+    grey.save(tmp_path / "grey.png", transparency=7)
+    grey.convert("RGB").save(tmp_path / "rgb.png", transparency=(7, 7, 7))
+    white = Image.new("L", alpha.size, 255)
+    white.paste(0, mask=alpha)
+    files = sorted(tmp_path.iterdir())
+    for file in files:
+        for given in (file, Image.open(file)):
+            image, _ = open_image(given)
+            assert image.mode == "RGB", file
+            assert (np.asarray(image) == np.asarray(white)[:, :, None]).all(), file
+    assert len(files) == 8
+
+
+def test_a_half_transparent_colour_is_mixed_with_white(tmp_path):
+    Image.new("RGBA", (9, 9), (200, 0, 0, 51)).save(tmp_path / "a.png")
+    image, _ = open_image(tmp_path / "a.png")
+    assert image.getpixel((4, 4)) == (244, 204, 204)
+
+
+@pytest.mark.parametrize("low, high, dtype, expected", [
+    (51_200, 52_100, np.uint16, (0, 255)), (0, 4095, np.uint16, (0, 255)),
+    (0, 255, np.int32, (0, 255)), (-300, 70_000, np.int32, (0, 255)),
+    (0, 65_535, np.uint16, (0, 255)), (5 * 256, 200 * 256, np.uint16, (5, 200))])
+def test_grey_of_a_narrow_range_is_stretched_and_that_is_said_once(
+        tmp_path, capsys, low, high, dtype, expected):
+    data.say_once.cache_clear()
+    ramp = np.linspace(low, high, 64).astype(dtype).reshape(8, 8)
+    file = tmp_path / ("a.tif" if dtype is np.int32 else "a.png")
+    Image.fromarray(ramp).save(file)
+    for _ in range(2):
+        image, _ = open_image(file)
+    assert image.getextrema() == (expected,) * 3
+    assert (np.diff(np.asarray(image)[:, :, 0].ravel().astype(int)) >= 0).all()
+    is_wide = dtype is np.uint16 and high - low >= 2 ** 15
+    assert capsys.readouterr().err.count("narrow range") == (not is_wide)
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "holiday.eps"])
+def test_postscript_is_not_opened_because_that_starts_another_program(tmp_path, monkeypatch, name):
+    from PIL import EpsImagePlugin
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
+    Image.new("RGB", (64, 64)).save(tmp_path / name, "EPS")
+    with pytest.raises(DataError, match="holiday.*: not a readable image"):
+        open_image(tmp_path / name)
+    assert not started
+    with Image.open(tmp_path / name) as image:  # as Pillow would
+        image.format == "EPS" and pytest.raises(Exception, image.load)
+    assert started
+
+
+@pytest.mark.parametrize("size", [(643, 481), (2000, 1500)])
+@pytest.mark.parametrize("rotation", [0, 20, 180])
+def test_a_crop_of_a_large_image_is_sampled_from_its_means_at_the_right_place(size, rotation):
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    matrix = crop_matrix((30, 20, size[0], size[1]), SIZE, rotation=rotation)
+    columns, rows = np.meshgrid(np.arange(SIZE[1]), np.arange(SIZE[0]))
+    at = transform_points(np.stack([columns, rows], 2).astype(float), invert_matrix(matrix))
+    inside = ((at > 60) & (at < np.array(size) - 60)).all(2)  # two blocks from the border
+    for axis, values in enumerate((x, y)):
+        crop = warp_image(Image.fromarray(values.astype(np.float32)), matrix, SIZE)
+        assert np.abs(crop - at[:, :, axis])[inside].max() < 1e-2
+    assert inside.mean() > 0.2
+
+
+def test_a_large_png_gives_the_crop_of_the_same_jpeg(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (800, 600, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
+    box = np.array([[0, 0, 600, 800]])
+    crops = []
+    for file in (tmp_path / "a.jpg", tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        pictures = data.picture_dataset([file], COCO17)
+        dataset = data.with_boxes(pictures, np.zeros(1, int), box)
+        crops.append(Crops(dataset, SIZE)[0, 0]["image"].float())
+    assert torch.equal(crops[1], crops[2])
+    assert (crops[0] - crops[1]).abs().mean() < 6  # levels of 255; 37 if pixels are skipped
+
+
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
 def test_a_broken_image_is_an_error_that_names_it(tmp_path, content):
     path = tmp_path / "broken.jpg"
@@ -531,7 +911,7 @@ def test_the_warped_image_shows_a_point_where_the_matrix_says(tmp_path, shrink):
     # (3, 2) in the image
     at = transform_points(np.array([[20.0, 30], [50, 90], [80, 60]]), invert_matrix(matrix))
     seen = crop[[30, 90, 60], [20, 50, 80], :2]
-    assert np.abs(seen - at / 4).max() < 1.5  # grey levels: six pixels
+    assert np.abs(seen - at / 4).max() < 2  # grey levels, of which three steps cut off a part
 
 
 # ------------------------------------------------------------------------------------ heatmap codec

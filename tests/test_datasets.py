@@ -619,7 +619,7 @@ def test_joints_outside_an_image_are_not_labelled(surreal):
      "run0.json: record 0: .*found 24 values, among .*'x'"),
     ([{"keypoint2d": [[1, 2]] * 24}],
      "run0.json: record 0: expected one text in 'name', found nothing"),
-    ([{"name": "../../../0.jpg", "keypoint2d": [[1, 2]] * 24}], "leads outside"),
+    ([{"name": "../../../0.jpg", "keypoint2d": [[1, 2]] * 24}], "image .*0.jpg' is"),
     ([{"name": "7.jpg", "keypoint2d": [[1, 2]] * 24}], "7.jpg' is missing"),
     ([{"name": "0.jpg", "keypoint2d": [[float("nan"), 2]] * 24}],
      "run0.json: record 0: .*found 24 .* among .*nan"),
@@ -738,7 +738,7 @@ def test_dogs_and_sheep_of_uniframe_have_fourteen_joints(synthetic):
     ({"bbox": [[1, 2, 3]] * 4}, "keypoints_18.json: .*IndexError"),
     ({"keypoints": [[[1, 2, 1]] * 17] * 4}, "keypoints_18.json"),
     ({"keypoints": 5}, "keypoints_18.json"),
-    ({"imgpath": ["/etc/passwd"] * 4}, "leads outside"),
+    ({"imgpath": ["/etc/passwd"] * 4}, "passwd.* is missing"),
     ({"bbox": [[70, 80, 10, 50]] * 4}, "zero or negative size"),
 ])
 def test_wrong_annotations_of_synthetic_animals_are_an_error_that_names_them(

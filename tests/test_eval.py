@@ -3,7 +3,10 @@ import contextlib
 import copy
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, fields, make_dataclass, replace
 
 import numpy as np
@@ -661,6 +664,15 @@ def test_the_help_says_when_an_option_counts_and_its_default(capsys):
     assert "Start from these. --image-size" in text  # no default: nothing is said
 
 
+def test_a_default_in_the_help_has_three_digits():
+    options = make_dataclass("Options", [("falls", tuple[float, ...], option((170 / 210, 0.5), help="Falls.")),
+                                         ("rate", float, option(5e-4, help="Rate.")),
+                                         ("none", tuple[float, ...], option((), help="None."))])
+    text = " ".join(Parser(options()).format_help().split())
+    assert "Falls. (default: 0.81 0.5)" in text and "Rate. (default: 0.0005)" in text
+    assert "None. (default: none)" in text
+
+
 @pytest.mark.parametrize("values, message", [
     ({"num_prompts": 2.0}, "--num-prompts: expected an integer of at least 0, found 2.0"),
     ({"num_prompts": True}, "--num-prompts: expected an integer of at least 0, found True"),
@@ -727,16 +739,34 @@ def test_the_command_prints_cocos_ten_numbers_as_a_table(case17, tmp_path, capsy
     assert main(write(tmp_path, *case17)) == 0
     names, numbers = capsys.readouterr().out.strip().splitlines()
     printed = re.findall(r"= (-?\d\.\d{3})", pycocotools(*case17)[1])
-    assert numbers.split() == ["all", *printed] and re.split("  +", names)[1:] == list(evaluate_oks(*case17))
+    assert numbers.split()[:-1] == ["all", *printed]
+    assert re.split("  +", names)[1:] == [*evaluate_oks(*case17), "people"]
+    counted = [person for person in case17[0]["annotations"] if person["num_keypoints"] and not person["iscrowd"]]
+    assert int(numbers.split()[-1].replace(",", "")) == len(counted)
 
 
 def test_the_command_prints_json_for_programs(case17, tmp_path, capsys):
     files = write(tmp_path, *case17)
     assert main([*files, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == evaluate_oks(*case17)
+    printed = json.loads(capsys.readouterr().out)
+    people = printed.pop("people")
+    assert printed == evaluate_oks(*case17)
     assert main([*files, "--json", "--details"]) == 0
     details = json.loads(capsys.readouterr().out)
+    assert sum(numbers.pop("people") for numbers in details["domains"].values()) == people
     assert details["domains"] == evaluate_domains(*case17)[1]
+
+
+def test_a_domain_in_letters_that_the_console_lacks_is_printed_with_escapes(tmp_path):
+    annotations = scene(person())
+    annotations["images"][0]["category"] = "\u5199\u771f"
+    with open(tmp_path / "log.txt", "wb") as log:
+        ended = subprocess.run(
+            [sys.executable, "eval.py", *write(tmp_path, annotations, [pose()]), "--details"], cwd=ROOT,
+            env=os.environ | {"PYTHONIOENCODING": "cp1252"}, stdout=log, stderr=subprocess.PIPE)
+    assert ended.returncode == 0 and ended.stderr == b""
+    *_, row = (tmp_path / "log.txt").read_text("cp1252").splitlines()
+    assert row.split()[:2] == ["\\u5199\\u771f", "1.000"]
 
 
 def test_details_are_tables_under_the_ten_numbers(case17, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What must hold for people's own pictures: everybody is looked for, nothing is dropped in silence, poses can be
 corrected and trained on, and other programs can run the model."""
 import json
+import os
 import re
 import shutil
 import struct
@@ -16,8 +17,8 @@ import data
 import eval
 import vlpose
 from data import COCO17, draw_figures, load_dataset, read_pictures
-from eval import CATEGORIES, draw_pose, limb_color, load_detector, main, predict, with_boxes
-from train import without_labels
+from eval import CATEGORIES, draw_panels, draw_pose, limb_color, load_detector, main, predict, with_boxes
+from train import confidence
 from vlpose import DETECTORS, VIT_CONFIGS, PoseModel, VLPose, save_checkpoint
 
 CONFIG = VIT_CONFIGS["tiny"]
@@ -92,11 +93,48 @@ def test_boxes_of_a_data_set_are_named_by_the_ids_of_its_images(photos, checkpoi
     assert [box["image_id"] for box in boxes] == np.repeat(dataset.image_ids, 2).tolist()
 
 
+def test_an_albums_boxes_are_taken_as_in_training_unless_others_are_named(photos, estimate, tmp_path):
+    album = shutil.copytree(photos, tmp_path / "album")
+    names = sorted(file.name for file in album.iterdir())
+    boxes = [{"image_id": names[0], "bbox": [1, 2, 30, 40], "category_id": 18, "score": 0.5},
+             {"image_id": names[1], "bbox": [5, 2, 30, 40], "category_id": 1, "score": 0.5}]
+    (album / "boxes.json").write_text(json.dumps(boxes))
+    results, said = estimate(album)
+    assert f"people are in the boxes of {album / 'boxes.json'}" in said and "one person" not in said
+    trained_on = load_dataset(f"pictures:{album}", "train")
+    assert [result["box"] for result in results] == trained_on.boxes.tolist() == [[1, 2, 30, 40], [5, 2, 30, 40]]
+    others = tmp_path / "others.json"
+    others.write_text(json.dumps(boxes[1:]))
+    results, said = estimate(album, "--boxes", others, out="named")
+    assert len(results) == 1 and "boxes.json" not in said
+    results, said = estimate(*(album / name for name in names), out="files")  # no folder is named
+    assert len(results) == len(names) and "each picture is taken as one person" in said
+
+
+def test_results_name_pictures_wherever_the_command_was_given(photos, estimate, monkeypatch):
+    results, _ = estimate(photos, out="absolute")
+    monkeypatch.chdir(photos.parent)
+    relative, _ = estimate(photos.name, out="relative")
+    assert relative == results
+    assert [result["file_name"] for result in results] == sorted(file.name for file in photos.iterdir())
+
+
+@pytest.mark.parametrize("size, drawn", [((96, 128), (384, 512)), ((512, 100), (512, 100)), ((30, 20), (512, 342))])
+def test_a_small_picture_is_drawn_large_enough_to_judge_it(size, drawn):
+    picture = data.picture_dataset([Image.new("RGB", size)], COCO17)
+    pose = np.zeros((17, 3))
+    pose[0] = (size[0] - 1) / 2, (size[1] - 1) / 2, 1  # a nose in the middle
+    sheet = draw_panels(picture, 0, {"": [{"image_id": 1, "keypoints": pose.ravel().tolist()}]}, 0.1)
+    assert sheet.size == drawn
+    y, x = np.nonzero(np.asarray(sheet).sum(2))
+    assert abs(x.mean() - (drawn[0] - 1) / 2) < 1 and abs(y.mean() - (drawn[1] - 1) / 2) < 1
+
+
 def test_where_nobody_is_found_the_picture_is_one_person_and_that_is_said(photos, estimate, monkeypatch):
     one, two = sorted(photos.glob("val*"))[:2]
     plant(monkeypatch, SCENE, SCENE[2:])  # in the second picture only a dog, and somebody of too low a score
     results, said = estimate(one, two, "--detect")
-    assert [result["file_name"] for result in results] == [str(one), str(one), str(two)]
+    assert [result["file_name"] for result in results] == [one.name, one.name, two.name]
     assert results[2]["box"] == [0, 0, 160, 160]
     assert said.count("no person found in") == 1 and f"no person found in {two}: taken as one person" in said
 
@@ -200,7 +238,7 @@ def test_predicted_poses_are_read_back_as_annotations(photos, estimate, tmp_path
     np.testing.assert_allclose(dataset.keypoints[drawn][:, :2], poses[drawn][:, :2], rtol=1e-6)
     assert dataset.boxes.tolist() == [result["box"] for result in results]
     for file, result in zip(dataset.files, results):
-        assert Path(file).read_bytes() == Path(result["file_name"]).read_bytes()
+        assert Path(file).read_bytes() == (photos / result["file_name"]).read_bytes()
 
 
 def test_annotations_are_what_cocos_own_reader_expects(photos, estimate, tmp_path):
@@ -315,6 +353,88 @@ def test_corrected_annotations_are_tested_into_another_folder(photos, estimate, 
     assert 0 < len(again) <= len(results) and len(list((tmp_path / "again").glob("*.jpg"))) == len(again)
 
 
+# --------------------------------------------------------------------------- which files are pictures
+
+def test_a_folder_gives_the_pictures_of_all_formats_and_says_what_it_skips(tmp_path, capsys):
+    formats = {"a.jpg": "JPEG", "b.jfif": "JPEG", "c.jp2": "JPEG2000", "d.ppm": "PPM", "e.TGA": "TGA", "f.mpo": "MPO",
+               "g.apng": "PNG", "h.dib": "DIB", "i.jpe": "JPEG", "j.webp": "WEBP", "k.tiff": "TIFF", "l.pcx": "PCX"}
+    for name, kind in formats.items():
+        Image.new("RGB", (40, 30), "red").save(tmp_path / name, kind)
+    for name in ("y.heic", "z", "notes.txt", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"no picture")
+    (tmp_path / "boxes.json").write_text("[]")
+    files = data.find_pictures([tmp_path])
+    assert [Path(file).name for file in files] == list(formats)
+    assert "skipped 3 of 15 files, whose names do not end as those of images do: notes.txt, y.heic, z" in capsys.readouterr().err
+    for file in files:
+        assert np.abs(np.asarray(data.open_image(file)[0]).mean((0, 1)) - (254, 0, 0)).max() < 3
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """An album with a folder, a link to a folder elsewhere, and links that lead in circles."""
+    for name in ("store/s.jpg", "album/own.jpg", "album/b/b.jpg", "album/.hidden/h.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    try:
+        for link, target in {"summer": "../store", "up": "..", "b/round": "../../album", "a": "b"}.items():
+            (tmp_path / "album" / link).symlink_to(target, target_is_directory=True)
+        (tmp_path / "album" / "link.jpg").symlink_to("own.jpg")
+    except OSError:
+        pytest.skip("a file system without links")
+    return tmp_path / "album"
+
+
+def test_linked_folders_are_looked_into_once_and_links_in_circles_end(linked):
+    names = [Path(file).relative_to(linked).as_posix() for file in data.find_pictures([linked])]
+    assert names == [".hidden/h.jpg", "b/b.jpg", "link.jpg", "own.jpg", "summer/s.jpg"]
+
+
+@pytest.mark.parametrize("pattern, names", [
+    ("**/*.jpg", ["b/b.jpg", "link.jpg", "own.jpg", "summer/s.jpg"]), ("*.jpg", ["link.jpg", "own.jpg"]),
+    ("*/*.jpg", ["a/b.jpg", "b/b.jpg", "summer/s.jpg"]), ("b/**", ["b/b.jpg"]), ("**/b/**/b*", ["b/b.jpg"])])
+def test_a_pattern_ends_where_links_lead_in_circles(linked, pattern, names, monkeypatch):
+    def found(pattern):
+        return [Path(file).as_posix() for file in data.find_pictures([pattern]) if Path(file).is_file()]
+    absolute = [Path(file).relative_to(linked).as_posix() for file in found(linked / pattern)]
+    monkeypatch.chdir(linked)
+    # below "b" lies a link to all that is above, but what "b/**" gives there is not asked here
+    assert [name for name in absolute if "round" not in name] == names
+    assert [name for name in found(pattern) if "round" not in name] == names
+
+
+def test_a_pipe_or_a_folder_among_pictures_is_named_and_the_others_are_read(photos, estimate, tmp_path):
+    (tmp_path / "album" / "folder.jpg").mkdir(parents=True)
+    shutil.copy(next(photos.iterdir()), tmp_path / "album")
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("a system without pipes among files")
+    for name in ("pipe.jpg", "pipe"):
+        os.mkfifo(tmp_path / "album" / name)
+    results, said = estimate(tmp_path / "album")
+    assert len(results) == 1 and "skipped 1 of 3 files, whose names do not end as those of images do: pipe" in said
+    assert "pipe.jpg: not a readable image: expected a file, found a folder, a pipe or a device; skipped" in said
+    os.mkfifo(tmp_path / "album" / "annotations.json")
+    with pytest.raises(data.DataError, match="found 0"):
+        load_dataset(f"coco:{tmp_path / 'album'}", "all")
+
+
+def test_a_picture_of_enormous_length_can_be_drawn():
+    """Without a first coarse step the resizing asks for gigabytes, and a MemoryError ends all drawings."""
+    long = data.picture_dataset([Image.new("RGB", (99_000_000, 1), "white")], COCO17)
+    sheet = eval.draw_panels(long, 0, {"": []}, 0.1)
+    assert sheet.size == (4096, 1) and sheet.getpixel((4000, 0)) == (255, 255, 255)
+
+
+def test_a_drawing_of_a_transparent_picture_is_on_white_and_leaves_the_picture_as_it_is():
+    pose = np.tile((5.0, 5.0, 1.0), (17, 1))
+    for mode, color in (("RGBA", (0, 0, 0, 0)), ("RGB", "white")):
+        image = Image.new(mode, (90, 60), color)
+        before = image.tobytes()
+        drawing = draw_pose(image, pose)
+        assert drawing.getpixel((80, 50)) == (255, 255, 255) and drawing.getpixel((5, 5)) != (255, 255, 255)
+        assert image.tobytes() == before
+
+
 # ------------------------------------------------------------------------ what people look at, keep
 
 def test_pictures_of_equal_names_in_two_folders_are_all_there(photos, estimate, tmp_path):
@@ -327,7 +447,7 @@ def test_pictures_of_equal_names_in_two_folders_are_all_there(photos, estimate, 
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     results, _ = estimate(tmp_path / "pictures", "--boxes", tmp_path / "boxes.json")
     assert {result["file_name"]: result["box"][0] for result in results} == {
-        str(tmp_path / "pictures" / name["image_id"]): name["bbox"][0] for name in boxes}
+        box["image_id"]: box["bbox"][0] for box in boxes}
     assert sorted(file.name for file in (tmp_path / "out").glob("*.jpg")) == ["001-x.jpg", "002-x.jpg", "003-x.jpg"]
     dataset = load_dataset(f"coco:{tmp_path / 'out' / 'annotations.json'}", "all")
     assert len(set(dataset.files)) == 3
@@ -493,7 +613,7 @@ def test_without_labels_two_views_agree_where_a_model_sees_the_same_thing_in_bot
     pictures = data.picture_dataset([Image.fromarray(spot.astype(np.uint8)).convert("RGB") for spot in spots], COCO17)
     pictures = with_boxes(pictures, np.arange(4), np.tile([0.0, 0, 160, 200], (4, 1)))
     def known(model):
-        return without_labels(model, pictures, predict(model, pictures, flip_test=False))
+        return confidence(model, pictures, predict(model, pictures, flip_test=False))
 
     exact = known(Painter())
     assert exact == known(Painter())  # the other view is always the same one

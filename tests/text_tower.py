@@ -131,7 +131,7 @@ def main():
     text, pictures = train(args.steps)
     args.folder.mkdir(parents=True, exist_ok=True)
     save_tensors(args.folder / "tower.pth", text.state_dict())
-    (args.folder / "sentences.json").write_text(json.dumps(SENTENCES, indent=2))
+    (args.folder / "sentences.json").write_text(json.dumps(SENTENCES, indent=2), "utf-8")
     print("pictures whose style's sentence is the nearest: " + ", ".join(
         f"{style} {share:.0%}" for style, share in recognized(text, pictures).items()))
 
