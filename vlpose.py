@@ -1568,7 +1568,9 @@ def number_of_heads(config, chosen, state, path):
 
     Nothing in the tensors tells them. Raises WeightsError if nobody knows.
     """
-    heads = chosen or said_beside(path, "backbone_config", "num_attention_heads")
+    heads = chosen
+    if chosen is None:
+        heads = said_beside(path, "backbone_config", "num_attention_heads")
     if heads is None:
         if config.dim == 384 and not has_decoder(state):
             raise WeightsError(f"{path}: a backbone of width 384 has 6 heads (DINO, DeiT, timm) or "

@@ -275,8 +275,9 @@ def test_a_bare_backbone_of_width_384_is_refused_until_its_heads_are_said(dino, 
     torch.save(state, tmp_path / "dino.pth")
     with pytest.raises(WeightsError, match="6 heads .DINO.* or 12 .ViTPose.; expected '#heads=6'"):
         load_pose_model(tmp_path / "dino.pth")
-    with pytest.raises(WeightsError, match="divides the width 384, found 7"):
-        load_pose_model(f"{tmp_path}/dino.pth#heads=7")
+    for heads in (7, 0):
+        with pytest.raises(WeightsError, match=f"divides the width 384, found {heads}"):
+            load_pose_model(f"{tmp_path}/dino.pth#heads={heads}")
     with pytest.raises(WeightsError, match="expected heads=NUMBER or one of coco, aic.*found six"):
         load_pose_model(f"{tmp_path}/dino.pth#six")
     tokens = torch.randn(1, 9, 384)
