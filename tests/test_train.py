@@ -796,7 +796,7 @@ def test_an_option_that_somebody_adds_is_part_of_the_caches_key(cache, tmp_path,
 
 
 IN_KEY = {"size", "batch_size", "augmentation",
-          "weights", "init", "image_size", "sigma", "bf16", "accumulate", "seed"}
+          "weights", "skeleton", "init", "image_size", "sigma", "bf16", "accumulate", "seed"}
 IN_KEY_OF = {"vlpose": IN_KEY | {"base_lr", "base_steps", "base_epochs", "lr_batch", "optimizer"},
              "uda": IN_KEY | {"supervised_steps", "lr", "milestones", "optimizer", "weight_decay",
                               "warm_up", "clip"}}
