@@ -1785,6 +1785,15 @@ def ignore_group_signals(worker):
         os.setpgrp()
 
 
+def start_worker(largest, worker):
+    """The same, and the process reads pictures of as many pixels as the first process does.
+
+    largest: that process's Image.MAX_IMAGE_PIXELS, which only a forked process has, too.
+    """
+    Image.MAX_IMAGE_PIXELS = largest
+    ignore_group_signals(worker)
+
+
 # ----------------------------------------------------------------------------- shares and exchanges
 
 def my_share(rows, multiple=1):

@@ -179,8 +179,6 @@ def train_vlpose(options):
     adapter = adapter_of(options)
     if adapter:  # what cannot work fails here, before anything is trained
         check_adapter(base.config, adapter["decoder"], adapter["num_prompts"])
-    else:
-        texts = None  # nothing reads them
     plan = plan_vlpose(options, base, source, target)
     if options.dry_run:
         return
@@ -363,8 +361,8 @@ def source_loss(model, source, target=None, *, views, compute, restyle=None):
 def adapt(stage, student, restyle, data, pools, run):
     """Stage 2: student and teacher adapt to the target's images.
 
-    `MultiLevelAlignment.forward` is a step of this stage. With texts both methods work at once: the
-    model stays as it is, and only an adapter around it learns.
+    `MultiLevelAlignment.forward` is a step of this stage. With an adapter both methods work at
+    once: the model stays as it is, and only the adapter around it learns.
     """
     options = run.options
     torch.manual_seed(options.seed)
@@ -422,11 +420,12 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
                   with_boxes, with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
-                  option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people)
+                  option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people,
+                  report_cut)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
 from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, encode_sentences,
                     load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
-                    read_file, save_checkpoint, save_tensors, with_keypoints)
+                    read_file, reads_text, save_checkpoint, save_tensors, with_keypoints)
 
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
@@ -1555,9 +1554,7 @@ def alignment_data(options):
     if options.oracle:
         labelled_target = training_set(options.target, options, skeleton)
 
-    texts = text_dim = None
-    if options.strategy != "full":  # an adapter reads text
-        texts, text_dim = read_texts([source, target, test], options)
+    texts, text_dim = read_texts([source, target, test], options)
     return AlignmentData(source, target, test, labelled_target, texts, text_dim)
 
 
@@ -1652,13 +1649,22 @@ def new_stylist(options):
 
 
 def read_texts(datasets, options):
-    """{sentence: T (L, D_text)} of all images, read by the frozen text tower; and D_text."""
+    """{sentence: T (L, D_text)} of all images, read by the frozen text tower; and D_text.
+
+    Both are None where no adapter reads text.
+    """
+    reads = options.strategy == "vlpose"
+    if reads and options.mode == "vlpose":
+        reads = reads_text(options.decoder, options.matcher)
+    if not reads:
+        return None, None
     if options.text_weights == "random":
         print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a "
               "fixed seed stands in")
-    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
+    sentences = np.concatenate([dataset.sentences for dataset in datasets])
+    report_cut(sentences, [file for dataset in datasets for file in dataset.files])
     clip_text = load_clip_text(options.text_weights).to(options.device)
-    texts = encode_sentences(clip_text, sentences, options.per_token)
+    texts = encode_sentences(clip_text, np.unique(sentences).tolist(), options.per_token)
     return texts, clip_text.config.embed_dim
 
 
@@ -1711,7 +1717,7 @@ def compare_poses(base, adapted, texts, tests, run):
     save_model(run.folder / "model.pth", adapted, run.options)
     if isinstance(adapted, VLPose):
         save_model(run.folder / "adapter.pth", adapted, run.options, adapter_only=True)
-        models["adapter off"] = (adapted, None)
+        models["adapter off"] = (adapted.base, None)
     tables = {}
     results = {}
     domain_of = {}  # of each row of the tables
@@ -1842,10 +1848,10 @@ def compare_pck(models, stylist, data, run):
     write_file(run.folder / "results.json", table)
     picture = draw_pseudo_labels(test, results["source only"], results["teacher"])
     write_file(run.folder / "poses.png", picture)
-    if data.texts:
-        teacher = models["teacher"]
+    teacher = models["teacher"]
+    if isinstance(teacher, VLPose):
         save_model(run.folder / "adapter.pth", teacher, run.options, adapter_only=True)
-        off = predict(teacher, test, flip_test=False, workers=run.options.workers)
+        off = predict(teacher.base, test, flip_test=False, workers=run.options.workers)
         report_adapter_off(off == results["source only"])
 
 

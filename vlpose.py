@@ -306,7 +306,7 @@ def encode_sentences(clip_text, sentences, per_token=False):
     L is 1: the feature of the end token, which stands for the whole sentence. With `per_token`, L
     is the number of the sentence's tokens, start and end included.
     """
-    tokens = CLIPTokenizer()(sentences).to(clip_text.projection.device)  # (sentences, 77)
+    tokens = CLIPTokenizer()(sentences, truncate=True).to(clip_text.projection.device)  # (n, 77)
     features = []
     for part in tokens.split(256):  # not all at once, for memory's sake
         if per_token:
@@ -438,6 +438,7 @@ class VLPose(nn.Module):
         self.decoder = decoder
         self.num_keypoints = base.num_keypoints
         self.skeleton = base.skeleton
+        self.reads_text = reads_text(decoder, matcher)
         self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, matcher=matcher,
                             rank=rank)
         self.base = base.requires_grad_(False)
@@ -512,15 +513,15 @@ class VLPose(nn.Module):
     def forward(self, images, text=None, mask=None):
         """Images (B, 3, H, W), text (B, L, D_text) -> heatmaps (B, K, H/4, W/4).
 
-        text: T of each image's sentence; None switches the adapter off, which leaves the original
-            model. The decoder `baseline` ignores the text; any text switches its adapter on.
+        text: T of each image's sentence. Without text an adapter that reads text is off, which
+            leaves the original model, `self.base`. An adapter that reads no text is always on.
         mask: see `RelationMatcher`.
         """
-        if text is None:
+        if text is None and self.reads_text:
             return self.base(images)
         return self.predictor(self.features(images, text, mask))
 
-    def features(self, images, text, mask=None):
+    def features(self, images, text=None, mask=None):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
         E = self.base_part("backbone")(images, self.prompts)  # (B, D, H/16, W/16)
         R = None
@@ -651,6 +652,11 @@ def check_adapter(config, decoder, num_prompts):
     if num_prompts and config.trunk:
         raise ValueError(f"the backbone {config.trunk} has no tokens that {num_prompts} prompts "
                          f"could join")
+
+
+def reads_text(decoder, matcher):
+    """Whether an adapter reads text. `baseline` has no matcher, and `image` matches no text."""
+    return "matcher" in DECODERS[decoder] and matcher == "concat"
 
 
 # === Appendix: beyond the paper, updates of the frozen weights; skip on a first reading ===========
