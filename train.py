@@ -423,9 +423,10 @@ from eval import (Parser, check_device, check_options, data_spec, default_device
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people,
                   report_cut)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, encode_sentences,
-                    load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
-                    read_file, reads_text, save_checkpoint, save_tensors, with_keypoints)
+from vlpose import (DECODERS, LARGEST_CROP, MATCHERS, MODEL_CONFIGS, SIGMA_LIMITS, Compute,
+                    PoseModel, ViT, encode_sentences, load_backbone, load_clip_text, load_model,
+                    load_pose_model, load_strictly, load_weights, read_file, reads_text,
+                    save_checkpoint, save_tensors, with_keypoints)
 
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
@@ -598,9 +599,9 @@ class ModelOptions:
              "vitpose-b; of a VLPose its base is taken.")
     init: str = option(None, type=path_or_name, only=NEW_MODEL,
         help="A new backbone of --size starts from these weights: a file or a name such as mae-b.")
-    image_size: list[int] = option(None, nargs=2, least=32, step=32,
+    image_size: list[int] = option(None, nargs=2, least=32, most=LARGEST_CROP, step=32,
         help="The height and the width of crops; by default the size's own.")
-    sigma: float = option(None, above=0,
+    sigma: float = option(None, least=SIGMA_LIMITS[0], most=SIGMA_LIMITS[1],
         help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by "
              "default the size's own.")
     bf16: bool = option(None,
@@ -1057,7 +1058,7 @@ class Run:
         set_training_mode(model)
         if stage.select == "best" and value > self.checkpoints.best:
             self.checkpoints.best = value
-            save_tensors(self.checkpoints.best_model, model.state_dict())
+            save_model(self.checkpoints.best_model, model, self.options)
         return value
 
     def save(self, stage, done, model, optimizer):
@@ -1072,7 +1073,7 @@ class Run:
         best = self.checkpoints.best
         if stage.select == "best" and best > -math.inf:
             wait_for_all()  # the first process has written it
-            model.load_state_dict(read_file(self.checkpoints.best_model))
+            model.load_state_dict(load_model(self.checkpoints.best_model).state_dict())
             print(f"{stage.name}: selected the best in validation, AP {best:.3f}")
 
 
