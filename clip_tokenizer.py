@@ -127,6 +127,26 @@ class CLIPTokenizer:
         return text.decode("utf-8", errors="replace").removesuffix(" ")
 
 
+# === Appendix: the modules beside this one; skip on a first reading ===============================
+
+# Every module of PoseBridge imports this one first. A script elsewhere that has a file data.py
+# beside it, as many have, would import that file in place of PoseBridge's.
+
+import importlib.util
+
+
+def check_neighbour(name):
+    """Raises ImportError if another folder's module hides the one of this name beside this file."""
+    ours = Path(__file__).with_name(f"{name}.py")
+    found = importlib.util.find_spec(name)
+    if found is None or not found.origin or not ours.samefile(found.origin):
+        raise ImportError(f"expected {ours} as the module {name!r}, found "
+                          f"{found and found.origin}; rename that file, or begin the script with "
+                          f"sys.path.insert(0, {str(ours.parent)!r})")
+
+
+check_neighbour("data")
+
 # === Appendix: reading the merges file; skip on a first reading ===================================
 
 from functools import lru_cache

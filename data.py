@@ -739,7 +739,7 @@ def read_json(path, json_type, what):
     with expecting(path, f"{what}, a JSON {name}"):
         content = json.loads(Path(path).read_bytes())
         if not isinstance(content, json_type):
-            raise ValueError(f"found {content!r:.40}")
+            raise DataError(f"{path}: expected {what}, a JSON {name}, found {content!r:.40}")
         return content
 
 
@@ -1529,6 +1529,10 @@ def read_boxes(path, rows, category=1):
     if category is not None:
         is_used &= table["category_id"] == category
     others = (~is_here).sum()
+    if records and not is_here.any():
+        raise DataError(f"{path}: expected the image_id of a picture, such as {next(iter(rows))!r}, "
+                        f"found none in {len(records)} boxes; the first one has "
+                        f"{records[0]['image_id']!r:.80}")
     if not is_used.any():
         raise DataError(f"{path}: expected boxes of category {category or 'any'}, "
                         f"found {others} elsewhere")

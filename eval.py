@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from vlpose import text_inputs  # first, because it checks the next one: see clip_tokenizer.py
 from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps,
                   invert_matrix, my_share, normalize, progress, start_worker, transform_points)
-from vlpose import text_inputs
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
@@ -375,8 +375,8 @@ from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cach
                   check_unique, crop_width, domain_of, find_pictures, finite_numbers,
                   format_if_turned, image_rows, load_dataset, open_image, picture_dataset,
                   picture_rows, picture_size, plain_name, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
-                  write_json)
+                  read_pictures, read_skeleton, to_coco, to_rgb, with_boxes, with_sentences,
+                  with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_pose_model, load_weights)
 
@@ -734,7 +734,6 @@ def estimate_poses(model, image, boxes=None, sentence=None, adapter=True, batch_
     rows = np.repeat(np.arange(len(images)), counts)  # (people,) the picture of each person
     pictures = picture_dataset(images, model.skeleton)
     pictures = with_boxes(pictures, rows, np.concatenate([np.zeros((0, 4)), *boxes]))
-    pictures = replace(pictures, upright=False)
     texts = None
     if sentence is not None:
         texts = {sentence: encoded_for(model, sentence)}
@@ -747,11 +746,11 @@ def estimate_poses(model, image, boxes=None, sentence=None, adapter=True, batch_
 
 
 def as_picture(image):
-    """A Pillow image of a path, a Pillow image or RGB bytes (H, W, 3)."""
-    if isinstance(image, Image.Image):
-        return image
+    """A path, or a Pillow image in RGB without EXIF, of what `estimate_poses` takes."""
     if isinstance(image, (str, os.PathLike)):
-        return open_image(image, upright=True)[0]
+        return image
+    if isinstance(image, Image.Image):
+        return Image.fromarray(np.asarray(to_rgb(image)))
     pixels = np.asarray(image)
     has_colours = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
     if pixels.dtype != np.uint8 or not (has_colours or pixels.ndim == 2):
@@ -761,9 +760,15 @@ def as_picture(image):
 
 
 def boxes_of_pictures(images, boxes):
-    """The boxes of each Pillow image, (people, 4); where None are given, one around the picture."""
+    """The boxes of each picture, (people, 4); where None are given, one around each picture.
+
+    images: paths, and Pillow images without EXIF.
+    """
     if boxes is None:
-        boxes = [[(0, 0, *image.size)] for image in images]
+        boxes = []
+        for image in images:
+            size = image.size if isinstance(image, Image.Image) else picture_size(image)
+            boxes.append([(0, 0, *size)])
     if len(boxes) != len(images):
         raise DataError(f"boxes: expected those of {len(images)} pictures, found {len(boxes)}")
     boxes = [np.array(each, float).reshape(-1, 4) for each in boxes]

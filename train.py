@@ -17,9 +17,9 @@ from functools import partial
 
 import torch
 
-from data import average_gradients, encode_heatmaps, first_process_first, seed_step
 from uda import LossWeights, MultiLevelAlignment, source_view, supervised_loss
 from vlpose import VLPose, check_adapter, heatmaps_of_images, text_inputs
+from data import average_gradients, encode_heatmaps, first_process_first, seed_step
 
 # ------------------------------------------------------------------------- 1. the loss and the loop
 
