@@ -1530,9 +1530,9 @@ def read_boxes(path, rows, category=1):
         is_used &= table["category_id"] == category
     others = (~is_here).sum()
     if records and not is_here.any():
-        raise DataError(f"{path}: expected the image_id of a picture, such as {next(iter(rows))!r}, "
-                        f"found none in {len(records)} boxes; the first one has "
-                        f"{records[0]['image_id']!r:.80}")
+        raise DataError(f"{path}: expected the image_id of a picture, such as "
+                        f"{next(iter(rows))!r}, found none in {len(records)} boxes; the first one "
+                        f"has {records[0]['image_id']!r:.80}")
     if not is_used.any():
         raise DataError(f"{path}: expected boxes of category {category or 'any'}, "
                         f"found {others} elsewhere")

@@ -862,7 +862,7 @@ def tensors_of(contents, path):
 
 
 def check_kind(contents, path):
-    """Raises WeightsError for a run's checkpoint, and for a file of another version of PoseBridge."""
+    """Raises WeightsError for a run's checkpoint, and for a file of another version of ours."""
     if {"history", "optimizer"} <= contents.keys():
         raise WeightsError(f"{path}: expected a model, found a checkpoint, from which "
                            "`train.py --resume` goes on")
@@ -1630,7 +1630,7 @@ def build_and_load(build, state, path):
     return load_strictly(build(), state, path)
 
 
-# ------------------------------------------------------------------ the values in a file are checked
+# ----------------------------------------------------------------- the values in a file are checked
 
 ABOUT = {"text_weights": str, "sentences": str, "per_token": bool, "code": dict}
 SIGMA_LIMITS = (0.1, 100.0)  # pixels of a heatmap
@@ -1743,8 +1743,8 @@ def load_strictly(module, state, path):
 def check_architecture(module, state, path):
     """Raises WeightsError unless a state dict has the names, kinds and shapes of the module's.
 
-    Of a VLPose it is the adapter's state dict, since the base is loaded before. BatchNorm's counters
-    may be missing: old files lack them, and nothing here uses them.
+    Of a VLPose it is the adapter's state dict, since the base is loaded before. BatchNorm's
+    counters may be missing: old files lack them, and nothing here uses them.
     """
     own = adapter_tensors(module) if isinstance(module, VLPose) else module.state_dict()
     for name in sorted(own.keys() | state.keys()):
