@@ -943,7 +943,7 @@ def read_json(path, json_type, what):
             raise ValueError("found a packed file; unpack it first")
         content = json.loads(data)
         if not isinstance(content, json_type):
-            raise ValueError(f"found {content!r:.40}")
+            raise DataError(f"{path}: expected {what}, a JSON {name}, found {content!r:.40}")
         return content
 
 
@@ -2158,6 +2158,10 @@ def read_boxes(path, rows, category=1):
     elif category is not None:
         is_used &= table["category_id"] == category
     others = (~is_here).sum()
+    if records and not is_here.any():
+        raise DataError(f"{path}: expected the image_id of a picture, such as "
+                        f"{next(iter(rows))!r}, found none in {len(records)} boxes; the first one "
+                        f"has {records[0]['image_id']!r:.80}")
     if not is_used.any():
         raise DataError(f"{path}: expected boxes of category {category or 'any'}, found "
                         f"categories {str(categories):.80}, and {others} boxes of other images")
@@ -2473,6 +2477,15 @@ def ignore_group_signals(worker):
     """
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
+
+
+def start_worker(largest, worker):
+    """The same, and the process reads pictures of as many pixels as the first process does.
+
+    largest: that process's Image.MAX_IMAGE_PIXELS, which only a forked process has, too.
+    """
+    Image.MAX_IMAGE_PIXELS = largest
+    ignore_group_signals(worker)
 
 
 # ----------------------------------------------------------------------------- shares and exchanges

@@ -17,9 +17,9 @@ from functools import partial
 
 import torch
 
-from data import average_gradients, encode_heatmaps, first_process_first, seed_step
 from uda import LossWeights, MultiLevelAlignment, source_view, supervised_loss
 from vlpose import VLPose, check_adapter, heatmaps_of_images, text_inputs
+from data import average_gradients, encode_heatmaps, first_process_first, seed_step
 
 # ------------------------------------------------------------------------- 1. the loss and the loop
 
@@ -179,8 +179,6 @@ def train_vlpose(options):
     adapter = adapter_of(options)
     if adapter:  # what cannot work fails here, before anything is trained
         check_adapter(base.config, adapter["decoder"], adapter["num_prompts"])
-    else:
-        texts = None  # nothing reads them
     plan = plan_vlpose(options, base, source, target)
     if options.dry_run:
         return
@@ -363,8 +361,8 @@ def source_loss(model, source, target=None, *, views, compute, restyle=None):
 def adapt(stage, student, restyle, data, pools, run):
     """Stage 2: student and teacher adapt to the target's images.
 
-    `MultiLevelAlignment.forward` is a step of this stage. With texts both methods work at once: the
-    model stays as it is, and only an adapter around it learns.
+    `MultiLevelAlignment.forward` is a step of this stage. With an adapter both methods work at
+    once: the model stays as it is, and only the adapter around it learns.
     """
     options = run.options
     torch.manual_seed(options.seed)
@@ -424,11 +422,12 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people,
-                  replace_unprintable)
+                  replace_unprintable, report_cut)
 from uda import GENTLE_VIEWS, StyleTransfer, Views
-from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, Compute, PoseModel, ViT, encode_sentences,
-                    load_backbone, load_clip_text, load_pose_model, load_strictly, load_weights,
-                    read_file, save_checkpoint, save_tensors, with_keypoints)
+from vlpose import (DECODERS, LARGEST_CROP, MATCHERS, MODEL_CONFIGS, SIGMA_LIMITS, Compute,
+                    PoseModel, ViT, encode_sentences, load_backbone, load_clip_text, load_model,
+                    load_pose_model, load_strictly, load_weights, read_file, reads_text,
+                    save_checkpoint, save_tensors, with_keypoints)
 
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
@@ -607,9 +606,9 @@ class ModelOptions:
              "vitpose-b; of a VLPose its base is taken.")
     init: str = option(None, type=path_or_name, only=NEW_MODEL,
         help="A new backbone of --size starts from these weights: a file or a name such as mae-b.")
-    image_size: list[int] = option(None, nargs=2, least=32, step=32,
+    image_size: list[int] = option(None, nargs=2, least=32, most=LARGEST_CROP, step=32,
         help="The height and the width of crops; by default the size's own.")
-    sigma: float = option(None, above=0,
+    sigma: float = option(None, least=SIGMA_LIMITS[0], most=SIGMA_LIMITS[1],
         help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by "
              "default the size's own.")
     bf16: bool = option(None,
@@ -1066,7 +1065,7 @@ class Run:
         set_training_mode(model)
         if stage.select == "best" and value > self.checkpoints.best:
             self.checkpoints.best = value
-            save_tensors(self.checkpoints.best_model, model.state_dict())
+            save_model(self.checkpoints.best_model, model, self.options)
         return value
 
     def save(self, stage, done, model, optimizer):
@@ -1081,7 +1080,7 @@ class Run:
         best = self.checkpoints.best
         if stage.select == "best" and best > -math.inf:
             wait_for_all()  # the first process has written it
-            model.load_state_dict(read_file(self.checkpoints.best_model))
+            model.load_state_dict(load_model(self.checkpoints.best_model).state_dict())
             print(f"{stage.name}: selected the best in validation, AP {best:.3f}")
 
 
@@ -1565,9 +1564,7 @@ def alignment_data(options):
     if options.oracle:
         labelled_target = training_set(options.target, options, skeleton, split_of_target(options))
 
-    texts = text_dim = None
-    if options.strategy != "full":  # an adapter reads text
-        texts, text_dim = read_texts([source, target, test], options)
+    texts, text_dim = read_texts([source, target, test], options)
     return AlignmentData(source, target, test, labelled_target, texts, text_dim)
 
 
@@ -1674,15 +1671,23 @@ def new_stylist(options):
 
 
 def read_texts(datasets, options):
-    """{sentence: T (L, D_text)} of all images, read by the frozen text tower; and D_text."""
+    """{sentence: T (L, D_text)} of all images, read by the frozen text tower; and D_text.
+
+    Both are None where no adapter reads text.
+    """
+    reads = options.strategy == "vlpose"
+    if reads and options.mode == "vlpose":
+        reads = reads_text(options.decoder, options.matcher)
+    if not reads:
+        return None, None
     if options.text_weights == "random":
         print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a "
               "fixed seed stands in")
-    if options.strategy == "vlpose":  # other adapters read none
-        print(*sentences_read(datasets), sep="\n")
-    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
+    print(*sentences_read(datasets), sep="\n")
+    sentences = np.concatenate([dataset.sentences for dataset in datasets])
+    report_cut(sentences, [file for dataset in datasets for file in dataset.files])
     clip_text = load_clip_text(options.text_weights).to(options.device)
-    texts = encode_sentences(clip_text, sentences, options.per_token)
+    texts = encode_sentences(clip_text, np.unique(sentences).tolist(), options.per_token)
     return texts, clip_text.config.embed_dim
 
 
@@ -1735,7 +1740,7 @@ def compare_poses(base, adapted, texts, tests, run):
     save_model(run.folder / "model.pth", adapted, run.options)
     if isinstance(adapted, VLPose):
         save_model(run.folder / "adapter.pth", adapted, run.options, adapter_only=True)
-        models["adapter off"] = (adapted, None)
+        models["adapter off"] = (adapted.base, None)
     tables = {}
     results = {}
     domain_of = {}  # of each row of the tables
@@ -1889,10 +1894,10 @@ def compare_pck(models, stylist, data, run):
           "poses")
     if "oracle" in table:
         print_gap({name: numbers["mean"] for name, numbers in table.items()})
-    if data.texts:
-        teacher = models["teacher"]
+    teacher = models["teacher"]
+    if isinstance(teacher, VLPose):
         save_model(run.folder / "adapter.pth", teacher, run.options, adapter_only=True)
-        off = predict(teacher, test, flip_test=False, workers=run.options.workers)
+        off = predict(teacher.base, test, flip_test=False, workers=run.options.workers)
         report_adapter_off(off == results["source only"])
 
 

@@ -9,19 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import data
 import eval
 import train
 import vlpose
-from conftest import ROOT, command, start_program, uda_command
+from conftest import ROOT, SERVER, command, start_program, uda_command
 from data import (DataError, load_dataset, read_boxes, unreadable, write_json, written_whole)
 from train import Passes, count_unread, main
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, WeightsError, load_model, save_checkpoint
@@ -330,13 +333,36 @@ def test_an_option_of_eval_without_an_effect_is_refused(argv, words, capsys):
 
 
 @pytest.mark.parametrize("more", [["--prompt", "a cat"], ["--compare"],
-                                  ["--text-weights", "random"]])
+                                  ["--text-weights", "random"], ["--adapter", "off"],
+                                  ["--base", "vitpose-b"]])
 def test_what_is_for_vlpose_is_refused_for_a_plain_model(cache, tmp_path, capsys, more):
     save_checkpoint(tmp_path / "plain.pth", PoseModel(VIT_CONFIGS["tiny"]))
     picture = next((cache / train.FIGURES / "images" / "cartoon").iterdir())
     assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--images", str(picture),
                       "--out", str(tmp_path / "out"), "--device", "cpu", *more]) == 2
-    assert f"{more[0]}: has no effect" in error_of(capsys)
+    found = "has no adapter" if more[0] == "--compare" else "has no effect"
+    assert f"{more[0]}: " in (error := error_of(capsys)) and found in error
+
+
+def test_a_fully_tuned_model_is_compared_with_the_original_that_is_named(
+        cache, tmp_path, monkeypatch):
+    """Its file does not hold the original, which an adapter's file does."""
+    for name in ("tuned", "original"):
+        model = PoseModel(VIT_CONFIGS["tiny"])
+        torch.nn.init.normal_(model.head.predictor.weight, std=0.3)
+        save_checkpoint(tmp_path / f"{name}.pth", model)
+    drawn = []
+    monkeypatch.setattr(eval, "draw_pictures", lambda *arguments: drawn.append(arguments[-1]))
+    picture = next((cache / train.FIGURES / "images" / "cartoon").iterdir())
+
+    def estimate(name, *more):
+        assert eval.main(["--checkpoint", str(tmp_path / f"{name}.pth"), "--images", str(picture),
+                          "--out", str(tmp_path / f"out{len(drawn)}"), "--device", "cpu",
+                          *more]) == 0
+        return drawn[-1]
+
+    panels = estimate("tuned", "--compare", "--base", str(tmp_path / "original.pth"))
+    assert panels == {"original": estimate("original")[""], "adapted": estimate("tuned")[""]}
 
 
 # ------------------------------------------------------------------------------ nothing overwritten
@@ -726,6 +752,18 @@ def test_pictures_of_more_than_a_hundred_million_pixels_are_only_read_when_asked
     assert "could be decompression bomb DOS attack.; `eval.py --large` reads it" in problem
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert data.picture_size(tmp_path / "large.png") == (10_001, 10_000)
+
+
+@pytest.mark.parametrize("limit, read", [(None, True), (10 ** 4, False)])
+def test_a_process_that_is_not_forked_reads_pictures_as_large_as_the_first_one_does(
+        tmp_path, monkeypatch, limit, read):
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
+    pictures = data.read_pictures([tmp_path / "a.png"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # 200×200 is more than twice 10,000
+    monkeypatch.setattr(eval, "DataLoader", partial(DataLoader, multiprocessing_context=SERVER))
+    model = PoseModel(VIT_CONFIGS["tiny"])
+    with nullcontext() if read else pytest.raises(DataError, match="decompression bomb"):
+        assert len(eval.predict(model, pictures, people=[0], workers=1)) == 1
 
 
 def test_a_huge_picture_is_drawn_smaller_and_its_poses_are_where_they_were(tmp_path):
