@@ -650,7 +650,6 @@ def half_body_box(keypoints, skeleton, rng):
 
 # === Appendix: files and error messages; skip on a first reading ==================================
 
-OLD_DRAFT = 3600  # seconds: a draft that has not changed for so long is that of a killed program
 TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file if the disk is full
 
 
@@ -693,8 +692,9 @@ def written_whole(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_old_drafts(path)
-        with tempfile.TemporaryDirectory(
-                prefix=f"{path.name}.", suffix=".draft", dir=path.parent) as folder:
+        new_draft_folder = tempfile.TemporaryDirectory(
+            prefix=f"{path.name}.", suffix=".draft", dir=path.parent)
+        with new_draft_folder as folder, locked(Path(folder) / "lock"):
             draft = Path(folder) / path.name
             yield draft
             if draft.is_file():
@@ -710,11 +710,44 @@ def written_whole(path):
 
 
 def remove_old_drafts(path):
-    """Removes what killed programs have left of `path`."""
-    for draft in path.parent.glob(f"{escape(path.name)}.????????.draft"):
-        with suppress(OSError):  # another program has just removed it
-            if time.time() - draft.stat().st_mtime > OLD_DRAFT:
-                shutil.rmtree(draft)
+    """Removes what killed programs have left of `path`: the drafts whose lock nobody holds."""
+    for lock in path.parent.glob(f"{escape(path.name)}.????????.draft/lock"):
+        with suppress(OSError, DataError):  # its program runs, or another one has just removed it
+            locked(lock).close()
+            lock.unlink()  # Windows refuses this while a program has the file open
+            shutil.rmtree(lock.parent)
+
+
+def claimed(folder):
+    """Takes a new or an empty folder for this program -> its lock, an open file.
+
+    Raises DataError if there is anything in the folder but hidden files, or if another program has
+    taken it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = locked(folder / "lock")
+    found = sorted(name for name in os.listdir(folder) if name != "lock" and name[0] != ".")
+    if found:
+        lock.close()
+        raise DataError(f"{folder}: expected a new or an empty folder, found {found[0]} in it")
+    return lock
+
+
+def locked(path):
+    """Opens a lock file. A second program that does so gets a DataError while this one has it open.
+
+    On Windows nothing is locked.
+    """
+    file = open(path, "w")
+    try:
+        with expecting(path.parent, "that no other program uses it"), suppress(ImportError):
+            import fcntl
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except DataError:
+        file.close()
+        raise
+    return file
 
 
 def not_written(path, why=None):

@@ -371,7 +371,7 @@ from typing import get_args
 from PIL import Image, ImageDraw
 
 from data import (BOX, FARTHEST, ID, NUMBER, Skeleton, below_common_folder, cache_folder, column,
-                  check_unique, crop_width, domain_of, find_pictures, finite_numbers,
+                  check_unique, claimed, crop_width, domain_of, find_pictures, finite_numbers,
                   format_if_turned, image_rows, load_dataset, open_image, picture_dataset,
                   picture_rows, picture_size, plain_name, read_boxes, read_columns, read_json,
                   read_pictures, read_skeleton, to_coco, with_boxes, with_sentences, with_skeleton,
@@ -1227,8 +1227,7 @@ def poses_of_model(options):
     model = load_model(options.checkpoint, base=options.base).to(options.device)
     check_prompt(model, options)
     dataset = read_data(model, options)
-    if options.out:
-        check_out(options, dataset)
+    lock = take_out(options, dataset) if options.out else None
     dataset, texts = with_texts(dataset, model, options)
     chosen, people, box_scores = choose_people(dataset, options)
     results = predict_people(model, chosen, texts, people, box_scores, options.workers)
@@ -1245,6 +1244,8 @@ def poses_of_model(options):
             pck = pck_of_results(dataset, results, model.config.image_size,
                                  groups=dataset.skeleton.groups)
         print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
+    if lock:
+        lock.close()
 
 
 def check_prompt(model, options):
@@ -1287,22 +1288,20 @@ def read_data(model, options):
     return replace(dataset, skeleton=skeleton)
 
 
-def check_out(options, dataset):
-    """Raises DataError if --out holds results already, or if pictures that are input lie there.
+def take_out(options, dataset):
+    """Takes --out for this program -> its lock, an open file.
 
-    Nothing is overwritten, least of all annotations that somebody has corrected; and no drawing
-    becomes input the next time.
+    Raises DataError if there are files in it, or if its pictures would be input the next time.
+    Nothing is overwritten, least of all boxes and annotations that somebody has corrected.
     """
     out = Path(options.out).resolve()
-    for name in ("results.json", "annotations.json", "config.json", "images"):
-        if (out / name).exists():
-            raise DataError(f"--out {options.out}: holds {name} already; name another folder")
     folders = [Path(path).resolve() for path in options.images or () if os.path.isdir(path)]
     files = [Path(file).resolve() for file in dataset.files]
     out_is_inside = any(out.is_relative_to(folder) for folder in folders)
     if out_is_inside or any(file.is_relative_to(out) for file in files):
         raise DataError(f"--out {options.out}: there are pictures that are input; name another "
                         "folder")
+    return claimed(options.out)
 
 
 def with_texts(dataset, model, options):
@@ -1432,6 +1431,8 @@ def write_poses(options, dataset, results):
         turned = format_if_turned(file) if dataset.upright else None
         place = out / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(place):  # it may be a link to a picture, which nobody may write to
+            raise DataError(f"{place}: expected no such file, found one")
         if turned:  # not all programs turn such a picture as EXIF says, nor does `load_dataset`
             image, _ = open_image(file, upright=True)
             image = Image.fromarray(np.asarray(image))  # forgets the compression that Pillow keeps
