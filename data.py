@@ -382,6 +382,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -650,7 +651,7 @@ def half_body_box(keypoints, skeleton, rng):
 
 # === Appendix: files and error messages; skip on a first reading ==================================
 
-TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file if the disk is full
+TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file, but no reason
 
 
 def cache_folder():
@@ -706,7 +707,8 @@ def written_whole(path):
     except RuntimeError as error:
         if TORCH_CANNOT_WRITE not in str(error):
             raise
-        raise not_written(path) from None
+        raise not_written(path, "the disk is full, or a quota or a limit of file sizes (ulimit -f) "
+                                "is reached") from None
 
 
 def remove_old_drafts(path):
@@ -739,6 +741,7 @@ def locked(path):
 
     On Windows nothing is locked.
     """
+    check_regular(path)
     file = open(path, "w")
     try:
         with expecting(path.parent, "that no other program uses it"), suppress(ImportError):
@@ -750,9 +753,8 @@ def locked(path):
     return file
 
 
-def not_written(path, why=None):
+def not_written(path, why):
     """The error for a file or a folder that cannot be written."""
-    why = why or "the disk does not take it"
     megabytes = free_space(path) / 1e6
     return DataError(f"{path}: cannot be written: {why}; {megabytes:,.0f} MB are free there")
 
@@ -770,10 +772,17 @@ def read_json(path, json_type, what):
     """The content of a JSON file, which must be of json_type: list, or dict for an object."""
     name = "list" if json_type is list else "object"
     with expecting(path, f"{what}, a JSON {name}"):
+        check_regular(path)
         content = json.loads(Path(path).read_bytes())
         if not isinstance(content, json_type):
             raise ValueError(f"found {content!r:.40}")
         return content
+
+
+def check_regular(path):
+    """Raises DataError for a pipe or a device: reading from one may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{path}: expected a file, found a folder, a pipe or a device")
 
 
 def write_json(path, content, indent=None):
@@ -1800,13 +1809,53 @@ def join_processes(options):
     store, rank, world = next(dist.rendezvous("env://", timeout=wait))
     backend = "nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
+    threading.Thread(target=watch_next, args=(rank, world), daemon=True).start()
     return store
+
+
+SILENCE = 300     # seconds after which it is said that a process does not answer
+PATIENCE = 1800   # seconds after which the program ends then
+
+
+def watch_next(rank, world):
+    """Says if the process after this one does not answer, and ends the program in the end.
+
+    A process may hang or have been stopped; the others would wait for it for a day. So each one
+    counts in a store, from a thread of its own, and looks whether the next one does.
+    """
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+                          is_master=False)
+    following = (rank + 1) % world
+    counted = changed = said = 0
+    while True:
+        store.add(f"beats of {rank}", 1)
+        count = store.add(f"beats of {following}", 0)
+        now = time.monotonic()
+        if count != counted or not changed:
+            counted, changed, said = count, now, 0
+        silent = now - changed
+        if silent > SILENCE * (said + 1):
+            said += 1
+            print(f"process {following} has not answered for {silent / 60:.0f} minutes",
+                  file=sys.__stderr__, flush=True)
+        if silent > PATIENCE:
+            os._exit(2)  # torchrun ends the others
+        time.sleep(min(10, SILENCE / 10))
 
 
 def seed_step(seed):
     """Makes what is random in a step depend on its seed and on the process."""
     rank, _ = processes()
     torch.manual_seed(seed + 10 ** 15 * rank)
+
+
+def in_processes(workers):
+    """The settings of a DataLoader whose crops so many processes cut; with 0 this one does.
+
+    A process that does not answer for minutes is an error, for it may have been stopped.
+    """
+    return dict(num_workers=workers, timeout=SILENCE if workers else 0,
+                worker_init_fn=ignore_group_signals)
 
 
 def ignore_group_signals(worker):

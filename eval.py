@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps,
-                  ignore_group_signals, invert_matrix, my_share, normalize, progress,
+                  in_processes, invert_matrix, my_share, normalize, progress,
                   transform_points)
 from vlpose import text_inputs
 
@@ -323,8 +323,7 @@ def predict_heatmaps(model, dataset, people, texts=None, flip_test=False, worker
     model.eval()
     crops = Crops(dataset, model.config.image_size, augmentation)
     keys = [(int(row), int(row)) for row in my_share(people, BATCH_SIZE)]   # of crops: (row, seed)
-    loader = DataLoader(crops, BATCH_SIZE, sampler=keys, num_workers=workers,
-                        worker_init_fn=ignore_group_signals)
+    loader = DataLoader(crops, BATCH_SIZE, sampler=keys, **in_processes(workers))
     sides_known = dataset.skeleton.has_sides  # else nobody knows left from right
     try:
         for batch in progress(loader, "predicting batches of poses"):
@@ -358,6 +357,7 @@ def flip_tested(model, images, text, skeleton):
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -1049,13 +1049,21 @@ def format_table(title, table):
 REMEDIES = {
     "out of memory": "in train.py a smaller --batch-size, --accumulate and --checkpointing save "
                      "memory",
+    "can't allocate memory": "a smaller --batch-size saves memory, too",
     "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: "
-                              "fewer --workers"}
+                              "fewer --workers",
+    "DataLoader timed out": "a process that cuts crops does not answer: was it stopped, or is a "
+                            "disk or a network drive away?",
+    "shared memory": "--workers 0 needs none; docker run --shm-size 2g gives more",
+    "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # also a DataError
 
 
 def fail(error):
     """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
+    if hasattr(signal, "SIGCONT"):  # not on Windows
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGCONT)  # one that was stopped would be waited for
     if isinstance(error, KeyboardInterrupt):
         return stopped(*error.args)
     remedies = [remedy for words, remedy in REMEDIES.items() if words in str(error)]

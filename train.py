@@ -416,12 +416,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, VITPOSE, Augmentation, Crops, DataError,
-                  PoseDataset, SyncBatchNorm, all_items, cache_folder, claimed, crop_matrix,
-                  crop_width, decode_heatmaps, expecting, free_space, ignore_group_signals,
+                  PoseDataset, SyncBatchNorm, all_items, cache_folder, check_regular, claimed,
+                  crop_matrix, crop_width, decode_heatmaps, expecting, free_space, in_processes,
                   join_processes, load_dataset, locked, mean_of_all, my_share, open_image,
-                  processes, read_boxes, remove_labels, to_coco, transform_points, unreadable,
-                  wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton, write_json,
-                  written_whole)
+                  processes, read_boxes, read_json, remove_labels, to_coco, transform_points,
+                  unreadable, wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton,
+                  write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people)
@@ -795,9 +795,8 @@ def batches_of(pools, stage, done, workers):
         passes = Passes(crops, rows, stage.seed + 10 ** 6 * place)
         positions = (my_share(range(step * size, (step + 1) * size))
                      for step in range(done, stage.steps))
-        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers,
-                            pin_memory=torch.cuda.is_available(),
-                            worker_init_fn=ignore_group_signals)
+        loader = DataLoader(passes, batch_sampler=positions,
+                            pin_memory=torch.cuda.is_available(), **in_processes(workers))
         loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
 
@@ -981,8 +980,9 @@ def stop_unless_finite(stage, step, loss, batches, pools):
 
 # === Appendix: the run's folder; skip on a first reading ==========================================
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
            if hasattr(signal, name)]
+STEP_SECONDS = 120        # a step that has not ended so long after a signal is given up
 LOG_EVERY = 50            # steps
 CHECKPOINT_EVERY = 500    # steps
 CHECKPOINT_SECONDS = 300  # a checkpoint is never older
@@ -1365,6 +1365,7 @@ def is_damaged(path):
 
     Raises OSError or MemoryError where the file cannot be read; that says nothing about the file.
     """
+    check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is not None
@@ -1390,7 +1391,8 @@ def are_log_rows(rows):
 class Signals:
     """What Ctrl-C and its like do: the first one lets a step of training end and be saved.
 
-    Between the stages, and the second time, they end the program at once. Only the first process
+    Between the stages, and the second time, they end the program at once; so does a step that takes
+    too long after the first one. Only the first process
     listens, for the others end with it.
     """
 
@@ -1407,8 +1409,10 @@ class Signals:
 
     def receive(self, number, frame):
         if self.received or not self.wait_for_step:
-            raise KeyboardInterrupt(number, self.folder)
+            raise KeyboardInterrupt(self.received or number, self.folder)
         self.received = number
+        if hasattr(signal, "alarm"):  # not on Windows
+            signal.alarm(STEP_SECONDS)
 
     def stop_if_received(self):
         if self.received:
@@ -2085,11 +2089,12 @@ def main(argv=None):
     """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     store = options = None
-    if int(os.environ.get("RANK", 0)):
+    is_one_of_many = "LOCAL_RANK" in os.environ  # torchrun has started it
+    if is_one_of_many and os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the first says it
     try:
         options = parse_options(argv)
-        if "LOCAL_RANK" in os.environ:
+        if is_one_of_many:
             store = join_processes(options)
         out = options.out
         if out and not options.resume and (Path(out) / "config.json").exists():
@@ -2100,10 +2105,12 @@ def main(argv=None):
     except (Exception, KeyboardInterrupt) as error:
         if store and store.add("failed", 1) > 1:
             return 2  # another process has said why
-        if options and "LOCAL_RANK" in os.environ:
+        if options and is_one_of_many:
             sys.stderr = sys.__stderr__
         return fail(error)
     finally:
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if store:
@@ -2196,8 +2203,8 @@ def resumed(folder, argv):
     config = Path(folder) / "config.json"
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
+    saved = read_json(config, dict, "the options of a run")
     with expecting(config, "the options of a run"):
-        saved = json.loads(config.read_text("utf-8"))
         processes_then = saved.pop("processes")
         inputs_then = saved.pop("inputs")
         defaults = defaults_of(saved["mode"], saved["recipe"])

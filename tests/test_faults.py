@@ -595,6 +595,72 @@ if __name__ == "__main__":
     assert ended.returncode in (1, 2) and "this picture is broken" in ended.stderr
 
 
+def test_a_process_that_cuts_crops_and_was_stopped_ends_the_run_with_a_remedy(
+        cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "SILENCE", 2)
+    monkeypatch.setattr(Passes, "__getitem__",
+                        lambda self, position: os.kill(os.getpid(), signal.SIGSTOP))
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", "--workers",
+                        "1")) == 2
+    assert "timed out after 2 seconds; a process that cuts crops does not answer: was it stopped" \
+        in error_of(capsys)
+
+
+def test_a_step_that_does_not_end_after_a_signal_is_given_up(cache, tmp_path, monkeypatch):
+    def hang(self, *rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    monkeypatch.setattr(train, "STEP_SECONDS", 1)
+    monkeypatch.setattr(train.Run, "after_step", hang)
+    begin = time.monotonic()
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 143
+    assert time.monotonic() - begin < 50
+
+
+def test_the_process_after_a_stopped_one_is_named_and_ends_the_program(monkeypatch, capfd):
+    beats = {"beats of 0": 7, "beats of 1": 5}
+    clock = iter(range(0, 10 ** 6, 100))
+
+    class Store:
+        def __init__(self, *_, **__): pass
+
+        def add(self, key, count):
+            beats[key] += count
+            return beats[key]
+
+    def end(status):
+        raise SystemExit(status)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(data.dist, "TCPStore", Store)
+    monkeypatch.setattr(data.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(data.time, "sleep", lambda _: None)
+    monkeypatch.setattr(data.os, "_exit", end)
+    with pytest.raises(SystemExit):
+        data.watch_next(0, 2)
+    said = capfd.readouterr().err.splitlines()
+    assert said == [f"process 1 has not answered for {minutes} minutes"
+                    for minutes in (7, 12, 17, 22, 27, 32)]
+
+
+def test_rank_left_in_the_environment_makes_no_program_silent(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "abc")
+    assert main(["--lr", "x"]) == 2
+    assert "--lr" in error_of(capsys)
+
+
+@pytest.mark.parametrize("read", [
+    lambda file: read_boxes(file, {1: 0}),
+    lambda file: train.resumed(file.parent, []),
+    lambda file: vlpose.read_file(file),
+    lambda file: train.is_damaged(file),
+    lambda file: data.locked(file)])
+def test_a_pipe_is_refused_where_a_file_is_expected(tmp_path, read):
+    os.mkfifo(tmp_path / "config.json")  # reading from it would wait for ever
+    with pytest.raises(DataError, match="config.json: expected a file, found a folder, a pipe"):
+        read(tmp_path / "config.json")
+
+
 def test_a_signal_that_nohup_ignores_stays_ignored(run, copy):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
