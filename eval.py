@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from vlpose import text_inputs  # first, because it checks the next one: see clip_tokenizer.py
 from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps,
-                  invert_matrix, my_share, normalize, progress, start_worker, transform_points)
+                  in_processes, invert_matrix, my_share, normalize, progress, transform_points)
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
@@ -323,8 +323,7 @@ def predict_heatmaps(model, dataset, people, texts=None, flip_test=False, worker
     model.eval()
     crops = Crops(dataset, model.config.image_size, augmentation)
     keys = [(int(row), int(row)) for row in my_share(people, batch_size)]   # of crops: (row, seed)
-    loader = DataLoader(crops, batch_size, sampler=keys, num_workers=workers,
-                        worker_init_fn=partial(start_worker, Image.MAX_IMAGE_PIXELS))
+    loader = DataLoader(crops, batch_size, sampler=keys, **in_processes(workers))
     try:
         for batch in progress(loader, "predicting batches of poses"):
             images = normalize(batch["image"].to(device))               # (B, 3, H, W)
@@ -357,13 +356,14 @@ def flip_tested(model, images, text, skeleton):
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 from collections import Counter
 from dataclasses import field, fields, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 
@@ -371,12 +371,12 @@ from PIL import Image, ImageDraw
 
 from clip_tokenizer import CONTEXT_LENGTH, CLIPTokenizer
 from data import (BOX, FARTHEST, ID, NUMBER, UNNAMED, Skeleton, below_common_folder,
-                  cache_folder, check_unique, column, crop_width, domain_of, find_pictures,
-                  finite_numbers, format_if_turned, found_in, ids_in, image_names, image_rows,
-                  load_dataset, open_image, picture_dataset, picture_rows, picture_size, read_boxes,
-                  read_columns, read_json, read_pictures, read_skeleton, report, report_sides,
-                  sentences_read, short_names, split_to_test_on, to_coco, to_rgb, with_boxes,
-                  with_sentences, with_skeleton, write_json)
+                  cache_folder, check_unique, claimed, column, crop_width, domain_of,
+                  find_pictures, finite_numbers, format_if_turned, found_in, ids_in, image_names,
+                  image_rows, load_dataset, open_image, picture_dataset, picture_rows, picture_size,
+                  read_boxes, read_columns, read_json, read_pictures, read_skeleton, report,
+                  report_sides, sentences_read, short_names, split_to_test_on, to_coco, to_rgb,
+                  with_boxes, with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_pose_model, load_weights)
 
@@ -1178,13 +1178,21 @@ def replace_unprintable():
 REMEDIES = {
     "out of memory": "in train.py a smaller --batch-size, --accumulate and --checkpointing save "
                      "memory",
+    "can't allocate memory": "a smaller --batch-size saves memory, too",
     "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: "
-                              "fewer --workers"}
+                              "fewer --workers",
+    "DataLoader timed out": "a process that cuts crops does not answer: was it stopped, or is a "
+                            "disk or a network drive away?",
+    "shared memory": "--workers 0 needs none; docker run --shm-size 2g gives more",
+    "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # also a DataError
 
 
 def fail(error):
     """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
+    if hasattr(signal, "SIGCONT"):  # not on Windows
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGCONT)  # one that was stopped would be waited for
     if isinstance(error, KeyboardInterrupt):
         return stopped(*error.args)
     remedies = [remedy for words, remedy in REMEDIES.items() if words in str(error)]
@@ -1369,8 +1377,7 @@ def poses_of_model(options):
         model = model.base
     dataset = read_data(model, options)
     report_sides(dataset.skeleton)
-    if options.out:
-        check_out(options, dataset)
+    lock = take_out(options, dataset) if options.out else None
     dataset, texts = with_texts(dataset, model, options)
     chosen, people, box_scores = choose_people(dataset, options)
     results = predict_people(model, chosen, texts, people, box_scores, options.workers)
@@ -1388,6 +1395,8 @@ def poses_of_model(options):
                                  groups=dataset.skeleton.groups)
             pck["people"] = len(dataset.annotated)
         print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
+    if lock:
+        lock.close()
 
 
 def check_adapter_options(model, options):
@@ -1449,22 +1458,20 @@ def read_data(model, options):
     return replace(dataset, skeleton=skeleton)
 
 
-def check_out(options, dataset):
-    """Raises DataError if --out holds results already, or if pictures that are input lie there.
+def take_out(options, dataset):
+    """Takes --out for this program -> its lock, an open file.
 
-    Nothing is overwritten, least of all annotations that somebody has corrected; and no drawing
-    becomes input the next time.
+    Raises DataError if there are files in it, or if its pictures would be input the next time.
+    Nothing is overwritten, least of all boxes and annotations that somebody has corrected.
     """
     out = Path(options.out).resolve()
-    for name in ("results.json", "annotations.json", "config.json", "images"):
-        if (out / name).exists():
-            raise DataError(f"--out {options.out}: holds {name} already; name another folder")
     folders = [Path(path).resolve() for path in options.images or () if os.path.isdir(path)]
     files = [Path(file).resolve() for file in dataset.files]
     out_is_inside = any(out.is_relative_to(folder) for folder in folders)
     if out_is_inside or any(file.is_relative_to(out) for file in files):
         raise DataError(f"--out {options.out}: there are pictures that are input; name another "
                         "folder")
+    return claimed(options.out)
 
 
 def with_texts(dataset, model, options):
@@ -1632,6 +1639,8 @@ def write_poses(options, dataset, results):
         turned = format_if_turned(file) if dataset.upright else None
         place = out / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(place):  # it may be a link to a picture, which nobody may write to
+            raise DataError(f"{place}: expected no such file, found one")
         if turned:  # not all programs turn such a picture as EXIF says, nor does `load_dataset`
             image, _ = open_image(file, upright=True)
             image = Image.fromarray(np.asarray(image))  # forgets the compression that Pillow keeps

@@ -758,7 +758,7 @@ import http.client
 import re
 from pathlib import Path
 
-from data import DataError, cache_folder, expecting
+from data import DataError, cache_folder, check_regular, expecting
 
 
 class WeightsError(DataError):
@@ -924,6 +924,7 @@ def read_file(path):
     Raises WeightsError if it is damaged or of another kind.
     """
     with expecting(path, "an undamaged safetensors or PyTorch file", WeightsError):
+        check_regular(path)
         with open(path, "rb") as file:
             start = file.read(9)
         is_safetensors = start[8:] == b"{"  # 8 bytes of length, then JSON
