@@ -27,6 +27,7 @@ MERGES_PATH = Path(__file__).parent / "assets" / "clip_merges.txt.gz"
 NUM_MERGES = 48_894
 START = 512 + NUM_MERGES
 END = START + 1
+CONTEXT_LENGTH = 77  # tokens that the text tower reads
 
 # CLIP numbers the bytes in this order: first the bytes that Latin-1 can print, then the others.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -59,19 +60,20 @@ class CLIPTokenizer:
         # special token gets that token.
         self.cache = {"<|startoftext|>": [START], "<|endoftext|>": [END]}
 
-    def __call__(self, texts, context_length=77):
+    def __call__(self, texts, context_length=CONTEXT_LENGTH, truncate=False):
         """A str or a list of N -> LongTensor (N, context_length): start, ids, end, then zeros.
 
-        Raises ValueError if a text does not fit.
+        A text that does not fit is cut before its end with `truncate`. Without, it is a ValueError.
         """
         if isinstance(texts, str):
             texts = [texts]
         result = torch.zeros(len(texts), context_length, dtype=torch.long)
         for row, text in zip(result, texts):
             ids = [START, *self.encode(text), END]
-            if len(ids) > context_length:
+            if len(ids) > context_length and not truncate:
                 raise ValueError(f"text is {len(ids)} tokens long, {context_length} fit; "
                                  f"it begins {text[:60]!r}")
+            del ids[context_length - 1:-1]  # of a text that fits, nothing
             row[:len(ids)] = torch.tensor(ids)
         return result
 
@@ -94,9 +96,8 @@ class CLIPTokenizer:
 
         The earliest merge is made first, at the leftmost of the places where it fits.
 
-        Every merge scans the whole word, so that a word of n bytes takes n² steps. That is fine: a
-        word has some ten bytes, and even 600 take a few hundredths of a second. A text of a hundred
-        thousand letters without a blank, which is refused for its length, takes minutes.
+        Every merge scans the whole word, so that a word of n bytes takes n² steps: a few hundredths
+        of a second even for 600 bytes, but minutes for a hundred thousand letters without a blank.
         """
         ids = [BYTE_IDS[byte] for byte in word]
         ids[-1] += 256                                 # this byte ends the word
@@ -111,10 +112,9 @@ class CLIPTokenizer:
     def decode(self, ids):
         """The text of a list of ids, or of one row of a call's result.
 
-        It has blanks between all words and marks: "don 't".
-        Start tokens are left out, and the first end token ends the text, so that the padding behind
-        it never shows. Bytes that are not UTF-8 become U+FFFD. Raises ValueError for an id outside
-        the vocabulary.
+        It has blanks between all words and marks: "don 't". Start tokens are left out, and the
+        first end token ends the text, so that the padding behind it never shows. Bytes that are not
+        UTF-8 become U+FFFD. Raises ValueError for an id outside the vocabulary.
         """
         for i in ids:
             if not 0 <= i <= END:
@@ -126,6 +126,26 @@ class CLIPTokenizer:
             text += self.vocabulary[i]
         return text.decode("utf-8", errors="replace").removesuffix(" ")
 
+
+# === Appendix: the modules beside this one; skip on a first reading ===============================
+
+# Every module of PoseBridge imports this one first. A script elsewhere that has a file data.py
+# beside it, as many have, would import that file in place of PoseBridge's.
+
+import importlib.util
+
+
+def check_neighbour(name):
+    """Raises ImportError if another folder's module hides the one of this name beside this file."""
+    ours = Path(__file__).with_name(f"{name}.py")
+    found = importlib.util.find_spec(name)
+    if found is None or not found.origin or not ours.samefile(found.origin):
+        raise ImportError(f"expected {ours} as the module {name!r}, found "
+                          f"{found and found.origin}; rename that file, or begin the script with "
+                          f"sys.path.insert(0, {str(ours.parent)!r})")
+
+
+check_neighbour("data")
 
 # === Appendix: reading the merges file; skip on a first reading ===================================
 

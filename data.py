@@ -380,11 +380,12 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from glob import escape, glob
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -832,9 +833,8 @@ def half_body_box(keypoints, skeleton, rng):
 
 # === Appendix: files and error messages; skip on a first reading ==================================
 
-OLD_DRAFT = 3600  # seconds: a draft that has not changed for so long is that of a killed program
 PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")  # the first bytes of gz, zip, bz2, xz
-TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file if the disk is full
+TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file, but no reason
 
 
 def cache_folder():
@@ -876,8 +876,9 @@ def written_whole(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_old_drafts(path)
-        with tempfile.TemporaryDirectory(
-                prefix=f"{path.name}.", suffix=".draft", dir=path.parent) as folder:
+        new_draft_folder = tempfile.TemporaryDirectory(
+            prefix=f"{path.name}.", suffix=".draft", dir=path.parent)
+        with new_draft_folder as folder, locked(Path(folder) / "lock"):
             draft = Path(folder) / path.name
             yield draft
             if draft.is_file():
@@ -889,20 +890,54 @@ def written_whole(path):
     except RuntimeError as error:
         if TORCH_CANNOT_WRITE not in str(error):
             raise
-        raise not_written(path) from None
+        raise not_written(path, "the disk is full, or a quota or a limit of file sizes (ulimit -f) "
+                                "is reached") from None
 
 
 def remove_old_drafts(path):
-    """Removes what killed programs have left of `path`."""
-    for draft in path.parent.glob(f"{escape(path.name)}.????????.draft"):
-        with suppress(OSError):  # another program has just removed it
-            if time.time() - draft.stat().st_mtime > OLD_DRAFT:
-                shutil.rmtree(draft)
+    """Removes what killed programs have left of `path`: the drafts whose lock nobody holds."""
+    for lock in path.parent.glob(f"{escape(path.name)}.????????.draft/lock"):
+        with suppress(OSError, DataError):  # its program runs, or another one has just removed it
+            locked(lock).close()
+            lock.unlink()  # Windows refuses this while a program has the file open
+            shutil.rmtree(lock.parent)
 
 
-def not_written(path, why=None):
+def claimed(folder):
+    """Takes a new or an empty folder for this program -> its lock, an open file.
+
+    Raises DataError if there is anything in the folder but hidden files, or if another program has
+    taken it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = locked(folder / "lock")
+    found = sorted(name for name in os.listdir(folder) if name != "lock" and name[0] != ".")
+    if found:
+        lock.close()
+        raise DataError(f"{folder}: expected a new or an empty folder, found {found[0]} in it")
+    return lock
+
+
+def locked(path):
+    """Opens a lock file. A second program that does so gets a DataError while this one has it open.
+
+    On Windows nothing is locked.
+    """
+    check_regular(path)
+    file = open(path, "w", encoding="utf-8")
+    try:
+        with expecting(path.parent, "that no other program uses it"), suppress(ImportError):
+            import fcntl
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except DataError:
+        file.close()
+        raise
+    return file
+
+
+def not_written(path, why):
     """The error for a file or a folder that cannot be written."""
-    why = why or "the disk does not take it"
     megabytes = free_space(path) / 1e6
     return DataError(f"{path}: cannot be written: {why}; {megabytes:,.0f} MB are free there")
 
@@ -949,13 +984,20 @@ def read_json(path, json_type, what):
     """The content of a JSON file, which must be of json_type: list, or dict for an object."""
     name = "list" if json_type is list else "object"
     with expecting(path, f"{what}, a JSON {name}"):
+        check_regular(path)
         data = Path(path).read_bytes()
         if data.startswith(PACKED):
             raise ValueError("found a packed file; unpack it first")
         content = json.loads(data)
         if not isinstance(content, json_type):
-            raise ValueError(f"found {content!r:.40}")
+            raise DataError(f"{path}: expected {what}, a JSON {name}, found {content!r:.40}")
         return content
+
+
+def check_regular(path):
+    """Raises DataError for a pipe or a device: reading from one may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{path}: expected a file, found a folder, a pipe or a device")
 
 
 def write_json(path, content, indent=None):
@@ -2169,6 +2211,10 @@ def read_boxes(path, rows, category=1):
     elif category is not None:
         is_used &= table["category_id"] == category
     others = (~is_here).sum()
+    if records and not is_here.any():
+        raise DataError(f"{path}: expected the image_id of a picture, such as "
+                        f"{next(iter(rows))!r}, found none in {len(records)} boxes; the first one "
+                        f"has {records[0]['image_id']!r:.80}")
     if not is_used.any():
         raise DataError(f"{path}: expected boxes of category {category or 'any'}, found "
                         f"categories {str(categories):.80}, and {others} boxes of other images")
@@ -2468,7 +2514,38 @@ def join_processes(options):
     store, rank, world = next(dist.rendezvous("env://", timeout=wait))
     backend = "nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
+    threading.Thread(target=watch_next, args=(rank, world), daemon=True).start()
     return store
+
+
+SILENCE = 300     # seconds after which it is said that a process does not answer
+PATIENCE = 1800   # seconds after which the program ends then
+
+
+def watch_next(rank, world):
+    """Says if the process after this one does not answer, and ends the program in the end.
+
+    A process may hang or have been stopped; the others would wait for it for a day. So each one
+    counts in a store, from a thread of its own, and looks whether the next one does.
+    """
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+                          is_master=False)
+    following = (rank + 1) % world
+    counted = changed = said = 0
+    while True:
+        store.add(f"beats of {rank}", 1)
+        count = store.add(f"beats of {following}", 0)
+        now = time.monotonic()
+        if count != counted or not changed:
+            counted, changed, said = count, now, 0
+        silent = now - changed
+        if silent > SILENCE * (said + 1):
+            said += 1
+            print(f"process {following} has not answered for {silent / 60:.0f} minutes",
+                  file=sys.__stderr__, flush=True)
+        if silent > PATIENCE:
+            os._exit(2)  # torchrun ends the others
+        time.sleep(min(10, SILENCE / 10))
 
 
 def seed_step(seed):
@@ -2477,11 +2554,22 @@ def seed_step(seed):
     torch.manual_seed(seed + 10 ** 15 * rank)
 
 
-def ignore_group_signals(worker):
-    """Lets a process that cuts crops ignore signals to the whole group, such as Ctrl-C.
+def in_processes(workers):
+    """The settings of a DataLoader whose crops so many processes cut; with 0 this one does.
 
-    They are for the first process alone.
+    A process that does not answer for minutes is an error, for it may have been stopped.
     """
+    return dict(num_workers=workers, timeout=SILENCE if workers else 0,
+                worker_init_fn=partial(start_worker, Image.MAX_IMAGE_PIXELS))
+
+
+def start_worker(largest, worker):
+    """What a process that cuts crops begins with.
+
+    It ignores signals to the whole group, such as Ctrl-C: they are for the first process alone. And
+    it reads pictures of as many pixels as that one does, `largest`.
+    """
+    Image.MAX_IMAGE_PIXELS = largest
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
 

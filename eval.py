@@ -22,17 +22,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from vlpose import text_inputs  # first, because it checks the next one: see clip_tokenizer.py
 from data import (COCO17, Augmentation, Crops, DataError, all_items, decode_heatmaps,
-                  ignore_group_signals, invert_matrix, my_share, normalize, progress,
-                  transform_points)
-from vlpose import text_inputs
+                  in_processes, invert_matrix, my_share, normalize, progress, transform_points)
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # a detection is right if its OKS is at least this
 RECALLS = np.linspace(0, 1, 101)  # where the precision-recall curve is read
 AREAS = ((0, 1e5 ** 2), (32 ** 2, 96 ** 2), (96 ** 2, 1e5 ** 2))  # pixels, both ends included
 ALL, MEDIUM, LARGE = range(3)  # the rows of AREAS
 MAX_DETECTIONS = 20  # of a category in an image: those with the best scores count
-BATCH_SIZE = 64  # so many crops go through a model at once
+BATCH_SIZE = 64  # crops that go through a model at once
 
 # ---------------------------------------------------------------------- ground truth and detections
 
@@ -283,21 +282,22 @@ def evaluate_pck(predicted, target, visible, size, threshold=0.05, groups=None):
 
 @torch.inference_mode()
 def predict(model, dataset, texts=None, people=None, flip_test=True, workers=0,
-            augmentation=Augmentation()):
+            augmentation=Augmentation(), batch_size=BATCH_SIZE):
     """One detection in COCO's results format for each person.
 
     model: normalised images -> heatmaps, with a `config`.
     texts: {sentence: T (L, D_text)}, or None for no text.
-    people: rows of the data set. None takes all annotated people, or everybody where nobody is
-        annotated.
+    people: rows of the data set; None: all annotated people, or everybody if nobody is annotated.
     flip_test: whether the mirror images count, too: see `flip_tested`.
     augmentation: of the crops, at random but always the same for the same row.
+    batch_size: so many crops go through the model at once.
     Raises DataError if the model predicts other keypoints than the data set has.
     """
     if people is None:
         people = dataset.annotated if len(dataset.annotated) else range(len(dataset.ids))
     results = []
-    batches = predict_heatmaps(model, dataset, people, texts, flip_test, workers, augmentation)
+    batches = predict_heatmaps(model, dataset, people, texts, flip_test, workers, augmentation,
+                               batch_size)
     for batch, heatmaps in batches:                                     # (B, K, h, w)
         # A keypoint is at the peak of its heatmap, and its score is the peak's height.
         points, scores = decode_heatmaps(heatmaps, model.config.image_size, model.config.sigma)
@@ -312,7 +312,7 @@ def predict(model, dataset, texts=None, people=None, flip_test=True, workers=0,
 
 @torch.inference_mode()
 def predict_heatmaps(model, dataset, people, texts=None, flip_test=False, workers=0,
-                     augmentation=Augmentation()):
+                     augmentation=Augmentation(), batch_size=BATCH_SIZE):
     """Yields batches of `Crops` and their heatmaps (B, K, h, w), for the people of this process.
 
     The arguments are those of `predict`.
@@ -322,9 +322,8 @@ def predict_heatmaps(model, dataset, people, texts=None, flip_test=False, worker
     training = model.training
     model.eval()
     crops = Crops(dataset, model.config.image_size, augmentation)
-    keys = [(int(row), int(row)) for row in my_share(people, BATCH_SIZE)]   # of crops: (row, seed)
-    loader = DataLoader(crops, BATCH_SIZE, sampler=keys, num_workers=workers,
-                        worker_init_fn=ignore_group_signals)
+    keys = [(int(row), int(row)) for row in my_share(people, batch_size)]   # of crops: (row, seed)
+    loader = DataLoader(crops, batch_size, sampler=keys, **in_processes(workers))
     try:
         for batch in progress(loader, "predicting batches of poses"):
             images = normalize(batch["image"].to(device))               # (B, 3, H, W)
@@ -357,6 +356,7 @@ def flip_tested(model, images, text, skeleton):
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -369,15 +369,16 @@ from typing import get_args
 
 from PIL import Image, ImageDraw
 
+from clip_tokenizer import CONTEXT_LENGTH, CLIPTokenizer
 from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Skeleton, below_common_folder,
-                  cache_folder, check_unique, column, crop_width, domain_of, find_pictures,
-                  finite_numbers, format_if_turned, found_in, ids_in, image_names, image_rows,
-                  load_dataset, open_image, picture_dataset, picture_rows, picture_size, read_boxes,
-                  read_columns, read_json, read_pictures, read_skeleton, report, report_sides,
-                  sentences_read, short_names, split_to_test_on, to_coco, to_rgb, with_boxes,
-                  with_sentences, with_skeleton, write_json)
+                  cache_folder, check_unique, claimed, column, crop_width, domain_of,
+                  find_pictures, finite_numbers, format_if_turned, found_in, ids_in, image_names,
+                  image_rows, load_dataset, open_image, picture_dataset, picture_rows,
+                  picture_size, read_boxes, read_columns, read_json, read_pictures, read_skeleton,
+                  report, report_sides, sentences_read, short_names, split_to_test_on, to_coco,
+                  to_rgb, with_boxes, with_sentences, with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
-                    load_weights, split_choice)
+                    load_pose_model, load_weights, split_choice)
 
 
 def read_scenes(annotations, results, sigmas=COCO17.sigmas):
@@ -765,47 +766,93 @@ class Poses:
     skeleton: Skeleton  # names the keypoints; for `draw_pose`
 
 
-def estimate_poses(model, image, boxes=None, sentence=None):
-    """The poses of the people in one picture -> Poses.
+def estimate_poses(model, image, boxes=None, sentence=None, adapter=True, batch_size=BATCH_SIZE):
+    """The poses of the people in one picture -> Poses; or of a list of pictures -> a list of Poses.
 
     model: from `load_model`.
-    image: a Pillow image, or RGB bytes (H, W, 3).
-    boxes: the people's, (people, 4) left, top, width, height in pixels. Without boxes the whole
-        picture is taken as one person.
-    sentence: what VLPose reads, such as "a photo of a cartoon character". Without a sentence its
-        adapter is off.
-    Raises DataError for a box without a size and for a sentence that the model cannot read.
+    image: a path, a Pillow image, or RGB bytes (H, W, 3); or a list of these. A file is turned as
+        its EXIF orientation says. Of a Pillow image the orientation is ignored: its poses are in
+        its pixels as they are.
+    boxes: the people's, (people, 4) left, top, width, height in pixels. For a list of pictures it
+        is a list of these. Without boxes a whole picture is taken as one person.
+    sentence: what VLPose reads, such as "a photo of a cartoon character". Without a sentence an
+        adapter that reads text is off.
+    adapter: False switches any adapter off.
+    batch_size: so many people go through the model at once.
+    Raises DataError for a box without a size, for a picture of another kind, and for a sentence
+    that the model cannot read.
     """
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.asarray(image))
-    if boxes is None:
-        boxes = [(0, 0, *image.size)]
-    boxes = np.array(boxes, float).reshape(-1, 4)
-    if not ((boxes[:, 2:] > 0).all() and (np.abs(boxes) <= FARTHEST).all()):
-        raise DataError("boxes: expected a width and a height above 0, at most a million, found "
-                        f"{boxes.tolist()}")
-    picture = with_boxes(picture_dataset([image], model.skeleton), np.zeros(len(boxes), int), boxes)
-    # An EXIF orientation is ignored: the poses are in the pixels of the image as it is.
-    picture = replace(picture, upright=False)
+    if not isinstance(image, (list, tuple)):
+        boxes = None if boxes is None else [boxes]
+        return estimate_poses(model, [image], boxes, sentence, adapter, batch_size)[0]
+    images = [as_picture(each) for each in image]
+    boxes = boxes_of_pictures(images, boxes)
+    if isinstance(model, VLPose) and not adapter:
+        model = model.base
+    counts = [len(each) for each in boxes]
+    rows = np.repeat(np.arange(len(images)), counts)  # (people,) the picture of each person
+    pictures = picture_dataset(images, model.skeleton)
+    pictures = with_boxes(pictures, rows, np.concatenate([np.zeros((0, 4)), *boxes]))
     texts = None
     if sentence is not None:
-        if not isinstance(model, VLPose):
-            raise DataError("sentence: expected a VLPose, which reads text, found a "
-                            f"{type(model).__name__}")
-        picture = replace(picture, sentences=np.array([sentence]))
-        about = getattr(model, "about", {})  # what its file says of its use; see `load_model`
-        T = encode_sentence(sentence, about.get("text_weights", "random"),
-                            about.get("per_token", False))
-        texts = {sentence: T.to(next(model.parameters()).device)}
-    results = predict(model, picture, texts, np.arange(len(boxes)))
-    keypoints = np.array([result["keypoints"] for result in results])
-    keypoints = keypoints.reshape(len(boxes), model.num_keypoints, 3)
-    return Poses(keypoints, boxes, picture.skeleton)
+        texts = {sentence: encoded_for(model, sentence)}
+        pictures = replace(pictures, sentences=np.full(len(images), sentence))
+    results = predict(model, pictures, texts, np.arange(len(rows)), batch_size=batch_size)
+    keypoints = np.reshape([result["keypoints"] for result in results],
+                           (len(rows), model.num_keypoints, 3))
+    keypoints = np.split(keypoints, np.cumsum(counts)[:-1])  # those of each picture
+    return [Poses(*pair, model.skeleton) for pair in zip(keypoints, boxes)]
+
+
+def as_picture(image):
+    """A path, or a Pillow image in RGB without EXIF, of what `estimate_poses` takes."""
+    if isinstance(image, (str, os.PathLike)):
+        return image
+    if isinstance(image, Image.Image):
+        return Image.fromarray(np.asarray(to_rgb(image)))
+    pixels = np.asarray(image)
+    has_colours = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
+    if pixels.dtype != np.uint8 or not (has_colours or pixels.ndim == 2):
+        raise DataError("image: expected a path, a Pillow image, RGB bytes (H, W, 3) from 0 to "
+                        f"255, or a list of these, found {pixels.dtype} {pixels.shape}")
+    return Image.fromarray(pixels)
+
+
+def boxes_of_pictures(images, boxes):
+    """The boxes of each picture, (people, 4); where None are given, one around each picture.
+
+    images: paths, and Pillow images without EXIF.
+    """
+    if boxes is None:
+        boxes = []
+        for image in images:
+            size = image.size if isinstance(image, Image.Image) else picture_size(image)
+            boxes.append([(0, 0, *size)])
+    if len(boxes) != len(images):
+        raise DataError(f"boxes: expected those of {len(images)} pictures, found {len(boxes)}")
+    boxes = [np.array(each, float).reshape(-1, 4) for each in boxes]
+    for each in boxes:
+        if not ((each[:, 2:] > 0).all() and (np.abs(each) <= FARTHEST).all()):
+            raise DataError("boxes: expected a width and a height above 0, at most a million, "
+                            f"found {each.tolist()}")
+    return boxes
+
+
+def encoded_for(model, sentence):
+    """T (L, D_text) of a sentence, as the model reads it."""
+    if not getattr(model, "reads_text", False):
+        raise DataError("sentence: expected a VLPose, which reads text, with its adapter on, found "
+                        f"a {type(model).__name__}")
+    about = getattr(model, "about", {})  # what its file says of its use; see `load_model`
+    T = encode_sentence(sentence, about.get("text_weights", "random"),
+                        about.get("per_token", False))
+    return T.to(next(model.parameters()).device)
 
 
 @lru_cache(maxsize=64)
 def encode_sentence(sentence, text_weights, per_token):
     """T (L, D_text) of a sentence, by the text tower with these weights."""
+    report_cut([sentence], ["estimate_poses"])
     return encode_sentences(load_clip_text(text_weights), [sentence], per_token)[sentence]
 
 
@@ -1135,13 +1182,21 @@ def replace_unprintable():
 REMEDIES = {
     "out of memory": "in train.py a smaller --batch-size, --accumulate and --checkpointing save "
                      "memory",
+    "can't allocate memory": "a smaller --batch-size saves memory, too",
     "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: "
-                              "fewer --workers"}
+                              "fewer --workers",
+    "DataLoader timed out": "a process that cuts crops does not answer: was it stopped, or is a "
+                            "disk or a network drive away?",
+    "shared memory": "--workers 0 needs none; docker run --shm-size 2g gives more",
+    "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # also a DataError
 
 
 def fail(error):
     """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
+    if hasattr(signal, "SIGCONT"):  # not on Windows
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGCONT)  # one that was stopped would be waited for
     if isinstance(error, KeyboardInterrupt):
         return stopped(*error.args)
     remedies = [remedy for words, remedy in REMEDIES.items() if words in str(error)]
@@ -1215,7 +1270,8 @@ class EvalOptions:
         help="Use this model: a run's folder, a model's file, or the name of public weights.")
     base: str = option(
         None, type=path_or_name, only=POSES,
-        help="The model that --checkpoint goes around, if --checkpoint is an adapter.")
+        help="The model that --checkpoint goes around, if --checkpoint is an adapter; otherwise "
+             "the original for --compare.")
     skeleton: str = option(
         None, type=str.upper, choices=tuple(SKELETONS), only=POSES,
         help="The keypoints of --checkpoint, if its file does not say what they are.")
@@ -1229,8 +1285,9 @@ class EvalOptions:
         None, nargs="+", only=[*POSES, "without --data"],
         help="Predict people in these pictures: files, folders, or patterns such as '*.png'.")
     strict: bool = option(
-        False, only=["with --images"],
-        help="End with an error if a picture cannot be read, instead of skipping the picture.")
+        False, only=POSES,
+        help="End with an error if a picture cannot be read or a sentence is too long, instead of "
+             "skipping the picture or cutting the sentence.")
     large: bool = option(
         False, only=["with --images"],
         help="Read pictures of more than 100 million pixels, too.")
@@ -1248,12 +1305,15 @@ class EvalOptions:
     category: str = option(
         "person", choices=CATEGORIES, metavar="NAME", only=POSES,
         help="Take the boxes of this category.")
-    # what is read beside the pictures
+    # the adapter, and what is read beside the pictures
+    adapter: str = option(
+        "on", choices=("on", "off"), only=POSES,
+        help="Switch the model's adapter off, which gives the original's poses.")
     prompt: str = option(
-        None, only=POSES,
-        help="Let VLPose read this in place of its own sentence; 'none' switches its adapter off.")
+        None, only=[*POSES, "without --adapter off"],
+        help="Let VLPose read this in place of its own sentence.")
     text_weights: str = option(
-        None, type=path_or_name, only=POSES,
+        None, type=path_or_name, only=[*POSES, "without --adapter off"],
         help="CLIP's text tower. By default it is the one that the model was trained with.")
     # what is written
     out: str = option(
@@ -1266,7 +1326,8 @@ class EvalOptions:
         help="Draw the keypoints whose score is above this, and label them in annotations.json.")
     compare: bool = option(
         False, only=["with --out"],
-        help="Draw the original model's poses and the adapted model's side by side.")
+        help="Draw the poses of the original model, which an adapter's base is, or --base, and of "
+             "the adapted model side by side.")
     # the machine
     cache: str = option(
         str(cache_folder().absolute()), type=os.path.abspath, only=POSES,
@@ -1312,15 +1373,19 @@ def poses_of_model(options):
     if not options.checkpoint or not (options.data or options.images and options.out):
         raise DataError(EXPECTED)
     check_device(options.device)
+    if options.prompt == "none":  # an older spelling of --adapter off
+        options = replace(options, prompt=None, adapter="off")
     if options.large:
         Image.MAX_IMAGE_PIXELS = None
     model = load_model(options.checkpoint, base=options.base, skeleton=options.skeleton)
     model.to(options.device)
-    check_prompt(model, options)
+    check_adapter_options(model, options)
+    original = original_of(model, options) if options.compare else None
+    if isinstance(model, VLPose) and options.adapter == "off":
+        model = model.base
     dataset = read_data(model, options)
     report_sides(dataset.skeleton)
-    if options.out:
-        check_out(options, dataset)
+    lock = take_out(options, dataset) if options.out else None
     dataset, texts = with_texts(dataset, model, options)
     chosen, people, box_scores = choose_people(dataset, options)
     results = predict_people(model, chosen, texts, people, box_scores, options.workers)
@@ -1328,8 +1393,8 @@ def poses_of_model(options):
         write_poses(options, chosen, results)
         panels = {"": results}
         if options.compare:
-            original = predict_people(model, chosen, None, people, box_scores, options.workers)
-            panels = {"original": original, "adapted": results}
+            before = predict_people(original, chosen, None, people, box_scores, options.workers)
+            panels = {"original": before, "adapted": results}
         draw_pictures(options, chosen, people, panels)
     if options.data:
         pck = None
@@ -1338,23 +1403,43 @@ def poses_of_model(options):
                                  groups=dataset.skeleton.groups)
             pck["people"] = len(dataset.annotated)
         print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
+    if lock:
+        lock.close()
 
 
-def check_prompt(model, options):
-    """Raises DataError for text that the model cannot read, and if --prompt is missing.
+def check_adapter_options(model, options):
+    """Raises DataError for options that have no effect on the model, and if --prompt is missing.
 
     The domain of own pictures is not known. So --prompt must replace a sentence with {domain}.
     """
-    if not isinstance(model, VLPose):
-        for name in ("prompt", "text_weights", "compare"):
+    has_adapter = isinstance(model, VLPose)
+    if not has_adapter and options.adapter == "off":
+        raise DataError(f"--adapter: has no effect; {options.checkpoint} has no adapter")
+    if not has_adapter and options.base and not options.compare:
+        raise DataError(f"--base: has no effect without --compare; {options.checkpoint} has no "
+                        "adapter")
+    if not has_adapter or not model.reads_text:
+        for name in ("prompt", "text_weights"):
             if getattr(options, name):
                 raise DataError(f"{flag_of(name)}: has no effect; {options.checkpoint} reads no "
                                 "text")
         return
+    if options.adapter == "off":
+        return
     sentence = options.prompt or model.about.get("sentences", "")
     if not options.data and "{domain}" in sentence:
         raise DataError("--prompt: say what the pictures show, such as 'a photo of a cartoon "
-                        "character', or 'none'")
+                        "character', or switch the adapter off with --adapter off")
+
+
+def original_of(model, options):
+    """The PoseModel that --compare draws beside the model: an adapter's base, or that of --base."""
+    if isinstance(model, VLPose):
+        return model.base
+    if not options.base:
+        raise DataError(f"--compare: {options.checkpoint} has no adapter that could be off; "
+                        "expected --base, the model before its training")
+    return load_pose_model(options.base).to(options.device)
 
 
 def read_data(model, options):
@@ -1392,30 +1477,28 @@ def say_other_skeleton(skeleton, dataset):
               file=sys.stderr)
 
 
-def check_out(options, dataset):
-    """Raises DataError if --out holds results already, or if pictures that are input lie there.
+def take_out(options, dataset):
+    """Takes --out for this program -> its lock, an open file.
 
-    Nothing is overwritten, least of all annotations that somebody has corrected; and no drawing
-    becomes input the next time.
+    Raises DataError if there are files in it, or if its pictures would be input the next time.
+    Nothing is overwritten, least of all boxes and annotations that somebody has corrected.
     """
     out = Path(options.out).resolve()
-    for name in ("results.json", "annotations.json", "config.json", "images"):
-        if (out / name).exists():
-            raise DataError(f"--out {options.out}: holds {name} already; name another folder")
     folders = [Path(path).resolve() for path in options.images or () if os.path.isdir(path)]
     files = [Path(file).resolve() for file in dataset.files]
     out_is_inside = any(out.is_relative_to(folder) for folder in folders)
     if out_is_inside or any(file.is_relative_to(out) for file in files):
         raise DataError(f"--out {options.out}: there are pictures that are input; name another "
                         "folder")
+    return claimed(options.out)
 
 
 def with_texts(dataset, model, options):
     """The data set with the sentences of --prompt or the model's own, and {sentence: T}.
 
-    A model without an adapter, or with its adapter off, needs no text: then there is None instead.
+    For a model that reads no text there is None instead.
     """
-    if not isinstance(model, VLPose) or options.prompt == "none":
+    if not isinstance(model, VLPose) or not model.reads_text:
         return dataset, None
     weights = options.text_weights or model.about.get("text_weights")
     sentences = options.prompt or model.about.get("sentences")
@@ -1429,8 +1512,30 @@ def with_texts(dataset, model, options):
                         f"was trained with, found {clip_text.config.embed_dim}")
     dataset = with_sentences(dataset, sentences)
     print(*sentences_read([dataset]), sep="\n", file=sys.stderr)
+    report_cut(dataset.sentences, dataset.files, options.strict)
     different = np.unique(dataset.sentences).tolist()
     return dataset, encode_sentences(clip_text, different, model.about.get("per_token", False))
+
+
+def report_cut(sentences, names, strict=False):
+    """Says how many sentences are longer than what CLIP reads, of which the rest is cut off.
+
+    names: what the sentences are of, such as files; that of the longest sentence is named.
+    strict: whether such a sentence is a DataError instead.
+    """
+    tokenizer = CLIPTokenizer()
+    different, place = np.unique(sentences, return_inverse=True)
+    lengths = [len(tokenizer.encode(sentence)) + 2 for sentence in different.tolist()]
+    lengths = np.array(lengths)[place]  # (sentences,) in tokens, with start and end
+    cut = (lengths > CONTEXT_LENGTH).sum()
+    if not cut:
+        return
+    longest = lengths.argmax()
+    message = (f"{names[longest]}: expected a sentence of at most {CONTEXT_LENGTH} tokens, found "
+               f"{lengths[longest]}")
+    if strict:
+        raise DataError(message)
+    print(f"{message}; {cut} of {len(names)} sentences are cut", file=sys.stderr)
 
 
 def choose_people(dataset, options):
@@ -1553,6 +1658,8 @@ def write_poses(options, dataset, results):
         turned = format_if_turned(file) if dataset.upright else None
         place = out / "images" / record["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(place):  # it may be a link to a picture, which nobody may write to
+            raise DataError(f"{place}: expected no such file, found one")
         if turned:  # not all programs turn such a picture as EXIF says, nor does `load_dataset`
             image, _ = open_image(file, upright=True)
             image = Image.fromarray(np.asarray(image))  # forgets the compression that Pillow keeps

@@ -17,9 +17,9 @@ from functools import partial
 
 import torch
 
-from data import average_gradients, encode_heatmaps, first_process_first, seed_step
 from uda import LossWeights, MultiLevelAlignment, source_view, supervised_loss
 from vlpose import VLPose, check_adapter, heatmaps_of_images, text_inputs
+from data import average_gradients, encode_heatmaps, first_process_first, seed_step
 
 # ------------------------------------------------------------------------- 1. the loss and the loop
 
@@ -179,8 +179,6 @@ def train_vlpose(options):
     adapter = adapter_of(options)
     if adapter:  # what cannot work fails here, before anything is trained
         check_adapter(base.config, adapter["decoder"], adapter["num_prompts"])
-    else:
-        texts = None  # nothing reads them
     plan = plan_vlpose(options, base, source, target)
     if options.dry_run:
         return
@@ -363,8 +361,8 @@ def source_loss(model, source, target=None, *, views, compute, restyle=None):
 def adapt(stage, student, restyle, data, pools, run):
     """Stage 2: student and teacher adapt to the target's images.
 
-    `MultiLevelAlignment.forward` is a step of this stage. With texts both methods work at once: the
-    model stays as it is, and only an adapter around it learns.
+    `MultiLevelAlignment.forward` is a step of this stage. With an adapter both methods work at
+    once: the model stays as it is, and only the adapter around it learns.
     """
     options = run.options
     torch.manual_seed(options.seed)
@@ -404,6 +402,7 @@ import signal
 import sys
 import time
 import weakref
+import zipfile
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -415,21 +414,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation, Crops,
-                  DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder, crop_matrix,
-                  crop_width, decode_heatmaps, expecting, free_space, ignore_group_signals,
-                  image_names, join_processes, load_dataset, mean_of_all, my_share, open_image,
-                  processes, read_boxes, remove_labels, report_sides, sentences_read,
-                  split_to_test_on, to_coco, transform_points, unreadable, wait_for_all,
-                  warp_image, with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+                  DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder, check_regular,
+                  claimed, crop_matrix, crop_width, decode_heatmaps, expecting, free_space,
+                  image_names, in_processes, join_processes, load_dataset,
+                  locked, mean_of_all, my_share, open_image, processes, read_boxes, read_json,
+                  remove_labels, report_sides, sentences_read, split_to_test_on, to_coco,
+                  transform_points, unreadable, wait_for_all, warp_image, with_boxes,
+                  with_sentences, with_skeleton, write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people,
-                  replace_unprintable)
+                  replace_unprintable, report_cut)
 from uda import GENTLE_VIEWS, StyleTransfer, Views, for_normalized_images
-from vlpose import (DECODERS, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, Compute, PoseModel, ViT,
-                    encode_sentences, load_backbone, load_clip_text, load_pose_model,
-                    load_strictly, load_weights, read_file, save_checkpoint, save_tensors,
-                    split_choice, with_keypoints)
+from vlpose import (DECODERS, LARGEST_CROP, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, SIGMA_LIMITS,
+                    Compute, PoseModel, ViT, encode_sentences, find_file, load_backbone,
+                    load_clip_text, load_model, load_pose_model, load_strictly, load_weights,
+                    read_file, reads_text, save_checkpoint, save_tensors, split_choice,
+                    with_keypoints)
 
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
@@ -611,9 +612,9 @@ class ModelOptions:
         help="The keypoints of --weights, if its file does not say what they are.")
     init: str = option(None, type=path_or_name, only=NEW_MODEL,
         help="A new backbone of --size starts from these weights: a file or a name such as mae-b.")
-    image_size: list[int] = option(None, nargs=2, least=32, step=32,
+    image_size: list[int] = option(None, nargs=2, least=32, most=LARGEST_CROP, step=32,
         help="The height and the width of crops; by default the size's own.")
-    sigma: float = option(None, above=0,
+    sigma: float = option(None, least=SIGMA_LIMITS[0], most=SIGMA_LIMITS[1],
         help="The standard deviation of heatmaps' Gaussians, in pixels of the heatmap; by "
              "default the size's own.")
     bf16: bool = option(None,
@@ -805,9 +806,8 @@ def batches_of(pools, stage, done, workers):
         passes = Passes(crops, rows, stage.seed + 10 ** 6 * place)
         positions = (my_share(range(step * size, (step + 1) * size))
                      for step in range(done, stage.steps))
-        loader = DataLoader(passes, batch_sampler=positions, num_workers=workers,
-                            pin_memory=torch.cuda.is_available(),
-                            worker_init_fn=ignore_group_signals)
+        loader = DataLoader(passes, batch_sampler=positions,
+                            pin_memory=torch.cuda.is_available(), **in_processes(workers))
         loaders.append(count_unread(loader, crops.dataset))
     return zip(*loaders)
 
@@ -991,8 +991,9 @@ def stop_unless_finite(stage, step, loss, batches, pools):
 
 # === Appendix: the run's folder; skip on a first reading ==========================================
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
            if hasattr(signal, name)]
+STEP_SECONDS = 120        # a step that has not ended so long after a signal is given up
 LOG_EVERY = 50            # steps
 CHECKPOINT_EVERY = 500    # steps
 CHECKPOINT_SECONDS = 300  # a checkpoint is never older
@@ -1016,9 +1017,13 @@ class Run:
             self.code[file.name] = digest(file.read_bytes())
         self.folder = folder_of(options)
         if rank == 0:
-            lock = locked(self.folder / "lock")  # others stay out while this file is open
-            weakref.finalize(self, lock.close)   # which is as long as this run is there
-        config = vars(options) | {"resume": None, "processes": world}
+            if options.resume:
+                lock = locked(self.folder / "lock")
+            else:
+                lock = claimed(self.folder)
+            weakref.finalize(self, lock.close)  # others stay out as long as this run is there
+        config = vars(options) | {
+            "resume": None, "processes": world, "inputs": digests_of_inputs(options)}
         write_file(self.folder / "config.json", config)
         print(f"run folder: {self.folder}")
         self.log = Log(self.folder)
@@ -1035,6 +1040,10 @@ class Run:
         if state:
             done = state["step"]
             self.log.rows = state["history"]
+            changed = changed_code(self.code, state["code"])
+            if changed:
+                print(f"{stage.name}: {changed} since the last checkpoint: other numbers follow",
+                      file=sys.stderr)
         self.log.start_clock(done)
         return done
 
@@ -1070,7 +1079,7 @@ class Run:
         set_training_mode(model)
         if stage.select == "best" and value > self.checkpoints.best:
             self.checkpoints.best = value
-            save_tensors(self.checkpoints.best_model, model.state_dict())
+            save_model(self.checkpoints.best_model, model, self.options)
         return value
 
     def save(self, stage, done, model, optimizer):
@@ -1085,7 +1094,7 @@ class Run:
         best = self.checkpoints.best
         if stage.select == "best" and best > -math.inf:
             wait_for_all()  # the first process has written it
-            model.load_state_dict(read_file(self.checkpoints.best_model))
+            model.load_state_dict(load_model(self.checkpoints.best_model).state_dict())
             print(f"{stage.name}: selected the best in validation, AP {best:.3f}")
 
 
@@ -1097,6 +1106,21 @@ def folder_of(options):
     return Path(all_items([given])[0])  # the first process's
 
 
+# These options may name a file, which must be the same when the run goes on.
+INPUTS = ("weights", "init", "text_weights", "style_weights", "boxes", "sentences")
+
+
+def digests_of_inputs(options):
+    """{option: hash of its file} for the options that name a file, or a run's folder."""
+    digests = {}
+    for name in INPUTS:
+        source, _ = split_choice(getattr(options, name, None) or "")
+        if source and os.path.exists(source):
+            with open(find_file(source), "rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
 def new_folder(mode):
     """Makes runs/vlpose-1, or with the first number that is free."""
     for number in itertools.count(1):
@@ -1104,23 +1128,6 @@ def new_folder(mode):
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-
-
-def locked(path):
-    """Opens a lock file. A second program that does so gets a DataError while this one has it open.
-
-    On Windows nothing is locked.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w", encoding="utf-8")
-    try:
-        with expecting(path.parent, "that no other program trains in it"), suppress(ImportError):
-            import fcntl
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except DataError:
-        file.close()
-        raise
-    return file
 
 
 def write_file(path, content):
@@ -1257,6 +1264,7 @@ class Checkpoints:
         self.newest = folder / f"{stage.name}.checkpoint.pth"
         self.older = folder / f"{stage.name}.checkpoint.older.pth"
         self.best_model = folder / f"{stage.name}.best.pth"
+        self.settings = asdict(replace(stage, steps=0, bf16=False))  # without what may change
         self.best = -math.inf
         self.data = {crops.dataset.name: identity_of(crops, rows) for crops, rows in pools}
         self.code = code  # of the program that began the stage
@@ -1278,37 +1286,76 @@ class Checkpoints:
         if processes()[0] == 0 and self.newest.exists():
             os.replace(self.newest, self.older)
         save_tensors(self.newest, {
-            "step": done, "best": self.best, "history": history, "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(), "data": self.data, "code": self.code})
+            "stage": self.settings, "step": done, "best": self.best, "history": history,
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+            "data": self.data, "code": self.code})
         self.saved = time.monotonic()
 
     def load(self, model, optimizer):
         """Fills model and optimizer from the newest good checkpoint.
 
-        Returns what else the checkpoint holds, None without one. A damaged one is removed, so that
-        it does not take the place of the one before it.
+        Returns what else the checkpoint holds, None without one.
+        """
+        path = None
+        if processes()[0] == 0:
+            path = self.newest_good(model)
+        path = all_items([path])[0]  # the first process's
+        if path is None:
+            return None
+        state = read_file(path)
+        self.check_inputs(path, state)
+        with expecting(path, "a model and an optimizer of this stage"):
+            model.load_state_dict(state["model"])
+            # The settings of the optimizer are the stage's, whatever the file says.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        self.best = state["best"]
+        self.code = state["code"]
+        return state
+
+    def newest_good(self, model):
+        """The path of the newest checkpoint that is whole and of this stage; None without one.
+
+        Another one is renamed, so that the next checkpoint does not push out a good older one. An
+        error of the disk or of rights says nothing about the checkpoint; it ends the run.
         """
         for path in (self.newest, self.older):
             if not path.exists():
                 continue
-            with expecting(path, "a checkpoint of this run"):
-                try:
-                    state = read_file(path)
-                except DataError as error:
-                    print(f"{error}; it is removed, going back to what was before it",
-                          file=sys.stderr)
-                    path.unlink(missing_ok=True)
-                    continue
-                self.check(path, state)
-                model.load_state_dict(state["model"])
-                optimizer.load_state_dict(state["optimizer"])
-                self.best = state["best"]
-                self.code = state.get("code")
-                return state
+            try:
+                self.check(path, model)
+                return path
+            except BadCheckpoint as error:
+                aside = path.with_suffix(".damaged")
+                os.replace(path, aside)
+                print(f"{error}; it is now called {aside.name}; going back to what was before it",
+                      file=sys.stderr)
         return None
 
-    def check(self, path, state):
-        """Raises DataError for a checkpoint that this stage cannot go on from."""
+    def check(self, path, model):
+        """Raises BadCheckpoint if a checkpoint is damaged or does not belong to this stage."""
+        if is_damaged(path):
+            raise BadCheckpoint(f"{path}: damaged: a checksum is wrong, or its end is missing")
+        state = read_file(path)
+        with expecting(path, f"a checkpoint of stage {self.stage.name}", BadCheckpoint):
+            for name in ("best", "optimizer", "data", "code"):  # are read later
+                state[name]
+            shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+            step = state["step"]
+            rows = state["history"]
+            if state["stage"] != self.settings:
+                raise ValueError(f"found {state['stage']!r:.80}")
+            if shapes != {name: tensor.shape for name, tensor in state["model"].items()}:
+                raise ValueError("found another model")
+            if not are_log_rows(rows):
+                raise ValueError(f"found a history that is none: {rows!r:.40}")
+            logged = [row["step"] for row in rows if row["stage"] == self.stage.name]
+            last = max(logged, default=0)
+            if type(step) is not int or not last <= step <= last + LOG_EVERY:
+                raise ValueError(f"found step {step!r:.40}; step {last} is the last one in its log")
+
+    def check_inputs(self, path, state):
+        """Raises DataError if the stage began with other data, or has done too many steps."""
         for name, now in self.data.items():
             then = state["data"][name]
             changed = [what for what in now if now[what] != then[what]]
@@ -1320,12 +1367,43 @@ class Checkpoints:
                             f"more than {self.stage.steps}")
 
 
+class BadCheckpoint(DataError):
+    """A checkpoint that is damaged or belongs to something else."""
+
+
+def is_damaged(path):
+    """Whether a file of torch.save is damaged: it is no whole archive, or a checksum is wrong.
+
+    Raises OSError or MemoryError where the file cannot be read; that says nothing about the file.
+    """
+    check_regular(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # a damaged archive makes zipfile raise almost anything
+        return True
+
+
+def are_log_rows(rows):
+    """Whether these are rows of a Log: {"stage": name, "step": number, other columns: number}."""
+    for row in rows:
+        numbers = [value for name, value in row.items() if name != "stage"]
+        if not isinstance(row["stage"], str) or not isinstance(row["step"], int):
+            return False
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            return False
+    return True
+
+
 # -------------------------------------------------------------------------------------- the signals
 
 class Signals:
     """What Ctrl-C and its like do: the first one lets a step of training end and be saved.
 
-    Between the stages, and the second time, they end the program at once. Only the first process
+    Between the stages, and the second time, they end the program at once; so does a step that takes
+    too long after the first one. Only the first process
     listens, for the others end with it.
     """
 
@@ -1342,8 +1420,10 @@ class Signals:
 
     def receive(self, number, frame):
         if self.received or not self.wait_for_step:
-            raise KeyboardInterrupt(number, self.folder)
+            raise KeyboardInterrupt(self.received or number, self.folder)
         self.received = number
+        if hasattr(signal, "alarm"):  # not on Windows
+            signal.alarm(STEP_SECONDS)
 
     def stop_if_received(self):
         if self.received:
@@ -1415,8 +1495,9 @@ def key_of(stage, model, pools, options, restyle, stylist):
         if isinstance(options, options_class):
             for entry in fields(options_class):
                 del in_key[entry.name]
+    _, world = processes()  # several processes add up in another order
     key = {"figures": FIGURES, "stage": asdict(stage), "config": asdict(model.config),
-           "weights": state_hash(model), "options": in_key,
+           "weights": state_hash(model), "options": in_key, "processes": world,
            "data": [identity_of(crops, rows) for crops, rows in pools]}
     if restyle:
         key["restyle"] = f"{restyle.__module__}.{restyle.__qualname__}"
@@ -1432,15 +1513,24 @@ def take_from(path, stage, model, code):
     except DataError as error:
         print(f"{error}; training it anew")
         return False
-    then = found.about.get("code", {})
-    changed = [name for name in code if code[name] != then.get(name)]
+    changed = changed_code(code, found.about.get("code", {}))
     if changed:
-        has = "has" if len(changed) == 1 else "have"
-        print(f"{stage.name} model: {', '.join(changed)} {has} changed since: training anew")
+        print(f"{stage.name} model: {changed} since: training anew")
         return False
     model.load_state_dict(found.state_dict())
     print(f"{stage.name} model: {path} (trained before)")
     return True
+
+
+def changed_code(now, then):
+    """"train.py has changed", or "train.py, uda.py have changed"; "" if no file has.
+
+    now, then: {file: hash}.
+    """
+    changed = [name for name in now if now[name] != then.get(name)]
+    if not changed:
+        return ""
+    return f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed"
 
 
 def keep(path, model, code):
@@ -1462,9 +1552,15 @@ def file_of(function):
 
 
 def identity_of(crops, rows):
-    """What the crops that a stage draws depend on, in values that JSON has."""
+    """What the crops that a stage draws depend on, in values that JSON has.
+
+    Of the files all names and sizes count, and what stands in a hundred of them: so it is noticed
+    if all were replaced, and nobody has to wait until all are read.
+    """
     people = crops.dataset
     files = [(Path(file).name, os.path.getsize(file)) for file in people.files]
+    for file in people.files[::math.ceil(len(files) / 100)]:
+        files.append(digest(Path(file).read_bytes()))
     labels = people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()
     return {"people": len(rows), "files": digest(json.dumps(files).encode()),
             "labels": digest(labels), "keypoints": list(people.skeleton.names),
@@ -1569,9 +1665,7 @@ def alignment_data(options):
     if options.oracle:
         labelled_target = training_set(options.target, options, skeleton, split_of_target(options))
 
-    texts = text_dim = None
-    if options.strategy != "full":  # an adapter reads text
-        texts, text_dim = read_texts([source, target, test], options)
+    texts, text_dim = read_texts([source, target, test], options)
     return AlignmentData(source, target, test, labelled_target, texts, text_dim)
 
 
@@ -1689,15 +1783,23 @@ def new_stylist(options):
 
 
 def read_texts(datasets, options):
-    """{sentence: T (L, D_text)} of all images, read by the frozen text tower; and D_text."""
+    """{sentence: T (L, D_text)} of all images, read by the frozen text tower; and D_text.
+
+    Both are None where no adapter reads text.
+    """
+    reads = options.strategy == "vlpose"
+    if reads and options.mode == "vlpose":
+        reads = reads_text(options.decoder, options.matcher)
+    if not reads:
+        return None, None
     if options.text_weights == "random":
         print("no CLIP weights given (--text-weights ViT-B/32): a small random text tower with a "
               "fixed seed stands in")
-    if options.strategy == "vlpose":  # other adapters read none
-        print(*sentences_read(datasets), sep="\n")
-    sentences = np.unique(np.concatenate([dataset.sentences for dataset in datasets])).tolist()
+    print(*sentences_read(datasets), sep="\n")
+    sentences = np.concatenate([dataset.sentences for dataset in datasets])
+    report_cut(sentences, [file for dataset in datasets for file in dataset.files])
     clip_text = load_clip_text(options.text_weights).to(options.device)
-    texts = encode_sentences(clip_text, sentences, options.per_token)
+    texts = encode_sentences(clip_text, np.unique(sentences).tolist(), options.per_token)
     return texts, clip_text.config.embed_dim
 
 
@@ -1750,7 +1852,7 @@ def compare_poses(base, adapted, texts, tests, run):
     save_model(run.folder / "model.pth", adapted, run.options)
     if isinstance(adapted, VLPose):
         save_model(run.folder / "adapter.pth", adapted, run.options, adapter_only=True)
-        models["adapter off"] = (adapted, None)
+        models["adapter off"] = (adapted.base, None)
     tables = {}
     results = {}
     domain_of = {}  # of each row of the tables
@@ -1904,10 +2006,10 @@ def compare_pck(models, stylist, data, run):
           "poses")
     if "oracle" in table:
         print_gap({name: numbers["mean"] for name, numbers in table.items()})
-    if data.texts:
-        teacher = models["teacher"]
+    teacher = models["teacher"]
+    if isinstance(teacher, VLPose):
         save_model(run.folder / "adapter.pth", teacher, run.options, adapter_only=True)
-        off = predict(teacher, test, flip_test=False, workers=run.options.workers)
+        off = predict(teacher.base, test, flip_test=False, workers=run.options.workers)
         report_adapter_off(off == results["source only"])
 
 
@@ -2055,12 +2157,13 @@ def main(argv=None):
     """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     store = options = None
-    if int(os.environ.get("RANK", 0)):
+    is_one_of_many = "LOCAL_RANK" in os.environ  # torchrun has started it
+    if is_one_of_many and os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the first says it
     replace_unprintable()
     try:
         options = parse_options(argv)
-        if "LOCAL_RANK" in os.environ:
+        if is_one_of_many:
             store = join_processes(options)
         out = options.out
         if out and not options.resume and (Path(out) / "config.json").exists():
@@ -2071,10 +2174,12 @@ def main(argv=None):
     except (Exception, KeyboardInterrupt) as error:
         if store and store.add("failed", 1) > 1:
             return 2  # another process has said why
-        if options and "LOCAL_RANK" in os.environ:
+        if options and is_one_of_many:
             sys.stderr = sys.__stderr__
         return fail(error)
     finally:
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if store:
@@ -2169,9 +2274,10 @@ def resumed(folder, argv):
     config = Path(folder) / "config.json"
     if not folder or not config.exists():
         raise DataError(f"{config}: not there; --resume wants the folder of an earlier run")
+    saved = read_json(config, dict, "the options of a run")
     with expecting(config, "the options of a run"):
-        saved = json.loads(config.read_text("utf-8"))
         processes_then = saved.pop("processes")
+        inputs_then = saved.pop("inputs")
         defaults = defaults_of(saved["mode"], saved["recipe"])
         unknown = [flag_of(name) for name in saved if name not in vars(defaults)]
         if unknown:
@@ -2185,6 +2291,11 @@ def resumed(folder, argv):
         now = getattr(options, name)
         if name not in MAY_CHANGE and now != then:
             raise DataError(f"{config}: began with {flag_of(name)} {then}, found {now}")
+    inputs_now = digests_of_inputs(options)
+    for name in inputs_then:
+        if inputs_now.get(name) != inputs_then[name]:
+            raise DataError(f"{config}: began with other content of {flag_of(name)} "
+                            f"{getattr(options, name)}")
     processes_now = int(os.environ.get("WORLD_SIZE", 1))
     if processes_now != processes_then:
         print(f"{folder}: goes on with another number of processes, {processes_now}: not to the "

@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_all, rows_of_all,
-                  transform_points)
 from vlpose import (Compute, WeightsError, heatmaps_and_features, heatmaps_of_images,
                     load_strictly, load_weights)
+from data import (MEAN, STD, encode_heatmaps, expecting, invert_matrix, mean_of_all, rows_of_all,
+                  transform_points)
 
 # ----------------------------------------------------------------------- supervision, on the source
 

@@ -307,7 +307,7 @@ def encode_sentences(clip_text, sentences, per_token=False):
     L is 1: the feature of the end token, which stands for the whole sentence. With `per_token`, L
     is the number of the sentence's tokens, start and end included.
     """
-    tokens = CLIPTokenizer()(sentences).to(clip_text.projection.device)  # (sentences, 77)
+    tokens = CLIPTokenizer()(sentences, truncate=True).to(clip_text.projection.device)  # (n, 77)
     features = []
     for part in tokens.split(256):  # not all at once, for memory's sake
         if per_token:
@@ -439,6 +439,7 @@ class VLPose(nn.Module):
         self.decoder = decoder
         self.num_keypoints = base.num_keypoints
         self.skeleton = base.skeleton
+        self.reads_text = reads_text(decoder, matcher)
         self.options = dict(text_dim=text_dim, decoder=decoder, num_prompts=n, matcher=matcher,
                             rank=rank)
         self.base = base.requires_grad_(False)
@@ -513,15 +514,15 @@ class VLPose(nn.Module):
     def forward(self, images, text=None, mask=None):
         """Images (B, 3, H, W), text (B, L, D_text) -> heatmaps (B, K, H/4, W/4).
 
-        text: T of each image's sentence; None switches the adapter off, which leaves the original
-            model. The decoder `baseline` ignores the text; any text switches its adapter on.
+        text: T of each image's sentence. Without text an adapter that reads text is off, which
+            leaves the original model, `self.base`. An adapter that reads no text is always on.
         mask: see `RelationMatcher`.
         """
-        if text is None:
+        if text is None and self.reads_text:
             return self.base(images)
         return self.predictor(self.features(images, text, mask))
 
-    def features(self, images, text, mask=None):
+    def features(self, images, text=None, mask=None):
         """What the predictor makes heatmaps of: (B, C, H/4, W/4)."""
         E = self.base_part("backbone")(images, self.prompts)  # (B, D, H/16, W/16)
         R = None
@@ -654,6 +655,11 @@ def check_adapter(config, decoder, num_prompts):
                          f"could join")
 
 
+def reads_text(decoder, matcher):
+    """Whether an adapter reads text. `baseline` has no matcher, and `image` matches no text."""
+    return "matcher" in DECODERS[decoder] and matcher == "concat"
+
+
 # === Appendix: beyond the paper, updates of the frozen weights; skip on a first reading ===========
 
 class LowRank(nn.Module):
@@ -753,6 +759,7 @@ import hashlib
 import http.client
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -761,7 +768,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 
-from data import DataError, cache_folder, expecting, not_written, progress, read_json
+from data import (DataError, cache_folder, check_regular, expecting, not_written, progress,
+                  read_json)
 
 
 class WeightsError(DataError):
@@ -832,6 +840,9 @@ def find_file(path_or_name):
         for model in (path / "model.pth", path / "teacher.pth"):
             if model.is_file():
                 return model
+        found = ", ".join(sorted(file.name for file in path.glob("*.pth")))
+        raise WeightsError(f"{path}: expected the folder of a finished run, with model.pth or "
+                           f"teacher.pth, found {found or 'no models'}")
     if not path.is_file():
         raise WeightsError(f"{path_or_name}: no such file, nor the name of public weights such as "
                            f"vitpose-b")
@@ -995,10 +1006,11 @@ def tensors_of(contents, path):
     """{name: tensor} of the state dict in what a file holds, without gradients.
 
     Raises WeightsError if there is none, if a value is not a tensor, or if a tensor claims more
-    data than the file has.
+    data than the file has; and for a file of ours that is not a model, or of another version.
     """
     tensors = {}
     with expecting(path, "a state dict", WeightsError):
+        check_kind(contents, path)
         for name, tensor in unwrap(contents).items():
             if isinstance(tensor, dict):
                 raise WeightsError(f"{path}: expected one state dict, found {name!r:.60} beside "
@@ -1012,13 +1024,24 @@ def tensors_of(contents, path):
             tensors[name] = tensor.detach()
     if not tensors:
         raise WeightsError(f"{path}: expected a state dict, found no tensors")
-    return tensors
+    return without_wrapper(tensors)
+
+
+def check_kind(contents, path):
+    """Raises WeightsError for a run's checkpoint, and for a file of another version of ours."""
+    if {"history", "optimizer"} <= contents.keys():
+        raise WeightsError(f"{path}: expected a model, found a checkpoint, from which "
+                           "`train.py --resume` goes on")
+    found = contents.get("format", FORMAT)
+    if isinstance(found, str) and found.startswith("posebridge") and found != FORMAT:
+        raise WeightsError(f"{path}: expected the format {FORMAT}, found {found}, which another "
+                           "version of PoseBridge has written")
 
 
 def unwrap(contents):
     """The state dict in a checkpoint; the contents themselves if they are not nested."""
-    # ViTPose's files, MAE's, those of the alignment's authors, our own
-    keys = ["state_dict", "model", "student", "base"]
+    # "student" is in files of the alignment's authors, "base" in our own
+    keys = ["state_dict", "model", "model_state_dict", "net", "student", "base"]
     if "base" not in contents:
         keys.append("adapter")              # a file of ours may hold an adapter alone
     for key in keys:
@@ -1037,6 +1060,19 @@ def said_beside(path, section, key):
         return None
     config = read_json(file, dict, "Hugging Face's description of a model")
     return config.get(section, config).get(key)
+
+
+# What programs that wrap a model put before the names of all its tensors: DataParallel's module,
+# torch.compile's _orig_mod, and the usual attributes of Lightning's modules and of running averages
+WRAPPERS = re.compile(r"((module|_orig_mod|model|net|ema|ema_model)\.)+")
+
+
+def without_wrapper(tensors):
+    """The tensors without the prefix of a wrapper, if all names have the same one."""
+    prefix = WRAPPERS.match(next(iter(tensors)))
+    if not prefix or not all(name.startswith(prefix[0]) for name in tensors):
+        return tensors
+    return {name.removeprefix(prefix[0]): tensor for name, tensor in tensors.items()}
 
 
 # === Appendix: reading files without executing them; skip on a first reading ======================
@@ -1064,6 +1100,7 @@ def read_file(path):
     Raises WeightsError if it is damaged or of another kind.
     """
     with expecting(path, "an undamaged safetensors or PyTorch file", WeightsError):
+        check_regular(path)
         with open(path, "rb") as file:
             start = file.read(9)
         is_safetensors = start[8:] == b"{"  # 8 bytes of length, then JSON
@@ -1357,8 +1394,6 @@ def storage_places(file, keys, dtypes):
 # Others publish the same networks under other names. `translate` gives their tensors our names, by
 # the table LAYOUTS; `vitpose_layout` also reads from the tensors' shapes which size a model has.
 
-import re
-
 # How others call our layers and tensors: their name, our name. {} is the number of a block. Layers
 # that have our name already are not listed.
 LAYOUTS = {
@@ -1493,7 +1528,6 @@ def translate(state, path):
 
 def our_name(name):
     """Our name of a tensor: backbone.layers.3.ln1.weight -> backbone.blocks.3.norm1.weight."""
-    name = name.removeprefix("module.")  # which DataParallel puts before every name
     spellings = [name]
     block = ""
     number = re.search(r"(?<=\.)\d+(?=\.)", name)  # the first one between dots
@@ -1526,6 +1560,9 @@ def vitpose_layout(state, path, choice=""):
     state = translate(state, path)
     check_is_vitpose(state, path)
     state.pop("backbone.cls_token", None)
+    if "backbone.pos_embed" not in state:
+        raise WeightsError(f"{path}: expected a ViTPose or MAE, found no entry "
+                           f"'backbone.pos_embed' but others such as {next(iter(state))!r}")
 
     positions = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D) with a class token
     _, count, dim = positions.shape
@@ -1756,24 +1793,43 @@ def save_checkpoint(path, model, adapter_only=False, **about):
     """Writes a PoseModel or VLPose to a file.
 
     about: what else the model's users must know, plain values.
-    adapter_only: a file of a few MB, which `load_model` puts around the base that it is given.
+    adapter_only: a file of a few MB, which `load_model` puts around the base that it is given. The
+        base's predictor is in the file, because the skeleton may be another one than the base's.
     """
     base = model.base if isinstance(model, VLPose) else model
-    contents = {"format": FORMAT, "about": about}
-    if not adapter_only:
-        skeleton = asdict(base.skeleton)
-        skeleton["sigmas"] = base.skeleton.sigmas.tolist()
-        contents["config"] = asdict(base.config)
+    skeleton = asdict(base.skeleton)
+    skeleton["sigmas"] = base.skeleton.sigmas.tolist()
+    contents = {"format": FORMAT, "about": about, "config": asdict(base.config),
+                "skeleton": skeleton}
+    if adapter_only:
+        contents["predictor"] = base.head.predictor.state_dict()
+        contents["fingerprint"] = fingerprint(base)
+    else:
         contents["base"] = base.state_dict()
-        contents["skeleton"] = skeleton
     if isinstance(model, VLPose):
-        adapter = {}
-        for name, tensor in model.state_dict().items():
-            if not name.startswith("base."):
-                adapter[name] = tensor
         contents["options"] = model.options
-        contents["adapter"] = adapter
+        contents["adapter"] = adapter_tensors(model)
     save_tensors(path, contents)
+
+
+def adapter_tensors(model):
+    """The state dict of a VLPose without that of its base."""
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if not name.startswith("base.")}
+
+
+# What differs between two copies of one base: the predictor belongs to a skeleton, the table of
+# positions is stretched to an image size, and BatchNorm's counters may be missing.
+NOT_IN_FINGERPRINT = re.compile(r"head\.predictor\.|backbone\.pos_embed|.*\.num_batches_tracked")
+
+
+def fingerprint(base):
+    """A short hash of a PoseModel's weights, by which an adapter knows its base."""
+    digest = hashlib.sha256()
+    for name, tensor in base.state_dict().items():
+        if not NOT_IN_FINGERPRINT.match(name):
+            digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def save_tensors(path, contents):
@@ -1811,8 +1867,9 @@ def load_model(path_or_name, image_size=None, base=None, skeleton=None):
         if contents.get("format") == FORMAT:
             if choice:
                 raise WeightsError(f"{path}: expected no choice after #, found {choice}")
+            about = about_of(contents, path)
             model = load_own(contents, state, path, image_size, base, skeleton)
-            model.about = contents["about"]
+            model.about = about
         else:
             model = load_public(source, choice, contents, path, image_size, skeleton)
             model.about = {}
@@ -1918,28 +1975,32 @@ def skeleton_of_mmpose(contents):
 
 def load_own(contents, state, path, image_size, base, skeleton):
     """The PoseModel or VLPose of a file of `save_checkpoint`: see `load_model`."""
+    has_adapter = "options" in contents or "adapter" in contents
     if "base" in contents:
         if skeleton:
             raise WeightsError(f"{path}: has its own skeleton; expected no other, "
                                f"found {skeleton}")
+        if has_adapter and base:
+            raise WeightsError(f"{path}: expected an adapter alone to go around {base}, found one "
+                               "with its own base")
         model = load_own_base(contents, state, path, image_size)
     elif base is None:
         raise WeightsError(f"{path}: an adapter; expected the model that it goes around, too "
                            f"(eval.py: --base)")
     else:
-        model = load_pose_model(base, image_size, skeleton)
-    if "options" in contents or "adapter" in contents:  # a VLPose
+        model = load_given_base(contents, path, image_size, base, skeleton)
+    if has_adapter:
         model = load_own_adapter(contents, model, path)
     return model
 
 
 def load_own_base(contents, state, path, image_size):
     """The PoseModel of a file of `save_checkpoint`. state: the model's state dict in it."""
-    config = ViTConfig(**contents["config"])
+    config = config_of(contents, path)
     num_keypoints = len(state["head.predictor.bias"])
     skeleton = None  # then `PoseModel` takes the usual one for so many keypoints
     if contents.get("skeleton"):
-        skeleton = skeleton_from(contents["skeleton"])
+        skeleton = skeleton_of(contents, num_keypoints, path)
     blocks = count_blocks(state)
     if blocks != config.depth:
         raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, "
@@ -1951,10 +2012,35 @@ def load_own_base(contents, state, path, image_size):
     return build_and_load(build, state, path)
 
 
+def load_given_base(contents, path, image_size, base, skeleton):
+    """The PoseModel of another file that an adapter goes around, with the adapter's own predictor.
+
+    Raises WeightsError unless it is the model that the adapter was trained around.
+    """
+    if "fingerprint" not in contents:
+        print(f"{path}: an adapter of an older version, which does not say what its base is",
+              file=sys.stderr)
+        return load_pose_model(base, image_size, skeleton)
+    config = config_of(contents, path)
+    model = load_pose_model(base, image_size or config.image_size, skeleton)
+    found = fingerprint(model)
+    if found != contents["fingerprint"]:
+        raise WeightsError(f"{path}: expected the base that it was trained around, with the "
+                           f"fingerprint {contents['fingerprint']!r:.20}, found {base} with "
+                           f"{found!r}")
+    state = tensors_of(contents["predictor"], path)
+    skeleton = skeleton_of(contents, len(state["bias"]), path)
+    model.skeleton = skeleton
+    model.num_keypoints = len(skeleton.names)
+    model.config = replace(model.config, sigma=config.sigma)
+    predictor = HeatmapHead(config.dim, config.decoder_dim, model.num_keypoints).predictor
+    model.head.predictor = load_strictly(predictor, state, path)
+    return model
+
+
 def load_own_adapter(contents, base, path):
     """The VLPose of a file of `save_checkpoint`, around its base, a PoseModel."""
-    state = {f"base.{name}": tensor for name, tensor in base.state_dict().items()}
-    state.update(tensors_of(contents["adapter"], path))
+    state = tensors_of(contents["adapter"], path)
 
     def build():
         return VLPose(base, **contents["options"])
@@ -1971,6 +2057,84 @@ def build_and_load(build, state, path):
         check_architecture(build(), state, path)
     return load_strictly(build(), state, path)
 
+
+# ----------------------------------------------------------------- the values in a file are checked
+
+ABOUT = {"text_weights": str, "sentences": str, "per_token": bool, "code": dict}
+SIGMA_LIMITS = (0.1, 100.0)  # pixels of a heatmap
+LARGEST_CROP = 4096  # pixels of a side
+CONFIG_LIMITS = {  # the least and the greatest value; of two integers it is an integer, too
+    "dim": (8, 10_000),
+    "depth": (0, 1000),
+    "heads": (0, 1000),
+    "drop_path": (0.0, 1.0),
+    "prompts": (0, 10_000),
+    "layer_decay": (0.0, 1.0),
+    "decoder_dim": (0, 10_000),
+    "sigma": SIGMA_LIMITS,
+}
+
+
+def about_of(contents, path):
+    """What a file says about its model's use, a dictionary."""
+    about = contents["about"]
+    if not isinstance(about, dict):
+        raise WeightsError(f"{path}: expected a dictionary as 'about', found {about!r:.60}")
+    for name, kind in ABOUT.items():
+        value = about.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise WeightsError(f"{path}: expected a {kind.__name__} as '{name}' of 'about', found "
+                               f"{value!r:.60}")
+    return about
+
+
+def config_of(contents, path):
+    """The ViTConfig in a file. Raises WeightsError for values that no model can have."""
+    config = ViTConfig(**contents["config"])
+    for name, (least, most) in CONFIG_LIMITS.items():
+        value = getattr(config, name)
+        if type(value) not in (int, type(most)) or not least <= value <= most:
+            raise WeightsError(f"{path}: expected {name} from {least} to {most}, found "
+                               f"{value!r:.60}")
+    height, width = config.image_size
+    for side in (height, width):
+        if side not in range(PATCH, LARGEST_CROP + 1, PATCH):
+            raise WeightsError(f"{path}: expected an image size of multiples of {PATCH} up to "
+                               f"{LARGEST_CROP}, found {config.image_size!r:.60}")
+    if config.trunk and config.trunk not in TRUNKS:
+        raise WeightsError(f"{path}: expected one of {', '.join(TRUNKS)}, found "
+                           f"{config.trunk!r:.60}")
+    multiple = math.lcm(8, 1 if config.trunk else config.heads)
+    if not multiple or config.dim % multiple:
+        raise WeightsError(f"{path}: expected a dim that is a multiple of 8 and of "
+                           f"the number of heads, found {config.dim} and {config.heads} heads")
+    return replace(config, image_size=(height, width))
+
+
+def skeleton_of(contents, count, path):
+    """The Skeleton in a file, of `count` keypoints. Raises WeightsError for any other one."""
+    fields = contents["skeleton"]
+    skeleton = skeleton_from(fields)
+    numbers = [*skeleton.upper]
+    for joints in (*skeleton.edges, *skeleton.groups.values()):
+        numbers.extend(joints)
+    names = [name for name in skeleton.names if isinstance(name, str)]
+    sigmas = [sigma for sigma in fields["sigmas"] if 0 < sigma < math.inf]
+    is_right = {
+        "names": len(names) == len(skeleton.names) == count,
+        "sigmas": len(sigmas) == len(fields["sigmas"]) == count,
+        "edges": all(len(edge) == 2 for edge in skeleton.edges),
+        "keypoints": all(type(number) is int and 0 <= number < count for number in numbers),
+    }
+    for field, right in is_right.items():
+        if not right:
+            found = fields.get(field, numbers)
+            raise WeightsError(f"{path}: expected a skeleton of {count} keypoints, found as its "
+                               f"{field} {found!r:.60}")
+    return skeleton
+
+
+# -------------------------------------------------------------------------------- other image sizes
 
 def resized(config, state, image_size):
     """(config, state dict) of a pose model for images of a size (height, width)."""
@@ -2000,16 +2164,17 @@ def load_strictly(module, state, path):
     """
     check_architecture(module, state, path)
     check_finite(state, path)
-    module.load_state_dict(state, strict=False)  # without counters: see `check_architecture`
+    module.load_state_dict(state, strict=False)  # for what may lack: see `check_architecture`
     return module
 
 
 def check_architecture(module, state, path):
     """Raises WeightsError unless a state dict has the names, kinds and shapes of the module's.
 
-    BatchNorm's counters may be missing: old files lack them, and nothing here uses them.
+    Of a VLPose it is the adapter's state dict, since the base is loaded before. BatchNorm's
+    counters may be missing: old files lack them, and nothing here uses them.
     """
-    own = module.state_dict()
+    own = adapter_tensors(module) if isinstance(module, VLPose) else module.state_dict()
     for name in sorted(own.keys() | state.keys()):
         if name.endswith("num_batches_tracked") and name not in state:
             continue

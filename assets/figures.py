@@ -22,8 +22,11 @@ Colors: red, green and blue from 0 to 255, written like "#ff8000".
 Chance: all random numbers come from `rng`, in a fixed order, so that the same seed always draws the
 same figure. Whoever changes the drawing gives it a new name in `data.py` (`FIGURES`).
 """
+import errno
 import json
+import multiprocessing
 import os
+import threading
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -1010,20 +1013,38 @@ def write_figures(folder, counts, progress):
     """
     for split_number, split in enumerate(counts):
         jobs = list_jobs(folder, split_number, split, *counts[split])
-        # A DataLoader's processes end with the program that has started them, however that ends.
         drawn = DataLoader(
-            jobs, batch_size=50, num_workers=os.cpu_count(), collate_fn=draw_some)
+            jobs, batch_size=50, num_workers=os.cpu_count(), collate_fn=draw_some,
+            worker_init_fn=end_with_parent)
         images = []
         people = []
         for part in progress(drawn, f"drawing {split} figures, parts of 50"):
             for image, person in part:
                 images.append(image)
                 people.append(person)
+        lost = [image["file_name"] for image in images
+                if not (Path(folder) / image["file_name"]).exists()]
+        if lost:
+            raise FileNotFoundError(errno.ENOENT, f"{lost[0]} was removed while others were drawn")
         categories = [coco_category()]
         content = {"images": images, "annotations": people, "categories": categories}
         path = Path(folder) / "annotations" / ANNOTATIONS[split]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def end_with_parent(worker):
+    """A process that draws ends with the program that has started it, however that ends.
+
+    A DataLoader's processes look for that, too, but not while they wait until their results are
+    read.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait():
+        parent.join()
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def list_jobs(folder, split_number, split, photos, others):

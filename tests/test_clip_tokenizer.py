@@ -176,6 +176,16 @@ def test_75_ids_fit_and_76_do_not(tokenizer):
     assert tokenizer("cat cat", context_length=4).tolist() == [[START, 2368, 2368, END]]
 
 
+@pytest.mark.parametrize("count", [0, 74, 75, 76, 500])
+def test_a_text_is_cut_as_openai_cuts_it(tokenizer, count):
+    text = "cat dog " * count
+    ids = [START, *tokenizer.encode(text), END]
+    if len(ids) > 77:  # as in CLIP's `tokenize(..., truncate=True)`
+        ids = ids[:77]
+        ids[-1] = END
+    assert tokenizer(text, truncate=True)[0].tolist() == ids + [0] * (77 - len(ids))
+
+
 def test_a_very_long_text_is_shortened_in_the_error(tokenizer):
     with pytest.raises(ValueError, match="text is 5002 tokens long") as error:
         tokenizer("cat\n" * 5000)

@@ -1,4 +1,5 @@
 """What must hold when something goes wrong: nothing is lost, and nothing is silently wrong."""
+import errno
 import json
 import multiprocessing
 import os
@@ -9,19 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import data
 import eval
 import train
 import vlpose
-from conftest import ROOT, command, start_program, uda_command
+from conftest import ROOT, SERVER, command, start_program, uda_command
 from data import (DataError, load_dataset, read_boxes, unreadable, write_json, written_whole)
 from train import Passes, count_unread, main
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, WeightsError, load_model, save_checkpoint
@@ -141,10 +145,90 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(run, copy, capsys,
     (copy / "results.json").unlink()
     assert main(["--resume", str(copy)]) == 0
     printed = capsys.readouterr()
-    assert printed.err.count("damaged: another checksum of its record ") == damaged
+    assert printed.err.count("damaged: a checksum is wrong, or its end is missing") == damaged
+    assert len(list(copy.glob("adapt.*.damaged"))) == damaged  # nothing is deleted
     assert printed.err.count("going back to what was before it") == damaged
     assert f"adapt   {5 if damaged == 1 else 1:6}/6" in printed.out
     assert results_of(copy) == results_of(run / "run")
+
+
+def changed_checkpoint(change, path):
+    """A checkpoint becomes one that somebody has changed, with right checksums."""
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda state: state.update(step=-3), "found step -3"),
+    (lambda state: state.update(step="6"), "found step '6'"),
+    (lambda state: state.update(step=10 ** 6), "found step 1000000; step 6 is the last one"),
+    (lambda state: state.update(history=["of another kind"]), "a checkpoint of stage adapt"),
+    (lambda state: state.update(history=3), "a checkpoint of stage adapt"),
+    (lambda state: state["stage"].update(name="base"), "found {'name': 'base'"),
+    (lambda state: state["model"].clear(), "found another model"),
+    (lambda state: state.pop("optimizer"), "found no entry 'optimizer'")])
+def test_a_checkpoint_that_does_not_belong_there_falls_back_to_the_one_before_it(
+        run, copy, capsys, change, words):
+    changed_checkpoint(change, copy / "adapt.checkpoint.pth")
+    (copy / "results.json").unlink()
+    assert main(["--resume", str(copy)]) == 0
+    printed = capsys.readouterr()
+    assert words in printed.err and "going back to what was before it" in printed.err
+    assert "adapt        5/6" in printed.out
+    assert results_of(copy) == results_of(run / "run")
+
+
+def test_other_settings_of_the_optimizer_in_a_checkpoint_do_not_count(run, copy):
+    def change(state):
+        for group in state["optimizer"]["param_groups"]:
+            group.update(weight_decay=50.0, betas=(0.1, 0.1), scale=100.0)
+    for name in ("adapt.checkpoint.pth", "adapt.checkpoint.older.pth"):
+        changed_checkpoint(change, copy / name)
+    (copy / "adapt.checkpoint.pth").unlink()  # steps 5 and 6 come again
+    assert main(["--resume", str(copy)]) == 0
+    assert results_of(copy) == results_of(run / "run")
+
+
+def test_a_checkpoint_that_cannot_be_read_ends_the_run_and_stays(copy, monkeypatch, capsys):
+    whole = {path: path.read_bytes() for path in copy.glob("*.pth")}
+
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(train.zipfile, "ZipFile", refuse)
+    assert main(["--resume", str(copy)]) == 2
+    assert "Input/output error" in error_of(capsys)
+    assert {path: path.read_bytes() for path in copy.glob("*.pth")} == whole
+
+
+def test_a_run_that_goes_on_says_which_code_has_changed(copy, monkeypatch, capsys):
+    monkeypatch.setattr(train, "CODE", train.CODE | {"uda.py": "edited", "data.py": "edited"})
+    (copy / "adapt.checkpoint.pth").unlink()
+    assert main(["--resume", str(copy)]) == 0
+    said = capsys.readouterr().err
+    assert "adapt: data.py, uda.py have changed since the last checkpoint: other numbers" in said
+
+
+def test_a_run_does_not_go_on_with_other_content_of_a_file_that_an_option_names(
+        run, cache, tmp_path, capsys):
+    weights = shutil.copy(run / "run" / "model.pth", tmp_path / "weights.pth")
+    more = ["--weights", str(weights)]
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", *more)) == 0
+    changed_checkpoint(lambda state: state["base"]["head.predictor.bias"].add_(1), weights)
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert f"config.json: began with other content of --weights {weights}" in error_of(capsys)
+
+
+def test_other_pictures_with_equal_names_and_sizes_are_other_data(cache, tmp_path):
+    figures = shutil.copytree(cache / train.FIGURES, tmp_path / "figures")
+    dataset = load_dataset(f"figures:{figures}#photo", "train")
+    before = train.identity_of(data.Crops(dataset, (64, 64)), dataset.annotated)
+    for file in dataset.files:
+        content = bytearray(Path(file).read_bytes())
+        content[len(content) // 2] ^= 1
+        Path(file).write_bytes(content)
+    after = train.identity_of(data.Crops(dataset, (64, 64)), dataset.annotated)
+    assert [what for what in before if before[what] != after[what]] == ["files"]
 
 
 def test_a_damaged_base_model_in_the_cache_is_trained_anew(run, cache, tmp_path, capsys):
@@ -186,7 +270,7 @@ def test_two_programs_never_train_in_one_folder(copy, capsys):
     other.start()
     assert locked.wait(60)
     assert main(["--resume", str(copy)]) == 2
-    assert "no other program trains in it" in error_of(capsys)
+    assert "no other program uses it" in error_of(capsys)
     other.kill()
     other.join()
     assert main(["--resume", str(copy)]) == 0
@@ -330,27 +414,74 @@ def test_an_option_of_eval_without_an_effect_is_refused(argv, words, capsys):
 
 
 @pytest.mark.parametrize("more", [["--prompt", "a cat"], ["--compare"],
-                                  ["--text-weights", "random"]])
+                                  ["--text-weights", "random"], ["--adapter", "off"],
+                                  ["--base", "vitpose-b"]])
 def test_what_is_for_vlpose_is_refused_for_a_plain_model(cache, tmp_path, capsys, more):
     save_checkpoint(tmp_path / "plain.pth", PoseModel(VIT_CONFIGS["tiny"]))
     picture = next((cache / train.FIGURES / "images" / "cartoon").iterdir())
     assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--images", str(picture),
                       "--out", str(tmp_path / "out"), "--device", "cpu", *more]) == 2
-    assert f"{more[0]}: has no effect" in error_of(capsys)
+    found = "has no adapter" if more[0] == "--compare" else "has no effect"
+    assert f"{more[0]}: " in (error := error_of(capsys)) and found in error
+
+
+def test_a_fully_tuned_model_is_compared_with_the_original_that_is_named(
+        cache, tmp_path, monkeypatch):
+    """Its file does not hold the original, which an adapter's file does."""
+    for name in ("tuned", "original"):
+        model = PoseModel(VIT_CONFIGS["tiny"])
+        torch.nn.init.normal_(model.head.predictor.weight, std=0.3)
+        save_checkpoint(tmp_path / f"{name}.pth", model)
+    drawn = []
+    monkeypatch.setattr(eval, "draw_pictures", lambda *arguments: drawn.append(arguments[-1]))
+    picture = next((cache / train.FIGURES / "images" / "cartoon").iterdir())
+
+    def estimate(name, *more):
+        assert eval.main(["--checkpoint", str(tmp_path / f"{name}.pth"), "--images", str(picture),
+                          "--out", str(tmp_path / f"out{len(drawn)}"), "--device", "cpu",
+                          *more]) == 0
+        return drawn[-1]
+
+    panels = estimate("tuned", "--compare", "--base", str(tmp_path / "original.pth"))
+    assert panels == {"original": estimate("original")[""], "adapted": estimate("tuned")[""]}
 
 
 # ------------------------------------------------------------------------------ nothing overwritten
 
-@pytest.mark.parametrize("name", ["results.json", "annotations.json", "config.json"])
-def test_eval_overwrites_neither_results_nor_a_run(cache, tmp_path, capsys, name):
+@pytest.mark.parametrize("name", ["results.json", "boxes.json", "config.json", "001-a.jpg"])
+def test_eval_writes_into_no_folder_that_holds_anything(cache, tmp_path, capsys, name):
     save_checkpoint(tmp_path / "plain.pth", PoseModel(VIT_CONFIGS["tiny"]))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
     assert eval.main(["--checkpoint", str(tmp_path / "plain.pth"), "--data",
                       f"figures:{cache / train.FIGURES}", "--out", str(tmp_path / "out"),
                       "--device", "cpu"]) == 2
-    assert f"holds {name} already" in error_of(capsys)
+    assert f"expected a new or an empty folder, found {name} in it" in error_of(capsys)
     assert (tmp_path / "out" / name).read_text("utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["results.json", "adapt.checkpoint.pth"])
+def test_training_begins_in_no_folder_that_holds_anything(cache, tmp_path, capsys, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    (tmp_path / "run" / ".hidden").write_text("a file manager's")
+    assert main(command(cache, tmp_path / "run")) == 2
+    assert f"run: expected a new or an empty folder, found {name} in it" in error_of(capsys)
+    assert (tmp_path / "run" / name).read_text("utf-8") == "mine"
+
+
+def test_a_picture_is_never_written_through_a_link(cache, tmp_path):
+    dataset = load_dataset(f"figures:{cache / train.FIGURES}#photo", "train")
+    options = eval.EvalOptions(out=str(tmp_path / "out"))
+    result = {"image_id": int(dataset.image_ids[0]), "keypoints": [9.0, 9.0, 1.0] * 17,
+              "box": [0.0, 0.0, 20.0, 20.0], "score": 1.0}
+    (tmp_path / "original.jpg").write_text("mine")
+    place = tmp_path / "out" / "images" / data.to_coco(dataset)["images"][0]["file_name"]
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "original.jpg")  # as a program makes it that writes there, too
+    with pytest.raises(DataError, match="expected no such file, found one"):
+        eval.write_poses(options, dataset, [result])
+    assert (tmp_path / "original.jpg").read_text("utf-8") == "mine"
 
 
 def test_a_folder_with_input_is_never_drawn_into(cache, tmp_path, capsys):
@@ -483,11 +614,77 @@ class Broken:
     def __len__(self): return 9
     def __getitem__(self, row): raise {kind}("this picture is broken")
 if __name__ == "__main__":
-    try: list(DataLoader(Broken(), num_workers=2, worker_init_fn=data.ignore_group_signals))
+    try: list(DataLoader(Broken(), **data.in_processes(2)))
     except Exception as error: sys.exit(eval.fail(error))
 """)
     ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
     assert ended.returncode in (1, 2) and "this picture is broken" in ended.stderr
+
+
+def test_a_process_that_cuts_crops_and_was_stopped_ends_the_run_with_a_remedy(
+        cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "SILENCE", 2)
+    monkeypatch.setattr(Passes, "__getitem__",
+                        lambda self, position: os.kill(os.getpid(), signal.SIGSTOP))
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", "--workers",
+                        "1")) == 2
+    assert "timed out after 2 seconds; a process that cuts crops does not answer: was it stopped" \
+        in error_of(capsys)
+
+
+def test_a_step_that_does_not_end_after_a_signal_is_given_up(cache, tmp_path, monkeypatch):
+    def hang(self, *rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    monkeypatch.setattr(train, "STEP_SECONDS", 1)
+    monkeypatch.setattr(train.Run, "after_step", hang)
+    begin = time.monotonic()
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 143
+    assert time.monotonic() - begin < 50
+
+
+def test_the_process_after_a_stopped_one_is_named_and_ends_the_program(monkeypatch, capfd):
+    beats = {"beats of 0": 7, "beats of 1": 5}
+    clock = iter(range(0, 10 ** 6, 100))
+
+    class Store:
+        def __init__(self, *_, **__): pass
+
+        def add(self, key, count):
+            beats[key] += count
+            return beats[key]
+
+    def end(status):
+        raise SystemExit(status)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(data.dist, "TCPStore", Store)
+    monkeypatch.setattr(data.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(data.time, "sleep", lambda _: None)
+    monkeypatch.setattr(data.os, "_exit", end)
+    with pytest.raises(SystemExit):
+        data.watch_next(0, 2)
+    said = capfd.readouterr().err.splitlines()
+    assert said == [f"process 1 has not answered for {minutes} minutes"
+                    for minutes in (7, 12, 17, 22, 27, 32)]
+
+
+def test_rank_left_in_the_environment_makes_no_program_silent(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "abc")
+    assert main(["--lr", "x"]) == 2
+    assert "--lr" in error_of(capsys)
+
+
+@pytest.mark.parametrize("read", [
+    lambda file: read_boxes(file, {1: 0}),
+    lambda file: train.resumed(file.parent, []),
+    lambda file: vlpose.read_file(file),
+    lambda file: train.is_damaged(file),
+    lambda file: data.locked(file)])
+def test_a_pipe_is_refused_where_a_file_is_expected(tmp_path, read):
+    os.mkfifo(tmp_path / "config.json")  # reading from it would wait for ever
+    with pytest.raises(DataError, match="config.json: expected a file, found a folder, a pipe"):
+        read(tmp_path / "config.json")
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(run, copy):
@@ -592,16 +789,39 @@ if __name__ == "__main__":
     assert not any(map(alive, workers)) and len(list(tmp_path.rglob("*.jpg"))) < 2000
 
 
-def test_what_killed_programs_have_begun_to_write_is_removed_later(tmp_path):
-    path, ages = tmp_path / "[a].json", {"[a].json.abcdefgh.draft": 4000,
-                                         "[a].json.12345678.draft": 10, "thesis.draft": 4000,
-                                         "a.json.abcdefgh.draft": 4000}
-    for name, age in ages.items():
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
+def test_a_killed_programs_draft_goes_and_a_living_ones_stays(tmp_path):
+    path = tmp_path / "[a].json"
+
+    def write():
+        with written_whole(path):
+            begun.set()
+            time.sleep(60)
+
+    fork = multiprocessing.get_context("fork")
+    writers = []
+    for _ in range(2):
+        begun = fork.Event()
+        writers.append(fork.Process(target=write))
+        writers[-1].start()
+        assert begun.wait(60)
+    drafts = set(tmp_path.iterdir())
+    assert len(drafts) == 2
+    for draft in drafts:
+        os.utime(draft, (0, 0))  # as after a clock's jump
+    others = {tmp_path / "thesis.draft", tmp_path / "a.json.abcdefgh.draft"}
+    for other in others:
+        other.mkdir()
+
+    write_json(path, {})
+    assert set(tmp_path.iterdir()) == {path} | drafts | others
+    writers[0].kill()
+    writers[0].join()
+    write_json(path, {})
+    assert len(drafts & set(tmp_path.iterdir())) == 1
+    writers[1].kill()
+    writers[1].join()
     write_json(path, {})  # nothing of anybody else's is touched
-    left = ages.keys() - {"[a].json.abcdefgh.draft"} | {path.name}
-    assert {file.name for file in tmp_path.iterdir()} == left
+    assert set(tmp_path.iterdir()) == {path} | others
 
 
 def test_a_killed_worker_is_one_line_with_the_remedy(cache, tmp_path, capsys, monkeypatch):
@@ -726,6 +946,18 @@ def test_pictures_of_more_than_a_hundred_million_pixels_are_only_read_when_asked
     assert "could be decompression bomb DOS attack.; `eval.py --large` reads it" in problem
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert data.picture_size(tmp_path / "large.png") == (10_001, 10_000)
+
+
+@pytest.mark.parametrize("limit, read", [(None, True), (10 ** 4, False)])
+def test_a_process_that_is_not_forked_reads_pictures_as_large_as_the_first_one_does(
+        tmp_path, monkeypatch, limit, read):
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
+    pictures = data.read_pictures([tmp_path / "a.png"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # 200×200 is more than twice 10,000
+    monkeypatch.setattr(eval, "DataLoader", partial(DataLoader, multiprocessing_context=SERVER))
+    model = PoseModel(VIT_CONFIGS["tiny"])
+    with nullcontext() if read else pytest.raises(DataError, match="decompression bomb"):
+        assert len(eval.predict(model, pictures, people=[0], workers=1)) == 1
 
 
 def test_a_huge_picture_is_drawn_smaller_and_its_poses_are_where_they_were(tmp_path):

@@ -326,14 +326,14 @@ def test_where_links_are_not_possible_the_pictures_are_copied(photos, estimate, 
 
 def test_images_of_a_run_that_was_stopped_are_not_written_into(photos, estimate, tmp_path):
     (tmp_path / "out" / "images").mkdir(parents=True)
-    assert "out: holds images already; name another folder" in estimate(photos, status=2)[1]
+    assert "out: expected a new or an empty folder, found images" in estimate(photos, status=2)[1]
 
 
 def test_annotations_that_somebody_may_have_corrected_are_not_overwritten(photos, estimate, tmp_path):
     estimate(photos)
     (tmp_path / "out" / "annotations.json").write_text("corrected")
     for pictures in (photos, tmp_path / "out" / "images"):
-        assert "out: holds results.json already; name another folder" in estimate(pictures, status=2)[1]
+        assert "expected a new or an empty folder, found annot" in estimate(pictures, status=2)[1]
     assert (tmp_path / "out" / "annotations.json").read_text("utf-8") == "corrected"
     assert all(file.resolve().is_file() for file in (tmp_path / "out" / "images").iterdir())
 
@@ -469,7 +469,7 @@ def test_an_empty_folder_and_boxes_of_other_pictures_leave_nothing_half_written(
     assert "no folder with images" in estimate(tmp_path / "empty", status=2)[1]
     (tmp_path / "boxes.json").write_text(json.dumps([{"image_id": "elsewhere.jpg", "bbox": [0, 0, 9, 9]}]))
     _, said = estimate(photos, "--boxes", tmp_path / "boxes.json", status=2)
-    assert "expected boxes of category 1" in said and not (tmp_path / "out").exists()
+    assert "expected the image_id of a picture" in said and not (tmp_path / "out").exists()
 
 
 def test_it_is_said_that_a_picture_is_one_person_how_many_are_drawn_and_what_repeats(photos, estimate, tmp_path):

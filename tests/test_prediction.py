@@ -111,7 +111,8 @@ def test_a_sentence_gives_the_same_heatmaps_in_a_batch_with_longer_ones_as_alone
     torch.testing.assert_close(heatmaps[1:2], model(images[1:2], texts[sentences[1]][None]))
     swapped = model(images, *text_inputs(sentences[::-1], texts))
     assert torch.allclose(swapped, heatmaps) == (matcher == "image")
-    assert torch.equal(model(images, *text_inputs(sentences, None)), model.base(images))
+    without_text = heatmaps if matcher == "image" else model.base(images)
+    assert torch.equal(model(images, *text_inputs(sentences, None)), without_text)
 
 
 def test_each_image_is_predicted_with_its_own_sentence(figures, monkeypatch):
@@ -330,9 +331,9 @@ def test_models_of_other_skeletons_predict_own_pictures_too(figures, tmp_path, k
     (["--images", "{text}", "--prompt", "none", "--out", "out"], "none that can be read"),
     (["--images", "{text}", "--out", "out"], "--prompt"),
     (["--data", "coco:nowhere"], "no such file or folder"),
-    (["--images", "{picture}", "--prompt", "word " * 90, "--out", "out"], "92 tokens"),
+    (["--images", "{picture}", "--prompt", "word " * 90, "--out", "out", "--strict"], "at most 77 tokens, found 92"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{nobody}"], "boxes of category 1"),
-    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "and 1 boxes of other"),
+    (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{boxes}"], "has 'somebody else'"),
     (["--images", "{picture}", "--prompt", "none", "--out", "out", "--boxes", "{flat}"], "expected boxes of category 1"),
     (["--checkpoint", "{text}", "--data", "figures"], "text.jpg"),
     (["--checkpoint", "{strange}", "--data", "figures:{figures}"], "17 keypoints, but the model predicts 5"),
@@ -383,12 +384,85 @@ def test_without_boxes_the_picture_is_one_person_and_without_a_sentence_the_orig
 
 @pytest.mark.parametrize("model, arguments, words", [
     (VLPose, {"boxes": [[1, 2, 0, 5]]}, "boxes: expected a width and a height above 0"),
-    (PoseModel, {"sentence": "a cartoon"}, "sentence: expected a VLPose, which reads text, found a PoseModel"),
+    (PoseModel, {"sentence": "a cartoon"}, "sentence: expected a VLPose, which reads text, with .* found a PoseModel"),
+    (VLPose, {"sentence": "a cartoon", "adapter": False}, "with its adapter on, found a PoseModel"),
 ])
 def test_what_cannot_be_estimated_is_said(model, arguments, words):
     model = VLPose(PoseModel(CONFIG), 128) if model is VLPose else PoseModel(CONFIG)
     with pytest.raises(DataError, match=words):
         estimate_poses(model, np.zeros((90, 60, 3), np.uint8), **arguments)
+
+
+def test_a_model_that_reads_no_text_is_the_adapted_one_unless_its_adapter_is_off(figures, tmp_path):
+    torch.manual_seed(0)
+    model = VLPose(PoseModel(CONFIG), None, "baseline", num_prompts=0, rank=4)  # `--strategy lora`
+    torch.nn.init.normal_(model.predictor.weight, std=0.1)
+    save_checkpoint(tmp_path / "lora.pth", model, text_weights="random", sentences="a photo of a {domain} character")
+    picture = next((figures / "images" / "photo").iterdir())
+    poses = {}
+    for adapter in ("on", "off"):
+        assert main(["--checkpoint", str(tmp_path / "lora.pth"), "--images", str(picture), "--out",
+                     str(tmp_path / adapter), "--adapter", adapter, "--device", "cpu"]) == 0
+        result, = json.loads((tmp_path / adapter / "results.json").read_text("utf-8"))
+        poses[adapter] = np.reshape(result["keypoints"], (1, 17, 3))
+    assert not np.allclose(poses["on"], poses["off"])
+    model = load_model(tmp_path / "lora.pth")
+    np.testing.assert_allclose(estimate_poses(model, picture).keypoints, poses["on"], atol=1e-4)
+    np.testing.assert_allclose(estimate_poses(model, picture, adapter=False).keypoints, poses["off"], atol=1e-4)
+    dataset = load_dataset(f"figures:{figures}", "val")
+    assert predict(model, dataset) != predict(model.base, dataset)  # `predict` needs no text for it, either
+    with pytest.raises(DataError, match="sentence: expected a VLPose, which reads text"):
+        estimate_poses(model, picture, sentence="a cartoon")
+
+
+def test_a_list_of_pictures_has_a_list_of_poses_whatever_the_size_of_the_batches(figures):
+    model = PoseModel(CONFIG)
+    torch.nn.init.normal_(model.head.predictor.weight, std=0.1)
+    files = sorted((figures / "images" / "photo").iterdir())[:3]
+    pixels = np.asarray(Image.open(files[1]).convert("RGB"))
+    boxes = [[[10, 10, 60, 100], [20, 5, 50, 90]], [], [[0, 0, 80, 120]]]
+    for batch_size in (1, 2, 64):
+        found = estimate_poses(model, [str(files[0]), pixels, Image.open(files[2])], boxes, batch_size=batch_size)
+        assert [len(poses.keypoints) for poses in found] == [2, 0, 1]
+        for file, box, poses in zip(files, boxes, found):
+            alone = estimate_poses(model, file, box)
+            np.testing.assert_allclose(poses.keypoints, alone.keypoints, atol=1e-3)
+            assert poses.boxes.tolist() == np.reshape(box, (-1, 4)).tolist()
+    assert estimate_poses(model, []) == []
+    with pytest.raises(DataError, match="boxes: expected those of 2 pictures, found 1"):
+        estimate_poses(model, files[:2], boxes[:1])
+
+
+def test_a_file_is_turned_as_exif_says_and_its_poses_are_in_the_turned_picture(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (160, 100)).save(tmp_path / "phone.jpg", exif=turned)
+    assert estimate_poses(PoseModel(CONFIG), tmp_path / "phone.jpg").boxes.tolist() == [[0, 0, 100, 160]]
+
+
+@pytest.mark.parametrize("image", [
+    np.zeros((9, 6, 3)), np.zeros((3, 9, 6), np.uint8), np.zeros((2, 9, 6, 3), np.uint8), torch.zeros(3, 9, 6), 7,
+    [np.zeros((9, 6, 3))], [[1, 2], [3, 4]]])
+def test_what_is_no_picture_is_refused_with_what_was_expected(image):
+    with pytest.raises(DataError, match=r"expected a path, a Pillow image, RGB bytes \(H, W, 3\) .*, found (float|u?int)"):
+        estimate_poses(PoseModel(CONFIG), image)
+
+
+def test_a_sentence_that_is_too_long_is_cut_and_said_once_for_all_pictures(figures, tmp_path, capsys):
+    dataset = load_dataset(f"figures:{figures}", "val")
+    sentences = ["a photo"] * len(dataset.files)
+    sentences[2], sentences[4] = "word " * 90, "word " * 80
+    eval.report_cut(np.array(sentences), dataset.files)
+    assert capsys.readouterr().err == (f"{dataset.files[2]}: expected a sentence of at most 77 tokens, found 92; "
+                                       f"2 of {len(sentences)} sentences are cut\n")
+    eval.report_cut(np.array(["word " * 75] * 3), dataset.files[:3])
+    assert capsys.readouterr().err == ""
+    model = VLPose(PoseModel(CONFIG), 128).eval()
+    torch.nn.init.normal_(model.matcher.norm.weight)
+    picture = dataset.files[0]
+    long, cut = (estimate_poses(model, picture, sentence="word " * count).keypoints for count in (90, 75))
+    np.testing.assert_array_equal(long, cut)
+    assert "at most 77 tokens, found 92" in capsys.readouterr().err
 
 
 def test_a_picture_that_exif_would_turn_keeps_its_pixels(checkpoint):

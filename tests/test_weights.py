@@ -2,6 +2,7 @@
 import argparse
 import collections
 import copy
+import dataclasses
 import errno
 import hashlib
 import http.server
@@ -802,8 +803,8 @@ def test_a_vlpose_comes_back_whole(decoder, tmp_path):
     text = torch.randn(2, 1, 8)
     with torch.no_grad():
         assert torch.equal(again(crops, text), model(crops, text))
-        assert torch.equal(again(crops), model(crops))
-        assert torch.equal(load_pose_model(tmp_path / "model.pth")(crops), model(crops))
+        assert torch.equal(again.base(crops), model.base(crops))
+        assert torch.equal(load_pose_model(tmp_path / "model.pth")(crops), model.base(crops))
 
 
 def test_a_simple_decoder_serves_prompts_alone(crops, tmp_path):
@@ -834,6 +835,86 @@ def test_a_damaged_checkpoint_of_ours_is_one_error(change, message, tmp_path):
         load_model(tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize("change, message", [
+    (dict(about=["a"]), "expected a dictionary as 'about', found ..a"),
+    (dict(about=None), "expected a dictionary as 'about', found None"),
+    (dict(about={"sentences": 7}), "expected a str as 'sentences' of 'about', found 7"),
+    (dict(about={"per_token": "yes"}), "expected a bool as 'per_token' of 'about', found 'yes'"),
+    (dict(config={"sigma": -1.0}), "expected sigma from 0.1 to 100.0, found -1.0"),
+    (dict(config={"sigma": 1e9}), "expected sigma from 0.1 to 100.0, found 1000000000.0"),
+    (dict(config={"sigma": float("nan")}), "expected sigma from 0.1 to 100.0, found nan"),
+    (dict(config={"sigma": "2"}), "expected sigma from 0.1 to 100.0, found '2'"),
+    (dict(config={"heads": 5}), "multiple of 8 and of the number of heads, found 384 and 5 heads"),
+    (dict(config={"heads": 0}), "the number of heads, found 384 and 0 heads"),
+    (dict(config={"heads": 4.0}), "expected heads from 0 to 1000, found 4.0"),
+    (dict(config={"prompts": 10 ** 9}), "expected prompts from 0 to 10000, found 1000000000"),
+    (dict(config={"trunk": "resnet7"}), "expected one of resnet18, .* found 'resnet7'"),
+    (dict(config={"image_size": (100, 96)}), "multiples of 16 up to 4096, found .100, 96"),
+    (dict(config={"image_size": (10 ** 5, 96)}), "multiples of 16 up to 4096, found .100000, 96"),
+    (dict(skeleton={"edges": ["ab"]}), "a skeleton of 17 keypoints, found as its keypoints .*'a'"),
+    (dict(skeleton={"edges": [(0, 17)]}), "a skeleton of 17 keypoints, found as its keypoints"),
+    (dict(skeleton={"edges": [(0, 1, 2)]}), "found as its edges .*0, 1, 2"),
+    (dict(skeleton={"upper": [-1]}), "found as its keypoints .-1, "),
+    (dict(skeleton={"sigmas": [0.0] * 17}), "found as its sigmas .0.0, 0.0"),
+    (dict(skeleton={"names": ["nose"]}), "found as its names ..nose"),
+])
+def test_values_that_no_model_can_have_are_refused_where_they_are_read(change, message, tmp_path):
+    save_checkpoint(tmp_path / "model.pth", PoseModel(SMALL))
+    contents = torch.load(tmp_path / "model.pth")
+    for name, value in change.items():
+        contents[name] = value if name == "about" else contents[name] | value
+    torch.save(contents, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match=f"model.pth: .*{message}"):
+        load_model(tmp_path / "model.pth")
+
+
+def test_every_model_that_can_be_made_passes_the_checks_of_a_file(tmp_path):
+    for config in vlpose.MODEL_CONFIGS.values():
+        contents = {"config": dataclasses.asdict(config)}
+        assert vlpose.config_of(contents, "model.pth") == config
+
+
+@pytest.mark.parametrize("read", [load_model, load_weights])
+def test_a_file_of_a_newer_version_and_a_checkpoint_of_a_run_are_not_read_as_something_else(
+        read, tmp_path, vitpose):
+    contents = {"format": "posebridge-2", "base": vitpose.state_dict(), "about": {}}
+    torch.save(contents, tmp_path / "newer.pth")
+    with pytest.raises(WeightsError, match="newer.pth: expected the format posebridge-1, found "
+                                           "posebridge-2, which another version"):
+        read(tmp_path / "newer.pth")
+    contents = {"step": 3, "history": [], "optimizer": {}, "model": vitpose.state_dict()}
+    torch.save(contents, tmp_path / "base.checkpoint.pth")
+    with pytest.raises(WeightsError, match="checkpoint.pth: expected a model, found a checkpoint"):
+        read(tmp_path / "base.checkpoint.pth")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.",
+                                    "model._orig_mod.", "net.", "ema.", "ema_model.module."])
+def test_the_prefixes_of_wrappers_are_read_over(key, prefix, tmp_path):
+    expected = {"backbone.pos_embed": torch.ones(2), "head.final_layer.bias": torch.zeros(3)}
+    state = {prefix + name: tensor for name, tensor in expected.items()}
+    torch.save({key: state, "epoch": 3}, tmp_path / "wrapped.pth")
+    same_tensors(load_weights(tmp_path / "wrapped.pth"), expected)
+
+
+def test_a_compiled_model_of_several_gpus_is_a_pose_model(vitpose, tmp_path):
+    wrapped = nn.DataParallel(torch.compile(vitpose))
+    assert all(name.startswith("module._orig_mod.") for name in wrapped.state_dict())
+    torch.save(wrapped.state_dict(), tmp_path / "wrapped.pth")
+    same_tensors(load_model(tmp_path / "wrapped.pth").state_dict(), vitpose.state_dict())
+
+
+def test_of_a_model_and_its_average_in_one_state_dict_none_is_chosen(vitpose, tmp_path):
+    state = {}
+    for prefix in ("model.", "ema."):
+        state |= {prefix + name: tensor for name, tensor in vitpose.state_dict().items()}
+    torch.save(state, tmp_path / "two.pth")
+    with pytest.raises(WeightsError, match="found no entry 'backbone.pos_embed' but others such as "
+                                           "'model.backbone"):
+        load_model(tmp_path / "two.pth")
+
+
 def test_a_checkpoint_keeps_the_skeleton(tmp_path):
     skeleton = make_skeleton(("Nose", "L_Paw", "R_Paw"), [(0, 1), (0, 2)])
     save_checkpoint(tmp_path / "model.pth", VLPose(PoseModel(SMALL, 3, skeleton), 8))
@@ -859,9 +940,46 @@ def test_an_adapter_is_a_small_file_that_goes_around_its_base(tmp_path, decoder,
     with pytest.raises(WeightsError,
                        match="adapter.pth: an adapter; expected the model that it goes around"):
         load_model(tmp_path / "adapter.pth")
-    save_checkpoint(tmp_path / "other.pth", PoseModel(VIT_CONFIGS["tiny"]))
-    with pytest.raises(WeightsError, match="adapter.pth: another architecture"):
-        load_model(tmp_path / "adapter.pth", base=tmp_path / "other.pth")
+    for other in (PoseModel(VIT_CONFIGS["tiny"]), PoseModel(SMALL)):  # the second has its shapes
+        save_checkpoint(tmp_path / "other.pth", other)
+        with pytest.raises(WeightsError, match="adapter.pth: expected the base that it was trained "
+                                               "around, .* found .*other.pth with"):
+            load_model(tmp_path / "adapter.pth", base=tmp_path / "other.pth")
+    save_checkpoint(tmp_path / "whole.pth", model)
+    with pytest.raises(WeightsError, match="whole.pth: expected an adapter alone to go around"):
+        load_model(tmp_path / "whole.pth", base=tmp_path / "base.pth")
+
+
+def test_an_adapter_brings_its_skeleton_image_size_and_sigma_to_the_base_that_the_user_has(
+        tmp_path, vitpose):
+    torch.save(vitpose.state_dict(), tmp_path / "public.pth")
+    images, text = torch.randn(2, 3, 64, 96), torch.randn(2, 1, 8)
+    base = load_pose_model(tmp_path / "public.pth", (64, 96))  # as `train.py --weights` has it
+    base = with_keypoints(base, make_skeleton(("nose", "L_Paw", "R_Paw"), [(0, 1)]))
+    base.config = replace(base.config, sigma=3.0)
+    model = VLPose(base, 8).eval()
+    nn.init.normal_(model.predictor.weight)
+    save_checkpoint(tmp_path / "adapter.pth", model, adapter_only=True)
+    again = load_model(tmp_path / "adapter.pth", base=tmp_path / "public.pth")
+    assert again.skeleton.names == again.base.skeleton.names == ("nose", "L_Paw", "R_Paw")
+    assert again.config == again.base.config == base.config
+    with torch.no_grad():
+        assert torch.equal(again(images, text), model(images, text))
+        assert torch.equal(again.base(images), model.base(images))
+
+
+def test_an_adapter_of_an_older_version_is_read_but_nobody_knows_whether_its_base_is_right(
+        tmp_path, capsys):
+    model = VLPose(PoseModel(SMALL), 8)
+    save_checkpoint(tmp_path / "adapter.pth", model, adapter_only=True)
+    contents = torch.load(tmp_path / "adapter.pth", weights_only=True)
+    for name in ("config", "skeleton", "predictor", "fingerprint"):
+        contents.pop(name)
+    torch.save(contents, tmp_path / "adapter.pth")
+    save_checkpoint(tmp_path / "base.pth", model.base)
+    again = load_model(tmp_path / "adapter.pth", base=tmp_path / "base.pth")
+    same_tensors(again.state_dict(), model.state_dict())
+    assert "adapter.pth: an adapter of an older version" in capsys.readouterr().err
 
 
 def saved_with(path, model, **options):
@@ -896,7 +1014,10 @@ def test_an_adapter_that_is_not_what_its_options_say_is_refused(tmp_path, option
 
 @pytest.mark.parametrize("name", ["model.pth", "teacher.pth"])
 def test_the_folder_of_a_run_stands_for_its_model(tmp_path, name):
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(WeightsError, match="teacher.pth, found no models"):
+        load_model(tmp_path)
+    (tmp_path / "base.checkpoint.pth").touch()
+    with pytest.raises(WeightsError, match="a finished run, .* found base.checkpoint.pth"):
         load_model(tmp_path)
     save_checkpoint(tmp_path / name, PoseModel(SMALL))
     assert load_model(tmp_path).config == SMALL
