@@ -877,7 +877,7 @@ def written_whole(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_old_drafts(path)
         new_draft_folder = tempfile.TemporaryDirectory(
-            prefix=f"{path.name}.", suffix=".draft", dir=path.parent)
+            prefix=f"{path.name}.{os.getpid()}.", suffix=".draft", dir=path.parent)
         with new_draft_folder as folder, locked(Path(folder) / "lock"):
             draft = Path(folder) / path.name
             yield draft
@@ -896,27 +896,20 @@ def written_whole(path):
 
 def remove_old_drafts(path):
     """Removes what killed programs have left of `path`: the drafts whose lock nobody holds."""
-    for lock in path.parent.glob(f"{escape(path.name)}.????????.draft/lock"):
+    for lock in path.parent.glob(f"{escape(path.name)}.*.????????.draft/lock"):
+        if f".{os.getpid()}." in lock.parent.name:  # this program's own, which no lock keeps out
+            continue
         with suppress(OSError, DataError):  # its program runs, or another one has just removed it
             locked(lock).close()
             lock.unlink()  # Windows refuses this while a program has the file open
             shutil.rmtree(lock.parent)
 
 
-def claimed(folder):
-    """Takes a new or an empty folder for this program -> its lock, an open file.
-
-    Raises DataError if there is anything in the folder but hidden files, or if another program has
-    taken it.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = locked(folder / "lock")
+def check_empty(folder):
+    """Raises DataError if there is anything in a folder but a lock and hidden files."""
     found = sorted(name for name in os.listdir(folder) if name != "lock" and name[0] != ".")
     if found:
-        lock.close()
         raise DataError(f"{folder}: expected a new or an empty folder, found {found[0]} in it")
-    return lock
 
 
 def locked(path):

@@ -362,6 +362,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -371,9 +372,9 @@ from PIL import Image, ImageDraw
 
 from clip_tokenizer import CONTEXT_LENGTH, CLIPTokenizer
 from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Skeleton, below_common_folder,
-                  cache_folder, check_unique, claimed, column, crop_width, domain_of,
+                  cache_folder, check_empty, check_unique, column, crop_width, domain_of,
                   find_pictures, finite_numbers, format_if_turned, found_in, ids_in, image_names,
-                  image_rows, load_dataset, open_image, picture_dataset, picture_rows,
+                  image_rows, load_dataset, locked, open_image, picture_dataset, picture_rows,
                   picture_size, read_boxes, read_columns, read_json, read_pictures, read_skeleton,
                   report, report_sides, sentences_read, short_names, split_to_test_on, to_coco,
                   to_rgb, with_boxes, with_sentences, with_skeleton, write_json)
@@ -1385,26 +1386,24 @@ def poses_of_model(options):
         model = model.base
     dataset = read_data(model, options)
     report_sides(dataset.skeleton)
-    lock = take_out(options, dataset) if options.out else None
-    dataset, texts = with_texts(dataset, model, options)
-    chosen, people, box_scores = choose_people(dataset, options)
-    results = predict_people(model, chosen, texts, people, box_scores, options.workers)
-    if options.out:
-        write_poses(options, chosen, results)
-        panels = {"": results}
-        if options.compare:
-            before = predict_people(original, chosen, None, people, box_scores, options.workers)
-            panels = {"original": before, "adapted": results}
-        draw_pictures(options, chosen, people, panels)
-    if options.data:
-        pck = None
-        if options.details and box_scores is None:  # else nobody knows which person a pose is of
-            pck = pck_of_results(dataset, results, model.config.image_size,
-                                 groups=dataset.skeleton.groups)
-            pck["people"] = len(dataset.annotated)
-        print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
-    if lock:
-        lock.close()
+    with out_folder(options, dataset):
+        dataset, texts = with_texts(dataset, model, options)
+        chosen, people, box_scores = choose_people(dataset, options)
+        results = predict_people(model, chosen, texts, people, box_scores, options.workers)
+        if options.out:
+            write_poses(options, chosen, results)
+            panels = {"": results}
+            if options.compare:
+                before = predict_people(original, chosen, None, people, box_scores, options.workers)
+                panels = {"original": before, "adapted": results}
+            draw_pictures(options, chosen, people, panels)
+        if options.data:
+            pck = None
+            if options.details and box_scores is None:  # else nobody knows which person a pose is of
+                pck = pck_of_results(dataset, results, model.config.image_size,
+                                     groups=dataset.skeleton.groups)
+                pck["people"] = len(dataset.annotated)
+            print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
 
 
 def check_adapter_options(model, options):
@@ -1477,12 +1476,16 @@ def say_other_skeleton(skeleton, dataset):
               file=sys.stderr)
 
 
-def take_out(options, dataset):
-    """Takes --out for this program -> its lock, an open file.
+@contextmanager
+def out_folder(options, dataset):
+    """Keeps --out, if there is one, for this program alone until the end of the block.
 
     Raises DataError if there are files in it, or if its pictures would be input the next time.
     Nothing is overwritten, least of all boxes and annotations that somebody has corrected.
     """
+    if not options.out:
+        yield
+        return
     out = Path(options.out).resolve()
     folders = [Path(path).resolve() for path in options.images or () if os.path.isdir(path)]
     files = [Path(file).resolve() for file in dataset.files]
@@ -1490,7 +1493,15 @@ def take_out(options, dataset):
     if out_is_inside or any(file.is_relative_to(out) for file in files):
         raise DataError(f"--out {options.out}: there are pictures that are input; name another "
                         "folder")
-    return claimed(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / "lock"):
+        check_empty(options.out)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (out / "lock").unlink()
+                out.rmdir()  # unless something was written
 
 
 def with_texts(dataset, model, options):

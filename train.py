@@ -414,13 +414,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation, Crops,
-                  DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder, check_regular,
-                  claimed, crop_matrix, crop_width, decode_heatmaps, expecting, free_space,
-                  image_names, in_processes, join_processes, load_dataset,
-                  locked, mean_of_all, my_share, open_image, processes, read_boxes, read_json,
-                  remove_labels, report_sides, sentences_read, split_to_test_on, to_coco,
-                  transform_points, unreadable, wait_for_all, warp_image, with_boxes,
-                  with_sentences, with_skeleton, write_json, written_whole)
+                  DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder, check_empty,
+                  check_regular, crop_matrix, crop_width, decode_heatmaps, expecting, free_space,
+                  image_names, in_processes, join_processes, load_dataset, locked, mean_of_all,
+                  my_share, open_image, processes, read_boxes, read_json, remove_labels,
+                  report_sides, sentences_read, split_to_test_on, to_coco, transform_points,
+                  unreadable, wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton,
+                  write_json, written_whole)
 from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
                   evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
                   option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people,
@@ -1017,10 +1017,10 @@ class Run:
             self.code[file.name] = digest(file.read_bytes())
         self.folder = folder_of(options)
         if rank == 0:
-            if options.resume:
-                lock = locked(self.folder / "lock")
-            else:
-                lock = claimed(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = locked(self.folder / "lock")
+            if not options.resume:
+                check_empty(self.folder)
             weakref.finalize(self, lock.close)  # others stay out as long as this run is there
         config = vars(options) | {
             "resume": None, "processes": world, "inputs": digests_of_inputs(options)}

@@ -155,9 +155,12 @@ def test_a_new_skeleton_takes_sides_halves_sigmas_and_groups_from_its_names():
 
 @pytest.mark.parametrize("known", SKELETONS.values(), ids=SKELETONS)
 def test_the_names_of_a_known_skeleton_give_that_skeleton(known):
-    assert make_skeleton(list(known.names), []) is known
+    found = make_skeleton(list(known.names), [])
+    assert (found.names, found.edges) == (known.names, known.edges)  # AP-10K's are APT-36K's, too
     reversed_names = make_skeleton(known.names[::-1], [])  # as many keypoints, but another skeleton
     assert reversed_names is not known
+    if known.flip_pairs != data.pairs_of_sides(known.names):
+        return  # the points of a face are only numbered
     assert (reversed_names.mirrored[::-1] == len(known.names) - 1 - known.mirrored).all()
 
 
@@ -607,7 +610,7 @@ def test_joints_outside_an_image_are_not_labelled(surreal):
 
 
 @pytest.mark.parametrize("content, words", [
-    ({}, "run0.json: expected surreal as RegDA prepares it, a JSON list; .*found {"),
+    ({}, "run0.json: expected surreal as RegDA prepares it, a JSON list, found {"),
     ([1], "run0.json: record 0: expected one text in 'name', found nothing"),
     ([{"name": 1, "keypoint2d": [[1, 2]] * 24}],
      "run0.json: record 0: expected one text in 'name', found 1"),

@@ -403,7 +403,6 @@ def test_an_option_without_an_effect_is_refused(argv, words):
     ("--results r --annotations a --prompt x", "--prompt: "),
     ("--results r --annotations a --detect", "--detect: "),
     ("--checkpoint M --images a.jpg --out o --detect-score 0.5", "--detect-score: "),
-    ("--checkpoint M --data d:x --strict", "--strict: "),
     ("--checkpoint M --images a.jpg --out o --split all", "--split: "),
     ("--checkpoint M --images a.jpg --out o --json", "--json: "),
     ("--checkpoint M --images a.jpg --detect", "--detect: "),

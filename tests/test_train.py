@@ -254,7 +254,6 @@ def test_each_strategy_trains_its_share_of_the_parameters(
     (["--batch-size", "0"], "batch-size"),
     (["--device", "abacus"], "does not work here"),
     (["--size", "resnet50", "--num-prompts", "3"], "prompts"),
-    (["--sentences", "word " * 90], "92 tokens"),
 ])
 def test_bad_input_is_one_line_and_exit_status_2(cache, tmp_path, capsys, arguments, words):
     status = main(command(cache, tmp_path / "bad", *arguments))
