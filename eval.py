@@ -1387,23 +1387,31 @@ def poses_of_model(options):
     dataset = read_data(model, options)
     report_sides(dataset.skeleton)
     with out_folder(options, dataset):
-        dataset, texts = with_texts(dataset, model, options)
-        chosen, people, box_scores = choose_people(dataset, options)
-        results = predict_people(model, chosen, texts, people, box_scores, options.workers)
-        if options.out:
-            write_poses(options, chosen, results)
-            panels = {"": results}
-            if options.compare:
-                before = predict_people(original, chosen, None, people, box_scores, options.workers)
-                panels = {"original": before, "adapted": results}
-            draw_pictures(options, chosen, people, panels)
-        if options.data:
-            pck = None
-            if options.details and box_scores is None:  # else nobody knows which person a pose is of
-                pck = pck_of_results(dataset, results, model.config.image_size,
-                                     groups=dataset.skeleton.groups)
-                pck["people"] = len(dataset.annotated)
-            print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
+        predict_and_report(model, original, dataset, options)
+
+
+def predict_and_report(model, original, dataset, options):
+    """Predicts poses; writes and draws them with --out, and prints their numbers with --data.
+
+    original: the model to compare with, for --compare.
+    """
+    dataset, texts = with_texts(dataset, model, options)
+    chosen, people, box_scores = choose_people(dataset, options)
+    results = predict_people(model, chosen, texts, people, box_scores, options.workers)
+    if options.out:
+        write_poses(options, chosen, results)
+        panels = {"": results}
+        if options.compare:
+            before = predict_people(original, chosen, None, people, box_scores, options.workers)
+            panels = {"original": before, "adapted": results}
+        draw_pictures(options, chosen, people, panels)
+    if options.data:
+        pck = None
+        if options.details and box_scores is None:  # else nobody knows which person a pose is of
+            pck = pck_of_results(dataset, results, model.config.image_size,
+                                 groups=dataset.skeleton.groups)
+            pck["people"] = len(dataset.annotated)
+        print_numbers(to_coco(dataset), results, dataset.skeleton.sigmas, options.json, pck=pck)
 
 
 def check_adapter_options(model, options):
