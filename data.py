@@ -622,18 +622,10 @@ def image_endings():
     return {ending for ending, name in Image.registered_extensions().items() if name in formats}
 
 
-@lru_cache
-def say_once(line):
-    """Prints a line on stderr, unless this program has already printed that line."""
-    print(line, file=sys.stderr)
-
-
 @contextmanager
 def image_file(file):
     """An open Pillow image. Raises DataError if it cannot be opened, or decoded in the block."""
-    if not os.path.isfile(file) and os.path.exists(file):  # a pipe would never end
-        raise DataError(f"{file}: not a readable image: expected a file, found a folder, a pipe or "
-                        "a device")
+    check_regular(file)
     try:
         with Image.open(file, formats=image_formats()) as image:
             # `eval.py --large` switches off Pillow's own limit, and ours with it
@@ -722,8 +714,8 @@ def grey_bytes(values):
         return (values >> 8).clip(0, 255).astype(np.uint8)
     worker = torch.utils.data.get_worker_info()
     if worker is None or worker.id == 0:  # otherwise each of them would say this
-        say_once("pictures of 16 or 32 bits, but of a narrow range of grey: each picture's own "
-                 "range is stretched to that from black to white")
+        report("pictures of 16 or 32 bits, but of a narrow range of grey: each picture's own "
+               "range is stretched to that from black to white")
     return ((values - low) * 255 // (high - low)).astype(np.uint8)
 
 
@@ -948,7 +940,7 @@ def folders_below(folder, levels=math.inf):
             visited.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
-            say_once(f"{place}: cannot be read: {error.strerror}; skipped")
+            report(f"{place}: cannot be read: {error.strerror}; skipped")
             continue
         yield place
         if level == levels:
@@ -985,7 +977,7 @@ def read_json(path, json_type, what):
 
 def check_regular(path):
     """Raises DataError for a pipe or a device: reading from one may never end."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not os.path.isfile(path) and os.path.exists(path):
         raise DataError(f"{path}: expected a file, found a folder, a pipe or a device")
 
 
@@ -1651,8 +1643,8 @@ def are_upright(path, files, sizes):
         raise DataError(f"{path}: by 'width' and 'height' {turned} is annotated as its EXIF "
                         f"orientation turns it, but {stored} is not: expected one way for all")
     if turned:
-        say_once(f"{path}: its images are read as their EXIF orientation turns them, "
-                 "because their sizes are stated so")
+        report(f"{path}: its images are read as their EXIF orientation turns them, "
+               "because their sizes are stated so")
     return turned is not None
 
 
@@ -1675,9 +1667,9 @@ def count_outside(path, dataset, sizes):
     count = (labelled & is_outside).sum()
     if count:
         person = (labelled & is_outside).any(1).argmax()
-        say_once(f"{path}: {count} of {labelled.sum()} labelled keypoints lie far outside their "
-                 f"images, first in annotation id {dataset.ids[person]}: perhaps they are for "
-                 "images of another size, or for images as EXIF turns them")
+        report(f"{path}: {count} of {labelled.sum()} labelled keypoints lie far outside their "
+               f"images, first in annotation id {dataset.ids[person]}: perhaps they are for "
+               "images of another size, or for images as EXIF turns them")
 
 
 # ----------------------------------------------------------------------------- where the images are
@@ -1779,7 +1771,7 @@ def search_images(path, places, folders):
                 raise DataError(f"{path}: image {'/'.join(first)!r} is in several folders, in "
                                 f"{' and '.join(found[:3])}; expected such a folder in 'file_name'")
             if found:
-                say_once(f"{path}: its images are in {found[0]}")
+                report(f"{path}: its images are in {found[0]}")
                 return found[0], first[count:]
     return None, first
 
@@ -2062,8 +2054,8 @@ def pictures_below(folder):
     if others:
         names = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
         count = len(others) + len(pictures)
-        say_once(f"{folder}: skipped {len(others)} of {count} files, whose names do not end as "
-                 f"those of images do: {names}")
+        report(f"{folder}: skipped {len(others)} of {count} files, whose names do not end as "
+               f"those of images do: {names}")
     return sorted(pictures)
 
 
