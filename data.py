@@ -28,10 +28,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 
-class DataError(ValueError):
-    """Bad input. The message is one line that names the file, the record, and what was expected."""
-
-
 # ---------------------------------------------------------------------------------------- skeletons
 
 @dataclass(frozen=True, eq=False)
@@ -818,12 +814,99 @@ PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")  # the first bytes of
 TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file, but no reason
 
 
+LONGEST_LINE = 500  # letters of a message
+
+
+class DataError(ValueError):
+    """Bad input. The message is one line that names the file, the record, and what was expected."""
+
+    def __str__(self):
+        return one_line(super().__str__())
+
+
+def one_line(text):
+    """A text as one line of readable length, for messages and tables.
+
+    Names and files may hold letters that start a new line, clear a console or hide other letters:
+    they are escaped.
+    """
+    line = escaped(text)
+    if len(line) >= LONGEST_LINE:
+        line = line[:LONGEST_LINE] + "..."
+    return line
+
+
+def escaped(text):
+    """A text with \\n, \\x1b and the like in place of what is no printable letter."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+class Output:
+    """The standard output or the standard error, which may be closed, full or a broken pipe.
+
+    What cannot be written is an error if it is `needed`, for it is the program's result. Otherwise
+    this is said on the other stream, the program goes on, and all further text is lost.
+    """
+
+    def __init__(self, stream, name, needed=False):
+        self.stream = stream
+        self.name = name
+        self.needed = needed
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Writes a text at once, for an error at Python's exit would change the exit status."""
+        parts = re.split("([\n\r])", text)
+        shown = [part if part in ("\n", "\r") else escaped(part) for part in parts]
+        try:
+            self.stream.write("".join(shown))
+            self.stream.flush()
+        except OSError as error:
+            self.give_up(error)
+
+    def flush(self):
+        """`write` has done it."""
+
+    def give_up(self, error):
+        nowhere = open(os.devnull, "w", encoding="utf-8")
+        with suppress(OSError):  # a notebook's stream has no number
+            os.dup2(nowhere.fileno(), self.stream.fileno())  # Python still wants to write the rest
+        self.stream = nowhere
+        message = f"the {self.name} cannot be written: {error.strerror or error}"
+        if self.needed:
+            raise DataError(message)
+        other = sys.stdout if self.name == "standard error" else sys.stderr
+        if not getattr(other, "needed", False):
+            print(f"{message}; the program goes on without it", file=other)
+
+
+def stderr_of_all():
+    """Where any of many processes may write what the user must see; see `main` in train.py."""
+    rank, _ = processes()
+    if rank == 0 or not sys.__stderr__:
+        return sys.stderr
+    return Output(sys.__stderr__, "standard error")
+
+
 def cache_folder():
     """The folder of downloads, drawn figures and trained base models.
 
-    It is $POSEBRIDGE_HOME, or else ~/.cache/posebridge.
+    It is $POSEBRIDGE_HOME, or else ~/.cache/posebridge. A user of a container may have no home;
+    then it is in the folder for temporary files.
     """
-    return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
+    given = os.environ.get("POSEBRIDGE_HOME")
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "posebridge"
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / "posebridge"
+        report(f"there is no home folder: {folder} is used; POSEBRIDGE_HOME names another one")
+        return folder
 
 
 @contextmanager
@@ -891,8 +974,11 @@ def claimed(folder):
     taken it.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = locked(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = locked(folder / "lock")
+    except OSError as error:
+        raise not_written(folder, error.strerror) from None
     found = sorted(name for name in os.listdir(folder) if name != "lock" and name[0] != ".")
     if found:
         lock.close()
@@ -992,7 +1078,7 @@ def write_json(path, content, indent=None):
 @lru_cache(maxsize=None)
 def report(message):
     """Prints a line on stderr, once: a file is read for each of its splits."""
-    print(message, file=sys.stderr)
+    print(one_line(message), file=sys.stderr)
 
 
 def progress(items, what):
@@ -1093,7 +1179,7 @@ def ids_in(record):
     """The ids in a record as the end of its name in an error: ", id 7, image_id 3"."""
     if not isinstance(record, dict):
         return ""
-    ids = [f", {key} {record[key]}" for key in ("id", "image_id") if key in record]
+    ids = [f", {key} {str(record[key]):.80}" for key in ("id", "image_id") if key in record]
     return "".join(ids)
 
 
@@ -2523,7 +2609,7 @@ def watch_next(rank, world):
         if silent > SILENCE * (said + 1):
             said += 1
             print(f"process {following} has not answered for {silent / 60:.0f} minutes",
-                  file=sys.__stderr__, flush=True)
+                  file=stderr_of_all())
         if silent > PATIENCE:
             os._exit(2)  # torchrun ends the others
         time.sleep(min(10, SILENCE / 10))
@@ -2699,7 +2785,7 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
     try:
         with written_whole(folder) as draft:
             write_figures(draft, counts, progress)
-    except DataError:
+    except DataError as error:
         if not folder.exists():  # otherwise another program was faster
-            raise
+            raise DataError(f"{error}; --cache or POSEBRIDGE_HOME name another folder") from None
     return folder

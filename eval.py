@@ -361,7 +361,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -370,10 +372,10 @@ from typing import get_args
 from PIL import Image, ImageDraw
 
 from clip_tokenizer import CONTEXT_LENGTH, CLIPTokenizer
-from data import (BOX, FARTHEST, ID, NUMBER, UNNAMED, Skeleton, below_common_folder,
-                  cache_folder, check_unique, claimed, column, crop_width, domain_of,
-                  find_pictures, finite_numbers, format_if_turned, found_in, ids_in, image_names,
-                  image_rows, load_dataset, open_image, picture_dataset, picture_rows, picture_size,
+from data import (BOX, FARTHEST, ID, NUMBER, UNNAMED, Output, Skeleton, below_common_folder,
+                  cache_folder, check_unique, claimed, column, crop_width, domain_of, find_pictures,
+                  finite_numbers, format_if_turned, found_in, ids_in, image_names, image_rows,
+                  load_dataset, one_line, open_image, picture_dataset, picture_rows, picture_size,
                   read_boxes, read_columns, read_json, read_pictures, read_skeleton, report,
                   report_sides, sentences_read, short_names, split_to_test_on, to_coco, to_rgb,
                   with_boxes, with_sentences, with_skeleton, write_json)
@@ -1149,6 +1151,8 @@ def format_table(title, table):
 
     An integer counts something; other numbers have three digits after the point.
     """
+    title = one_line(title)
+    table = {one_line(name): row for name, row in table.items()}
     name_width = max(map(len, [title, *table]))
     first_row = list(table.values())[0]
     widths = {column: max(10, len(column)) for column in first_row}
@@ -1163,14 +1167,44 @@ def format_table(title, table):
     return "\n".join(lines)
 
 
-def replace_unprintable():
-    """From now on letters that the console or a log in an old encoding lacks become \\uXXXX.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
+           if hasattr(signal, name)]
 
-    Otherwise a domain or a path with such letters would end the program.
+
+@contextmanager
+def as_program(output_is_needed):
+    """In the block the standard streams and the signals are as a program wants them.
+
+    Letters that the console or a log in an old encoding lacks become \\uXXXX; otherwise a domain or
+    a path with such letters would end the program. What cannot be printed does not end the program
+    either, unless the output is needed. Signals to end it are a KeyboardInterrupt, with their
+    number, so that nothing half-written is left; what nohup ignores stays ignored.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: the next open file would get its number, 0, 1 or 2
+            setattr(sys, name, open(os.devnull, encoding="utf-8"))
+    streams = sys.stdout, sys.stderr
+    for stream in streams:
         if hasattr(stream, "reconfigure"):  # not in some notebooks
             stream.reconfigure(errors="backslashreplace")
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in handlers.items():
+        if handler == signal.SIG_DFL and "LOCAL_RANK" not in os.environ:  # torchrun ends its own
+            signal.signal(number, interrupt)
+    sys.stdout = Output(sys.stdout, "standard output", output_is_needed)
+    sys.stderr = Output(sys.stderr, "standard error")
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt(number)
 
 
 # Words of an error -> what helps. Torch raises a RuntimeError for these as it does for bugs; only
@@ -1184,6 +1218,7 @@ REMEDIES = {
     "DataLoader timed out": "a process that cuts crops does not answer: was it stopped, or is a "
                             "disk or a network drive away?",
     "shared memory": "--workers 0 needs none; docker run --shm-size 2g gives more",
+    "Too many open files": "`ulimit -n 4096` allows more, and fewer --workers need fewer",
     "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # also a DataError
 
@@ -1208,14 +1243,12 @@ def line_of(error):
     An error in a process that cuts crops has that process's whole traceback as its text. There the
     line of the DataError says what is wrong.
     """
-    lines = str(error).strip().splitlines() or [repr(error)]
-    line = lines[0]
+    text = error.args[0] if isinstance(error, DataError) else str(error)
+    lines = text.strip().splitlines() or [repr(error)]
     causes = [line for line in lines if line.startswith("data.DataError: ")]
     if causes:
-        line = causes[0].removeprefix("data.DataError: ")
-    if len(line) >= 500:
-        line = line[:500] + "..."
-    return line
+        return one_line(causes[0].removeprefix("data.DataError: "))
+    return str(error) if isinstance(error, DataError) else one_line(lines[0])
 
 
 def stopped(number=signal.SIGINT, run=None):
@@ -1333,20 +1366,20 @@ class EvalOptions:
 
 def main(argv=None):
     """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
-    replace_unprintable()
-    try:
-        defaults = EvalOptions()
-        parser = Parser(defaults, description="The numbers of a results file, or the poses of a "
-                        "model: of a data set, with their numbers, or of own pictures.")
-        given = vars(parser.parse_args(argv))
-        options = replace(defaults, **given)
-        check_options(options, defaults)
-        if options.results:
-            numbers_of_results(options)
-        else:
-            poses_of_model(options)
-    except (Exception, KeyboardInterrupt) as error:
-        return fail(error)
+    with as_program(output_is_needed=True):
+        try:
+            defaults = EvalOptions()
+            parser = Parser(defaults, description="The numbers of a results file, or the poses of "
+                            "a model: of a data set, with their numbers, or of own pictures.")
+            given = vars(parser.parse_args(argv))
+            options = replace(defaults, **given)
+            check_options(options, defaults)
+            if options.results:
+                numbers_of_results(options)
+            else:
+                poses_of_model(options)
+        except (Exception, KeyboardInterrupt) as error:
+            return fail(error)
     return 0
 
 

@@ -403,7 +403,6 @@ def test_an_option_without_an_effect_is_refused(argv, words):
     ("--results r --annotations a --prompt x", "--prompt: "),
     ("--results r --annotations a --detect", "--detect: "),
     ("--checkpoint M --images a.jpg --out o --detect-score 0.5", "--detect-score: "),
-    ("--checkpoint M --data d:x --strict", "--strict: "),
     ("--checkpoint M --images a.jpg --out o --split all", "--split: "),
     ("--checkpoint M --images a.jpg --out o --json", "--json: "),
     ("--checkpoint M --images a.jpg --detect", "--detect: "),
@@ -690,7 +689,7 @@ def test_a_pipe_is_refused_where_a_file_is_expected(tmp_path, read):
 def test_a_signal_that_nohup_ignores_stays_ignored(run, copy):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        train.Run(train.parse_options(["--resume", str(copy)]), None)
+        train.Run(train.parse_options(["--resume", str(copy)]), None, {}, vlpose.PoseModel(VIT_CONFIGS["tiny"]))
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN != signal.getsignal(signal.SIGTERM)
     finally:
         for number in train.SIGNALS:
