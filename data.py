@@ -2532,7 +2532,7 @@ def sentences_read(datasets):
             read.setdefault(domain, set()).update(sentences)
     lines = []
     for domain, sentences in read.items():
-        first = min(sentences)
+        first = one_line(min(sentences))
         what = f'"{first}"' if len(sentences) == 1 else f"{len(sentences)} different sentences"
         lines.append(f"images of the domain {domain!r} read {what}")
     return lines

@@ -1152,13 +1152,13 @@ def format_table(title, table):
     An integer counts something; other numbers have three digits after the point.
     """
     title = one_line(title)
-    table = {one_line(name): row for name, row in table.items()}
-    name_width = max(map(len, [title, *table]))
+    names = [one_line(name) for name in table]
+    name_width = max(map(len, [title, *names]))
     first_row = list(table.values())[0]
     widths = {column: max(10, len(column)) for column in first_row}
     heading = "".join(f" {column:>{width}}" for column, width in widths.items())
     lines = ["", f"{title:<{name_width}}{heading}"]
-    for name, row in table.items():
+    for name, row in zip(names, table.values()):
         line = f"{name:<{name_width}}"
         for column, width in widths.items():
             digits = ",d" if isinstance(row[column], int) else ".3f"

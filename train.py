@@ -841,10 +841,10 @@ class Passes(torch.utils.data.Dataset):
                 problems.append(str(error))
                 continue
             return crop | {"unread": problems[0] if problems else ""}
-        raise DataError(problems[0])
+        raise DataError(f"{problems[0]}, nor are the pictures after it; {GO_ON}")
 
 
-GO_ON = "when they are there, --resume goes on from the last checkpoint"
+GO_ON = "once the pictures are there, --resume goes on from the last checkpoint"
 
 
 def count_unread(batches, dataset):
@@ -2289,7 +2289,10 @@ def resumed(folder, argv):
         unknown = [flag_of(name) for name in saved if name not in vars(defaults)]
         if unknown:
             raise DataError(f"{config}: expected the options of a run, found {unknown[0]}")
-        if not (Path(saved["cache"]) / FIGURES).exists():  # whoever wrote it chooses no new folder
+        if saved["cache"] != defaults.cache and not (Path(saved["cache"]) / FIGURES).exists():
+            # A run's folder that comes from somebody else does not choose where files are written.
+            print(f"{config}: its cache {saved['cache']} holds no figures; {defaults.cache} is "
+                  "taken instead", file=sys.stderr)
             saved["cache"] = defaults.cache
         began = replace(defaults, **saved)
     try:
