@@ -1018,8 +1018,9 @@ class Run:
             else:
                 lock = claimed(self.folder)
             weakref.finalize(self, lock.close)  # others stay out as long as this run is there
-        self.config = vars(options) | {
-            "resume": None, "processes": world, "inputs": digests_of_inputs(options)}
+        self.config = vars(options) | {  # what is for this command alone is not kept
+            "resume": None, "strict": False,
+            "processes": world, "inputs": digests_of_inputs(options)}
         write_file(self.folder / "config.json", self.config)
         print(f"run folder: {self.folder}")
         self.log = Log(self.folder)
