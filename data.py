@@ -28,10 +28,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 
-class DataError(ValueError):
-    """Bad input. The message is one line that names the file, the record, and what was expected."""
-
-
 # ---------------------------------------------------------------------------------------- skeletons
 
 @dataclass(frozen=True, eq=False)
@@ -633,18 +629,10 @@ def image_endings():
     return {ending for ending, name in Image.registered_extensions().items() if name in formats}
 
 
-@lru_cache
-def say_once(line):
-    """Prints a line on stderr, unless this program has already printed that line."""
-    print(line, file=sys.stderr)
-
-
 @contextmanager
 def image_file(file):
     """An open Pillow image. Raises DataError if it cannot be opened, or decoded in the block."""
-    if not os.path.isfile(file) and os.path.exists(file):  # a pipe would never end
-        raise DataError(f"{file}: not a readable image: expected a file, found a folder, a pipe or "
-                        "a device")
+    check_regular(file)
     try:
         with Image.open(file, formats=image_formats()) as image:
             # `eval.py --large` switches off Pillow's own limit, and ours with it
@@ -733,8 +721,8 @@ def grey_bytes(values):
         return (values >> 8).clip(0, 255).astype(np.uint8)
     worker = torch.utils.data.get_worker_info()
     if worker is None or worker.id == 0:  # otherwise each of them would say this
-        say_once("pictures of 16 or 32 bits, but of a narrow range of grey: each picture's own "
-                 "range is stretched to that from black to white")
+        report("pictures of 16 or 32 bits, but of a narrow range of grey: each picture's own "
+               "range is stretched to that from black to white")
     return ((values - low) * 255 // (high - low)).astype(np.uint8)
 
 
@@ -837,12 +825,99 @@ PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")  # the first bytes of
 TORCH_CANNOT_WRITE = "inline_container"  # torch.save's error names its C++ file, but no reason
 
 
+LONGEST_LINE = 500  # letters of a message
+
+
+class DataError(ValueError):
+    """Bad input. The message is one line that names the file, the record, and what was expected."""
+
+    def __str__(self):
+        return one_line(super().__str__())
+
+
+def one_line(text):
+    """A text as one line of readable length, for messages and tables.
+
+    Names and files may hold letters that start a new line, clear a console or hide other letters:
+    they are escaped.
+    """
+    line = escaped(text)
+    if len(line) >= LONGEST_LINE:
+        line = line[:LONGEST_LINE] + "..."
+    return line
+
+
+def escaped(text):
+    """A text with \\n, \\x1b and the like in place of what is no printable letter."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+class Output:
+    """The standard output or the standard error, which may be closed, full or a broken pipe.
+
+    What cannot be written is an error if it is `needed`, for it is the program's result. Otherwise
+    this is said on the other stream, the program goes on, and all further text is lost.
+    """
+
+    def __init__(self, stream, name, needed=False):
+        self.stream = stream
+        self.name = name
+        self.needed = needed
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Writes a text at once, for an error at Python's exit would change the exit status."""
+        parts = re.split("([\n\r])", text)
+        shown = [part if part in ("\n", "\r") else escaped(part) for part in parts]
+        try:
+            self.stream.write("".join(shown))
+            self.stream.flush()
+        except OSError as error:
+            self.give_up(error)
+
+    def flush(self):
+        """`write` has done it."""
+
+    def give_up(self, error):
+        nowhere = open(os.devnull, "w", encoding="utf-8")
+        with suppress(OSError):  # a notebook's stream has no number
+            os.dup2(nowhere.fileno(), self.stream.fileno())  # Python still wants to write the rest
+        self.stream = nowhere
+        message = f"the {self.name} cannot be written: {error.strerror or error}"
+        if self.needed:
+            raise DataError(message)
+        other = sys.stdout if self.name == "standard error" else sys.stderr
+        if not getattr(other, "needed", False):
+            print(f"{message}; the program goes on without it", file=other)
+
+
+def stderr_of_all():
+    """Where any of many processes may write what the user must see; see `main` in train.py."""
+    rank, _ = processes()
+    if rank == 0 or not sys.__stderr__:
+        return sys.stderr
+    return Output(sys.__stderr__, "standard error")
+
+
 def cache_folder():
     """The folder of downloads, drawn figures and trained base models.
 
-    It is $POSEBRIDGE_HOME, or else ~/.cache/posebridge.
+    It is $POSEBRIDGE_HOME, or else ~/.cache/posebridge. A user of a container may have no home;
+    then it is in the folder for temporary files.
     """
-    return Path(os.environ.get("POSEBRIDGE_HOME") or Path.home() / ".cache" / "posebridge")
+    given = os.environ.get("POSEBRIDGE_HOME")
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "posebridge"
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / "posebridge"
+        report(f"there is no home folder: {folder} is used; POSEBRIDGE_HOME names another one")
+        return folder
 
 
 @contextmanager
@@ -900,33 +975,58 @@ def remove_old_drafts(path):
         if f".{os.getpid()}." in lock.parent.name:  # this program's own, which no lock keeps out
             continue
         with suppress(OSError, DataError):  # its program runs, or another one has just removed it
-            locked(lock).close()
-            lock.unlink()  # Windows refuses this while a program has the file open
-            shutil.rmtree(lock.parent)
+            with open(lock, "a", encoding="utf-8") as file:
+                if is_locked_by_us(file):
+                    shutil.rmtree(lock.parent)
+
+
+def locked_folder(folder):
+    """Makes a folder, unless it is there, and locks it -> its lock, an open file.
+
+    Raises DataError if another program has locked it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return locked(folder / ".lock")
+    except OSError as error:
+        raise not_written(folder, error.strerror) from None
 
 
 def check_empty(folder):
-    """Raises DataError if there is anything in a folder but a lock and hidden files."""
-    found = sorted(name for name in os.listdir(folder) if name != "lock" and name[0] != ".")
+    """Raises DataError if there is anything in a folder but hidden files."""
+    found = sorted(name for name in os.listdir(folder) if name[0] != ".")
     if found:
         raise DataError(f"{folder}: expected a new or an empty folder, found {found[0]} in it")
 
 
 def locked(path):
     """Opens a lock file. A second program that does so gets a DataError while this one has it open.
-
-    On Windows nothing is locked.
     """
     check_regular(path)
-    file = open(path, "w", encoding="utf-8")
+    file = open(path, "a", encoding="utf-8")
     try:
-        with expecting(path.parent, "that no other program uses it"), suppress(ImportError):
-            import fcntl
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_locked_by_us(file)
     except DataError:
         file.close()
         raise
     return file
+
+
+def is_locked_by_us(file):
+    """Locks an open file; False where there are no locks: on Windows and some network disks.
+
+    Raises DataError if another program has locked the file.
+    """
+    try:
+        import fcntl
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except (BlockingIOError, PermissionError):
+        folder = Path(file.name).parent
+        raise DataError(f"{folder}: expected that no other program uses it") from None
+    except (ImportError, OSError):
+        return False
 
 
 def not_written(path, why):
@@ -952,7 +1052,7 @@ def folders_below(folder, levels=math.inf):
             visited.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
-            say_once(f"{place}: cannot be read: {error.strerror}; skipped")
+            report(f"{place}: cannot be read: {error.strerror}; skipped")
             continue
         yield place
         if level == levels:
@@ -989,7 +1089,7 @@ def read_json(path, json_type, what):
 
 def check_regular(path):
     """Raises DataError for a pipe or a device: reading from one may never end."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not os.path.isfile(path) and os.path.exists(path):
         raise DataError(f"{path}: expected a file, found a folder, a pipe or a device")
 
 
@@ -1004,7 +1104,7 @@ def write_json(path, content, indent=None):
 @lru_cache(maxsize=None)
 def report(message):
     """Prints a line on stderr, once: a file is read for each of its splits."""
-    print(message, file=sys.stderr)
+    print(one_line(message), file=sys.stderr)
 
 
 def progress(items, what):
@@ -1105,7 +1205,7 @@ def ids_in(record):
     """The ids in a record as the end of its name in an error: ", id 7, image_id 3"."""
     if not isinstance(record, dict):
         return ""
-    ids = [f", {key} {record[key]}" for key in ("id", "image_id") if key in record]
+    ids = [f", {key} {str(record[key]):.80}" for key in ("id", "image_id") if key in record]
     return "".join(ids)
 
 
@@ -1655,8 +1755,8 @@ def are_upright(path, files, sizes):
         raise DataError(f"{path}: by 'width' and 'height' {turned} is annotated as its EXIF "
                         f"orientation turns it, but {stored} is not: expected one way for all")
     if turned:
-        say_once(f"{path}: its images are read as their EXIF orientation turns them, "
-                 "because their sizes are stated so")
+        report(f"{path}: its images are read as their EXIF orientation turns them, "
+               "because their sizes are stated so")
     return turned is not None
 
 
@@ -1679,9 +1779,9 @@ def count_outside(path, dataset, sizes):
     count = (labelled & is_outside).sum()
     if count:
         person = (labelled & is_outside).any(1).argmax()
-        say_once(f"{path}: {count} of {labelled.sum()} labelled keypoints lie far outside their "
-                 f"images, first in annotation id {dataset.ids[person]}: perhaps they are for "
-                 "images of another size, or for images as EXIF turns them")
+        report(f"{path}: {count} of {labelled.sum()} labelled keypoints lie far outside their "
+               f"images, first in annotation id {dataset.ids[person]}: perhaps they are for "
+               "images of another size, or for images as EXIF turns them")
 
 
 # ----------------------------------------------------------------------------- where the images are
@@ -1783,7 +1883,7 @@ def search_images(path, places, folders):
                 raise DataError(f"{path}: image {'/'.join(first)!r} is in several folders, in "
                                 f"{' and '.join(found[:3])}; expected such a folder in 'file_name'")
             if found:
-                say_once(f"{path}: its images are in {found[0]}")
+                report(f"{path}: its images are in {found[0]}")
                 return found[0], first[count:]
     return None, first
 
@@ -2066,8 +2166,8 @@ def pictures_below(folder):
     if others:
         names = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
         count = len(others) + len(pictures)
-        say_once(f"{folder}: skipped {len(others)} of {count} files, whose names do not end as "
-                 f"those of images do: {names}")
+        report(f"{folder}: skipped {len(others)} of {count} files, whose names do not end as "
+               f"those of images do: {names}")
     return sorted(pictures)
 
 
@@ -2458,7 +2558,7 @@ def sentences_read(datasets):
             read.setdefault(domain, set()).update(sentences)
     lines = []
     for domain, sentences in read.items():
-        first = min(sentences)
+        first = one_line(min(sentences))
         what = f'"{first}"' if len(sentences) == 1 else f"{len(sentences)} different sentences"
         lines.append(f"images of the domain {domain!r} read {what}")
     return lines
@@ -2535,7 +2635,7 @@ def watch_next(rank, world):
         if silent > SILENCE * (said + 1):
             said += 1
             print(f"process {following} has not answered for {silent / 60:.0f} minutes",
-                  file=sys.__stderr__, flush=True)
+                  file=stderr_of_all())
         if silent > PATIENCE:
             os._exit(2)  # torchrun ends the others
         time.sleep(min(10, SILENCE / 10))
@@ -2711,7 +2811,7 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
     try:
         with written_whole(folder) as draft:
             write_figures(draft, counts, progress)
-    except DataError:
+    except DataError as error:
         if not folder.exists():  # otherwise another program was faster
-            raise
+            raise DataError(f"{error}; --cache or POSEBRIDGE_HOME name another folder") from None
     return folder

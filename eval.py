@@ -361,6 +361,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import field, fields, replace
@@ -371,13 +372,14 @@ from typing import get_args
 from PIL import Image, ImageDraw
 
 from clip_tokenizer import CONTEXT_LENGTH, CLIPTokenizer
-from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Skeleton, below_common_folder,
-                  cache_folder, check_empty, check_unique, column, crop_width, domain_of,
-                  find_pictures, finite_numbers, format_if_turned, found_in, ids_in, image_names,
-                  image_rows, load_dataset, locked, open_image, picture_dataset, picture_rows,
-                  picture_size, read_boxes, read_columns, read_json, read_pictures, read_skeleton,
-                  report, report_sides, sentences_read, short_names, split_to_test_on, to_coco,
-                  to_rgb, with_boxes, with_sentences, with_skeleton, write_json)
+from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Output, Skeleton,
+                  below_common_folder, cache_folder, check_empty, check_unique, column, crop_width,
+                  domain_of, find_pictures, finite_numbers, format_if_turned, found_in, ids_in,
+                  image_names, image_rows, load_dataset, locked_folder, one_line, open_image,
+                  picture_dataset, picture_rows, picture_size, read_boxes, read_columns, read_json,
+                  read_pictures, read_skeleton, report, report_sides, sentences_read, short_names,
+                  split_to_test_on, to_coco, to_rgb, with_boxes, with_sentences, with_skeleton,
+                  write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_pose_model, load_weights, split_choice)
 
@@ -1154,12 +1156,14 @@ def format_table(title, table):
 
     An integer counts something; other numbers have three digits after the point.
     """
-    name_width = max(map(len, [title, *table]))
+    title = one_line(title)
+    names = [one_line(name) for name in table]
+    name_width = max(map(len, [title, *names]))
     first_row = list(table.values())[0]
     widths = {column: max(10, len(column)) for column in first_row}
     heading = "".join(f" {column:>{width}}" for column, width in widths.items())
     lines = ["", f"{title:<{name_width}}{heading}"]
-    for name, row in table.items():
+    for name, row in zip(names, table.values()):
         line = f"{name:<{name_width}}"
         for column, width in widths.items():
             digits = ",d" if isinstance(row[column], int) else ".3f"
@@ -1168,14 +1172,44 @@ def format_table(title, table):
     return "\n".join(lines)
 
 
-def replace_unprintable():
-    """From now on letters that the console or a log in an old encoding lacks become \\uXXXX.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
+           if hasattr(signal, name)]
 
-    Otherwise a domain or a path with such letters would end the program.
+
+@contextmanager
+def as_program(output_is_needed):
+    """In the block the standard streams and the signals are as a program wants them.
+
+    Letters that the console or a log in an old encoding lacks become \\uXXXX; otherwise a domain or
+    a path with such letters would end the program. What cannot be printed does not end the program
+    either, unless the output is needed. Signals to end it are a KeyboardInterrupt, with their
+    number, so that nothing half-written is left; what nohup ignores stays ignored.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: the next open file would get its number, 0, 1 or 2
+            setattr(sys, name, open(os.devnull, encoding="utf-8"))
+    streams = sys.stdout, sys.stderr
+    for stream in streams:
         if hasattr(stream, "reconfigure"):  # not in some notebooks
             stream.reconfigure(errors="backslashreplace")
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in handlers.items():
+        if handler == signal.SIG_DFL and "LOCAL_RANK" not in os.environ:  # torchrun ends its own
+            signal.signal(number, interrupt)
+    sys.stdout = Output(sys.stdout, "standard output", output_is_needed)
+    sys.stderr = Output(sys.stderr, "standard error")
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt(number)
 
 
 # Words of an error -> what helps. Torch raises a RuntimeError for these as it does for bugs; only
@@ -1189,6 +1223,7 @@ REMEDIES = {
     "DataLoader timed out": "a process that cuts crops does not answer: was it stopped, or is a "
                             "disk or a network drive away?",
     "shared memory": "--workers 0 needs none; docker run --shm-size 2g gives more",
+    "Too many open files": "`ulimit -n 4096` allows more, and fewer --workers need fewer",
     "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # also a DataError
 
@@ -1213,14 +1248,12 @@ def line_of(error):
     An error in a process that cuts crops has that process's whole traceback as its text. There the
     line of the DataError says what is wrong.
     """
-    lines = str(error).strip().splitlines() or [repr(error)]
-    line = lines[0]
+    text = error.args[0] if isinstance(error, DataError) else str(error)
+    lines = text.strip().splitlines() or [repr(error)]
     causes = [line for line in lines if line.startswith("data.DataError: ")]
     if causes:
-        line = causes[0].removeprefix("data.DataError: ")
-    if len(line) >= 500:
-        line = line[:500] + "..."
-    return line
+        return one_line(causes[0].removeprefix("data.DataError: "))
+    return str(error) if isinstance(error, DataError) else one_line(lines[0])
 
 
 def stopped(number=signal.SIGINT, run=None):
@@ -1341,20 +1374,20 @@ class EvalOptions:
 
 def main(argv=None):
     """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
-    replace_unprintable()
-    try:
-        defaults = EvalOptions()
-        parser = Parser(defaults, description="The numbers of a results file, or the poses of a "
-                        "model: of a data set, with their numbers, or of own pictures.")
-        given = vars(parser.parse_args(argv))
-        options = replace(defaults, **given)
-        check_options(options, defaults)
-        if options.results:
-            numbers_of_results(options)
-        else:
-            poses_of_model(options)
-    except (Exception, KeyboardInterrupt) as error:
-        return fail(error)
+    with as_program(output_is_needed=True):
+        try:
+            defaults = EvalOptions()
+            parser = Parser(defaults, description="The numbers of a results file, or the poses of "
+                            "a model: of a data set, with their numbers, or of own pictures.")
+            given = vars(parser.parse_args(argv))
+            options = replace(defaults, **given)
+            check_options(options, defaults)
+            if options.results:
+                numbers_of_results(options)
+            else:
+                poses_of_model(options)
+        except (Exception, KeyboardInterrupt) as error:
+            return fail(error)
     return 0
 
 
@@ -1501,15 +1534,15 @@ def out_folder(options, dataset):
     if out_is_inside or any(file.is_relative_to(out) for file in files):
         raise DataError(f"--out {options.out}: there are pictures that are input; name another "
                         "folder")
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / "lock"):
+    lock = locked_folder(options.out)
+    try:
         check_empty(options.out)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                (out / "lock").unlink()
-                out.rmdir()  # unless something was written
+        yield
+    finally:
+        lock.close()
+        with suppress(OSError):
+            os.unlink(lock.name)
+            out.rmdir()  # unless something is in it
 
 
 def with_texts(dataset, model, options):

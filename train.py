@@ -189,7 +189,7 @@ def train_vlpose(options):
             return validation(stage, model, tests[0], None, options.workers)
         return validation(stage, model, tests[-1], texts, options.workers)
 
-    run = Run(options, measure)
+    run = Run(options, measure, plan, base)
 
     # Stage 1: a base model learns from the source, unless --weights gives a trained one.
     if "base" in plan:
@@ -287,7 +287,7 @@ def train_uda(options):
         return validation(stage, model, test, None, options.workers)
 
     pools = alignment_pools(data, start.config.image_size, options)
-    run = Run(options, measure, restyle)
+    run = Run(options, measure, plan, start, restyle)
     supervised = partial(source_loss, views=pools.source_views, compute=run.compute)
 
     # Stage 0: a style decoder learns to redraw source images in the style of target images.
@@ -403,7 +403,6 @@ import sys
 import time
 import weakref
 import zipfile
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -414,17 +413,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation, Crops,
-                  DataError, PoseDataset, SyncBatchNorm, all_items, cache_folder, check_empty,
-                  check_regular, crop_matrix, crop_width, decode_heatmaps, expecting, free_space,
-                  image_names, in_processes, join_processes, load_dataset, locked, mean_of_all,
-                  my_share, open_image, processes, read_boxes, read_json, remove_labels,
-                  report_sides, sentences_read, split_to_test_on, to_coco, transform_points,
-                  unreadable, wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton,
-                  write_json, written_whole)
-from eval import (Parser, check_device, check_options, data_spec, default_device, draw_pose,
-                  evaluate_domains, evaluate_pck_grid, fail, flag_of, format_table, highest_cells,
-                  option, path_or_name, pck_of_results, predict, predict_heatmaps, predict_people,
-                  replace_unprintable, report_cut)
+                  DataError, Output, PoseDataset, SyncBatchNorm, all_items, cache_folder,
+                  check_empty, check_regular, crop_matrix, crop_width, decode_heatmaps, expecting,
+                  free_space, image_names, in_processes, join_processes, load_dataset,
+                  locked_folder, mean_of_all, my_share, open_image, processes, read_boxes,
+                  read_json, remove_labels, report_sides, sentences_read, split_to_test_on,
+                  stderr_of_all, to_coco, transform_points, unreadable, wait_for_all, warp_image,
+                  with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+from eval import (SIGNALS, Parser, as_program, check_device, check_options, data_spec,
+                  default_device, draw_pose, evaluate_domains, evaluate_pck_grid, fail, flag_of,
+                  format_table, highest_cells, option, path_or_name, pck_of_results, predict,
+                  predict_heatmaps, predict_people, report_cut)
 from uda import GENTLE_VIEWS, StyleTransfer, Views, for_normalized_images
 from vlpose import (DECODERS, LARGEST_CROP, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, SIGMA_LIMITS,
                     Compute, PoseModel, ViT, encode_sentences, find_file, load_backbone,
@@ -635,6 +634,9 @@ class RunOptions:
         help="All tokens of a sentence are read, not just its end.")
     text_weights: str = option("random", type=path_or_name, only=READS_TEXT,
         help="The weights of CLIP's text tower: a file or a name such as ViT-B/32.")
+    strict: bool = option(False,
+        help="End with an error if a sentence is too long, instead of cutting it, or if the code "
+             "has changed since the last checkpoint, instead of going on with --resume.")
     # the machine
     checkpointing: bool = option(False,
         help="The blocks of a transformer are computed anew in the backward pass, which saves "
@@ -843,7 +845,10 @@ class Passes(torch.utils.data.Dataset):
                 problems.append(str(error))
                 continue
             return crop | {"unread": problems[0] if problems else ""}
-        raise DataError(problems[0])
+        raise DataError(f"{problems[0]}, nor are the pictures after it; {GO_ON}")
+
+
+GO_ON = "once the pictures are there, --resume goes on from the last checkpoint"
 
 
 def count_unread(batches, dataset):
@@ -858,15 +863,9 @@ def count_unread(batches, dataset):
             unread.add(problem)
             if len(unread) > len(dataset.files) / 100:
                 raise DataError(f"{problem}; with it more than 1 % of the {len(dataset.files):,} "
-                                "pictures")
+                                f"pictures; {GO_ON}")
             print(f"{problem}; the next one is taken", file=stderr_of_all())
         yield batch
-
-
-def stderr_of_all():
-    """Where any process may write what the user must see; see `main`."""
-    rank, _ = processes()
-    return sys.__stderr__ if rank else sys.stderr
 
 
 # === Appendix: how `fit` computes; skip on a first reading ========================================
@@ -991,8 +990,6 @@ def stop_unless_finite(stage, step, loss, batches, pools):
 
 # === Appendix: the run's folder; skip on a first reading ==========================================
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
-           if hasattr(signal, name)]
 STEP_SECONDS = 120        # a step that has not ended so long after a signal is given up
 LOG_EVERY = 50            # steps
 CHECKPOINT_EVERY = 500    # steps
@@ -1003,13 +1000,16 @@ class Run:
     """A run in its folder: `fit` tells it of each step, and it validates, logs and saves.
 
     measure: (stage, model) -> a number of the validation, or NaN.
+    plan, model: {name: Stage} of what will be trained, and the model that it begins with.
     restyle: the function that changes images in training, for the cache of trained models.
     """
 
-    def __init__(self, options, measure, restyle=None):
+    def __init__(self, options, measure, plan, model, restyle=None):
         rank, world = processes()
         self.options = options
         self.measure = measure
+        self.stages = list(plan)
+        self.bytes_of_model = sum(tensor.nbytes for tensor in model.state_dict().values())
         self.compute = Compute(options.bf16, options.accumulate)
         self.code = dict(CODE)  # {file: hash}; the cache asks whether it has changed
         file = file_of(restyle)
@@ -1017,14 +1017,14 @@ class Run:
             self.code[file.name] = digest(file.read_bytes())
         self.folder = folder_of(options)
         if rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = locked(self.folder / "lock")
+            lock = locked_folder(self.folder)
             if not options.resume:
                 check_empty(self.folder)
             weakref.finalize(self, lock.close)  # others stay out as long as this run is there
-        config = vars(options) | {
-            "resume": None, "processes": world, "inputs": digests_of_inputs(options)}
-        write_file(self.folder / "config.json", config)
+        self.config = vars(options) | {  # what is for this command alone is not kept
+            "resume": None, "strict": False,
+            "processes": world, "inputs": digests_of_inputs(options)}
+        write_file(self.folder / "config.json", self.config)
         print(f"run folder: {self.folder}")
         self.log = Log(self.folder)
         self.signals = Signals(self.folder)
@@ -1034,7 +1034,8 @@ class Run:
         """The stage begins, or goes on from its newest good checkpoint -> number of steps done."""
         self.signals.wait_for_step = True
         self.checkpoints = Checkpoints(self.folder, stage, pools, self.code)
-        self.checkpoints.check_space(model)
+        later = self.stages[self.stages.index(stage.name) + 1:]
+        self.checkpoints.check_space(model, self.bytes_of_model * (2 * len(later) + 1))
         state = self.checkpoints.load(model, optimizer)
         done = 0
         if state:
@@ -1042,8 +1043,10 @@ class Run:
             self.log.rows = state["history"]
             changed = changed_code(self.code, state["code"])
             if changed:
-                print(f"{stage.name}: {changed} since the last checkpoint: other numbers follow",
-                      file=sys.stderr)
+                message = f"{stage.name}: {changed} since the last checkpoint"
+                if self.options.strict:
+                    raise DataError(f"{message}; without --strict the run goes on")
+                print(f"{message}: other numbers follow", file=sys.stderr)
         self.log.start_clock(done)
         return done
 
@@ -1083,7 +1086,10 @@ class Run:
         return value
 
     def save(self, stage, done, model, optimizer):
-        """Writes the log so far, and then a checkpoint."""
+        """Writes the log so far, and then a checkpoint. A folder that was removed is made anew."""
+        if processes()[0] == 0 and not (self.folder / "config.json").exists():
+            print(f"{self.folder}: config.json was removed; it is written anew", file=sys.stderr)
+            write_file(self.folder / "config.json", self.config)
         self.log.write()
         self.checkpoints.save(done, model, optimizer, self.log.rows)
 
@@ -1125,9 +1131,13 @@ def new_folder(mode):
     """Makes runs/vlpose-1, or with the first number that is free."""
     for number in itertools.count(1):
         folder = Path("runs").absolute() / f"{mode}-{number}"
-        with suppress(FileExistsError):
+        try:
             folder.mkdir(parents=True)
             return folder
+        except OSError as error:
+            if not folder.exists():
+                raise DataError(f"{folder}: cannot be written: {error.strerror}; --out names "
+                                "another folder") from None
 
 
 def write_file(path, content):
@@ -1270,16 +1280,20 @@ class Checkpoints:
         self.code = code  # of the program that began the stage
         self.saved = time.monotonic()
 
-    def check_space(self, model):
-        """Raises DataError if the disk has no room for two checkpoints with AdamW's two moments."""
+    def check_space(self, model, later):
+        """Raises DataError if the disk has no room for two checkpoints with AdamW's two moments.
+
+        later: bytes that the run needs after this stage at least, for two checkpoints of each
+            later one and a model. So the first stage finds out, not the last one.
+        """
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         tensors = [*model.state_dict().values(), *trained, *trained]
         there = [path.stat().st_size for path in (self.newest, self.older) if path.exists()]
-        need = 2 * sum(tensor.nbytes for tensor in tensors) - sum(there)
+        need = 2 * sum(tensor.nbytes for tensor in tensors) - sum(there) + later
         free = free_space(self.folder)
         if free < need:
-            raise DataError(f"{self.folder}: expected {need // 10 ** 6} MB for checkpoints, "
-                            f"found {free // 10 ** 6} free")
+            raise DataError(f"{self.folder}: expected {need // 10 ** 6} MB for checkpoints and "
+                            f"models, found {free // 10 ** 6} free")
 
     def save(self, done, model, optimizer, history):
         """Writes what `load` needs; the newest checkpoint so far becomes the older one."""
@@ -1558,9 +1572,13 @@ def identity_of(crops, rows):
     if all were replaced, and nobody has to wait until all are read.
     """
     people = crops.dataset
-    files = [(Path(file).name, os.path.getsize(file)) for file in people.files]
-    for file in people.files[::math.ceil(len(files) / 100)]:
-        files.append(digest(Path(file).read_bytes()))
+    try:
+        files = [(Path(file).name, os.path.getsize(file)) for file in people.files]
+        for file in people.files[::math.ceil(len(files) / 100)]:
+            files.append(digest(Path(file).read_bytes()))
+    except OSError as error:
+        raise DataError(f"{error.filename}: expected the pictures of {people.name}: "
+                        f"{error.strerror}; {GO_ON}") from None
     labels = people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()
     return {"people": len(rows), "files": digest(json.dumps(files).encode()),
             "labels": digest(labels), "keypoints": list(people.skeleton.names),
@@ -1797,7 +1815,8 @@ def read_texts(datasets, options):
               "fixed seed stands in")
     print(*sentences_read(datasets), sep="\n")
     sentences = np.concatenate([dataset.sentences for dataset in datasets])
-    report_cut(sentences, [file for dataset in datasets for file in dataset.files])
+    files = [file for dataset in datasets for file in dataset.files]
+    report_cut(sentences, files, options.strict)
     clip_text = load_clip_text(options.text_weights).to(options.device)
     texts = encode_sentences(clip_text, np.unique(sentences).tolist(), options.per_token)
     return texts, clip_text.config.embed_dim
@@ -2155,12 +2174,16 @@ MODES = {"vlpose": (train_vlpose, VLPoseOptions), "uda": (train_uda, AlignmentOp
 
 def main(argv=None):
     """Runs a command line -> the exit status: 0, 2 after an error, 128 + the number of a signal."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    with as_program(output_is_needed=False):
+        return run_command(argv)
+
+
+def run_command(argv):
+    """What `main` does once the standard streams and the signals are prepared."""
     store = options = None
     is_one_of_many = "LOCAL_RANK" in os.environ  # torchrun has started it
     if is_one_of_many and os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the first says it
-    replace_unprintable()
     try:
         options = parse_options(argv)
         if is_one_of_many:
@@ -2175,13 +2198,11 @@ def main(argv=None):
         if store and store.add("failed", 1) > 1:
             return 2  # another process has said why
         if options and is_one_of_many:
-            sys.stderr = sys.__stderr__
+            sys.stderr = Output(sys.__stderr__ or sys.stderr, "standard error")
         return fail(error)
     finally:
         if hasattr(signal, "alarm"):
             signal.alarm(0)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     if store:
         dist.destroy_process_group()
     return 0
@@ -2263,7 +2284,8 @@ def has_bf16(device):
 
 
 # What may be other than before when a run goes on.
-MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "resume")
+MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "resume", "strict",
+              "cache")
 
 
 def resumed(folder, argv):
@@ -2282,6 +2304,11 @@ def resumed(folder, argv):
         unknown = [flag_of(name) for name in saved if name not in vars(defaults)]
         if unknown:
             raise DataError(f"{config}: expected the options of a run, found {unknown[0]}")
+        if saved["cache"] != defaults.cache and not (Path(saved["cache"]) / FIGURES).exists():
+            # A run's folder that comes from somebody else does not choose where files are written.
+            print(f"{config}: its cache {saved['cache']} holds no figures; {defaults.cache} is "
+                  "taken instead", file=sys.stderr)
+            saved["cache"] = defaults.cache
         began = replace(defaults, **saved)
     try:
         options = with_given(argv, began, defaults)

@@ -1018,10 +1018,15 @@ def write_figures(folder, counts, progress):
             worker_init_fn=end_with_parent)
         images = []
         people = []
-        for part in progress(drawn, f"drawing {split} figures, parts of 50"):
-            for image, person in part:
-                images.append(image)
-                people.append(person)
+        others = multiprocessing.active_children()
+        try:
+            for part in progress(drawn, f"drawing {split} figures, parts of 50"):
+                for image, person in part:
+                    images.append(image)
+                    people.append(person)
+        except BaseException:  # such as Ctrl-C
+            end_children(others)  # so that nobody draws into a folder that is removed now
+            raise
         lost = [image["file_name"] for image in images
                 if not (Path(folder) / image["file_name"]).exists()]
         if lost:
@@ -1045,6 +1050,14 @@ def end_with_parent(worker):
         parent.join()
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
+
+
+def end_children(others):
+    """Ends the processes that this one has started, but for the others."""
+    for child in multiprocessing.active_children():
+        if child not in others:
+            child.kill()
+            child.join()
 
 
 def list_jobs(folder, split_number, split, photos, others):

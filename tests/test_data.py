@@ -804,7 +804,7 @@ def test_a_half_transparent_colour_is_mixed_with_white(tmp_path):
     (0, 65_535, np.uint16, (0, 255)), (5 * 256, 200 * 256, np.uint16, (5, 200))])
 def test_grey_of_a_narrow_range_is_stretched_and_that_is_said_once(
         tmp_path, capsys, low, high, dtype, expected):
-    data.say_once.cache_clear()
+    data.report.cache_clear()
     ramp = np.linspace(low, high, 64).astype(dtype).reshape(8, 8)
     file = tmp_path / ("a.tif" if dtype is np.int32 else "a.png")
     Image.fromarray(ramp).save(file)

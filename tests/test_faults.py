@@ -1,5 +1,6 @@
 """What must hold when something goes wrong: nothing is lost, and nothing is silently wrong."""
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -261,7 +262,7 @@ def test_an_adapter_that_leaves_a_trace_when_it_is_off_is_an_error(
 
 def test_two_programs_never_train_in_one_folder(copy, capsys):
     def train_elsewhere():
-        lock = train.locked(copy / "lock")  # held as long as this name
+        lock = train.locked_folder(copy)  # held as long as this name
         locked.set()
         time.sleep(60)
 
@@ -689,7 +690,7 @@ def test_a_pipe_is_refused_where_a_file_is_expected(tmp_path, read):
 def test_a_signal_that_nohup_ignores_stays_ignored(run, copy):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        train.Run(train.parse_options(["--resume", str(copy)]), None)
+        train.Run(train.parse_options(["--resume", str(copy)]), None, {}, vlpose.PoseModel(VIT_CONFIGS["tiny"]))
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN != signal.getsignal(signal.SIGTERM)
     finally:
         for number in train.SIGNALS:
@@ -1017,6 +1018,234 @@ def test_a_training_set_smaller_than_a_batch_is_said(cache, tmp_path, capsys):
     assert main(command(cache, tmp_path / "run", "--batch-size", "8")) == 0
     said = "6 people in 6 images to train on; fewer than a batch of 8 has"
     assert said in capsys.readouterr().out
+
+
+class Full(io.StringIO):
+    """A stream that takes so many lines, as the pipe to `head` does."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.lines = lines
+
+    def write(self, text):
+        if self.getvalue().count("\n") >= self.lines:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("lines_out, lines_err", [(1, 99), (99, 0), (0, 0)])
+def test_a_training_needs_neither_its_output_nor_its_errors(
+        run, cache, tmp_path, monkeypatch, lines_out, lines_err):
+    out, err = Full(lines_out), Full(lines_err)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 0
+    lost = "the standard output cannot be written: Broken pipe; the program goes on without it"
+    assert err.getvalue().count(lost) == (1 if lines_err else 0)
+    assert (sys.stdout, sys.stderr) == (out, err)  # as it was before
+    for name in ("log.csv", "results.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (run / "run" / name).read_bytes()
+
+
+def test_a_broken_standard_error_is_said_once_on_the_standard_output(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Full(0))
+    with eval.as_program(output_is_needed=False):
+        for _ in range(3):
+            print("a warning", file=sys.stderr)
+    assert capsys.readouterr().out == ("the standard error cannot be written: Broken pipe; the "
+                                       "program goes on without it\n")
+
+
+def numbers_command(folder, domain="photo"):
+    """The options of eval.py for a picture with a person, who is found exactly."""
+    pose = [5, 5, 2, 9, 9, 2] + [7, 8, 2] * 15
+    person = {"id": 1, "image_id": 1, "category_id": 1, "keypoints": pose, "num_keypoints": 17,
+              "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}
+    content = {"images": [{"id": 1, "file_name": "a.jpg", "category": domain}],
+               "categories": [{"id": 1, "name": "person"}], "annotations": [person]}
+    found = [{"image_id": 1, "category_id": 1, "keypoints": pose, "score": 1}]
+    (folder / "a.json").write_text(json.dumps(content))
+    (folder / "r.json").write_text(json.dumps(found))
+    return ["--results", str(folder / "r.json"), "--annotations", str(folder / "a.json"),
+            "--details"]
+
+
+def test_numbers_that_cannot_be_printed_are_an_error_in_one_line(tmp_path, monkeypatch, capsys):
+    argv = numbers_command(tmp_path)
+    monkeypatch.setattr(sys, "stdout", Full(0))
+    assert eval.main(argv) == 2
+    assert error_of(capsys) == "error: the standard output cannot be written: Broken pipe"
+
+
+def test_numbers_do_not_need_the_errors_and_stay_alone_in_the_output(
+        tmp_path, monkeypatch, capsys):
+    argv = numbers_command(tmp_path)
+    data.report.cache_clear()
+    monkeypatch.setattr(sys, "stderr", Full(0))
+    assert eval.main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("script, redirections, status", [
+    ("train.py", ">/dev/full", 0), ("train.py", ">&- 2>&-", 0), ("train.py", "2>&- | true", 0),
+    ("eval.py", ">/dev/full", 2), ("eval.py", ">&-", 2), ("eval.py", "2>&-", 0)])
+def test_a_programs_status_is_that_of_its_work(tmp_path, script, redirections, status):
+    """Python's own flush at exit would make it 120."""
+    argv = numbers_command(tmp_path) if script == "eval.py" else ["--help"]
+    words = " ".join(map(str, [sys.executable, ROOT / script, *argv]))
+    shell = f"set -o pipefail; {words} {redirections}"
+    ended = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert ended.returncode == status
+    assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
+
+
+EVIL = "night\n\x1b[2J\udce9" + "x" * 3000
+
+
+def test_names_are_printed_escaped_and_cut_and_stay_data(tmp_path, capsys):
+    assert eval.main(numbers_command(tmp_path, EVIL)) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith(r"night\n\x1b[2J\udce9xxx") and row.split()[1] == "1.000"
+    _, domains = eval.evaluate_domains(tmp_path / "a.json", tmp_path / "r.json")
+    assert list(domains) == [EVIL]
+
+
+def test_an_error_or_a_report_never_prints_raw_control_characters(tmp_path, capsys):
+    with pytest.raises(DataError) as error:
+        read_boxes(tmp_path / EVIL[:12], {})
+    assert str(error.value).startswith(str(tmp_path / r"night\n\x1b[2J")[:-1])
+    assert len(str(DataError(EVIL))) < 520 and str(DataError(EVIL)).isprintable()
+    data.report(EVIL)
+    assert eval.fail(DataError(EVIL)) == 2 and eval.fail(OSError(EVIL)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.isprintable() and len(line) < 520 for line in lines)
+
+
+def test_whatever_a_program_prints_has_no_raw_control_characters(capsys):
+    with eval.as_program(output_is_needed=False):
+        print("a\x1b[31m.jpg\nb\x9b.jpg")
+    assert capsys.readouterr().out == "a\\x1b[31m.jpg\nb\\x9b.jpg\n"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": [], "annotations": [{"id": 1, "area": '
+                                  + "[" * 900 + "]" * 900 + "}]}",
+                                  '{"images": [{"id": ' + "9" * 4000 + ', "file_name": 3}]}',
+                                  '{"images": ' + "9" * 5000 + "}"])
+def test_deep_json_and_enormous_integers_are_one_short_line(tmp_path, capsys, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError) as error:
+        load_dataset(f"coco:{tmp_path / 'a.json'}", "all")
+    assert len(str(error.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_user_without_a_home_folder_has_a_cache_in_the_temporary_folder(
+        tmp_path, monkeypatch, capsys):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+    monkeypatch.delenv("POSEBRIDGE_HOME", raising=False)
+    monkeypatch.setattr(data.Path, "home", no_home)
+    monkeypatch.setattr(data.tempfile, "gettempdir", lambda: str(tmp_path))
+    data.report.cache_clear()
+    assert data.cache_folder() == data.cache_folder() == tmp_path / "posebridge"
+    assert capsys.readouterr().err.count("there is no home folder") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_option(
+        cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("no folder")
+    argv = command(cache, "nowhere")
+    place = argv.index("--out")
+    assert main(argv[:place] + argv[place + 2:]) == 2
+    assert "--out names another folder" in error_of(capsys)
+    assert main(command(tmp_path / "runs" / "cache", tmp_path / "run")) == 2
+    assert "--cache or POSEBRIDGE_HOME name another folder" in error_of(capsys)
+
+
+@pytest.mark.parametrize("stage, step", [("base", 2), ("adapt", 2), ("base", 4)])
+def test_pictures_that_vanish_end_the_run_with_a_line_that_says_how_to_go_on(
+        cache, tmp_path, monkeypatch, capsys, stage, step):
+    def remove(self, at, done, *rest, plain=train.Run.after_step):
+        if (at.name, done) == (stage, step):
+            shutil.rmtree(tmp_path / "cache")
+        plain(self, at, done, *rest)
+    monkeypatch.setattr(train.Run, "after_step", remove)
+    own = tmp_path / "cache"
+    shutil.copytree(cache / train.FIGURES, own / train.FIGURES)
+    assert main(command(own, tmp_path / "run")) == 2
+    said = error_of(capsys)
+    assert ".jpg: " in said and "--resume goes on from the last checkpoint" in said
+
+
+def test_a_runs_folder_that_is_removed_is_made_anew_and_can_go_on(
+        run, cache, tmp_path, monkeypatch, capsys):
+    def remove(self, at, done, *rest, plain=train.Run.after_step):
+        if (at.name, done) == ("adapt", 2):
+            shutil.rmtree(self.folder)
+        plain(self, at, done, *rest)
+    own = own_cache(cache, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "after_step", remove)
+        assert main(command(own, tmp_path / "run")) == 0
+    assert "config.json was removed; it is written anew" in capsys.readouterr().err
+    assert results_of(tmp_path / "run") == results_of(run / "run")
+    assert main(["--resume", str(tmp_path / "run"), "--steps", "7"]) == 0
+
+
+def test_a_foreign_config_json_does_not_choose_where_the_cache_is_written(
+        run, copy, tmp_path, monkeypatch, capsys):
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    assert train.parse_options(["--resume", str(copy)]).cache == config["cache"]  # has figures
+    config["cache"] = str(tmp_path / "elsewhere")
+    (copy / "config.json").write_text(json.dumps(config))
+    mine = train.defaults_of("vlpose", "minutes").cache
+    assert train.parse_options(["--resume", str(copy)]).cache == mine
+    assert f"elsewhere holds no figures; {mine} is taken instead" in capsys.readouterr().err
+    given = train.parse_options(["--resume", str(copy), "--cache", str(run / "cache")])
+    assert given.cache == str(run / "cache")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_runs_folder_exists_leaves_nothing_and_says_one_line(
+        tmp_path, capsys, monkeypatch, number):
+    def stop(*_):
+        os.kill(os.getpid(), number)
+        yield
+    before = signal.signal(number, signal.SIG_DFL)
+    monkeypatch.setattr(data, "progress", stop)
+    assert main(command(tmp_path / "cache", tmp_path / "run")) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped by {number.name}"
+    assert list((tmp_path / "cache").iterdir()) == [] and not (tmp_path / "run").exists()
+    assert signal.signal(number, before) == signal.SIG_DFL
+
+
+def test_strict_refuses_other_code_and_sentences_that_are_too_long(
+        cache, copy, tmp_path, monkeypatch, capsys):
+    assert main(command(cache, tmp_path / "new", "--strict", "--sentences", "word " * 90)) == 2
+    assert "expected a sentence of at most 77 tokens" in error_of(capsys)
+    monkeypatch.setattr(train, "CODE", train.CODE | {"uda.py": "edited"})
+    (copy / "results.json").unlink()
+    assert main(["--resume", str(copy), "--strict"]) == 2
+    assert "base: uda.py has changed since the last checkpoint; without --strict" in error_of(
+        capsys)
+    assert not (copy / "results.json").exists()
+    assert main(["--resume", str(copy)]) == 0
+
+
+def test_the_first_stage_looks_for_room_for_the_whole_run(cache, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train.Checkpoints, "check_space",
+                        lambda self, model, later: asked.append((self.stage.name, later)))
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 0
+    size = sum(tensor.nbytes for tensor in load_model(
+        tmp_path / "run" / "model.pth").base.state_dict().values())
+    assert asked == [("base", 3 * size), ("adapt", size)]
+
+
+def test_too_few_file_handles_are_one_line_with_the_remedy(capsys):
+    assert eval.fail(OSError(errno.EMFILE, "Too many open files", "a.jpg")) == 2
+    assert "`ulimit -n 4096` allows more" in error_of(capsys)
 
 
 def test_an_error_is_one_line_of_readable_length_that_names_the_file(capsys):

@@ -150,7 +150,7 @@ def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slo
 def test_a_run_leaves_its_numbers_models_and_pictures(run):
     assert {file.name for file in run.iterdir()} == {
         "config.json", "log.csv", "results.json", "model.pth", "adapter.pth", "curves.png",
-        "poses.png", "base.checkpoint.pth", "adapt.checkpoint.pth", "lock"}
+        "poses.png", "base.checkpoint.pth", "adapt.checkpoint.pth", ".lock"}
     assert (run / "adapter.pth").stat().st_size < 2e6
 
 
@@ -301,7 +301,7 @@ def test_alignment_leaves_its_numbers_models_and_pictures(aligned):
     stages = "style", "source", "restyled", "adapt", "oracle"
     models = "source-only", "student", "teacher", "oracle"
     assert {file.name for file in aligned.iterdir()} == {
-        "config.json", "log.csv", "results.json", "curves.png", "poses.png", "style.pth", "lock",
+        "config.json", "log.csv", "results.json", "curves.png", "poses.png", "style.pth", ".lock",
         *(f"{stage}.checkpoint.pth" for stage in stages), *(f"{model}.pth" for model in models)}
     table = json.loads(results_of(aligned))
     assert list(table) == ["source only", "student", "teacher", "oracle"]
