@@ -460,7 +460,7 @@ def pairs_of_sides(names):
     pairs = []
     for joint, name in enumerate(plain):
         other = "_".join(OTHER_SIDE.get(word, word) for word in name.split("_"))
-        if other in plain[joint + 1:]:
+        if other != name and other in plain[joint + 1:]:
             pairs.append((joint, plain.index(other)))
     return tuple(pairs)
 
@@ -513,6 +513,11 @@ def known_skeleton(count):
     """The skeleton of a model of which no more is known than the number of its keypoints."""
     for name in skeletons_of(count):
         return SKELETONS[name]
+    return unnamed_skeleton(count)
+
+
+def unnamed_skeleton(count):
+    """The skeleton of keypoints that are called keypoint 1, keypoint 2, ..."""
     return make_skeleton([UNNAMED.format(number) for number in range(1, count + 1)], ())
 
 
@@ -1058,9 +1063,10 @@ def folders_below(folder, levels=math.inf):
         if level == levels:
             continue
         for entry in entries:
-            if entry.is_symlink() and entry.is_dir():
+            is_folder = os.path.isdir(entry.path)  # False for a link to itself
+            if is_folder and entry.is_symlink():
                 waiting.append((entry.path, level + 1))
-            elif entry.is_dir():
+            elif is_folder:
                 waiting.appendleft((entry.path, level + 1))
 
 
@@ -1339,7 +1345,8 @@ def hold_out(dataset, split):
     Frames of a video, or pictures of one place, are so alike that all of them belong into one
     split. So images whose names differ only in the last number are held out as one group. A group
     with more than a third of the images is divided into single images. Hashes of the names decide
-    which groups are held out: the order of the file and the names of its folders have no effect.
+    which groups are held out: neither the order of the file nor the folder around all images has
+    an effect.
     """
     if split == "all":
         return dataset
@@ -1352,7 +1359,7 @@ def hold_out(dataset, split):
     held_out = np.array([group in chosen for group in groups])
     if split == "train":
         return select_images(dataset, ~held_out)
-    print_held_out(dataset.name, groups, chosen)
+    report_held_out(dataset.name, groups, chosen)
     return select_images(dataset, held_out)
 
 
@@ -1368,7 +1375,7 @@ def groups_of_names(files, labelled):
 
 
 def without_last_number(name):
-    """"cam1_#" for "cam1_0042". Backwards the last number is the first one, and found at once."""
+    """"cam1_#" for "cam1_0042": in the reversed name the last number comes first."""
     return DIGITS.sub("#", name[::-1], count=1)[::-1]
 
 
@@ -1398,7 +1405,7 @@ def hash_of_name(name):
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
-def print_held_out(name, groups, chosen):
+def report_held_out(name, groups, chosen):
     """A line on what is held out. groups: a list, the images'. chosen: a set, the held-out ones."""
     images = sum(group in chosen for group in groups)
     line = f"{name}: {images} of {len(groups)} images are held out to test on"
@@ -1425,9 +1432,10 @@ def read_coco_file(path, home, folders_are_domains, categories=None):
         if not isinstance(content.get(section), list):
             raise DataError(
                 f"{path}: not COCO keypoints: expected lists 'images' and 'annotations'")
-    skeleton = read_skeleton(path, content, categories)
+    chosen = chosen_categories(path, content, categories)
+    records = annotations_of(path, content, chosen)
+    skeleton = read_skeleton(path, chosen, records)
     count = len(skeleton.names)
-    records = annotations_of(path, content, categories)
     images = read_columns(
         [complete_image(image, folders_are_domains) for image in content["images"]],
         {"id": ID, "file_name": TEXT, "category": TEXT, "description": TEXT},
@@ -1455,25 +1463,15 @@ def read_coco_file(path, home, folders_are_domains, categories=None):
         crowd=people["iscrowd"],
         sentences=images["description"].astype(str),
         upright=are_upright(path, files, sizes))
-    is_flat = (dataset.boxes[:, 2:] <= 0).any(1)
-    is_labelled = np.isin(np.arange(len(is_flat)), dataset.annotated)
-    wrong = is_flat & is_labelled
-    if wrong.any():
-        what = "annotations: their boxes have no width or height"
-        report_skipped(path, wrong.sum(), len(wrong), what)
-        dataset = dataset.select_people(~wrong)
+    dataset = without_flat_boxes(path, dataset)
     check_people(path, dataset)
-    count_outside(path, dataset, sizes)
+    report_outside(path, dataset, sizes)
     return dataset
 
 
-def annotations_of(path, content, categories):
-    """The records of annotations without those of the file's other categories."""
+def annotations_of(path, content, chosen):
+    """The records of annotations without those of categories that are not chosen."""
     records = content["annotations"]
-    chosen = chosen_categories(path, content, categories)
-    is_choice = len(chosen) > 1 and categories is None
-    if is_choice and not chosen[0].get("keypoints") and not labelled_keypoints(content):
-        raise several_categories(path, "keypoints", chosen)
     others = []
     for category in content.get("categories") or ():
         if category not in chosen and "id" in category:
@@ -1488,6 +1486,16 @@ def annotations_of(path, content, categories):
     skipped = len(records) - len(kept)
     report_skipped(path, skipped, len(records), "annotations: they are of another category")
     return kept
+
+
+def without_flat_boxes(path, dataset):
+    """The data set without labelled people whose boxes have no width or height."""
+    is_flat = (dataset.boxes[:, 2:] <= 0).any(1)
+    is_labelled = np.isin(np.arange(len(is_flat)), dataset.annotated)
+    wrong = is_flat & is_labelled
+    what = "annotations: their boxes have no width or height"
+    report_skipped(path, wrong.sum(), len(wrong), what)
+    return dataset.select_people(~wrong) if wrong.any() else dataset
 
 
 def report_skipped(path, count, total, what):
@@ -1566,16 +1574,14 @@ def chosen_categories(path, content, names=None):
                                 f"{', '.join(there)}")
             chosen = [category for category in categories if name_of(category) in names]
         keypoints = [category.get("keypoints") for category in chosen]
-        if any(each != keypoints[0] for each in keypoints):
-            raise several_categories(path, "the same names of 'keypoints'", chosen)
+        are_alike = all(each == keypoints[0] for each in keypoints)
+        are_boxes = names is None and len(chosen) > 1 and not keypoints[0]
+        if not are_alike or are_boxes and not labelled_keypoints(content.get("annotations", ())):
+            found = ", ".join(name_of(category) for category in chosen)
+            raise DataError(
+                f"{path}: expected 'categories' with the same names of 'keypoints', "
+                f"found {found:.200}; coco:FILE#category=NAME reads one of them")
         return chosen
-
-
-def several_categories(path, what, categories):
-    """The error for categories that are not read together. what: what is expected of them."""
-    found = ", ".join(name_of(category) for category in categories)
-    return DataError(f"{path}: expected 'categories' with {what}, found {found:.200}; "
-                     "coco:FILE#category=NAME reads one of them")
 
 
 def name_of(category):
@@ -1583,15 +1589,15 @@ def name_of(category):
     return str(category.get("name", category.get("id")))
 
 
-def read_skeleton(path, content, names=None):
-    """The skeleton in COCO's `categories`: of the categories with these names, or of all.
+def read_skeleton(path, categories, records):
+    """The skeleton that COCO's categories have in common.
 
-    People may have only the first of its keypoints, as in Human-Art: then the others are left out.
+    records: the annotations. They may have only the first of its keypoints, as in Human-Art: then
+        the others are left out.
     """
-    categories = chosen_categories(path, content, names)
     with expecting(path, "'categories' with the same names of 'keypoints' in each, "
                          "and a 'skeleton' of pairs of them"):
-        count = labelled_keypoints(content)
+        count = labelled_keypoints(records)
         if not categories or not categories[0].get("keypoints"):
             return nameless_skeleton(path, count)
         first = categories[0]
@@ -1614,7 +1620,7 @@ def nameless_skeleton(path, count):
             report(f"{path}: the categories name no keypoints; the {count} are taken as COCO's")
         return COCO17
     report(f"{path}: the categories name no keypoints; the {count} get numbers as names")
-    return make_skeleton([UNNAMED.format(number) for number in range(1, count + 1)], ())
+    return unnamed_skeleton(count)
 
 
 def check_names(path, names):
@@ -1648,9 +1654,9 @@ def read_flip_pairs(path, pairs, names):
         return tuple(sorted(tuple(sorted(pair)) for pair in found))
 
 
-def labelled_keypoints(content):
+def labelled_keypoints(records):
     """How many keypoints the people have, as the first one shows that has any; None if nobody."""
-    for person in content.get("annotations") or ():
+    for person in records:
         values = person.get("keypoints")  # x, y and v of each keypoint
         if values and len(values) % 3 == 0:  # otherwise `read_columns` says what is wrong
             return len(values) // 3
@@ -1731,44 +1737,40 @@ def are_upright(path, files, sizes):
     """Whether the annotations are of the images as EXIF turns them, as their stated sizes tell.
 
     sizes: (images, 2) from `stated_sizes`. Those of at most COMPARED_IMAGES images are compared.
-    Raises DataError if a size is neither the stored nor the turned one, or if the images disagree.
+    Raises DataError if more than one of a hundred has neither the stored nor the turned size, or if
+    the images disagree.
     """
     rows = np.flatnonzero(sizes[:, 0])
-    rows = rows[::max(1, math.ceil(len(rows) / COMPARED_IMAGES))]
-    if all(has_size(files[row], sizes[row]) for row in rows):
-        return False
-    stored = None  # an image that is annotated as it is stored, and would have another size turned
-    turned = None
+    rows = rows[::max(1, math.ceil(len(rows) / COMPARED_IMAGES))].tolist()
+    stated = {row: tuple(sizes[row].astype(int).tolist()) for row in rows}
+    found = {}
     for row in rows:
-        found = picture_size(files[row], upright=False)
-        shown = picture_size(files[row])
-        stated = tuple(sizes[row].astype(int).tolist())
-        if stated not in (found, shown):
+        with suppress(DataError):  # an image that cannot be read is an error only later
+            found[row] = picture_size(files[row], upright=False)
+    others = [row for row in found if found[row] != stated[row]]
+    turned = [row for row in others if picture_size(files[row]) == stated[row]]
+    wrong = [row for row in others if row not in turned]
+    if wrong:
+        first = wrong[0]
+        width, height = found[first]
+        message = (f"{path}: {files[first]} has {width}×{height} pixels, but 'width' and 'height' "
+                   f"say {stated[first][0]}×{stated[first][1]}")
+        if len(wrong) > len(found) / 100:
+            raise DataError(f"{message}; if the labels fit the image, correct these")
+        report(f"{message}; the labels are taken as they are")
+    if not turned:
+        return False
+    for row in found:
+        if found[row] == stated[row] != picture_size(files[row]):
             raise DataError(
-                f"{path}: {files[row]} has {found[0]}×{found[1]} pixels, but 'width' and 'height' "
-                f"say {stated[0]}×{stated[1]}; if the labels fit the image, correct these")
-        if found != shown and stated == found:
-            stored = files[row]
-        if found != shown and stated == shown:
-            turned = files[row]
-    if stored and turned:
-        raise DataError(f"{path}: by 'width' and 'height' {turned} is annotated as its EXIF "
-                        f"orientation turns it, but {stored} is not: expected one way for all")
-    if turned:
-        report(f"{path}: its images are read as their EXIF orientation turns them, "
-               "because their sizes are stated so")
-    return turned is not None
+                f"{path}: by 'width' and 'height' {files[turned[0]]} is annotated as its EXIF "
+                f"orientation turns it, but {files[row]} is not: expected one way for all")
+    report(f"{path}: its images are read as their EXIF orientation turns them, because their "
+           "sizes are stated so")
+    return True
 
 
-def has_size(file, size):
-    """Whether an image is stored in this size. One that cannot be read is an error only later."""
-    try:
-        return picture_size(file, upright=False) == tuple(size)
-    except DataError:
-        return True
-
-
-def count_outside(path, dataset, sizes):
+def report_outside(path, dataset, sizes):
     """Says how many labelled keypoints lie far outside their images, where the sizes are stated."""
     size = sizes[dataset.image_index]  # (people, 2)
     longer = size.max(1)
@@ -1890,9 +1892,9 @@ def search_images(path, places, folders):
 
 def has_folders_or_images(folder):
     """Whether a folder has more than files of annotations."""
-    for entry in os.scandir(folder):
-        _, ending = os.path.splitext(entry.name)
-        if entry.is_dir() or ending.lower() in image_endings():
+    for name in os.listdir(folder):
+        _, ending = os.path.splitext(name)
+        if os.path.isdir(os.path.join(folder, name)) or ending.lower() in image_endings():
             return True
     return False
 
@@ -2157,12 +2159,15 @@ def pictures_below(folder):
     pictures = []
     others = []
     for place in folders_below(folder):
-        for entry in os.scandir(place):
-            _, ending = os.path.splitext(entry.name)
-            if ending.lower() in image_endings() and not entry.is_dir():
-                pictures.append(entry.path)
-            elif not entry.is_dir() and not entry.name.startswith((".", "boxes.json")):
-                others.append(os.path.relpath(entry.path, folder))
+        for name in os.listdir(place):
+            file = os.path.join(place, name)
+            _, ending = os.path.splitext(name)
+            if name.startswith(".") or name == "boxes.json" or os.path.isdir(file):
+                continue
+            if ending.lower() in image_endings():
+                pictures.append(file)
+            else:
+                others.append(os.path.relpath(file, folder))
     if others:
         names = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
         count = len(others) + len(pictures)
@@ -2322,6 +2327,8 @@ def images_of_boxes(path, records, rows):
     image_index = np.full(len(records), -1)
     for place, record in enumerate(records):
         image_id = record.get("image_id")
+        if isinstance(image_id, float) and image_id.is_integer():  # as pandas writes them
+            image_id = int(image_id)
         if not isinstance(image_id, (int, str)):
             raise DataError(f"{path}: box {place}: expected an 'image_id' (or a file's name), "
                             f"found {image_id!r:.80}")
@@ -2442,9 +2449,7 @@ def load_dataset(spec, split, cache=None):
         categories = chosen.removeprefix("category=").split(",")
         return replace(read_coco(Path(root), split, categories), name=spec)
     dataset = READERS[name](Path(root), split)
-    domains = dataset.domains.tolist()
-    names = {domain: domain_name(domain) for domain in set(domains)}
-    domains = np.array([names[domain] for domain in domains])
+    domains = np.array([domain_name(domain) for domain in dataset.domains.tolist()], str)
     dataset = replace(dataset, name=base, domains=domains)
     if chosen is None:
         return dataset
@@ -2480,7 +2485,7 @@ def select_domains(dataset, chosen, spec):
     elif chosen == "artificial":
         domains = there - NATURAL_DOMAINS
     else:
-        domains = set(chosen.replace("_", " ").split(","))
+        domains = {domain_name(word) for word in chosen.split(",") if word.strip()}
     missing = sorted(domains - there)
     if missing or not domains:
         names = ", ".join(missing) or chosen
@@ -2624,21 +2629,20 @@ def watch_next(rank, world):
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
                           is_master=False)
     following = (rank + 1) % world
-    counted = changed = said = 0
+    pause = SILENCE // 30  # seconds
+    counted = silent = 0
     while True:
         store.add(f"beats of {rank}", 1)
         count = store.add(f"beats of {following}", 0)
-        now = time.monotonic()
-        if count != counted or not changed:
-            counted, changed, said = count, now, 0
-        silent = now - changed
-        if silent > SILENCE * (said + 1):
-            said += 1
-            print(f"process {following} has not answered for {silent / 60:.0f} minutes",
+        # Seconds are counted in pauses: a job that was stopped as a whole may go on.
+        silent = silent + pause if count == counted else 0
+        counted = count
+        if silent and silent % SILENCE == 0:
+            print(f"process {following} has not answered for {silent // 60} minutes",
                   file=stderr_of_all())
-        if silent > PATIENCE:
+        if silent >= PATIENCE:
             os._exit(2)  # torchrun ends the others
-        time.sleep(min(10, SILENCE / 10))
+        time.sleep(pause)
 
 
 def seed_step(seed):

@@ -373,13 +373,13 @@ from PIL import Image, ImageDraw
 
 from clip_tokenizer import CONTEXT_LENGTH, CLIPTokenizer
 from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Output, Skeleton,
-                  below_common_folder, cache_folder, check_empty, check_unique, column, crop_width,
-                  domain_of, find_pictures, finite_numbers, format_if_turned, found_in, ids_in,
-                  image_names, image_rows, load_dataset, locked_folder, one_line, open_image,
-                  picture_dataset, picture_rows, picture_size, read_boxes, read_columns, read_json,
-                  read_pictures, read_skeleton, report, report_sides, sentences_read, short_names,
-                  split_to_test_on, to_coco, to_rgb, with_boxes, with_sentences, with_skeleton,
-                  write_json)
+                  below_common_folder, cache_folder, check_empty, check_unique, chosen_categories,
+                  column, crop_width, domain_of, find_pictures, finite_numbers, format_if_turned,
+                  found_in, ids_in, image_names, image_rows, load_dataset, locked_folder, one_line,
+                  open_image, picture_dataset, picture_rows, picture_size, read_boxes, read_columns,
+                  read_json, read_pictures, read_skeleton, report, report_sides, sentences_read,
+                  short_names, split_to_test_on, to_coco, to_rgb, with_boxes, with_sentences,
+                  with_skeleton, write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_pose_model, load_weights, split_choice)
 
@@ -434,7 +434,9 @@ def path_and_content(source, name, json_type):
 def checked_sigmas(sigmas, file, annotations):
     """Sigmas (K,) as an array; None stands for those of the annotations' skeleton."""
     if sigmas is None:
-        sigmas = read_skeleton(file, annotations).sigmas
+        categories = chosen_categories(file, annotations)
+        records = annotations.get("annotations") or ()
+        sigmas = read_skeleton(file, categories, records).sigmas
     sigmas = np.asarray(sigmas, float)
     if sigmas.ndim != 1 or not (sigmas > 0).all():
         raise DataError("sigmas: expected a positive number for each keypoint, "
@@ -464,7 +466,7 @@ def people_of(records, images, num_keypoints, file):
     keypoints = table["keypoints"].reshape(-1, num_keypoints, 3)
     crowd = table["iscrowd"] != 0
     return People(
-        image_id=numbers_of_images(records, images, f"{file}: annotation"),
+        image_id=numbers_of_ids(image_ids_in(records, "image_id", f"{file}: annotation"), images),
         category_id=table["category_id"],
         points=keypoints[:, :, :2],
         labelled=keypoints[:, :, 2] > 0,
@@ -509,17 +511,9 @@ def image_ids_in(records, field, name):
     return ids
 
 
-def numbers_of_images(records, images, name):
-    """The place of each record's image in `images`, (records,); -1 if the image is not there.
-
-    images: {id: record}. If no record has an id of an image, then their image_ids are taken as the
-        images' file names or as the numbers in these.
-    name: what the records are called in errors.
-    """
-    ids = image_ids_in(records, "image_id", name)
+def numbers_of_ids(ids, images):
+    """The place of each id's image in `images`, {id: record}; -1 if the image is not there."""
     numbers = {image_id: number for number, image_id in enumerate(images)}
-    if numbers.keys().isdisjoint(ids):
-        numbers = numbers_of_names(images)
     return np.array([numbers.get(image_id, -1) for image_id in ids], int)
 
 
@@ -547,7 +541,11 @@ def detections_of(records, images, num_keypoints, file):
             raise DataError(f"{file}: result 0: expected keypoints, with a 'bbox' or without, "
                             "found a 'segmentation'")
     table = read_columns(records, kinds, f"{file}: result")
-    image_numbers = numbers_of_images(records, images, f"{file}: result")
+    ids = image_ids_in(records, "image_id", f"{file}: result")
+    image_numbers = numbers_of_ids(ids, images)
+    if (image_numbers < 0).all():  # then the ids may be names of files, or the numbers in these
+        numbers = numbers_of_names(images)
+        image_numbers = np.array([numbers.get(image_id, -1) for image_id in ids], int)
     unknown = image_numbers < 0
     if unknown.any():
         row = unknown.argmax()
@@ -620,7 +618,7 @@ def mean_or_minus_1(values):
 def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
     """The numbers of `evaluate_oks`, and the same ten for each domain: numbers, {domain: numbers}.
 
-    A domain is an image's `category`, or else the last folder of its `file_name`.
+    A domain is an image's `category`, or else the last folder of its `file_name`, or "photo".
     """
     scenes = classified_scenes(annotations, results, sigmas)
     domains = {domain: coco_numbers(members)
@@ -777,7 +775,7 @@ def estimate_poses(model, image, boxes=None, sentence=None, adapter=True, batch_
         its EXIF orientation says. Of a Pillow image the orientation is ignored: its poses are in
         its pixels as they are.
     boxes: the people's, (people, 4) left, top, width, height in pixels. For a list of pictures it
-        is a list of these. Without boxes a whole picture is taken as one person.
+        is a list of these. Without boxes (None) a whole picture is taken as one person.
     sentence: what VLPose reads, such as "a photo of a cartoon character". Without a sentence an
         adapter that reads text is off.
     adapter: False switches any adapter off.
@@ -804,7 +802,7 @@ def estimate_poses(model, image, boxes=None, sentence=None, adapter=True, batch_
     keypoints = np.reshape([result["keypoints"] for result in results],
                            (len(rows), model.num_keypoints, 3))
     keypoints = np.split(keypoints, np.cumsum(counts)[:-1])  # those of each picture
-    return [Poses(*pair, model.skeleton) for pair in zip(keypoints, boxes)]
+    return [Poses(points, own, model.skeleton) for points, own in zip(keypoints, boxes)]
 
 
 def as_picture(image):
@@ -816,29 +814,32 @@ def as_picture(image):
     pixels = np.asarray(image)
     has_colours = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
     if pixels.dtype != np.uint8 or not (has_colours or pixels.ndim == 2):
-        raise DataError("image: expected a path, a Pillow image, RGB bytes (H, W, 3) from 0 to "
-                        f"255, or a list of these, found {pixels.dtype} {pixels.shape}")
+        raise DataError("image: expected a path, a Pillow image, RGB bytes (H, W, 3) or grey "
+                        f"ones, or a list of these, found {pixels.dtype} {pixels.shape}")
     return Image.fromarray(pixels)
 
 
 def boxes_of_pictures(images, boxes):
-    """The boxes of each picture, (people, 4); where None are given, one around each picture.
+    """The boxes of each picture, (people, 4); for None, one around the whole picture.
 
     images: paths, and Pillow images without EXIF.
+    boxes: a list for the pictures, or None for all of them.
     """
     if boxes is None:
-        boxes = []
-        for image in images:
-            size = image.size if isinstance(image, Image.Image) else picture_size(image)
-            boxes.append([(0, 0, *size)])
+        boxes = [None] * len(images)
     if len(boxes) != len(images):
         raise DataError(f"boxes: expected those of {len(images)} pictures, found {len(boxes)}")
-    boxes = [np.array(each, float).reshape(-1, 4) for each in boxes]
-    for each in boxes:
+    found = []
+    for image, each in zip(images, boxes):
+        if each is None:
+            size = image.size if isinstance(image, Image.Image) else picture_size(image)
+            each = [(0, 0, *size)]
+        found.append(np.array(each, float).reshape(-1, 4))
+    for each in found:
         if not ((each[:, 2:] > 0).all() and (np.abs(each) <= FARTHEST).all()):
             raise DataError("boxes: expected a width and a height above 0, at most a million, "
                             f"found {each.tolist()}")
-    return boxes
+    return found
 
 
 def encoded_for(model, sentence):
@@ -1360,8 +1361,8 @@ class EvalOptions:
         help="Draw the keypoints whose score is above this, and label them in annotations.json.")
     compare: bool = option(
         False, only=["with --out"],
-        help="Draw the poses of the original model, which an adapter's base is, or --base, and of "
-             "the adapted model side by side.")
+        help="Draw the poses of two models side by side: of the original one, which is the "
+             "adapter's base or --base, and of the adapted one.")
     # the machine
     cache: str = option(
         str(cache_folder().absolute()), type=os.path.abspath, only=POSES,
