@@ -64,7 +64,7 @@ def uda_command(cache, out, *more):
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pytest", "torch.distributed.run", "torch.utils.data",
-                               "torch.utils.checkpoint", "ftfy", "PIL.Image"])
+                               "torch.utils.checkpoint", "torch._dynamo", "ftfy", "PIL.Image"])
 
 
 def run_program(script, *argv, launch=None):

@@ -204,6 +204,7 @@ def test_a_detector_gives_what_torchvision_gives_with_the_same_public_file(name,
     peer, ours = torchvision.models.get_model(name, weights=weights, min_size=160).eval(), load_detector(name)
     ours.transform.min_size = (160,)
     peer.roi_heads.score_thresh = ours.roi_heads.score_thresh = 0  # nothing is above chance
+    peer.roi_heads.detections_per_img = ours.roi_heads.detections_per_img = 5
     image = torch.rand(3, 160, 200)
     with torch.no_grad():
         (expected,), (found,) = peer([image]), ours([image])

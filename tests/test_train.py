@@ -366,7 +366,7 @@ def test_each_part_of_the_alignment_can_be_left_out(aligned, cache, tmp_path, mo
     monkeypatch.setattr(uda, "peaks", sure_peaks)
     outcomes = {}  # an untrained teacher is sure of nothing; here it is
     for option in (None, "image-level", "feature-level", "pose-level", "consistency", "occlusion"):
-        folder, more = tmp_path / str(option), given(aligned)
+        folder, more = tmp_path / str(option), [*given(aligned), "--steps", "2"]
         if option == "image-level":
             more = more[2:]  # without the style network
         if option:
@@ -397,7 +397,7 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_
         more = ["--lr", "1e-9", "--image-level", "0", "--supervised-steps", "2"]
     assert main(make(cache, tmp_path / "run", *more, "--size", "resnet18", "--sigma", "1",
                      "--init", str(tmp_path / "resnet18.pth"), "--image-size", "64", "64",
-                     "--steps", "2")) == 0
+                     "--steps", "2", "--optimizer", "adamw")) == 0
     model = load_pose_model(tmp_path / "run" / name)
     config = model.config
     assert (config.image_size, config.sigma, config.trunk) == ((64, 64), 1.0, "resnet18")
@@ -730,7 +730,7 @@ def test_a_restyling_of_ones_own_is_cached_until_its_file_is_edited(
         restyle = importlib.import_module("my_style").restyle
         monkeypatch.setattr(train, "restyling", lambda stylist, options: restyle)
         more = [] if stylist else ["--image-level", "0"]
-        assert main(uda_command(own, tmp_path / name, *more)) == 0
+        assert main(uda_command(own, tmp_path / name, *more, "--steps", "1")) == 0
         return capsys.readouterr().out
 
     assert "restyled model" not in trained("first", 0.5)
@@ -748,7 +748,7 @@ def test_a_restyling_whose_code_nobody_can_see_is_never_cached(cache, tmp_path, 
     exec("def restyle(source, target): return target", typed)
     for number, restyle in enumerate((typed["restyle"], partial(torch.lerp, weight=0.5))):
         monkeypatch.setattr(train, "restyling", lambda stylist, options: restyle)
-        assert main(uda_command(own, tmp_path / str(number))) == 0
+        assert main(uda_command(own, tmp_path / str(number), "--steps", "1")) == 0
     assert not list(own.glob("restyled-*")) and len(list(own.glob("source-*.pth"))) == 1
 
 
