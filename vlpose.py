@@ -1059,7 +1059,8 @@ def said_beside(path, section, key):
     if not file.is_file():
         return None
     config = read_json(file, dict, "Hugging Face's description of a model")
-    return config.get(section, config).get(key)
+    part = config.get(section)
+    return (part if isinstance(part, dict) else config).get(key)
 
 
 # What programs that wrap a model put before the names of all its tensors: DataParallel's module,
@@ -1551,6 +1552,9 @@ def vitpose_layout(state, path, choice=""):
     or if the file does not have what is chosen.
     """
     heads, expert = read_choice(choice, path)
+    is_transformers = any(name.startswith("backbone.encoder.layer.") for name in state)
+    if heads is None and is_transformers:
+        heads = said_beside(path, "backbone_config", "num_attention_heads")
     state, expert = one_decoder(state, expert, path)
     if "pos_embed" in state:  # a backbone alone, perhaps with a classifier
         state = {f"backbone.{name}": tensor for name, tensor in state.items()
@@ -1600,14 +1604,11 @@ def read_choice(choice, path):
     return None, choice
 
 
-def number_of_heads(config, chosen, state, path):
-    """The heads of a ViT: those chosen, those in config.json beside the file, or ViTPose's.
+def number_of_heads(config, heads, state, path):
+    """The heads of a ViT: those chosen or in config.json, or if these are None, ViTPose's.
 
     Nothing in the tensors tells them. Raises WeightsError if nobody knows.
     """
-    heads = chosen
-    if chosen is None:
-        heads = said_beside(path, "backbone_config", "num_attention_heads")
     if heads is None:
         if config.dim == 384 and not has_decoder(state):
             raise WeightsError(f"{path}: a backbone of width 384 has 6 heads (DINO, DeiT, timm) or "
@@ -1626,12 +1627,14 @@ def one_decoder(state, expert, path):
     of EXPERTS; and ViTPose+ has experts. Their script for splitting a file leaves some of these.
     expert: one of EXPERTS. "" stands for COCO's, and is returned if there is nothing to choose.
     """
-    others = [name for name in state if "associate_keypoint_heads." in name or ".experts." in name]
-    if not others and expert in ("", "coco"):
-        return state, expert
+    heads = [name for name in state if "associate_keypoint_heads." in name]
+    is_shared = any(name.endswith("mlp.fc2.weight") and 4 * len(tensor) < tensor.shape[1]
+                    for name, tensor in state.items())  # an expert computes the rest
+    if not heads and not is_shared and expert in ("", "coco"):  # a split file has its expert in fc2
+        return {name: tensor for name, tensor in state.items() if ".experts." not in name}, expert
     number = list(EXPERTS).index(expert or "coco")
     chosen = f"associate_keypoint_heads.{number - 1}." if number else "keypoint_head."
-    if number and not any(name.startswith(chosen) for name in others):
+    if number and not any(name.startswith(chosen) for name in heads):
         raise WeightsError(f"{path}: expected a decoder for {expert} ({chosen}*), found none")
     kept = {}
     for name, tensor in state.items():
@@ -1660,8 +1663,9 @@ def with_expert(state, expert, dim):
     for name, tensor in state.items():
         if ".experts." in name:
             continue
-        if ".mlp.2." in name and len(tensor) < dim:  # otherwise it is put together already
-            tensor = torch.cat([tensor, state[name.replace(".mlp.2.", f".mlp.experts.{number}.")]])
+        last_part = state.get(name.replace(".mlp.2.", f".mlp.experts.{number}."))
+        if ".mlp.2." in name and last_part is not None:  # of another expert, or missing so far
+            tensor = torch.cat([tensor[:dim - len(last_part)], last_part])
         result[name] = tensor
     return result
 
@@ -1889,6 +1893,7 @@ def load_public(name, choice, contents, path, image_size, skeleton):
     state = tensors_of(contents, path)
     baselines = simple_baselines_layout(state)
     trunk = name if name in TRUNKS else resnet_of(state)
+    known = ""  # the skeleton's name
     if baselines:
         config = MODEL_CONFIGS.get(resnet_of(baselines, "backbone.body."))
         state = baselines
@@ -1905,9 +1910,9 @@ def load_public(name, choice, contents, path, image_size, skeleton):
         state = {f"backbone.body.{name}": tensor for name, tensor in body.items()}
     else:
         config, state, known = vitpose_layout(state, path, choice)
-        skeleton = skeleton or known
-    if name in PUBLIC_FILES:
-        skeleton = skeleton or PUBLIC_FILES[name].skeleton
+    if name in PUBLIC_FILES and choice not in EXPERTS:
+        known = PUBLIC_FILES[name].skeleton or known
+    skeleton = skeleton or known
     if has_decoder(state):
         num_keypoints = len(state["head.predictor.weight"])
         config, state = resized(config, state, image_size or config.image_size)

@@ -295,13 +295,36 @@ def test_a_bare_backbone_of_width_384_is_refused_until_its_heads_are_said(dino, 
     assert same_heatmaps(load_model(tmp_path / "ours.pth").backbone.blocks[1], block, tokens)
 
 
-def test_the_config_of_hugging_face_beside_a_file_says_its_heads(dino, tmp_path):
-    torch.save(dino[0], tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text('{"num_attention_heads": 6, "hidden_act": "gelu"}')
+@pytest.fixture(scope="module")
+def transformers_backbone():
+    """The tensors of a ViTPose-S of transformers without its decoder."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.VitPoseBackboneConfig(
+        image_size=[256, 192], hidden_size=384, num_hidden_layers=2, num_attention_heads=12,
+        mlp_ratio=4)
+    peer = transformers.VitPoseForPoseEstimation(
+        transformers.VitPoseConfig(backbone_config=config, num_labels=17))
+    return {name: tensor for name, tensor in peer.state_dict().items() if "head." not in name}
+
+
+@pytest.mark.parametrize("text", [
+    '{"num_attention_heads": 6, "hidden_act": "gelu"}',
+    '{"backbone_config": {"num_attention_heads": 6}, "num_attention_heads": 3}',
+    '{"backbone_config": null, "num_attention_heads": 6}'])
+def test_the_config_of_hugging_face_beside_a_file_says_its_heads(
+        text, transformers_backbone, tmp_path):
+    torch.save(transformers_backbone, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(text)
     assert load_pose_model(tmp_path / "pytorch_model.bin").config.heads == 6
     (tmp_path / "config.json").write_text('{"num_attention_heads": "all"}')
     with pytest.raises(WeightsError, match="number of heads that divides the width 384, found all"):
         load_pose_model(tmp_path / "pytorch_model.bin")
+
+
+def test_the_config_of_another_model_beside_a_file_does_not_say_its_heads(vitpose, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 16}')
+    torch.save(rename(vitpose.state_dict(), 1), tmp_path / "vitpose-s.pth")
+    assert load_pose_model(tmp_path / "vitpose-s.pth").config.heads == 12
 
 
 # -------------------------------------------------------------- ViTPose+ and files of several tasks
@@ -385,15 +408,65 @@ def test_each_expert_of_the_authors_vitpose_plus_is_chosen_by_name(
     assert model.skeleton is SKELETONS[EXPERTS[expert]]
 
 
-def test_what_the_authors_script_for_splitting_leaves_in_a_file_is_left_out(
-        vitpose_plus, crops, tmp_path):
-    state = dict(vitpose_plus[2])  # its coco.pth: fc2 put together, all else as before
+def with_expert_built_in(state, number):
+    """The state dict of a ViTPose+ with an expert's part in fc2, as the authors' script makes it.
+
+    The script leaves all experts in the file, too.
+    """
+    state = dict(state)
     for name, tensor in state.items():
         if ".mlp.fc2." in name:
-            state[name] = torch.cat([tensor, state[name.replace("fc2", "experts.0")]])
+            state[name] = torch.cat([tensor, state[name.replace("fc2", f"experts.{number}")]])
+    return state
+
+
+def test_what_the_authors_script_for_splitting_leaves_in_a_file_is_left_out(
+        vitpose_plus, crops, tmp_path):
+    state = with_expert_built_in(vitpose_plus[2], 0)  # its coco.pth: all else is as before
     torch.save({"state_dict": state}, tmp_path / "coco.pth")
     expected = heatmaps_of_expert(vitpose_plus, 0, crops)
     assert relative_error(load_pose_model(tmp_path / "coco.pth")(crops), expected) <= 1e-5
+
+
+def test_another_experts_part_replaces_the_one_that_a_split_file_has_built_in(
+        vitpose_plus, crops, tmp_path):
+    state = with_expert_built_in(vitpose_plus[2], 0)
+    torch.save({"state_dict": state}, tmp_path / "coco.pth")  # with all decoders and experts
+    expected = heatmaps_of_expert(vitpose_plus, 3, crops)
+    model = load_pose_model(f"{tmp_path}/coco.pth#ap10k")
+    assert relative_error(model(crops), expected) <= 1e-5
+
+
+def test_a_missing_expert_is_an_error(vitpose_plus, tmp_path):
+    state = {name: tensor for name, tensor in vitpose_plus[2].items() if ".experts.3." not in name}
+    torch.save(state, tmp_path / "plus.pth")
+    with pytest.raises(WeightsError, match=r"mlp.2.bias is float \[288\], expected float \[384\]"):
+        load_pose_model(f"{tmp_path}/plus.pth#ap10k")
+
+
+@pytest.mark.parametrize("expert", ["ap10k", "mpii"])
+def test_a_split_file_has_one_experts_part_whatever_experts_are_left_in_it(
+        expert, vitpose_plus, crops, tmp_path, monkeypatch, capsys):
+    number = list(EXPERTS).index(expert)
+    state = {name: tensor for name, tensor in with_expert_built_in(vitpose_plus[2], number).items()
+             if "keypoint_head" not in name}
+    decoder = f"associate_keypoint_heads.{number - 1}."
+    state |= {name.replace(decoder, "keypoint_head."): tensor
+              for name, tensor in vitpose_plus[2].items() if name.startswith(decoder)}
+    name = f"easy-vitpose-s-{expert}"
+    (tmp_path / "weights").mkdir()
+    path = tmp_path / "weights" / f"{name}.pth"
+    torch.save({"state_dict": state}, path)
+    expected = heatmaps_of_expert(vitpose_plus, number, crops)
+    by_path = load_pose_model(path)
+    assert relative_error(by_path(crops), expected) <= 1e-5
+    said = capsys.readouterr().err
+    assert "does not say what its" in said and "coco's part" not in said
+    monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
+    by_name = load_pose_model(name)
+    assert by_name.skeleton is SKELETONS[EXPERTS[expert]]
+    assert relative_error(by_name(crops), expected) <= 1e-5
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task, seed", [("", 0), ("coco", 0), ("mpii", 16)])
