@@ -928,6 +928,11 @@ def test_a_damaged_checkpoint_of_ours_is_one_error(change, message, tmp_path):
     (dict(skeleton={"edges": [(0, 17)]}), "a skeleton of 17 keypoints, found as its keypoints"),
     (dict(skeleton={"edges": [(0, 1, 2)]}), "found as its edges .*0, 1, 2"),
     (dict(skeleton={"upper": [-1]}), "found as its keypoints .-1, "),
+    (dict(skeleton={"flip_pairs": [[0, 99]]}), "found as its keypoints "),
+    (dict(skeleton={"flip_pairs": [[-1, 2]]}), "found as its keypoints "),
+    (dict(skeleton={"flip_pairs": [["a", 2]]}), "found as its keypoints "),
+    (dict(skeleton={"flip_pairs": [[1]]}), "found as its flip_pairs ..1"),
+    (dict(skeleton={"flip_pairs": [[1, 2], [2, 3]]}), "found as its flip_pairs ..1, 2., .2, 3"),
     (dict(skeleton={"sigmas": [0.0] * 17}), "found as its sigmas .0.0, 0.0"),
     (dict(skeleton={"names": ["nose"]}), "found as its names ..nose"),
 ])
@@ -956,7 +961,9 @@ def test_a_file_of_a_newer_version_and_a_checkpoint_of_a_run_are_not_read_as_som
                                            "posebridge-2, which another version"):
         read(tmp_path / "newer.pth")
     contents = {"step": 3, "history": [], "optimizer": {}, "model": vitpose.state_dict()}
-    torch.save(contents, tmp_path / "base.checkpoint.pth")
+    torch.save(contents, tmp_path / "somebodys.pth")  # no checkpoint of ours has these four alone
+    read(tmp_path / "somebodys.pth")
+    torch.save(contents | {"stage": {}, "code": {}}, tmp_path / "base.checkpoint.pth")
     with pytest.raises(WeightsError, match="checkpoint.pth: expected a model, found a checkpoint"):
         read(tmp_path / "base.checkpoint.pth")
 
@@ -1039,6 +1046,14 @@ def test_an_adapter_brings_its_skeleton_image_size_and_sigma_to_the_base_that_th
     with torch.no_grad():
         assert torch.equal(again(images, text), model(images, text))
         assert torch.equal(again.base(images), model.base(images))
+
+
+def test_an_adapter_does_not_go_around_its_base_with_another_number_of_heads(tmp_path, vitpose):
+    torch.save(vitpose.state_dict(), tmp_path / "public.pth")
+    save_checkpoint(tmp_path / "adapter.pth", VLPose(vitpose, 8), adapter_only=True)
+    load_model(tmp_path / "adapter.pth", base=tmp_path / "public.pth")
+    with pytest.raises(WeightsError, match="expected the base that it was trained around"):
+        load_model(tmp_path / "adapter.pth", base=f"{tmp_path}/public.pth#heads=6")
 
 
 def test_an_adapter_of_an_older_version_is_read_but_nobody_knows_whether_its_base_is_right(
@@ -1477,11 +1492,15 @@ class Server(http.server.BaseHTTPRequestHandler):
     kind = "application/octet-stream"
     token = None         # without it there is no answer
     silent = False
+    status = None        # of an answer to everything
 
     def do_GET(self):
         self.asked.append((self.path, self.headers["Range"], self.headers["Authorization"]))
         if self.silent:
             time.sleep(3)
+        if self.status:
+            self.send_error(self.status)
+            return
         if self.token and self.headers["Authorization"] != f"Bearer {self.token}":
             self.send_error(401)
             return
@@ -1588,6 +1607,43 @@ def test_a_part_that_belongs_to_another_file_is_not_kept(server, tmp_path):
     fetched()
 
 
+def test_a_server_that_refuses_the_whole_file_as_a_range_is_an_error(server, tmp_path):
+    server.status = 416
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "test-weights.pth.part").write_bytes(bytes(100))
+    with pytest.raises(WeightsError, match="HTTP Error 416"):
+        load_weights("test-weights")
+    assert [asked[1] for asked in server.asked] == ["bytes=100-", None]
+
+
+def test_programs_that_begin_a_download_at_the_same_time_have_files_of_their_own(
+        server, tmp_path, monkeypatch):
+    drafts = []
+
+    def receive(address, file, plain=vlpose.receive):
+        drafts.append(file)
+        return plain(address, file)
+    monkeypatch.setattr(vlpose, "receive", receive)
+    monkeypatch.setattr(vlpose.time, "time_ns", lambda: 7)  # Windows' clock ticks 64 times a second
+    for process in (1, 2):
+        monkeypatch.setattr(vlpose.os, "getpid", lambda: process)
+        fetched()
+        (tmp_path / "weights" / "test-weights.pth").unlink()
+    assert drafts[0] != drafts[1]
+
+
+def test_a_part_that_another_program_has_open_is_left_to_it(server, tmp_path, monkeypatch):
+    def replace(source, target, plain=os.replace):
+        if Path(source).name.endswith(".part"):
+            raise PermissionError(errno.EACCES, "used by another process")  # as Windows says
+        plain(source, target)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "test-weights.pth.part").write_bytes(server.content[:100])
+    monkeypatch.setattr(vlpose.os, "replace", replace)
+    fetched()
+    assert server.asked == [("/file.pth", None, None)]
+
+
 def test_another_file_is_not_kept(server, tmp_path):
     server.content = server.whole + b"\0\0"
     with pytest.raises(WeightsError, match="cannot fetch http://127.0.0.1.*expected a file whose "
@@ -1654,6 +1710,28 @@ def test_a_token_goes_to_hugging_face_alone(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     fetched()
     assert server.asked == [("/file.pth", None, None)]
+    request = vlpose.huggingface_request("https://huggingface.co.evil.com/a")
+    assert request.full_url == "https://huggingface.co.evil.com/a"
+    assert not request.has_header("Authorization")
+
+
+def test_a_newline_after_a_token_is_ignored_so_that_no_message_has_the_token(server, monkeypatch):
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile("https://huggingface.co/file.pth"))
+    monkeypatch.setenv("HF_ENDPOINT", server.url.removesuffix("/file.pth"))
+    monkeypatch.setenv("HF_TOKEN", "secret\n")
+    fetched()
+    assert server.asked == [("/file.pth", None, "Bearer secret")]
+
+
+def test_messages_name_the_endpoint_that_was_asked(server, monkeypatch):
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile("https://huggingface.co/file.pth"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(WeightsError, match="cannot fetch http://127.0.0.1:9/file.pth "):
+        load_weights("test-weights")
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    with pytest.raises(WeightsError, match="^HF_ENDPOINT: expected an address such as "
+                                           "https://huggingface.co/, found hf-mirror.com$"):
+        load_weights("test-weights")
 
 
 def test_a_server_that_needs_a_token_is_named(server, monkeypatch):
