@@ -402,7 +402,6 @@ import signal
 import sys
 import time
 import weakref
-import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -414,7 +413,7 @@ from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation, Crops,
                   DataError, Output, PoseDataset, SyncBatchNorm, all_items, cache_folder,
-                  check_empty, check_regular, crop_matrix, crop_width, decode_heatmaps, expecting,
+                  check_empty, crop_matrix, crop_width, decode_heatmaps, expecting,
                   free_space, image_names, in_processes, join_processes, load_dataset,
                   locked_folder, mean_of_all, my_share, open_image, processes, read_boxes,
                   read_json, remove_labels, report_sides, sentences_read, split_to_test_on,
@@ -426,10 +425,10 @@ from eval import (SIGNALS, Parser, as_program, check_device, check_options, data
                   predict_heatmaps, predict_people, report_cut)
 from uda import GENTLE_VIEWS, StyleTransfer, Views, for_normalized_images
 from vlpose import (DECODERS, LARGEST_CROP, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, SIGMA_LIMITS,
-                    Compute, PoseModel, ViT, encode_sentences, find_file, load_backbone,
-                    load_clip_text, load_model, load_pose_model, load_strictly, load_weights,
-                    read_file, reads_text, save_checkpoint, save_tensors, split_choice,
-                    with_keypoints)
+                    Compute, PoseModel, ViT, WeightsError, encode_sentences, find_file,
+                    load_backbone, load_clip_text, load_model, load_pose_model, load_strictly,
+                    load_weights, read_file, reads_text, save_checkpoint, save_tensors,
+                    split_choice, with_keypoints)
 
 # Each field is an option of the command: `base_lr` is `--base-lr`. Its first value is the default,
 # for minutes on a CPU; `paper` is the default with `--recipe paper`, where it differs. `only` says
@@ -1016,14 +1015,18 @@ class Run:
         if file:
             self.code[file.name] = digest(file.read_bytes())
         self.folder = folder_of(options)
+        inputs = {}
         if rank == 0:
             lock = locked_folder(self.folder)
-            if not options.resume:
+            if options.resume:  # `resumed` has compared them already
+                inputs = read_json(self.folder / "config.json", dict, "a run's options")["inputs"]
+            else:
                 check_empty(self.folder)
+                inputs = digests_of_inputs(options)
             weakref.finalize(self, lock.close)  # others stay out as long as this run is there
         self.config = vars(options) | {  # what is for this command alone is not kept
             "resume": None, "strict": False,
-            "processes": world, "inputs": digests_of_inputs(options)}
+            "processes": world, "inputs": inputs}
         write_file(self.folder / "config.json", self.config)
         print(f"run folder: {self.folder}")
         self.log = Log(self.folder)
@@ -1052,6 +1055,7 @@ class Run:
 
     def after_step(self, stage, done, loss, predicted, labels, model, optimizer):
         """Validates, logs and saves every so many steps; `done` of them are done."""
+        self.signals.step_has_ended()
         last = done == stage.steps
         validate_every = stage.validate_every or min(max(stage.steps // 2, 100), 1000)
         to_validate = done % validate_every == 0
@@ -1310,13 +1314,14 @@ class Checkpoints:
 
         Returns what else the checkpoint holds, None without one.
         """
-        path = None
+        path = state = None
         if processes()[0] == 0:
-            path = self.newest_good(model)
+            path, state = self.newest_good(model)
         path = all_items([path])[0]  # the first process's
         if path is None:
             return None
-        state = read_file(path)
+        if state is None:
+            state = read_file(path)
         self.check_inputs(path, state)
         with expecting(path, "a model and an optimizer of this stage"):
             model.load_state_dict(state["model"])
@@ -1328,29 +1333,32 @@ class Checkpoints:
         return state
 
     def newest_good(self, model):
-        """The path of the newest checkpoint that is whole and of this stage; None without one.
+        """(path, contents) of the newest checkpoint that is whole and of this stage, or two None.
 
-        Another one is renamed, so that the next checkpoint does not push out a good older one. An
-        error of the disk or of rights says nothing about the checkpoint; it ends the run.
+        A damaged or foreign checkpoint is renamed, so that the next checkpoint does not push out a
+        good older one. An error of the disk or of rights says nothing about the checkpoint; it ends
+        the run.
         """
         for path in (self.newest, self.older):
             if not path.exists():
                 continue
             try:
-                self.check(path, model)
-                return path
+                return path, self.read(path, model)
             except BadCheckpoint as error:
                 aside = path.with_suffix(".damaged")
                 os.replace(path, aside)
                 print(f"{error}; it is now called {aside.name}; going back to what was before it",
                       file=sys.stderr)
-        return None
+        return None, None
 
-    def check(self, path, model):
-        """Raises BadCheckpoint if a checkpoint is damaged or does not belong to this stage."""
-        if is_damaged(path):
-            raise BadCheckpoint(f"{path}: damaged: a checksum is wrong, or its end is missing")
-        state = read_file(path)
+    def read(self, path, model):
+        """What a checkpoint holds. Raises BadCheckpoint if it is damaged or of another stage."""
+        try:
+            state = read_file(path)
+        except WeightsError as error:
+            if isinstance(error.__context__, (OSError, MemoryError)):
+                raise  # the file could not be read, and may be good
+            raise BadCheckpoint(str(error)) from None
         with expecting(path, f"a checkpoint of stage {self.stage.name}", BadCheckpoint):
             for name in ("best", "optimizer", "data", "code"):  # are read later
                 state[name]
@@ -1367,6 +1375,7 @@ class Checkpoints:
             last = max(logged, default=0)
             if type(step) is not int or not last <= step <= last + LOG_EVERY:
                 raise ValueError(f"found step {step!r:.40}; step {last} is the last one in its log")
+        return state
 
     def check_inputs(self, path, state):
         """Raises DataError if the stage began with other data, or has done too many steps."""
@@ -1383,21 +1392,6 @@ class Checkpoints:
 
 class BadCheckpoint(DataError):
     """A checkpoint that is damaged or belongs to something else."""
-
-
-def is_damaged(path):
-    """Whether a file of torch.save is damaged: it is no whole archive, or a checksum is wrong.
-
-    Raises OSError or MemoryError where the file cannot be read; that says nothing about the file.
-    """
-    check_regular(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # a damaged archive makes zipfile raise almost anything
-        return True
 
 
 def are_log_rows(rows):
@@ -1417,14 +1411,14 @@ class Signals:
     """What Ctrl-C and its like do: the first one lets a step of training end and be saved.
 
     Between the stages, and the second time, they end the program at once; so does a step that takes
-    too long after the first one. Only the first process
-    listens, for the others end with it.
+    too long after the first one. Only the first process listens, for the others end with it.
     """
 
     def __init__(self, folder):
         self.folder = folder
         self.wait_for_step = False  # whether a stage is training
         self.received = 0           # the signal's number
+        self.is_in_step = True      # and not in the validation or the saving after a step
         rank, _ = processes()
         for number in SIGNALS:
             if rank > 0:
@@ -1436,12 +1430,20 @@ class Signals:
         if self.received or not self.wait_for_step:
             raise KeyboardInterrupt(self.received or number, self.folder)
         self.received = number
-        if hasattr(signal, "alarm"):  # not on Windows
+        if self.is_in_step and hasattr(signal, "alarm"):  # not on Windows
             signal.alarm(STEP_SECONDS)
 
+    def step_has_ended(self):
+        """Validation and saving may take their time, since no work may be lost there."""
+        self.is_in_step = False
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
+
     def stop_if_received(self):
+        """Ends the program if a signal was received; otherwise the next step begins."""
         if self.received:
             raise KeyboardInterrupt(self.received, self.folder)
+        self.is_in_step = True
 
 
 # === Appendix: the cache of trained models; skip on a first reading ===============================
@@ -1617,7 +1619,7 @@ def vlpose_data(options):
     if not options.weights:
         source = training_set(options.source, options, target.skeleton)
     labelled = [open_test(options, target.skeleton)]
-    if options.source != options.target:
+    if options.source not in (options.target, options.test):
         labelled.insert(0, open_with_sentences(options.source, "val", options, target.skeleton))
     tests = [TestSet(dataset, dataset, dataset.annotated)
              for dataset in labelled if len(dataset.annotated)]
@@ -1942,10 +1944,10 @@ def print_domains(tables, domain_of, whole):
     natural = [row for row, domain in domain_of.items() if domain in NATURAL_DOMAINS]
     artificial = [row for row in domain_of if row not in {*whole, *natural}]
     members = {row: [row] for row in natural + artificial}
-    some_table = next(iter(tables.values()))
+    first_table = next(iter(tables.values()))
     for kind, rows in (("natural", natural), ("artificial", artificial)):
         if rows:
-            members[f"mean of {kind}{left_out(some_table, rows)}"] = rows
+            members[f"mean of {kind}{left_out(first_table, rows)}"] = rows
     for row in whole:
         members[row] = [row]
     printed = {}
@@ -1955,7 +1957,7 @@ def print_domains(tables, domain_of, whole):
             for measure in ("AP", "PCK"):
                 values = known_numbers(table, rows, measure)
                 printed[title][f"{model} {measure}"] = np.mean(values) if values else -1.0
-        printed[title]["people"] = sum(table[row]["people"] for row in rows)
+        printed[title]["people"] = sum(first_table[row]["people"] for row in rows)
     print(format_table("domain", printed))
 
 
@@ -2182,7 +2184,7 @@ def run_command(argv):
     """What `main` does once the standard streams and the signals are prepared."""
     store = options = None
     is_one_of_many = "LOCAL_RANK" in os.environ  # torchrun has started it
-    if is_one_of_many and os.environ["RANK"] != "0":
+    if is_one_of_many and os.environ.get("RANK", "0") != "0":
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the first says it
     try:
         options = parse_options(argv)
@@ -2299,9 +2301,10 @@ def resumed(folder, argv):
     saved = read_json(config, dict, "the options of a run")
     with expecting(config, "the options of a run"):
         processes_then = saved.pop("processes")
-        inputs_then = saved.pop("inputs")
+        inputs_then = dict(saved.pop("inputs"))
         defaults = defaults_of(saved["mode"], saved["recipe"])
-        unknown = [flag_of(name) for name in saved if name not in vars(defaults)]
+        names = [*saved, *inputs_then]
+        unknown = [flag_of(name) for name in names if name not in vars(defaults)]
         if unknown:
             raise DataError(f"{config}: expected the options of a run, found {unknown[0]}")
         if saved["cache"] != defaults.cache and not (Path(saved["cache"]) / FIGURES).exists():
@@ -2319,10 +2322,12 @@ def resumed(folder, argv):
         if name not in MAY_CHANGE and now != then:
             raise DataError(f"{config}: began with {flag_of(name)} {then}, found {now}")
     inputs_now = digests_of_inputs(options)
-    for name in inputs_then:
-        if inputs_now.get(name) != inputs_then[name]:
-            raise DataError(f"{config}: began with other content of {flag_of(name)} "
-                            f"{getattr(options, name)}")
+    for name, then in inputs_then.items():
+        value = getattr(options, name)
+        if name not in inputs_now:
+            raise DataError(f"{config}: began with {flag_of(name)} {value}, which is not there now")
+        if inputs_now[name] != then:
+            raise DataError(f"{config}: began with other content of {flag_of(name)} {value}")
     processes_now = int(os.environ.get("WORLD_SIZE", 1))
     if processes_now != processes_then:
         print(f"{folder}: goes on with another number of processes, {processes_now}: not to the "

@@ -852,14 +852,15 @@ def find_file(path_or_name):
 def fetch(name):
     """The path of a public file in the cache folder, where it is fetched to when first needed.
 
-    Its checksum is tested every time, so that a file which was put there by hand is as safe.
+    Where its checksum is published, it is tested every time, so that a file which was put there by
+    hand is as safe.
     Raises WeightsError if the file cannot be fetched or is another one, and DataError if the cache
     folder cannot be written.
     """
     file = PUBLIC_FILES[name]
     path = cache_folder() / "weights" / (name.replace("/", "-") + Path(file.address).suffix)
     if not path.exists():
-        fetch_from_any([file.address, file.mirror], path, file.digest)
+        fetch_from_any(file.address, file.mirror, path, file.digest)
     elif not has_digest(path, file.digest):
         raise WeightsError(f"{path}: expected {file.address}, whose {in_words(file.digest)}, found "
                            f"another file; remove it, and the next run fetches it anew")
@@ -870,32 +871,33 @@ def fetch(name):
 
 TIMEOUT = 30  # seconds without a byte from the server
 CHUNK = 1_000_000  # bytes that are written at once
-HUGGING_FACE = "https://huggingface.co"
+HUGGING_FACE = "https://huggingface.co/"
 
 
-def fetch_from_any(addresses, path, digest):
-    """Fetches a file from the first of two addresses that has it; the second one may be ""."""
-    address, mirror = addresses
+def fetch_from_any(address, mirror, path, digest):
+    """Fetches a file from an address, or else from its mirror, a second address that may be ""."""
+    asked = at_endpoint(address)
     try:
         download(address, path, digest)
     except (OSError, http.client.HTTPException, WeightsError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise not_written(path, error.strerror) from None
-        message = f"{path.name}: cannot fetch {address} ({error})"
+        message = f"{path.name}: cannot fetch {asked} ({error})"
         if not mirror:
             raise WeightsError(f"{message}; by hand, put it at {path}") from None
         print(f"{message}; trying {mirror}", file=sys.stderr)
-        fetch_from_any([mirror, ""], path, digest)
+        fetch_from_any(mirror, "", path, digest)
 
 
 def download(address, path, digest):
     """Fetches a file. It is at `path` only when it is whole and has the digest.
 
-    What a broken connection has left stays as PATH.part, and the next download goes on there. What
-    a killed program has left is known by its age, and is used, too.
+    What a broken connection has left stays as PATH.part, and the next download goes on there. A
+    part older than a minute was left by a killed program, and is used as well.
     """
     part = path.with_name(f"{path.name}.part")
-    own = path.with_name(f"{path.name}.part{time.time_ns()}")  # no other program writes to it
+    # no other program writes to this file
+    own = path.with_name(f"{path.name}.part{os.getpid()}-{time.time_ns()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         own.touch()
@@ -904,7 +906,7 @@ def download(address, path, digest):
         raise not_written(path, why) from None
     try:
         for left in path.parent.glob(f"{path.name}.part*"):
-            with suppress(FileNotFoundError):  # another program has just taken it
+            with suppress(OSError):  # another program has just taken it, or has it open
                 if left == part or time.time() - left.stat().st_mtime > 2 * TIMEOUT:
                     os.replace(left, own)
         start = own.stat().st_size
@@ -937,7 +939,7 @@ def receive(address, file):
     try:
         answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code != 416:  # otherwise there is no such range: the file has another length
+        if error.code != 416 or not start:  # 416: no such range, as the file has another length
             raise
         file.write_bytes(b"")
         return receive(address, file)
@@ -948,8 +950,9 @@ def receive(address, file):
         if not is_rest:  # the server knows no ranges, and sends all
             start = 0
         length = int(answer.headers["Content-Length"] or 0)
+        what = f"{request.full_url}: megabytes fetched"
         with open(file, "ab" if is_rest else "wb") as stream:
-            for _ in progress(range(math.ceil(length / CHUNK)), f"fetching MB of {address}"):
+            for _ in progress(range(math.ceil(length / CHUNK)), what):
                 stream.write(answer.read(CHUNK))
             if not length:  # the server does not say it
                 shutil.copyfileobj(answer, stream)
@@ -974,14 +977,22 @@ def huggingface_request(address):
 
     The token stays with that server: it does not follow redirects.
     """
-    endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
-    is_theirs = address.startswith(HUGGING_FACE)
-    address = address.replace(HUGGING_FACE, endpoint.rstrip("/"), 1)
-    request = urllib.request.Request(address, headers={"User-Agent": "posebridge"})
-    token = os.environ.get("HF_TOKEN")
-    if token and is_theirs:
+    request = urllib.request.Request(at_endpoint(address), headers={"User-Agent": "posebridge"})
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if token and address.startswith(HUGGING_FACE):
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     return request
+
+
+def at_endpoint(address):
+    """An address of Hugging Face at HF_ENDPOINT, where this is set; another address as it is."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").strip() or HUGGING_FACE
+    if not address.startswith(HUGGING_FACE):
+        return address
+    if not endpoint.startswith(("https://", "http://")):
+        raise WeightsError(f"HF_ENDPOINT: expected an address such as {HUGGING_FACE}, "
+                           f"found {endpoint}")
+    return address.replace(HUGGING_FACE, endpoint.rstrip("/") + "/", 1)
 
 
 def has_digest(path, digest):
@@ -1029,7 +1040,7 @@ def tensors_of(contents, path):
 
 def check_kind(contents, path):
     """Raises WeightsError for a run's checkpoint, and for a file of another version of ours."""
-    if {"history", "optimizer"} <= contents.keys():
+    if {"stage", "history", "optimizer", "code"} <= contents.keys():
         raise WeightsError(f"{path}: expected a model, found a checkpoint, from which "
                            "`train.py --resume` goes on")
     found = contents.get("format", FORMAT)
@@ -1059,7 +1070,8 @@ def said_beside(path, section, key):
     if not file.is_file():
         return None
     config = read_json(file, dict, "Hugging Face's description of a model")
-    return config.get(section, config).get(key)
+    part = config.get(section)
+    return (part if isinstance(part, dict) else config).get(key)
 
 
 # What programs that wrap a model put before the names of all its tensors: DataParallel's module,
@@ -1551,6 +1563,9 @@ def vitpose_layout(state, path, choice=""):
     or if the file does not have what is chosen.
     """
     heads, expert = read_choice(choice, path)
+    is_transformers = any(name.startswith("backbone.encoder.layer.") for name in state)
+    if heads is None and is_transformers:
+        heads = said_beside(path, "backbone_config", "num_attention_heads")
     state, expert = one_decoder(state, expert, path)
     if "pos_embed" in state:  # a backbone alone, perhaps with a classifier
         state = {f"backbone.{name}": tensor for name, tensor in state.items()
@@ -1561,7 +1576,7 @@ def vitpose_layout(state, path, choice=""):
     check_is_vitpose(state, path)
     state.pop("backbone.cls_token", None)
     if "backbone.pos_embed" not in state:
-        raise WeightsError(f"{path}: expected a ViTPose or MAE, found no entry "
+        raise WeightsError(f"{path}: expected a ViTPose or a ViT such as MAE's, found no entry "
                            f"'backbone.pos_embed' but others such as {next(iter(state))!r}")
 
     positions = state["backbone.pos_embed"]  # (1, N, D), or (1, 1 + N, D) with a class token
@@ -1600,14 +1615,11 @@ def read_choice(choice, path):
     return None, choice
 
 
-def number_of_heads(config, chosen, state, path):
-    """The heads of a ViT: those chosen, those in config.json beside the file, or ViTPose's.
+def number_of_heads(config, heads, state, path):
+    """The heads of a ViT: those chosen or in config.json, or if these are None, ViTPose's.
 
     Nothing in the tensors tells them. Raises WeightsError if nobody knows.
     """
-    heads = chosen
-    if chosen is None:
-        heads = said_beside(path, "backbone_config", "num_attention_heads")
     if heads is None:
         if config.dim == 384 and not has_decoder(state):
             raise WeightsError(f"{path}: a backbone of width 384 has 6 heads (DINO, DeiT, timm) or "
@@ -1626,12 +1638,14 @@ def one_decoder(state, expert, path):
     of EXPERTS; and ViTPose+ has experts. Their script for splitting a file leaves some of these.
     expert: one of EXPERTS. "" stands for COCO's, and is returned if there is nothing to choose.
     """
-    others = [name for name in state if "associate_keypoint_heads." in name or ".experts." in name]
-    if not others and expert in ("", "coco"):
-        return state, expert
+    heads = [name for name in state if "associate_keypoint_heads." in name]
+    is_shared = any(name.endswith("mlp.fc2.weight") and 4 * len(tensor) < tensor.shape[1]
+                    for name, tensor in state.items())  # an expert computes the rest
+    if not heads and not is_shared and expert in ("", "coco"):  # a split file has its expert in fc2
+        return {name: tensor for name, tensor in state.items() if ".experts." not in name}, expert
     number = list(EXPERTS).index(expert or "coco")
     chosen = f"associate_keypoint_heads.{number - 1}." if number else "keypoint_head."
-    if number and not any(name.startswith(chosen) for name in others):
+    if number and not any(name.startswith(chosen) for name in heads):
         raise WeightsError(f"{path}: expected a decoder for {expert} ({chosen}*), found none")
     kept = {}
     for name, tensor in state.items():
@@ -1660,8 +1674,9 @@ def with_expert(state, expert, dim):
     for name, tensor in state.items():
         if ".experts." in name:
             continue
-        if ".mlp.2." in name and len(tensor) < dim:  # otherwise it is put together already
-            tensor = torch.cat([tensor, state[name.replace(".mlp.2.", f".mlp.experts.{number}.")]])
+        last_part = state.get(name.replace(".mlp.2.", f".mlp.experts.{number}."))
+        if ".mlp.2." in name and last_part is not None:  # of another expert, or missing so far
+            tensor = torch.cat([tensor[:dim - len(last_part)], last_part])
         result[name] = tensor
     return result
 
@@ -1752,7 +1767,7 @@ def simple_baselines_layout(state):
     """
     ours = {}
     for name, tensor in state.items():
-        short = re.sub(r"^(module\.)?((keypoint_)?head\.)?", "", name)
+        short = re.sub(r"^((keypoint_)?head\.)?", "", name)
         layer, _, kind = re.sub(r"^(upsampling|deconv_layers)\.", "", short).rpartition(".")
         if short.startswith(("upsampling.", "deconv_layers.")) and layer in DECONVOLUTIONS:
             ours[f"{DECONVOLUTIONS[layer]}.{kind}"] = tensor
@@ -1824,8 +1839,8 @@ NOT_IN_FINGERPRINT = re.compile(r"head\.predictor\.|backbone\.pos_embed|.*\.num_
 
 
 def fingerprint(base):
-    """A short hash of a PoseModel's weights, by which an adapter knows its base."""
-    digest = hashlib.sha256()
+    """A short hash of a PoseModel's weights and heads, by which an adapter knows its base."""
+    digest = hashlib.sha256(str(base.config.heads).encode())
     for name, tensor in base.state_dict().items():
         if not NOT_IN_FINGERPRINT.match(name):
             digest.update(tensor.float().cpu().numpy().tobytes())
@@ -1846,8 +1861,8 @@ def load_model(path_or_name, image_size=None, base=None, skeleton=None):
     """The model that `save_checkpoint` wrote, or a pose model from any public file or name.
 
     path_or_name: a file, a run's folder, or a public name, such as "vitpose-b". After # may stand
-        what a public file does not say: "vitpose-plus-b#ap10k" takes one of the EXPERTS of a file
-        with several, by default COCO's; "dino.pth#heads=6" says the number of heads.
+        what a public file does not say: "vitpose+_base.pth#ap10k" takes one of the EXPERTS of a
+        file with several, by default COCO's; "dino.pth#heads=6" says the number of heads.
     image_size: height and width in pixels to use the model with, if not the ones of its training.
     base: if the file holds only an adapter, the file or name of the model that it goes around.
     skeleton: the name of a known skeleton, such as "ap10k", if a public file does not say what its
@@ -1871,7 +1886,7 @@ def load_model(path_or_name, image_size=None, base=None, skeleton=None):
             model = load_own(contents, state, path, image_size, base, skeleton)
             model.about = about
         else:
-            model = load_public(source, choice, contents, path, image_size, skeleton)
+            model = load_public(source, choice, contents, state, path, image_size, skeleton)
             model.about = {}
         return model.eval()
 
@@ -1884,15 +1899,18 @@ def load_pose_model(path_or_name, image_size=None, skeleton=None):
     return model.requires_grad_(True)
 
 
-def load_public(name, choice, contents, path, image_size, skeleton):
-    """A PoseModel from weights that others have published: see `load_model`."""
-    state = tensors_of(contents, path)
+def load_public(source, choice, contents, state, path, image_size, skeleton):
+    """A PoseModel from weights that others have published: see `load_model`.
+
+    source: the path or name without its choice. state: the state dict in the contents of the file.
+    """
     baselines = simple_baselines_layout(state)
-    trunk = name if name in TRUNKS else resnet_of(state)
+    trunk = source if source in TRUNKS else resnet_of(state)
+    known = ""  # the skeleton's name
     if baselines:
         config = MODEL_CONFIGS.get(resnet_of(baselines, "backbone.body."))
         state = baselines
-        print(f"{name}: Simple Baselines' heatmaps are not UDP's: keypoints may be off by up to 3 "
+        print(f"{path}: Simple Baselines' heatmaps are not UDP's: keypoints may be off by up to 3 "
               "pixels of the crop", file=sys.stderr)
         if config is None or choice:
             raise WeightsError(f"{path}: expected a ResNet of 18, 34, 50, 101 or 152 layers and no "
@@ -1905,9 +1923,9 @@ def load_public(name, choice, contents, path, image_size, skeleton):
         state = {f"backbone.body.{name}": tensor for name, tensor in body.items()}
     else:
         config, state, known = vitpose_layout(state, path, choice)
-        skeleton = skeleton or known
-    if name in PUBLIC_FILES:
-        skeleton = skeleton or PUBLIC_FILES[name].skeleton
+    if source in PUBLIC_FILES and choice not in EXPERTS:
+        known = PUBLIC_FILES[source].skeleton or known
+    skeleton = skeleton or known
     if has_decoder(state):
         num_keypoints = len(state["head.predictor.weight"])
         config, state = resized(config, state, image_size or config.image_size)
@@ -1916,8 +1934,7 @@ def load_public(name, choice, contents, path, image_size, skeleton):
     else:
         config, state = resized(config, state, image_size or ViTConfig.image_size)
         model = PoseModel(config)
-        print(f"{name}: a backbone alone; its decoder is new and untrained",
-              file=sys.stderr)
+        print(f"{path}: a backbone alone; its decoder is new and untrained", file=sys.stderr)
         for name, tensor in model.state_dict().items():
             if name.startswith(("head.", "backbone.up.")):
                 state[name] = tensor
@@ -2033,7 +2050,8 @@ def load_given_base(contents, path, image_size, base, skeleton):
     model.skeleton = skeleton
     model.num_keypoints = len(skeleton.names)
     model.config = replace(model.config, sigma=config.sigma)
-    predictor = HeatmapHead(config.dim, config.decoder_dim, model.num_keypoints).predictor
+    dim, decoder_dim = model.config.dim, model.config.decoder_dim
+    predictor = HeatmapHead(dim, decoder_dim, model.num_keypoints).predictor
     model.head.predictor = load_strictly(predictor, state, path)
     return model
 
@@ -2116,14 +2134,17 @@ def skeleton_of(contents, count, path):
     fields = contents["skeleton"]
     skeleton = skeleton_from(fields)
     numbers = [*skeleton.upper]
-    for joints in (*skeleton.edges, *skeleton.groups.values()):
+    for joints in (*skeleton.edges, *skeleton.groups.values(), *skeleton.flip_pairs):
         numbers.extend(joints)
+    paired = [joint for pair in skeleton.flip_pairs for joint in pair]
     names = [name for name in skeleton.names if isinstance(name, str)]
     sigmas = [sigma for sigma in fields["sigmas"] if 0 < sigma < math.inf]
     is_right = {
         "names": len(names) == len(skeleton.names) == count,
         "sigmas": len(sigmas) == len(fields["sigmas"]) == count,
         "edges": all(len(edge) == 2 for edge in skeleton.edges),
+        "flip_pairs": (all(len(pair) == 2 for pair in skeleton.flip_pairs)
+                       and len(paired) == len(set(paired))),
         "keypoints": all(type(number) is int and 0 <= number < count for number in numbers),
     }
     for field, right in is_right.items():

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
@@ -146,11 +147,48 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(run, copy, capsys,
     (copy / "results.json").unlink()
     assert main(["--resume", str(copy)]) == 0
     printed = capsys.readouterr()
-    assert printed.err.count("damaged: a checksum is wrong, or its end is missing") == damaged
+    assert printed.err.count("damaged: another checksum of its record") == damaged
     assert len(list(copy.glob("adapt.*.damaged"))) == damaged  # nothing is deleted
     assert printed.err.count("going back to what was before it") == damaged
     assert f"adapt   {5 if damaged == 1 else 1:6}/6" in printed.out
     assert results_of(copy) == results_of(run / "run")
+
+
+@pytest.mark.parametrize("content", ["cut", "empty", "a zip of something else"])
+def test_a_file_that_is_no_checkpoint_is_renamed_and_the_one_before_it_is_taken(
+        copy, capsys, content):
+    path = copy / "adapt.checkpoint.pth"
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif content == "empty":
+        path.write_bytes(b"")
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("letter.txt", "Dear reader")
+    assert main(["--resume", str(copy)]) == 0
+    printed = capsys.readouterr()
+    assert f"{path}: expected an undamaged safetensors or PyTorch file" in printed.err
+    assert printed.err.count("going back to what was before it") == 1
+    assert (copy / "adapt.checkpoint.damaged").exists() and "adapt        5/6" in printed.out
+
+
+def test_memory_that_runs_out_says_nothing_about_a_checkpoint(copy, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise MemoryError("no memory")
+    monkeypatch.setattr(vlpose.zipfile, "ZipFile", refuse)
+    assert main(["--resume", str(copy)]) == 2
+    assert "no memory" in error_of(capsys) and not list(copy.glob("*.damaged"))
+
+
+def test_a_run_that_goes_on_reads_its_checkpoint_once(copy, monkeypatch):
+    read = []
+
+    def read_file(path, plain=train.read_file):
+        read.append(Path(path).name)
+        return plain(path)
+    monkeypatch.setattr(train, "read_file", read_file)
+    assert main(["--resume", str(copy)]) == 0
+    assert sorted(read) == ["adapt.checkpoint.pth", "base.checkpoint.pth"]
 
 
 def changed_checkpoint(change, path):
@@ -196,7 +234,7 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_run_and_stays(copy, monkeypat
 
     def refuse(*_):
         raise OSError(errno.EIO, "Input/output error")
-    monkeypatch.setattr(train.zipfile, "ZipFile", refuse)
+    monkeypatch.setattr(vlpose.zipfile, "ZipFile", refuse)
     assert main(["--resume", str(copy)]) == 2
     assert "Input/output error" in error_of(capsys)
     assert {path: path.read_bytes() for path in copy.glob("*.pth")} == whole
@@ -218,6 +256,17 @@ def test_a_run_does_not_go_on_with_other_content_of_a_file_that_an_option_names(
     changed_checkpoint(lambda state: state["base"]["head.predictor.bias"].add_(1), weights)
     assert main(["--resume", str(tmp_path / "run")]) == 2
     assert f"config.json: began with other content of --weights {weights}" in error_of(capsys)
+    weights.unlink()
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert f"began with --weights {weights}, which is not there now" in error_of(capsys)
+
+
+@pytest.mark.parametrize("inputs", [{"wings": "abc"}, ["weights"], 3])
+def test_inputs_in_config_json_that_are_none_are_one_line(copy, capsys, inputs):
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"inputs": inputs}))
+    assert main(["--resume", str(copy)]) == 2
+    assert "config.json: expected the options of a run" in error_of(capsys)
 
 
 def test_other_pictures_with_equal_names_and_sizes_are_other_data(cache, tmp_path):
@@ -643,6 +692,30 @@ def test_a_step_that_does_not_end_after_a_signal_is_given_up(cache, tmp_path, mo
     assert time.monotonic() - begin < 50
 
 
+@pytest.mark.parametrize("work", ["validate", "save"])
+@pytest.mark.parametrize("moment", ["in the step", "in the work"])
+def test_after_a_signal_validation_and_saving_take_as_long_as_they_want(
+        cache, tmp_path, monkeypatch, work, moment):
+    def interrupted(self, stage, *rest, plain=train.Run.after_step):
+        if (stage.name, moment) == ("adapt", "in the step"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, stage, *rest)
+
+    def slow(self, stage, *rest, plain=getattr(train.Run, work)):
+        if stage.name == "adapt":
+            if moment == "in the work":
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.2)
+        return plain(self, stage, *rest)
+    monkeypatch.setattr(train, "STEP_SECONDS", 1)
+    monkeypatch.setattr(train.Run, "after_step", interrupted)
+    monkeypatch.setattr(train.Run, work, slow)
+    own = own_cache(cache, tmp_path / "cache")
+    more = ["--base-steps", "2", "--steps", "1", "--validate-every", "1"]
+    assert main(command(own, tmp_path / "run", *more)) == 143
+    assert vlpose.read_file(tmp_path / "run" / "adapt.checkpoint.pth")["step"] == 1
+
+
 def test_the_process_after_a_stopped_one_is_named_and_ends_the_program(monkeypatch, capfd):
     beats = {"beats of 0": 7, "beats of 1": 5}
     clock = iter(range(0, 10 ** 6, 100))
@@ -675,11 +748,18 @@ def test_rank_left_in_the_environment_makes_no_program_silent(monkeypatch, capsy
     assert "--lr" in error_of(capsys)
 
 
+def test_local_rank_alone_in_the_environment_is_one_line(cache, tmp_path, monkeypatch, capsys):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(command(cache, tmp_path / "run")) == 2
+    assert "environment variable RANK expected" in error_of(capsys)
+
+
 @pytest.mark.parametrize("read", [
     lambda file: read_boxes(file, {1: 0}),
     lambda file: train.resumed(file.parent, []),
     lambda file: vlpose.read_file(file),
-    lambda file: train.is_damaged(file),
     lambda file: data.locked(file)])
 def test_a_pipe_is_refused_where_a_file_is_expected(tmp_path, read):
     os.mkfifo(tmp_path / "config.json")  # reading from it would wait for ever

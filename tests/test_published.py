@@ -56,6 +56,10 @@ def test_each_number_is_measured_once_and_held_against_the_published_one(
     monkeypatch.setattr(published.eval, "main", lambda words: pytest.fail("measured again"))
     assert published.main([*roots, "--models", "vitpose-s"]) == 0
     assert "published 0.507  here 0.507  agrees" in capsys.readouterr().out
+    for found, word in ((0.509, "agrees"), (0.5094, "DIFFERS"), (0.505, "agrees")):
+        kept.write_text(json.dumps({"AP": found}))
+        published.main([*roots, "--models", "vitpose-s"])
+        assert f"published 0.507  here {found:.3f}  {word}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words, said", [

@@ -1082,6 +1082,10 @@ def test_with_a_file_to_test_on_nothing_of_the_target_is_held_out(cache, tmp_pat
     data = train.alignment_data(options("--mode", "uda", *mine, "--oracle"))
     assert len(data.target.files) == len(data.labelled_target.files) == images
     assert len(data.test.annotated) == others
+    # A source that is the data to test on, too, is predicted once.
+    _, _, tests = train.vlpose_data(options("--cache", str(cache), "--target", art, "--test",
+                                            "figures#natural"))
+    assert [each.dataset.name for each in tests] == ["figures#natural"]
     # Without --test some are held out.
     _, target, tests = train.vlpose_data(options("--cache", str(cache), "--target", art))
     assert 0 < len(tests[-1].dataset.files) == images - len(target.files) < images

@@ -295,13 +295,36 @@ def test_a_bare_backbone_of_width_384_is_refused_until_its_heads_are_said(dino, 
     assert same_heatmaps(load_model(tmp_path / "ours.pth").backbone.blocks[1], block, tokens)
 
 
-def test_the_config_of_hugging_face_beside_a_file_says_its_heads(dino, tmp_path):
-    torch.save(dino[0], tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text('{"num_attention_heads": 6, "hidden_act": "gelu"}')
+@pytest.fixture(scope="module")
+def transformers_backbone():
+    """The tensors of a ViTPose-S of transformers without its decoder."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.VitPoseBackboneConfig(
+        image_size=[256, 192], hidden_size=384, num_hidden_layers=2, num_attention_heads=12,
+        mlp_ratio=4)
+    peer = transformers.VitPoseForPoseEstimation(
+        transformers.VitPoseConfig(backbone_config=config, num_labels=17))
+    return {name: tensor for name, tensor in peer.state_dict().items() if "head." not in name}
+
+
+@pytest.mark.parametrize("text", [
+    '{"num_attention_heads": 6, "hidden_act": "gelu"}',
+    '{"backbone_config": {"num_attention_heads": 6}, "num_attention_heads": 3}',
+    '{"backbone_config": null, "num_attention_heads": 6}'])
+def test_the_config_of_hugging_face_beside_a_file_says_its_heads(
+        text, transformers_backbone, tmp_path):
+    torch.save(transformers_backbone, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(text)
     assert load_pose_model(tmp_path / "pytorch_model.bin").config.heads == 6
     (tmp_path / "config.json").write_text('{"num_attention_heads": "all"}')
     with pytest.raises(WeightsError, match="number of heads that divides the width 384, found all"):
         load_pose_model(tmp_path / "pytorch_model.bin")
+
+
+def test_the_config_of_another_model_beside_a_file_does_not_say_its_heads(vitpose, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 16}')
+    torch.save(rename(vitpose.state_dict(), 1), tmp_path / "vitpose-s.pth")
+    assert load_pose_model(tmp_path / "vitpose-s.pth").config.heads == 12
 
 
 # -------------------------------------------------------------- ViTPose+ and files of several tasks
@@ -385,15 +408,65 @@ def test_each_expert_of_the_authors_vitpose_plus_is_chosen_by_name(
     assert model.skeleton is SKELETONS[EXPERTS[expert]]
 
 
-def test_what_the_authors_script_for_splitting_leaves_in_a_file_is_left_out(
-        vitpose_plus, crops, tmp_path):
-    state = dict(vitpose_plus[2])  # its coco.pth: fc2 put together, all else as before
+def with_expert_built_in(state, number):
+    """The state dict of a ViTPose+ with an expert's part in fc2, as the authors' script makes it.
+
+    The script leaves all experts in the file, too.
+    """
+    state = dict(state)
     for name, tensor in state.items():
         if ".mlp.fc2." in name:
-            state[name] = torch.cat([tensor, state[name.replace("fc2", "experts.0")]])
+            state[name] = torch.cat([tensor, state[name.replace("fc2", f"experts.{number}")]])
+    return state
+
+
+def test_what_the_authors_script_for_splitting_leaves_in_a_file_is_left_out(
+        vitpose_plus, crops, tmp_path):
+    state = with_expert_built_in(vitpose_plus[2], 0)  # its coco.pth: all else is as before
     torch.save({"state_dict": state}, tmp_path / "coco.pth")
     expected = heatmaps_of_expert(vitpose_plus, 0, crops)
     assert relative_error(load_pose_model(tmp_path / "coco.pth")(crops), expected) <= 1e-5
+
+
+def test_another_experts_part_replaces_the_one_that_a_split_file_has_built_in(
+        vitpose_plus, crops, tmp_path):
+    state = with_expert_built_in(vitpose_plus[2], 0)
+    torch.save({"state_dict": state}, tmp_path / "coco.pth")  # with all decoders and experts
+    expected = heatmaps_of_expert(vitpose_plus, 3, crops)
+    model = load_pose_model(f"{tmp_path}/coco.pth#ap10k")
+    assert relative_error(model(crops), expected) <= 1e-5
+
+
+def test_a_missing_expert_is_an_error(vitpose_plus, tmp_path):
+    state = {name: tensor for name, tensor in vitpose_plus[2].items() if ".experts.3." not in name}
+    torch.save(state, tmp_path / "plus.pth")
+    with pytest.raises(WeightsError, match=r"mlp.2.bias is float \[288\], expected float \[384\]"):
+        load_pose_model(f"{tmp_path}/plus.pth#ap10k")
+
+
+@pytest.mark.parametrize("expert", ["ap10k", "mpii"])
+def test_a_split_file_has_one_experts_part_whatever_experts_are_left_in_it(
+        expert, vitpose_plus, crops, tmp_path, monkeypatch, capsys):
+    number = list(EXPERTS).index(expert)
+    state = {name: tensor for name, tensor in with_expert_built_in(vitpose_plus[2], number).items()
+             if "keypoint_head" not in name}
+    decoder = f"associate_keypoint_heads.{number - 1}."
+    state |= {name.replace(decoder, "keypoint_head."): tensor
+              for name, tensor in vitpose_plus[2].items() if name.startswith(decoder)}
+    name = f"easy-vitpose-s-{expert}"
+    (tmp_path / "weights").mkdir()
+    path = tmp_path / "weights" / f"{name}.pth"
+    torch.save({"state_dict": state}, path)
+    expected = heatmaps_of_expert(vitpose_plus, number, crops)
+    by_path = load_pose_model(path)
+    assert relative_error(by_path(crops), expected) <= 1e-5
+    said = capsys.readouterr().err
+    assert "does not say what its" in said and "coco's part" not in said
+    monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
+    by_name = load_pose_model(name)
+    assert by_name.skeleton is SKELETONS[EXPERTS[expert]]
+    assert relative_error(by_name(crops), expected) <= 1e-5
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task, seed", [("", 0), ("coco", 0), ("mpii", 16)])
@@ -855,6 +928,11 @@ def test_a_damaged_checkpoint_of_ours_is_one_error(change, message, tmp_path):
     (dict(skeleton={"edges": [(0, 17)]}), "a skeleton of 17 keypoints, found as its keypoints"),
     (dict(skeleton={"edges": [(0, 1, 2)]}), "found as its edges .*0, 1, 2"),
     (dict(skeleton={"upper": [-1]}), "found as its keypoints .-1, "),
+    (dict(skeleton={"flip_pairs": [[0, 99]]}), "found as its keypoints "),
+    (dict(skeleton={"flip_pairs": [[-1, 2]]}), "found as its keypoints "),
+    (dict(skeleton={"flip_pairs": [["a", 2]]}), "found as its keypoints "),
+    (dict(skeleton={"flip_pairs": [[1]]}), "found as its flip_pairs ..1"),
+    (dict(skeleton={"flip_pairs": [[1, 2], [2, 3]]}), "found as its flip_pairs ..1, 2., .2, 3"),
     (dict(skeleton={"sigmas": [0.0] * 17}), "found as its sigmas .0.0, 0.0"),
     (dict(skeleton={"names": ["nose"]}), "found as its names ..nose"),
 ])
@@ -883,7 +961,9 @@ def test_a_file_of_a_newer_version_and_a_checkpoint_of_a_run_are_not_read_as_som
                                            "posebridge-2, which another version"):
         read(tmp_path / "newer.pth")
     contents = {"step": 3, "history": [], "optimizer": {}, "model": vitpose.state_dict()}
-    torch.save(contents, tmp_path / "base.checkpoint.pth")
+    torch.save(contents, tmp_path / "somebodys.pth")  # no checkpoint of ours has these four alone
+    read(tmp_path / "somebodys.pth")
+    torch.save(contents | {"stage": {}, "code": {}}, tmp_path / "base.checkpoint.pth")
     with pytest.raises(WeightsError, match="checkpoint.pth: expected a model, found a checkpoint"):
         read(tmp_path / "base.checkpoint.pth")
 
@@ -967,6 +1047,14 @@ def test_an_adapter_brings_its_skeleton_image_size_and_sigma_to_the_base_that_th
     with torch.no_grad():
         assert torch.equal(again(images, text), model(images, text))
         assert torch.equal(again.base(images), model.base(images))
+
+
+def test_an_adapter_does_not_go_around_its_base_with_another_number_of_heads(tmp_path, vitpose):
+    torch.save(vitpose.state_dict(), tmp_path / "public.pth")
+    save_checkpoint(tmp_path / "adapter.pth", VLPose(vitpose, 8), adapter_only=True)
+    load_model(tmp_path / "adapter.pth", base=tmp_path / "public.pth")
+    with pytest.raises(WeightsError, match="expected the base that it was trained around"):
+        load_model(tmp_path / "adapter.pth", base=f"{tmp_path}/public.pth#heads=6")
 
 
 def test_an_adapter_of_an_older_version_is_read_but_nobody_knows_whether_its_base_is_right(
@@ -1405,11 +1493,15 @@ class Server(http.server.BaseHTTPRequestHandler):
     kind = "application/octet-stream"
     token = None         # without it there is no answer
     silent = False
+    status = None        # of an answer to everything
 
     def do_GET(self):
         self.asked.append((self.path, self.headers["Range"], self.headers["Authorization"]))
         if self.silent:
             time.sleep(3)
+        if self.status:
+            self.send_error(self.status)
+            return
         if self.token and self.headers["Authorization"] != f"Bearer {self.token}":
             self.send_error(401)
             return
@@ -1516,6 +1608,43 @@ def test_a_part_that_belongs_to_another_file_is_not_kept(server, tmp_path):
     fetched()
 
 
+def test_a_server_that_refuses_the_whole_file_as_a_range_is_an_error(server, tmp_path):
+    server.status = 416
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "test-weights.pth.part").write_bytes(bytes(100))
+    with pytest.raises(WeightsError, match="HTTP Error 416"):
+        load_weights("test-weights")
+    assert [asked[1] for asked in server.asked] == ["bytes=100-", None]
+
+
+def test_programs_that_begin_a_download_at_the_same_time_have_files_of_their_own(
+        server, tmp_path, monkeypatch):
+    drafts = []
+
+    def receive(address, file, plain=vlpose.receive):
+        drafts.append(file)
+        return plain(address, file)
+    monkeypatch.setattr(vlpose, "receive", receive)
+    monkeypatch.setattr(vlpose.time, "time_ns", lambda: 7)  # Windows' clock ticks 64 times a second
+    for process in (1, 2):
+        monkeypatch.setattr(vlpose.os, "getpid", lambda: process)
+        fetched()
+        (tmp_path / "weights" / "test-weights.pth").unlink()
+    assert drafts[0] != drafts[1]
+
+
+def test_a_part_that_another_program_has_open_is_left_to_it(server, tmp_path, monkeypatch):
+    def replace(source, target, plain=os.replace):
+        if Path(source).name.endswith(".part"):
+            raise PermissionError(errno.EACCES, "used by another process")  # as Windows says
+        plain(source, target)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "test-weights.pth.part").write_bytes(server.content[:100])
+    monkeypatch.setattr(vlpose.os, "replace", replace)
+    fetched()
+    assert server.asked == [("/file.pth", None, None)]
+
+
 def test_another_file_is_not_kept(server, tmp_path):
     server.content = server.whole + b"\0\0"
     with pytest.raises(WeightsError, match="cannot fetch http://127.0.0.1.*expected a file whose "
@@ -1582,6 +1711,28 @@ def test_a_token_goes_to_hugging_face_alone(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     fetched()
     assert server.asked == [("/file.pth", None, None)]
+    request = vlpose.huggingface_request("https://huggingface.co.evil.com/a")
+    assert request.full_url == "https://huggingface.co.evil.com/a"
+    assert not request.has_header("Authorization")
+
+
+def test_a_newline_after_a_token_is_ignored_so_that_no_message_has_the_token(server, monkeypatch):
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile("https://huggingface.co/file.pth"))
+    monkeypatch.setenv("HF_ENDPOINT", server.url.removesuffix("/file.pth"))
+    monkeypatch.setenv("HF_TOKEN", "secret\n")
+    fetched()
+    assert server.asked == [("/file.pth", None, "Bearer secret")]
+
+
+def test_messages_name_the_endpoint_that_was_asked(server, monkeypatch):
+    monkeypatch.setitem(PUBLIC_FILES, "test-weights", PublicFile("https://huggingface.co/file.pth"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(WeightsError, match="cannot fetch http://127.0.0.1:9/file.pth "):
+        load_weights("test-weights")
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    with pytest.raises(WeightsError, match="^HF_ENDPOINT: expected an address such as "
+                                           "https://huggingface.co/, found hf-mirror.com$"):
+        load_weights("test-weights")
 
 
 def test_a_server_that_needs_a_token_is_named(server, monkeypatch):
