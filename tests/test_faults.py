@@ -39,13 +39,7 @@ def own_cache(cache, folder):
 
 
 def results_of(folder):
-    """The numbers of a run and the sums of its adapter's weights: few people hide differences."""
-    weights = vlpose.load_weights(folder / "adapter.pth")
-    sums = {name: tensor.double().sum().item() for name, tensor in weights.items()}
-    return (folder / "results.json").read_text("utf-8"), sums
-
-
-CARTOONS = ["--target", "figures#cartoon"]  # fewer people to test on than all art has
+    return (folder / "results.json").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +48,7 @@ def run(cache, tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "CHECKPOINT_EVERY", 2)
-        assert main(command(own_cache(cache, home / "cache"), home / "run", *CARTOONS)) == 0
+        assert main(command(own_cache(cache, home / "cache"), home / "run")) == 0
     return home
 
 
@@ -242,7 +236,7 @@ def test_a_damaged_base_model_in_the_cache_is_trained_anew(run, cache, tmp_path,
     kept, = (run / "cache").glob("base-*.pth")
     shutil.copy(kept, own)
     flip_a_bit(own / kept.name, 4 * kept.stat().st_size)
-    assert main(command(own, tmp_path / "run", *CARTOONS)) == 0
+    assert main(command(own, tmp_path / "run")) == 0
     assert "another checksum" in (said := capsys.readouterr().out) and "training it anew" in said
     assert results_of(tmp_path / "run") == results_of(run / "run")
     load_model(own / kept.name)  # it is whole again
@@ -565,8 +559,7 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(
     before, folder = signal.signal(number, signal.SIG_DFL), tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(train.Run, "after_step", interrupted)
-        assert main(command(own_cache(cache, tmp_path / "cache"), folder,
-                            *CARTOONS)) == 128 + number
+        assert main(command(own_cache(cache, tmp_path / "cache"), folder)) == 128 + number
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"stopped by {number.name}; go on with: python train.py --resume {folder}"
     assert vlpose.read_file(folder / f"{stage}.checkpoint.pth")["step"] == 3
