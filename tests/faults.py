@@ -1,9 +1,13 @@
 """Trials of faults that take too long for the tests: broken files by the thousand, killed runs.
 
+    python tests/faults.py                      all six, one after the other: a night's run
     python tests/faults.py fuzz --cases 10000   each broken file ends in success or one clean line
     python tests/faults.py flip --cases 150     flipped bits in a model file
     python tests/faults.py kill --trials 20     kill -9 at a random moment, then --resume
     python tests/faults.py kill --trials 20 --processes 2
+    python tests/faults.py hang                 pipes in the place of files, and stopped processes
+    python tests/faults.py pipe                 trainings whose output cannot be written
+    python tests/faults.py code                 an edited module, then the cache and --resume
 
 A run that was killed must end with the numbers of one that nobody has killed. Everything follows
 from --seed. A case that does not hold is printed, and its file is kept in --out. Needs a POSIX
@@ -326,6 +330,21 @@ def family(process):
     return [other for child in map(int, found) for other in (child, *family(child))]
 
 
+def kill_family(process):
+    """Kills a process with all below it: those of torchrun have their own groups."""
+    for other in [*family(process.pid), process.pid]:
+        os.kill(other, signal.SIGKILL)
+
+
+def cache_of(home, name):
+    """A cache of its own with the figures of `home`, and no trained model."""
+    cache = home / f"{name}-cache"
+    cache.mkdir(exist_ok=True)
+    if not (cache / train.FIGURES).exists():
+        (cache / train.FIGURES).symlink_to(home / "cache" / train.FIGURES)
+    return cache
+
+
 def kill(args, home):
     """Runs that are killed once or twice at random moments.
 
@@ -336,10 +355,7 @@ def kill(args, home):
     bad = 0
     for mode, words in RUNS.items():
         def options(name):
-            cache = home / f"{mode}-{name}-cache"
-            cache.mkdir(exist_ok=True)
-            if not (cache / train.FIGURES).exists():
-                (cache / train.FIGURES).symlink_to(home / "cache" / train.FIGURES)
+            cache = cache_of(home, f"{mode}-{name}")
             return [*words.split(), "--device", "cpu", "--cache", str(cache), "--out",
                     str(home / f"{mode}-{name}")]
         start = time.monotonic()
@@ -356,9 +372,7 @@ def kill(args, home):
                     killed.wait(chance.uniform(0.2, 1) * length)
                     counts["finished before"] += 1
                 except subprocess.TimeoutExpired:
-                    # torchrun's processes have their own groups
-                    for process in [*family(killed.pid), killed.pid]:
-                        os.kill(process, signal.SIGKILL)
+                    kill_family(killed)
                     counts["killed"] += 1
                 killed.communicate()
                 arguments = ["--resume",
@@ -380,11 +394,186 @@ def kill(args, home):
     return bad
 
 
+SHORT = ["--base-steps", "4", "--steps", "4", "--batch-size", "4", "--image-size", "64", "64",
+         "--device", "cpu"]
+MINUTE = 60  # seconds
+STOPPED = f"""import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import data, train
+data.SILENCE = 5
+train.Passes.__getitem__ = lambda self, position: os.kill(os.getpid(), signal.SIGSTOP)
+if __name__ == "__main__":
+    sys.exit(train.main())
+"""
+
+
+def ended(words, seconds=MINUTE):
+    """A program with its options -> (status, None where it hangs; what it said, seconds)."""
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, *map(str, words)], start_new_session=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        said, _ = process.communicate(timeout=seconds)
+        status = process.returncode
+    except subprocess.TimeoutExpired:
+        kill_family(process)
+        said, _ = process.communicate()
+        status = None
+    return status, said, time.monotonic() - start
+
+
+def verdict_on(status, said):
+    """"goes on", "one line", or in capitals what is wrong with how a program has ended."""
+    if status is None:
+        return "HANGS"
+    if status == 0:
+        return "goes on"
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    return "one line" if status == 2 and len(errors) == 1 and "Traceback" not in said else "OTHER"
+
+
+def print_row(what, status, seconds, verdict, said):
+    """Prints a row of a table, and what was said if the verdict is bad; gives 1 if so, or 0."""
+    print(f"{what:34}{status!s:>8}{seconds:9.1f}  {verdict}", flush=True)
+    if verdict.isupper():
+        print(said[-1000:])
+    return verdict.isupper()
+
+
+def print_head():
+    print(f"{'what':34}{'status':>8}{'seconds':>9}  verdict")
+
+
+def short_run(home, name, program=ROOT / "train.py"):
+    """The words of a run of a few steps in a cache of its own."""
+    return [program, *SHORT, "--cache", cache_of(home, name), "--out", home / name]
+
+
+def hang(args, home):
+    """Each command must end, or go on without the pipe, within a minute."""
+    prepare_pipes(home)
+    results, model = home / "other" / "results.json", home / "other" / "model.pth"
+    numbers, fifo = [ROOT / "eval.py", "--results"], home / "pipe.json"
+
+    def poses(model, pictures, *more):
+        return [ROOT / "eval.py", "--device", "cpu", "--checkpoint", model, "--images",
+                home / pictures, "--out", tempfile.mkdtemp(dir=home), *more]
+    commands = {
+        "annotations": [*numbers, results, "--annotations", fifo],
+        "results": [*numbers, fifo, "--annotations", home / "truth.json"],
+        "boxes": poses(model, "circle/whole.jpg", "--boxes", fifo),
+        "config.json": [ROOT / "train.py", "--resume", home / "other"],
+        "checkpoint of a run": [ROOT / "train.py", "--resume", home / "run", "--steps", "6"],
+        "model": poses(fifo, "circle/whole.jpg"),
+        "picture": poses(model, "album/pipe.jpg"),
+        "folder with a pipe": poses(model, "album"),
+        "links in circles": poses(model, "circle/**/*.jpg"),
+        "stopped process for crops": [*short_run(home, "stopped", home / "stopped.py"),
+                                      "--workers", "1"]}
+    print_head()
+    bad = 0
+    for what, words in commands.items():
+        status, said, seconds = ended(words)
+        bad += print_row(what, status, seconds, verdict_on(status, said), said)
+    return bad
+
+
+def prepare_pipes(home):
+    """A run with a pipe for its checkpoint, another for its config.json, and pictures."""
+    draw_figures(home / "cache", {"train": (12, 4), "val": (4, 2)})
+    status, said, _ = ended(short_run(home, "run"))
+    assert status == 0, said
+    shutil.copytree(home / "run", home / "other")
+    people = load_dataset(f"figures:{home / 'cache' / train.FIGURES}", "val")
+    (home / "truth.json").write_text(json.dumps(to_coco(people)), "utf-8")
+    for name in ("album", "circle"):
+        (home / name).mkdir()
+        shutil.copy(people.files[0], home / name / "whole.jpg")
+    (home / "circle" / "up").symlink_to("..")
+    (home / "circle" / "round").symlink_to("../circle")
+    (home / "run" / "adapt.checkpoint.pth").unlink()
+    (home / "other" / "config.json").unlink()
+    for name in ("run/adapt.checkpoint.pth", "other/config.json", "album/pipe.jpg", "pipe.json"):
+        os.mkfifo(home / name)
+    (home / "stopped.py").write_text(STOPPED, "utf-8")
+
+
+def pipe(args, home):
+    """Trainings whose output cannot be written must end with status 0 and the same results."""
+    draw_figures(home / "cache", {"train": (12, 4), "val": (4, 2)})
+    status, said, _ = ended(short_run(home, "undisturbed"))
+    assert status == 0, said
+    whole = (home / "undisturbed" / "results.json").read_bytes()
+    endings = ["| head -1", "2>&1 | head -1", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1",
+               ">&-", "2>&-", ">&- 2>&-"]
+    print_head()
+    bad = 0
+    for number, ending in enumerate(endings):
+        words = " ".join(map(str, [sys.executable, *short_run(home, f"run-{number}")]))
+        start = time.monotonic()
+        run = subprocess.run(["bash", "-c", f"set -o pipefail; {words} {ending}"], text=True,
+                             capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        results = home / f"run-{number}" / "results.json"
+        same = run.returncode == 0 and results.exists() and results.read_bytes() == whole
+        bad += print_row(ending, run.returncode, time.monotonic() - start,
+                         "same" if same else "OTHER", run.stdout + run.stderr)
+    return bad
+
+
+EDITS = {"layer": ("vlpose.py", "return self.head.block2(", "return 0.9 * self.head.block2("),
+         "loss": ("train.py", "loss = ((predicted - heatmaps) ** 2", "loss = (2 * (predicted - "
+                  "heatmaps) ** 2"),
+         "heatmaps": ("data.py", "/ (2 * sigma ** 2)) * near", "/ (3 * sigma ** 2)) * near")}
+
+
+def code(args, home):
+    """After an edit, nothing that other code has learned may be taken without a word."""
+    draw_figures(home / "cache", {"train": (12, 4), "val": (4, 2)})
+    (home / "program").mkdir()
+    for name in train.MODULES:
+        shutil.copy(ROOT / name, home / "program")
+    (home / "program" / "assets").symlink_to(ROOT / "assets")
+    status, said, _ = ended(short_run(home, "first", home / "program" / "train.py"))
+    assert status == 0, said
+    print_head()
+    bad = 0
+    for edit, (module, old, new) in EDITS.items():
+        folder = home / edit
+        for name in ("program", "cache", "first-cache", "first"):
+            shutil.copytree(home / name, folder / name, symlinks=True)
+        source = (folder / "program" / module).read_text("utf-8")
+        assert source.count(old) == 1, f"{module}: expected one {old!r}"
+        (folder / "program" / module).write_text(source.replace(old, new), "utf-8")
+        program, changed = folder / "program" / "train.py", f"{module} has changed since"
+        cache = ["--cache", folder / "first-cache"]
+        resume = [program, "--resume", folder / "first", *cache, "--steps", "6"]
+        for what, words, expected, message in (
+                ("--resume --strict", [*resume, "--strict"], 2, "; without --strict"),
+                ("--resume", resume, 0, " the last checkpoint: other numbers"),
+                ("cache", [program, *SHORT, *cache, "--out", folder / "new"], 0,
+                 ": training anew")):
+            status, said, seconds = ended(words)
+            right = status == expected and changed in said and message in said
+            bad += print_row(f"{edit}, {what}", status, seconds, "said" if right else "OTHER", said)
+        logs = [(parent / "log.csv").read_text("utf-8") for parent in (home / "first",
+                                                                       folder / "new")]
+        if logs[0] == logs[1]:
+            print(f"{edit}: THE EDIT HAS NOT CHANGED THE LOG")
+            bad += 1
+    return bad
+
+
+TRIALS = {"fuzz": fuzz, "flip": flip, "kill": kill, "hang": hang, "pipe": pipe, "code": code}
+CASES = {"fuzz": 10_000, "flip": 150}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trial", choices=("fuzz", "flip", "kill"))
-    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("trial", choices=("all", *TRIALS), nargs="?", default="all")
+    parser.add_argument("--cases", type=int, help=f"by default {CASES}")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -392,8 +581,13 @@ def main():
                         default=Path(tempfile.gettempdir()) / "posebridge-faults")
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as home:
-        return {"fuzz": fuzz, "flip": flip, "kill": kill}[args.trial](args, Path(home)) > 0
+    bad, cases = 0, args.cases
+    for name in TRIALS if args.trial == "all" else [args.trial]:
+        print(f"--- {name}", flush=True)
+        args.cases = cases or CASES.get(name)
+        with tempfile.TemporaryDirectory() as home:
+            bad += TRIALS[name](args, Path(home))
+    return bad > 0
 
 
 if __name__ == "__main__":
