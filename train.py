@@ -1356,7 +1356,8 @@ class Checkpoints:
         try:
             state = read_file(path)
         except WeightsError as error:
-            if isinstance(error.__context__, (OSError, MemoryError)):
+            lacks_memory = "allocate memory" in str(error)  # torch's words
+            if lacks_memory or isinstance(error.__context__, (OSError, MemoryError)):
                 raise  # the file could not be read, and may be good
             raise BadCheckpoint(str(error)) from None
         with expecting(path, f"a checkpoint of stage {self.stage.name}", BadCheckpoint):
