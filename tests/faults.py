@@ -424,14 +424,19 @@ def ended(words, seconds=MINUTE):
     return status, said, time.monotonic() - start
 
 
-def verdict_on(status, said):
-    """"goes on", "one line", or in capitals what is wrong with how a program has ended."""
+def verdict_on(status, said, name):
+    """"right", or in capitals what is wrong with how a program has ended.
+
+    It must end with one line that has this name; without a name it must go on.
+    """
     if status is None:
         return "HANGS"
-    if status == 0:
-        return "goes on"
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    return "one line" if status == 2 and len(errors) == 1 and "Traceback" not in said else "OTHER"
+    if name is None:
+        return "right" if status == 0 else "ENDS"
+    if status == 2 and len(errors) == 1 and name in errors[0] and "Traceback" not in said:
+        return "right"
+    return "OTHER"
 
 
 def print_row(what, status, seconds, verdict, said):
@@ -459,24 +464,26 @@ def hang(args, home):
 
     def poses(model, pictures, *more):
         return [ROOT / "eval.py", "--device", "cpu", "--checkpoint", model, "--images",
-                home / pictures, "--out", tempfile.mkdtemp(dir=home), *more]
-    commands = {
-        "annotations": [*numbers, results, "--annotations", fifo],
-        "results": [*numbers, fifo, "--annotations", home / "truth.json"],
-        "boxes": poses(model, "circle/whole.jpg", "--boxes", fifo),
-        "config.json": [ROOT / "train.py", "--resume", home / "other"],
-        "checkpoint of a run": [ROOT / "train.py", "--resume", home / "run", "--steps", "6"],
-        "model": poses(fifo, "circle/whole.jpg"),
-        "picture": poses(model, "album/pipe.jpg"),
-        "folder with a pipe": poses(model, "album"),
-        "links in circles": poses(model, "circle/**/*.jpg"),
-        "stopped process for crops": [*short_run(home, "stopped", home / "stopped.py"),
-                                      "--workers", "1"]}
+                home / pictures, "--prompt", "a person", "--out", tempfile.mkdtemp(dir=home),
+                *more]
+    commands = {  # what: (what the error names, the words)
+        "annotations": ("pipe.json", [*numbers, results, "--annotations", fifo]),
+        "results": ("pipe.json", [*numbers, fifo, "--annotations", home / "truth.json"]),
+        "boxes": ("pipe.json", poses(model, "circle/whole.jpg", "--boxes", fifo)),
+        "config.json": ("config.json", [ROOT / "train.py", "--resume", home / "other"]),
+        "checkpoint of a run": ("adapt.checkpoint.pth",
+                                [ROOT / "train.py", "--resume", home / "run", "--steps", "6"]),
+        "model": ("pipe.json", poses(fifo, "circle/whole.jpg")),
+        "picture": ("pipe.jpg", poses(model, "album/pipe.jpg")),
+        "folder with a pipe": (None, poses(model, "album")),
+        "links in circles": (None, poses(model, "circle/**/*.jpg")),
+        "stopped process for crops": ("was it stopped", [
+            *short_run(home, "stopped", home / "stopped.py"), "--workers", "1"])}
     print_head()
     bad = 0
-    for what, words in commands.items():
+    for what, (name, words) in commands.items():
         status, said, seconds = ended(words)
-        bad += print_row(what, status, seconds, verdict_on(status, said), said)
+        bad += print_row(what, status, seconds, verdict_on(status, said, name), said)
     return bad
 
 

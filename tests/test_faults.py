@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 import data
 import eval
+import faults
 import train
 import vlpose
 from conftest import ROOT, SERVER, command, start_program, uda_command
@@ -1340,3 +1341,14 @@ def test_an_error_is_one_line_of_readable_length_that_names_the_file(capsys):
     assert len(error_of(capsys)) < 520
     with pytest.raises(ZeroDivisionError):
         eval.fail(ZeroDivisionError("a bug"))
+
+
+@pytest.mark.parametrize("program, name, verdict", [
+    ("import time; time.sleep(60)", "a.json", "HANGS"),
+    ("print('error: a.json: a pipe'); raise SystemExit(2)", "a.json", "right"),
+    ("print('error: b.json: a pipe'); raise SystemExit(2)", "a.json", "OTHER"),
+    ("print('error: a.json: a pipe'); raise OSError('a.json')", "a.json", "OTHER"),
+    ("raise SystemExit(2)", None, "ENDS"), ("", None, "right"), ("", "a.json", "OTHER")])
+def test_the_trials_tell_how_a_program_has_ended(program, name, verdict):
+    status, said, _ = faults.ended(["-c", program], seconds=3)
+    assert faults.verdict_on(status, said, name) == verdict
