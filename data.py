@@ -837,7 +837,12 @@ class DataError(ValueError):
     """Bad input. The message is one line that names the file, the record, and what was expected."""
 
     def __str__(self):
-        return one_line(super().__str__())
+        text = super().__str__()
+        # An error of a process that cuts crops comes with that process's traceback before it.
+        causes = [line for line in text.splitlines() if line.startswith("data.DataError: ")]
+        if causes:
+            text = causes[-1].removeprefix("data.DataError: ")
+        return one_line(text)
 
 
 def one_line(text):

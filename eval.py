@@ -1231,9 +1231,7 @@ EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # als
 
 def fail(error):
     """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
-    if hasattr(signal, "SIGCONT"):  # not on Windows
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGCONT)  # one that was stopped would be waited for
+    kill_workers()
     if isinstance(error, KeyboardInterrupt):
         return stopped(*error.args)
     remedies = [remedy for words, remedy in REMEDIES.items() if words in str(error)]
@@ -1243,18 +1241,22 @@ def fail(error):
     return 2
 
 
-def line_of(error):
-    """The first line of an error, of readable length.
+def kill_workers():
+    """Kills the processes that cut crops: the program would wait for one that was stopped."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() != threading.main_thread():
+        return  # on Windows; or not a program
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would say that they were killed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+            child.join()
+    signal.signal(signal.SIGCHLD, before)
 
-    An error in a process that cuts crops has that process's whole traceback as its text. There the
-    line of the DataError says what is wrong.
-    """
-    text = error.args[0] if isinstance(error, DataError) else str(error)
-    lines = text.strip().splitlines() or [repr(error)]
-    causes = [line for line in lines if line.startswith("data.DataError: ")]
-    if causes:
-        return one_line(causes[0].removeprefix("data.DataError: "))
-    return str(error) if isinstance(error, DataError) else one_line(lines[0])
+
+def line_of(error):
+    """The first line of an error, of readable length."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return one_line(lines[0])
 
 
 def stopped(number=signal.SIGINT, run=None):
