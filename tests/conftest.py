@@ -17,6 +17,10 @@ REAL = ROOT.parent / "shared" / "real"  # real samples: without them some tests 
 sys.path.insert(0, str(ROOT))
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: of programs beside the lessons; .ci/run leaves it out")
+
+
 @pytest.fixture
 def real():
     if not REAL.exists():

@@ -14,6 +14,8 @@ from PIL import Image
 from data import COCO17, draw_figures, load_dataset
 from train import main, parse_options
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def args(tmp_path):

@@ -10,6 +10,8 @@ from assets.figures import STYLES
 from data import draw_figures
 from vlpose import encode_sentences, load_clip_text
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def figures(tmp_path, monkeypatch):

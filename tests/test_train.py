@@ -1203,6 +1203,7 @@ COMMANDS = [line.split() for line in re.sub(r" \\\n\s+", " ", PAGE).splitlines()
 assert len(COMMANDS) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_the_papers_commands_train_on_data_in_its_real_format(
         words, stand_ins, cache, tmp_path, capsys):
