@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: of programs beside the lessons; .ci/run leaves it out")
+    config.addinivalue_line("markers", "slow: takes long; .ci/run leaves it out")
 
 
 @pytest.fixture

@@ -399,6 +399,7 @@ sys.exit(train.main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode, more", [
     ("vlpose", "--strategy full --base-steps 6 --validate-every 1"),
     ("uda", "--style-steps 4 --supervised-steps 6 --target figures#cartoon --oracle "
@@ -461,6 +462,7 @@ sys.exit(train.main())
     assert "process_group" not in failed.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode, more", [
     ("vlpose", "--base-steps 2 --accumulate 2"), ("vlpose", "--base-steps 2 --accumulate 3"),
     ("uda", "--style-steps 2 --supervised-steps 2 --accumulate 3")])

@@ -356,6 +356,7 @@ def test_stages_that_are_given_are_skipped_and_a_given_model_takes_another_sigma
     assert load_model(tmp_path / "run" / "student.pth").config.sigma == 3
 
 
+@pytest.mark.slow
 def test_each_part_of_the_alignment_can_be_left_out(aligned, cache, tmp_path, monkeypatch):
     peaks = uda.peaks
 
@@ -385,6 +386,7 @@ def test_a_run_that_does_not_know_an_option_yet_resumes_with_its_default(aligned
     assert main(["--resume", str(tmp_path / "old")]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["vlpose", "uda"])
 def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_path, mode):
     torch.manual_seed(0)
@@ -714,6 +716,7 @@ def test_after_an_edit_of_the_code_no_model_is_taken_from_the_cache(cache, tmp_p
     assert not torch.equal(weights["first"][predictor], weights["edited"][predictor])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stylist", [True, False])
 def test_a_restyling_of_ones_own_is_cached_until_its_file_is_edited(
         cache, tmp_path, monkeypatch, capsys, stylist):
