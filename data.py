@@ -1011,8 +1011,7 @@ def check_empty(folder):
 
 
 def locked(path):
-    """Opens a lock file. A second program that does so gets a DataError while this one has it open.
-    """
+    """Opens a lock file. While it is open, a second program that opens it gets a DataError."""
     check_regular(path)
     file = open(path, "a", encoding="utf-8")
     try:

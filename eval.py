@@ -465,8 +465,9 @@ def people_of(records, images, num_keypoints, file):
     check_unique(table["id"], f"{file}: annotation")
     keypoints = table["keypoints"].reshape(-1, num_keypoints, 3)
     crowd = table["iscrowd"] != 0
+    ids = image_ids_in(records, "image_id", f"{file}: annotation")
     return People(
-        image_id=numbers_of_ids(image_ids_in(records, "image_id", f"{file}: annotation"), images),
+        image_id=look_up(ids, numbers_of_ids(images)),
         category_id=table["category_id"],
         points=keypoints[:, :, :2],
         labelled=keypoints[:, :, 2] > 0,
@@ -511,10 +512,14 @@ def image_ids_in(records, field, name):
     return ids
 
 
-def numbers_of_ids(ids, images):
-    """The place of each id's image in `images`, {id: record}; -1 if the image is not there."""
-    numbers = {image_id: number for number, image_id in enumerate(images)}
+def look_up(ids, numbers):
+    """The place of each id's image, (ids,), in `numbers`, {id: place}; -1 if it is not there."""
     return np.array([numbers.get(image_id, -1) for image_id in ids], int)
+
+
+def numbers_of_ids(images):
+    """{id: place in images}."""
+    return {image_id: number for number, image_id in enumerate(images)}
 
 
 def numbers_of_names(images):
@@ -542,10 +547,9 @@ def detections_of(records, images, num_keypoints, file):
                             "found a 'segmentation'")
     table = read_columns(records, kinds, f"{file}: result")
     ids = image_ids_in(records, "image_id", f"{file}: result")
-    image_numbers = numbers_of_ids(ids, images)
+    image_numbers = look_up(ids, numbers_of_ids(images))
     if (image_numbers < 0).all():  # then the ids may be names of files, or the numbers in these
-        numbers = numbers_of_names(images)
-        image_numbers = np.array([numbers.get(image_id, -1) for image_id in ids], int)
+        image_numbers = look_up(ids, numbers_of_names(images))
     unknown = image_numbers < 0
     if unknown.any():
         row = unknown.argmax()
@@ -1166,9 +1170,9 @@ def format_table(title, table):
     lines = ["", f"{title:<{name_width}}{heading}"]
     for name, row in zip(names, table.values()):
         line = f"{name:<{name_width}}"
-        for column, width in widths.items():
-            digits = ",d" if isinstance(row[column], int) else ".3f"
-            line += f" {row[column]:{width}{digits}}"
+        for key, width in widths.items():
+            digits = ",d" if isinstance(row[key], int) else ".3f"
+            line += f" {row[key]:{width}{digits}}"
         lines.append(line)
     return "\n".join(lines)
 
