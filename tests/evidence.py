@@ -81,10 +81,14 @@ VARIANTS = {f"decoder {name}": f"--decoder {name}"
 VARIANTS |= {"no text": "--matcher image",
              "one sentence for all": "--sentences 'a photo of a person'",
              "bare names": "--sentences '{domain}'"}
-VARIANTS |= {f"{number} prompt{'s' * (number != 1)}": f"--num-prompts {number}"
-             for number in (0, 1, 5, 20, 50)}  # the default is 10
+VARIANTS |= {f"{number} prompts": f"--num-prompts {number}" for number in (0, 50)}  # default: 10
 VARIANTS |= {"vlpose with lora": "--rank 4",
              "vlpose with lora, no text": "--rank 4 --matcher image"}
+# From the same base, which Muon has trained; and a base that AdamW trains in as many steps.
+ADAMW = {f"{row}, AdamW": f"{STRATEGIES[row]} --optimizer adamw "
+                          "--weights {folder}/vlpose/vlpose-{seed}/model.pth"
+         for row in ("vlpose", "full", "last", "lora")}
+ADAMW["base, AdamW"] = "--strategy last --optimizer adamw"
 HELD_OUT = {}
 for held_out in ("cartoon", "ink painting"):
     others = ",".join(style for style in ART if style != held_out)
@@ -128,7 +132,7 @@ for number, epochs in FEW_LABELS.items():
                 f"{options} --lr {lr}")
 
 EXPERIMENTS = {  # name -> options of all rows, rows
-    "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT),
+    "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT | ADAMW),
     "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 "
                "--base-steps 1500 --steps 800", RESNET),
     "uda": ("--mode uda", LEVELS | SENSITIVITY),
