@@ -177,17 +177,21 @@ def folder_of(args, row, seed):
     return args.folder / args.experiment / f"{row.replace(',', '').replace(' ', '-')}-{seed}"
 
 
+def log_of(folder):
+    return folder.with_name(f"{folder.name}.txt")
+
+
 def run(args, row, seed, options):
     """Trains one row, or goes on with it, unless it is finished. Returns the status.
 
-    What it prints is in log.txt.
+    What it prints stands in a file beside the folder, which has to be new or empty.
     """
     folder = folder_of(args, row, seed)
     options, config = [*options, "--out", str(folder)], folder / "config.json"
     if config.exists():
-        same = vars(parse_options(options)) | {"processes": 1}
-        same = json.loads(json.dumps(same))  # tuples are lists there
-        if json.loads(config.read_text("utf-8")) != same:
+        wanted = json.loads(json.dumps(vars(parse_options(options))))  # tuples are lists there
+        found = json.loads(config.read_text("utf-8"))
+        if found | wanted != found:
             print(f"{folder}: a run with other options; remove it, or name another --folder",
                   file=sys.stderr)
             return 1
@@ -195,14 +199,14 @@ def run(args, row, seed, options):
     if (folder / "results.json").exists():
         return 0
     print(f"python train.py {shlex.join(options)}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_of(folder), "a", encoding="utf-8") as log:
         threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
         status = subprocess.run([sys.executable, ROOT / "train.py", *options], stdout=log,
                                 stderr=log, env={"OMP_NUM_THREADS": threads}
                                 | os.environ | {"PYTHONIOENCODING": "utf-8"}).returncode
     if status:
-        print(f"failed; see {folder / 'log.txt'}", file=sys.stderr)
+        print(f"failed; see {log_of(folder)}", file=sys.stderr)
     return status
 
 
@@ -369,7 +373,7 @@ def tuning_measures(args, row, folder):
     if args.experiment in ("vlpose", "words", "clip") and row in READERS:
         results |= read_sentences(folder)
     found = with_mean_of_art(results)
-    log = (folder / "log.txt").read_text("utf-8")
+    log = log_of(folder).read_text("utf-8")
     trained = re.search(r"([\d,]+) trainable parameters", log)[1]
     found["adapted"]["trained"] = int(trained.replace(",", ""))
     for model, domains in results.items():

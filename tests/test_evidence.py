@@ -54,8 +54,20 @@ def test_a_run_with_other_options_is_not_taken_for_the_row(args, capsys, mode):
 
 def test_a_row_that_fails_is_reported_with_its_log(args, capsys):
     assert evidence.run(args, "full", 0, ["--no-such-option"]) == 2
-    assert "full-0/log.txt" in capsys.readouterr().err
-    assert "--no-such-option" in (args.folder / "vlpose" / "full-0" / "log.txt").read_text("utf-8")
+    assert "full-0.txt" in capsys.readouterr().err
+    assert "--no-such-option" in (args.folder / "vlpose" / "full-0.txt").read_text("utf-8")
+
+
+def test_a_row_is_trained_by_its_command_and_goes_on_where_it_was_stopped(args, tmp_path):
+    draw_figures(tmp_path / "cache", {"train": (4, 4), "val": (2, 2)})
+    args.folder = tmp_path / "evidence"
+    options = ["--cache", str(tmp_path / "cache"), "--strategy", "scratch", "--base-steps", "2",
+               "--image-size", "64", "64", "--batch-size", "2"]
+    folder = evidence.folder_of(args, "scratch", 0)
+    assert evidence.run(args, "scratch", 0, options) == 0
+    (folder / "results.json").rename(tmp_path / "results.json")  # as if it had been stopped
+    assert evidence.run(args, "scratch", 0, options) == 0
+    assert (folder / "results.json").read_text() == (tmp_path / "results.json").read_text()
 
 
 def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys):
@@ -65,7 +77,7 @@ def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys)
         folder.mkdir(parents=True)
         table = {domain: {"AP": photo / 2} for domain in evidence.ART} | {"photo": {"AP": photo}}
         (folder / "results.json").write_text(json.dumps({"original": table, "adapted": table}))
-        (folder / "log.txt").write_text("full: 1,234 trainable parameters\nadapt 6/6")
+        evidence.log_of(folder).write_text("full: 1,234 trainable parameters\nadapt 6/6")
     numbers = evidence.collect(args, rows)
     assert np.allclose(numbers["full", "adapted"]["art"], [0.25, 0.3])
     evidence.print_tuning(numbers, evidence.STRATEGIES)
@@ -151,7 +163,7 @@ def test_few_labels_are_shown_at_the_rate_that_was_better_on_the_held_out_pictur
         table = {domain: {"AP": art} for domain in (*evidence.ART,
                                                     "photo")} | {"all of coco:few": {"AP": 1 - art}}
         (folder / "results.json").write_text(json.dumps({"adapted": table}))
-        (folder / "log.txt").write_text("lora: 1,234 trainable parameters")
+        evidence.log_of(folder).write_text("lora: 1,234 trainable parameters")
     evidence.print_few(evidence.collect(args, evidence.commands(args)))
     assert "| vlpose | 0.305 ± 0.007, 0.305 (lr 0.0005) | 0.425" in capsys.readouterr().out
 
@@ -226,7 +238,7 @@ def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(
         if "--mode uda" in evidence.EXPERIMENTS[experiment][0]:
             results = dict.fromkeys(("source only", "student", "teacher", "oracle"), aligned)
         (folder / "results.json").write_text(json.dumps(results))
-        (folder / "log.txt").write_text("lora: 1,234 trainable parameters")
+        evidence.log_of(folder).write_text("lora: 1,234 trainable parameters")
     everything = {style: {"AP": 0.5} for style in (*evidence.ART, "photo")}
     monkeypatch.setattr(evidence, "read_sentences", lambda _: dict.fromkeys(
         ("right sentence", "wrong sentence", "composed sentence"), everything))
