@@ -13,8 +13,12 @@
     python tests/evidence.py tiny --jobs 2            after `both`: 40 labelled pictures, 13 joints
 
 Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one
-is skipped, a stopped one goes on. All numbers are in a CSV file. Jobs beside each other share the
-cores.
+is skipped, a stopped one goes on. All numbers are in a CSV file, and those of the tables on the page
+in assets/evidence/. This prints the page's tables, and trains nothing:
+
+    python tests/evidence.py vlpose --known assets/evidence/vlpose.csv --tables
+
+Jobs beside each other share the cores.
 """
 import argparse
 import csv
@@ -218,12 +222,27 @@ def train_rows(args, options_of, chosen):
     if args.experiment in NEEDS:
         NEEDS[args.experiment](args)
     rows, tasks = EXPERIMENTS[args.experiment][1], {False: [], True: []}
+    known = read_known(args)
     for (row, seed), options in options_of.items():
-        if row in chosen:
+        if row in chosen and (row, seed) not in known:
             tasks[f"{{folder}}/{args.experiment}/" in rows[row]].append((args, row, seed, options))
     with ThreadPoolExecutor(args.jobs) as pool:
         return any([status for part in tasks.values()
                     for status in list(pool.map(lambda task: run(*task), part))])
+
+
+def read_known(args):
+    """{(row, seed): {model: {measure: number}}} of the rows of an earlier CSV file, if one is given.
+
+    These rows are not trained again.
+    """
+    known = defaultdict(lambda: defaultdict(dict))
+    if args.known:
+        with open(args.known, newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                measures = known[line["row"], int(line["seed"])][line["model"]]
+                measures[line["measure"]] = float(line["value"])
+    return known
 
 
 def read_sentences(folder):
@@ -364,6 +383,16 @@ def write_set(home, train, val):
             path.write_text(json.dumps(to_coco(figures)), "utf-8")
 
 
+def measures_of(args, row, seed):
+    """{model: {measure: number}} of a finished run."""
+    folder = folder_of(args, row, seed)
+    if "--mode uda" not in EXPERIMENTS[args.experiment][0]:
+        return tuning_measures(args, row, folder)
+    if args.experiment == "both":
+        return with_mean_of_art(domains_of(folder))
+    return json.loads((folder / "results.json").read_text("utf-8"))
+
+
 def tuning_measures(args, row, folder):
     """{model: {measure: number}} of a run of VLPose.
 
@@ -398,22 +427,19 @@ def with_mean_of_art(tables):
 
 
 def collect(args, rows):
-    """{(row, model): {measure: a number per seed}} of the finished runs.
+    """{(row, model): {measure: a number per seed}} of the finished runs, and of the known ones.
 
     All of it is also written as CSV.
     """
     numbers, lines = defaultdict(lambda: defaultdict(list)), []
+    known = read_known(args)
     for row, seed in rows:
-        folder = folder_of(args, row, seed)
-        if (folder / "results.json").exists():
-            if "--mode uda" not in EXPERIMENTS[args.experiment][0]:
-                measured = tuning_measures(args, row, folder)
-            elif args.experiment == "both":
-                measured = with_mean_of_art(domains_of(folder))
-            else:
-                measured = json.loads((folder / "results.json").read_text("utf-8"))
-            for model, measures in measured.items():
-                for measure, value in measures.items():
+        measured = known.get((row, seed), {})
+        if (folder_of(args, row, seed) / "results.json").exists():
+            measured = measures_of(args, row, seed)
+        for model, measures in measured.items():
+            for measure, value in measures.items():
+                if value is not None:  # None is a joint that nothing labels
                     numbers[row, model][measure].append(value)
                     lines.append((row, seed, model, measure, value))
     with open(args.folder / f"{args.experiment}.csv", "w", newline="", encoding="utf-8") as file:
@@ -473,11 +499,12 @@ def print_tuning(numbers, rows):
     print(f"| AP | seeds | mean of art | of full's gain | {' | '.join(columns)} | trained | "
           f"options |\n|" + 14 * "---|")
     original, full = numbers["vlpose", "original"], numbers["full", "adapted"]
-    models = {"scratch, the original": (original, "--strategy scratch")}
+    models = {"scratch, the original": (original, "--strategy scratch"),
+              "the same by AdamW": (numbers["base, AdamW", "original"], "--optimizer adamw")}
     models |= {row: (numbers[row, "adapted"], options) for row, options in rows.items()}
     for row, (found, options) in models.items():
         if found.get("art"):  # not where a style was held out
-            share, trained = "", found["trained"][0] if "trained" in found else 0
+            share, trained = "", int(found["trained"][0]) if "trained" in found else 0
             if full and original:
                 lowest, highest = np.mean(original["art"]), np.mean(full["art"])
                 share = f"{(np.mean(found['art']) - lowest) / (highest - lowest):.0%}"
@@ -672,6 +699,7 @@ def main():
     add("--jobs", type=int, default=1, help="trainings beside each other")
     add("--quick", action="store_true", help="the main rows alone")
     add("--tables", action="store_true", help="train nothing")
+    add("--known", help="a CSV file of an earlier call, whose rows are not trained again")
     add("--folder", type=Path, default=Path("runs/evidence"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Rows are commands, finished ones are not run again, and tables say what runs fou
 """
 import argparse
 import json
+import shutil
 import time
 
 import evidence
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def args(tmp_path):
     return argparse.Namespace(experiment="vlpose", seeds=2, jobs=1, quick=False, folder=tmp_path,
-                              root="lsp", init="resnet18")
+                              root="lsp", init="resnet18", known=None)
 
 
 @pytest.mark.parametrize("experiment", evidence.EXPERIMENTS)
@@ -88,6 +89,21 @@ def test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys)
     evidence.draw_tradeoff(numbers, args.folder / "vlpose.png")
     assert (args.folder / "vlpose.png").exists()
     assert "full,1,adapted,photo,0.6" in (args.folder / "vlpose.csv").read_text("utf-8")
+
+
+def test_numbers_of_an_earlier_call_give_the_same_table_and_are_not_trained_again(args, capsys):
+    test_tables_and_pictures_have_means_and_spreads_over_the_seeds(args, capsys)
+    args.known = args.folder.parent / "known.csv"
+    (args.folder / "vlpose.csv").rename(args.known)
+    for folder in (args.folder / "vlpose").glob("*-?"):
+        shutil.rmtree(folder)
+    rows = {("full", 0): [], ("full", 1): [], ("last", 0): []}
+    evidence.print_tuning(evidence.collect(args, rows), evidence.STRATEGIES)
+    printed = capsys.readouterr().out
+    assert "| full | 2 | 0.275 ± 0.035 |  | 0.550 ± 0.071 |" in printed
+    assert "| 1,234 | `--strategy full` |" in printed
+    assert not evidence.train_rows(args, rows, {"full", "last"})
+    assert capsys.readouterr().out == ""
 
 
 def test_alignment_has_a_table_and_a_picture_of_the_weights_once_a_row_is_finished(args, capsys):
@@ -175,6 +191,7 @@ def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_para
                                   "trained": [1000 * (place + 1)]}
                | {style: [0.3] for style in evidence.ART} for place, row in enumerate(rows)}
     numbers["full", "adapted"]["art"] = [0.5]
+    numbers["base, AdamW", "original"] = {}
     numbers["vlpose", "original"] = numbers["vlpose", "adapted"] | {"art": [0.1]}
     evidence.print_tuning(numbers, evidence.STRATEGIES)
     printed = capsys.readouterr().out
