@@ -63,6 +63,16 @@ def test_each_number_is_measured_once_and_held_against_the_published_one(
         assert f"published 0.507  here {found:.3f}  {word}" in capsys.readouterr().out
 
 
+def test_a_dry_run_prints_the_commands_and_measures_nothing(roots, monkeypatch, capsys):
+    monkeypatch.setattr(published.eval, "main", lambda words: pytest.fail("measured"))
+    assert published.main([*roots, "--models", "vitpose-s", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("python eval.py --checkpoint vitpose-s --data ") for line in lines)
+    assert lines[0].split(" --boxes ")[1].split(" ")[0].endswith(published.BOXES["coco"])
+    assert lines[-1].endswith("--json  # published 0.507") and "--boxes" not in lines[-1]
+
+
 @pytest.mark.parametrize("words, said", [
     ([], "expected --coco or --humanart"),
     (["--coco", "{root}", "--models", "vitpose-x"], "in --models names of published.csv"),
