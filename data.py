@@ -2,7 +2,7 @@
 
 A pose estimator gets one person at a time. The person's box is cut out of the image and scaled to a
 fixed size: the *crop*. For each keypoint the model gives a *heatmap*, a small image that is bright
-where the model takes the keypoint to be. The lesson follows the data; read it in this order:
+where the model takes the keypoint to be. assets/tour.md has pictures. Read in this order:
 
     Skeleton, PoseDataset   what is labelled, and where: people as arrays, images as file names
     crop_matrix             the affine map from an image to the crop of one person, and back

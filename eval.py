@@ -6,7 +6,7 @@
 The *ground truth* is the people that annotators marked in the images. A *detection* is a pose that
 a model predicts, with a score that says how sure the model is. COCO's numbers ask for three things
 at once: every person is found, nobody is found where there is nobody, and right detections have
-higher scores than wrong ones. In the order of reading:
+higher scores than wrong ones. assets/tour.md shows a matching. In the order of reading:
 
     keypoint similarity        How close is one keypoint to its true place, from 0 to 1?
     OKS                        How similar are a detection and a person?

@@ -10,7 +10,7 @@ together:
 
 A teacher, the running average of the student, labels the target images. Teacher and student each
 see a random view of each image, and the student must say what the teacher says (L_con). The README
-has a drawing of the whole step.
+has a drawing of the whole step, and assets/tour.md has pictures of each part.
 
     L = L_sup + 1.0 L_con + 0.1 L_adv + 0.3 L_im    (the paper's weights; a recipe may have others)
 

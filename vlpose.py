@@ -11,7 +11,7 @@ adapter reads the domain's name:
 
 Without a sentence the adapter is off, and the output is the original model's, bit for bit.
 
-The lesson, from top to bottom:
+The lesson, from top to bottom, with assets/tour.md as its pictures:
     1  the transformer block
     2  ViT with visual prompts: an image becomes E
     3  the pose model: E becomes heatmaps

@@ -10,7 +10,7 @@ from conftest import ROOT
 from density import measure, parts
 
 MODULES = ("clip_tokenizer", "vlpose", "data", "uda", "eval", "train")
-FILES = [*(f"{module}.py" for module in MODULES), "assets/figures.py"]
+FILES = [*(f"{module}.py" for module in MODULES), "assets/figures.py", "assets/panels.py"]
 PAGES = ["README.md", *sorted(f"assets/{page.name}" for page in (ROOT / "assets").glob("*.md"))]
 PARTS = [(file, part) for file in FILES for part in parts((ROOT / file).read_text("utf-8"))]
 
