@@ -6,7 +6,7 @@ picture at less than half of its size. A point or line is told by its shape as w
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 WIDTH = 800  # pixels of every picture
 GAP = 6  # pixels between panels: four of a row are 192 wide, twice as wide as a crop
@@ -16,9 +16,15 @@ RADIUS = 7  # pixels of a mark
 LARGEST_PIXEL = 90  # pixels of the side of an enlarged pixel, at most
 
 # A map's colours from its lowest value to its highest: five of viridis, which everybody can order.
-MAP_COLORS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
+MAP_COLORS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 # The colours of the first, second, ... label: those of Okabe and Ito, and white.
-LABEL_COLORS = ((213, 94, 0), (86, 180, 233), (255, 255, 255), (240, 228, 66))
+LABEL_COLORS = ("#d55e00", "#56b4e9", "#ffffff", "#f0e442")
+
+MARKS = {  # the corners of the second, third and fourth label's mark, in its radius
+    1: ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+    2: ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+    3: ((0, -1.2), (1.2, 1), (-1.2, 1)),
+}
 
 
 @dataclass
@@ -140,9 +146,8 @@ def draw_mark(draw, point, number):
     if number == 0:
         draw.circle((x, y), RADIUS, color, "black", 2)
     else:
-        sides = (4, 4, 3)[number - 1]
-        turned = (0, 45, 0)[number - 1]
-        draw.regular_polygon((x, y, RADIUS + 2), sides, turned, color, "black", 2)
+        corners = [(x + RADIUS * dx, y + RADIUS * dy) for dx, dy in MARKS[number]]
+        draw.polygon(corners, color, "black", 2)
 
 
 def draw_line(draw, points, number):
@@ -194,14 +199,15 @@ def scaled(values, limits):
 def colored(shares):
     """Bytes (h, w, 3) in MAP_COLORS of a map (h, w) from 0 to 1; NaN is white."""
     stops = np.linspace(0, 1, len(MAP_COLORS))
-    channels = [np.interp(shares, stops, channel) for channel in MAP_COLORS.T]
+    table = np.array([ImageColor.getrgb(color) for color in MAP_COLORS])  # (5, 3)
+    channels = [np.interp(shares, stops, channel) for channel in table.T]
     colors = np.stack(channels, axis=2).round()
     colors[np.isnan(shares)] = 255
     return colors.astype(np.uint8)
 
 
 def laid_over(image, values, limits):
-    """An image in grey, and over it a map (h, w) that hides more of it where its values are high."""
+    """An image in grey under a map (h, w), which hides more of it where its values are high."""
     shares = Image.fromarray(np.float32(scaled(values, limits)))
     shares = np.asarray(shares.resize(image.size, Image.BILINEAR)).clip(0, 1)
     opacity = Image.fromarray(to_bytes(0.9 * shares ** 0.7))

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 import tour
 from assets.panels import LABEL_COLORS, MAP_COLORS, Panel, as_image, panels
@@ -109,14 +109,23 @@ def test_the_command_says_where_the_page_is_not_what_its_blocks_give(tmp_path, m
     assert tour.main() == 1 and "760 pixels wide" in capsys.readouterr().out
 
 
+def test_the_command_names_a_run_that_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tour, "PAGE", tmp_path / "tour.md")
+    monkeypatch.setattr(tour, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    tour.PAGE.write_text("python train.py --out runs/uda-30\n", "utf-8")
+    assert tour.main() == 2
+    assert "runs/uda-30: not there" in capsys.readouterr().err
+
+
 # -------------------------------------------------------------------------------------- the pictures
 
 def test_the_colours_of_a_map_grow_lighter_with_its_values_so_that_everybody_sees_the_order():
     image = as_image(np.linspace(0, 1, 256)[None])
     lightness = np.asarray(image.convert("L"))[0].astype(int)
     assert (np.diff(lightness) >= 0).all() and lightness[-1] - lightness[0] > 150
-    assert image.getpixel((0, 0)) == tuple(MAP_COLORS[0])
-    assert image.getpixel((255, 0)) == tuple(MAP_COLORS[-1])
+    assert image.getpixel((0, 0)) == ImageColor.getrgb(MAP_COLORS[0])
+    assert image.getpixel((255, 0)) == ImageColor.getrgb(MAP_COLORS[-1])
 
 
 def test_what_is_not_a_number_is_white_in_a_map():
@@ -142,7 +151,7 @@ def test_a_point_is_drawn_in_the_middle_of_its_pixel():
     black = Image.new("RGB", (10, 10))
     drawn = panels([Panel("", black, points={"here": [(2, 7)]})], columns=1)
     pixels = np.asarray(drawn)[:800]  # further down is the mark beside "here"
-    orange = np.argwhere((pixels == LABEL_COLORS[0]).all(2))
+    orange = np.argwhere((pixels == ImageColor.getrgb(LABEL_COLORS[0])).all(2))
     top, left = np.argwhere((pixels == 0).all(2)).min(0)
     row, column = orange.mean(0) - (top, left)
     scale = 78  # pixels of the drawing, 788 wide, for a pixel of the image

@@ -58,9 +58,14 @@ def run(step, names):
 
 def main():
     os.chdir(ROOT)  # where runs/ is
+    text = PAGE.read_text("utf-8")
+    for run_folder in sorted(set(re.findall(r"runs/[\w-]+", text))):
+        if not Path(run_folder).exists():
+            print(f"{run_folder}: not there; the page's first commands make it", file=sys.stderr)
+            return 2
     names = {}
     different = 0
-    for step in steps_of(PAGE.read_text("utf-8")):
+    for step in steps_of(text):
         printed, picture = run(step, names)
         if picture:
             small = picture.quantize(COLORS, dither=0)
