@@ -392,6 +392,7 @@ def adapt(stage, student, restyle, data, pools, run):
 
 # === Appendix: the options of both modes; skip on a first reading =================================
 
+import ast
 import hashlib
 import inspect
 import itertools
@@ -1013,7 +1014,7 @@ class Run:
         self.code = dict(CODE)  # {file: hash}; the cache asks whether it has changed
         file = file_of(restyle)
         if file:
-            self.code[file.name] = digest(file.read_bytes())
+            self.code[file.name] = code_hash(file)
         self.folder = folder_of(options)
         inputs = {}
         if rank == 0:
@@ -1450,17 +1451,30 @@ class Signals:
 # === Appendix: the cache of trained models; skip on a first reading ===============================
 #
 # A cached model is found by its stage, its data, its starting weights and the options that may have
-# changed it. Its file has hashes of the code that trained it: if a module was edited since then,
-# the model is trained anew.
+# changed it. Its file has hashes of the code that trained it: if the code of a module was edited
+# since then, the model is trained anew.
 
 def digest(content):
     """A short hash of bytes."""
     return hashlib.sha256(content).hexdigest()[:12]
 
 
+class WithoutDocstrings(ast.NodeTransformer):
+    """Removes values that stand alone, such as docstrings, from parsed code."""
+
+    def visit_Expr(self, node):
+        return None if isinstance(node.value, ast.Constant) else node
+
+
+def code_hash(path):
+    """A hash of a module's code, in which comments, docstrings and layout do not count."""
+    tree = WithoutDocstrings().visit(ast.parse(Path(path).read_bytes()))
+    return digest(ast.unparse(tree).encode())
+
+
 MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
-# {file: hash of its text} when the program starts: this code runs, even if a file is edited later.
-CODE = {name: digest((Path(__file__).parent / name).read_bytes()) for name in MODULES}
+# {file: hash of its code} when the program starts: this code runs, even if a file is edited later.
+CODE = {name: code_hash(Path(__file__).parent / name) for name in MODULES}
 
 # Options of these classes are not in the key: most of them cannot change a cached model. Those that
 # can are in the key as their effect: the data, the probability of a restyling, and the weights of

@@ -249,6 +249,22 @@ def test_a_run_that_goes_on_says_which_code_has_changed(copy, monkeypatch, capsy
     assert "adapt: data.py, uda.py have changed since the last checkpoint: other numbers" in said
 
 
+def test_comments_docstrings_and_blank_lines_are_no_change_of_the_code(tmp_path):
+    def hash_of(text):
+        (tmp_path / "a.py").write_text(text, "utf-8")
+        return train.code_hash(tmp_path / "a.py")
+    code = "SCALE = 2\n\ndef double(x):\n    return SCALE * x\n"
+    explained = ('"""A module."""\nSCALE = 2  # times\n\n\ndef double(x):\n    """Twice x, é."""\n\n'
+                 "    # a product\n    return (SCALE\n            * x)\n")
+    assert hash_of(explained) == hash_of(code)
+    for old, new in (("2", "3"), ("* x", "+ x"), ("double", "twice"), ("SCALE * x", "'2 * x'")):
+        assert hash_of(code.replace(old, new, 1)) != hash_of(code), new
+    for name in train.MODULES:
+        text = (ROOT / name).read_text("utf-8")
+        assert hash_of(text) == hash_of(text + "# the end\n") == train.CODE[name], name
+        assert hash_of(text + "END = 1\n") != train.CODE[name], name
+
+
 def test_a_run_does_not_go_on_with_other_content_of_a_file_that_an_option_names(
         run, cache, tmp_path, capsys):
     weights = shutil.copy(run / "run" / "model.pth", tmp_path / "weights.pth")
