@@ -636,7 +636,7 @@ def image_endings():
 
 @contextmanager
 def image_file(file):
-    """An open Pillow image. Raises DataError if it cannot be opened, or decoded in the block."""
+    """An open Pillow image. Raises PictureError if it cannot be opened, or decoded in the block."""
     check_regular(file)
     try:
         with Image.open(file, formats=image_formats()) as image:
@@ -647,13 +647,13 @@ def image_file(file):
                                  "`eval.py --large` reads more than 100 million")
             yield image
     except FileNotFoundError:
-        raise DataError(f"{file}: no such image") from None
+        raise PictureError(f"{file}: no such image") from None
     except Image.DecompressionBombError as error:
         remedy = "`eval.py --large` reads it"
-        raise DataError(f"{file}: not a readable image: {error}; {remedy}") from None
+        raise PictureError(f"{file}: not a readable image: {error}; {remedy}") from None
     except Exception as error:  # odd pictures, and odd EXIF, make Pillow raise almost anything
         reason = str(error) or type(error).__name__  # a MemoryError has no words
-        raise DataError(f"{file}: not a readable image: {reason}") from None
+        raise PictureError(f"{file}: not a readable image: {reason}") from None
 
 
 def open_image(file, max_shrink=1.0, upright=False, kept=None):
@@ -839,10 +839,15 @@ class DataError(ValueError):
     def __str__(self):
         text = super().__str__()
         # An error of a process that cuts crops comes with that process's traceback before it.
-        causes = [line for line in text.splitlines() if line.startswith("data.DataError: ")]
+        prefix = f"{type(self).__module__}.{type(self).__name__}: "
+        causes = [line for line in text.splitlines() if line.startswith(prefix)]
         if causes:
-            text = causes[-1].removeprefix("data.DataError: ")
+            text = causes[-1].removeprefix(prefix)
         return one_line(text)
+
+
+class PictureError(DataError):
+    """A picture that is not there or cannot be read."""
 
 
 def one_line(text):
@@ -2616,19 +2621,20 @@ def join_processes(options):
     store, rank, world = next(dist.rendezvous("env://", timeout=wait))
     backend = "nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
-    threading.Thread(target=watch_next, args=(rank, world), daemon=True).start()
+    arguments = rank, world, options.patience
+    threading.Thread(target=watch_next, args=arguments, daemon=True).start()
     return store
 
 
-SILENCE = 300     # seconds after which it is said that a process does not answer
-PATIENCE = 1800   # seconds after which the program ends then
+SILENCE = 300  # seconds after which it is said that a process does not answer
 
 
-def watch_next(rank, world):
-    """Says if the process after this one does not answer, and ends the program in the end.
+def watch_next(rank, world, patience):
+    """Says if the process after this one does not answer, and ends the program after a while.
 
     A process may hang or have been stopped; the others would wait for it for a day. So each one
     counts in a store, from a thread of its own, and looks whether the next one does.
+    patience: the minutes after which the program ends.
     """
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
                           is_master=False)
@@ -2641,11 +2647,12 @@ def watch_next(rank, world):
         # Seconds are counted in pauses: a job that was stopped as a whole may go on.
         silent = silent + pause if count == counted else 0
         counted = count
-        if silent and silent % SILENCE == 0:
-            print(f"process {following} has not answered for {silent // 60} minutes",
-                  file=stderr_of_all())
-        if silent >= PATIENCE:
+        message = f"process {following} has not answered for {silent // 60} minutes"
+        if silent >= 60 * patience:
+            print(f"error: {message}; --patience waits longer", file=stderr_of_all())
             os._exit(2)  # torchrun ends the others
+        if silent and silent % SILENCE == 0:
+            print(message, file=stderr_of_all())
         time.sleep(pause)
 
 

@@ -1226,7 +1226,7 @@ REMEDIES = {
     "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: "
                               "fewer --workers",
     "DataLoader timed out": "a process that cuts crops does not answer: was it stopped, or is a "
-                            "disk or a network drive away?",
+                            "disk or a network drive away? --workers 0 waits as long as it takes",
     "shared memory": "--workers 0 needs none; docker run --shm-size 2g gives more",
     "Too many open files": "`ulimit -n 4096` allows more, and fewer --workers need fewer",
     "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
@@ -1235,14 +1235,33 @@ EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # als
 
 def fail(error):
     """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
+    reading = read_by_workers() if "DataLoader timed out" in str(error) else []
     kill_workers()
     if isinstance(error, KeyboardInterrupt):
         return stopped(*error.args)
     remedies = [remedy for words, remedy in REMEDIES.items() if words in str(error)]
     if not remedies and not isinstance(error, EXPECTED_ERRORS):
         raise error
-    print("; ".join([f"error: {line_of(error)}", *remedies]), file=sys.stderr)
+    print("; ".join([f"error: {line_of(error)}", *reading, *remedies]), file=sys.stderr)
     return 2
+
+
+def read_by_workers():
+    """"process 123 was reading a.jpg" of each process that cuts crops, as far as Linux tells."""
+    found = []
+    for child in multiprocessing.active_children():
+        for file in sorted(open_files(child.pid) - open_files("self")):
+            found.append(f"process {child.pid} was reading {one_line(file)}")
+    return found
+
+
+def open_files(process):
+    """The paths of the files that a process has open. No file is touched: its disk may hang."""
+    files = set()
+    for link in Path(f"/proc/{process}/fd").glob("*"):
+        with suppress(OSError):  # it has just been closed
+            files.add(os.readlink(link))
+    return {file for file in files if file.startswith("/") and not file.startswith("/dev/")}
 
 
 def kill_workers():

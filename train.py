@@ -403,6 +403,7 @@ import signal
 import sys
 import time
 import weakref
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -413,8 +414,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation, Crops,
-                  DataError, Output, PoseDataset, SyncBatchNorm, all_items, cache_folder,
-                  check_empty, crop_matrix, crop_width, decode_heatmaps, expecting,
+                  DataError, Output, PictureError, PoseDataset, SyncBatchNorm, all_items,
+                  cache_folder, check_empty, crop_matrix, crop_width, decode_heatmaps, expecting,
                   free_space, image_names, in_processes, join_processes, load_dataset,
                   locked_folder, mean_of_all, my_share, open_image, processes, read_boxes,
                   read_json, remove_labels, report_sides, sentences_read, split_to_test_on,
@@ -644,6 +645,9 @@ class RunOptions:
     device: str = option(default_device(), help="The device that computes.")
     workers: int = option(4 if torch.cuda.is_available() else 0, least=0,
         help="The number of processes that cut out crops.")
+    patience: int = option(30, least=1,
+        help="Of several processes of torchrun one may be stopped: the run ends if it has not "
+             "answered for so many minutes.")
     # the run's folder
     cache: str = option(str(cache_folder().absolute()), type=os.path.abspath,
         help="The folder where figures and trained base models are kept.")
@@ -849,6 +853,15 @@ class Passes(torch.utils.data.Dataset):
 
 
 GO_ON = "once the pictures are there, --resume goes on from the last checkpoint"
+
+
+@contextmanager
+def as_the_run_can_go_on():
+    """An error of a picture in the block says how the run goes on."""
+    try:
+        yield
+    except PictureError as error:
+        raise DataError(f"{error}; {GO_ON}") from None
 
 
 def count_unread(batches, dataset):
@@ -1859,6 +1872,7 @@ PREVIEWS = 8  # people in a picture
 SOME = 100    # people to validate with
 
 
+@as_the_run_can_go_on()
 def validation(stage, model, test, texts, workers):
     """The number that is measured while a stage trains; NaN where nothing is labelled.
 
@@ -1879,6 +1893,7 @@ def validation(stage, model, test, texts, workers):
 
 # ---------------------------------------------------------------------------------------- of VLPose
 
+@as_the_run_can_go_on()
 def compare_poses(base, adapted, texts, tests, run):
     """Keeps the adapted model, prints and keeps a table of it and the original, draws their poses.
 
@@ -2012,6 +2027,7 @@ def some_of_each_domain(dataset, models, count):
 
 # ------------------------------------------------------------------------------------- of alignment
 
+@as_the_run_can_go_on()
 def compare_pck(models, stylist, data, run):
     """Keeps the models and a table of them, prints it, and draws what they predict.
 
@@ -2301,8 +2317,8 @@ def has_bf16(device):
 
 
 # What may be other than before when a run goes on.
-MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "resume", "strict",
-              "cache")
+MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "patience", "resume",
+              "strict", "cache")
 
 
 def resumed(folder, argv):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
 import data
@@ -687,15 +687,22 @@ if __name__ == "__main__":
     assert ended.returncode in (1, 2) and "this picture is broken" in ended.stderr
 
 
-def test_a_process_that_cuts_crops_and_was_stopped_ends_the_run_with_a_remedy(
+def test_a_process_that_cuts_crops_and_was_stopped_ends_the_run_with_its_picture_and_a_remedy(
         cache, tmp_path, capsys, monkeypatch):
+    def stop(image, *_):
+        os.kill(os.getpid(), signal.SIGSTOP)
     monkeypatch.setattr(data, "SILENCE", 2)
-    monkeypatch.setattr(Passes, "__getitem__",
-                        lambda self, position: os.kill(os.getpid(), signal.SIGSTOP))
-    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", "--workers",
-                        "1")) == 2
-    assert "timed out after 2 seconds; a process that cuts crops does not answer: was it stopped" \
-        in error_of(capsys)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", stop)
+    files = load_dataset("figures#photo", "train", cache).files
+    with pytest.raises(RuntimeError, match="timed out after 2 seconds") as error:
+        list(DataLoader([data.open_image], collate_fn=lambda opened: opened[0](files[3]),
+                        **data.in_processes(1)))
+    worker, = multiprocessing.active_children()
+    assert eval.fail(error.value) == 2
+    said = error_of(capsys)
+    assert f"2 seconds; process {worker.pid} was reading {files[3]}; a process that cuts crops " \
+        "does not answer: was it stopped" in said
+    assert not multiprocessing.active_children()
 
 
 def test_a_step_that_does_not_end_after_a_signal_is_given_up(cache, tmp_path, monkeypatch):
@@ -733,7 +740,9 @@ def test_after_a_signal_validation_and_saving_take_as_long_as_they_want(
     assert vlpose.read_file(tmp_path / "run" / "adapt.checkpoint.pth")["step"] == 1
 
 
-def test_the_process_after_a_stopped_one_is_named_and_ends_the_program(monkeypatch, capfd):
+@pytest.mark.parametrize("patience", [1, 12, train.VLPoseOptions.patience])
+def test_the_process_after_a_stopped_one_names_it_and_ends_the_program(
+        monkeypatch, capfd, patience):
     beats = {"beats of 0": 7, "beats of 1": 5}
     class Store:
         def __init__(self, *_, **__): pass
@@ -750,10 +759,12 @@ def test_the_process_after_a_stopped_one_is_named_and_ends_the_program(monkeypat
     monkeypatch.setattr(data.time, "sleep", lambda _: None)
     monkeypatch.setattr(data.os, "_exit", end)
     with pytest.raises(SystemExit):
-        data.watch_next(0, 2)
-    said = capfd.readouterr().err.splitlines()
+        data.watch_next(0, 2, patience)
+    *said, last = capfd.readouterr().err.splitlines()
     assert said == [f"process 1 has not answered for {minutes} minutes"
-                    for minutes in (5, 10, 15, 20, 25, 30)]
+                    for minutes in range(5, patience, 5)]
+    assert last == (f"error: process 1 has not answered for {patience} minutes; --patience waits "
+                    "longer")
 
 
 def test_rank_left_in_the_environment_makes_no_program_silent(monkeypatch, capsys):
@@ -1259,9 +1270,13 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_option(
     assert "--cache or POSEBRIDGE_HOME name another folder" in error_of(capsys)
 
 
-@pytest.mark.parametrize("stage, step", [("base", 2), ("adapt", 2), ("base", 4)])
+@pytest.mark.parametrize("make, stage, step, more", [
+    (command, "base", 2, []), (command, "adapt", 2, []), (command, "base", 4, []),
+    (command, "adapt", 2, ["--validate-every", "1"]),                       # in a validation
+    (command, "adapt", 2, ["--validate-every", "1", "--select", "best", "--workers", "1"]),
+    (command, "adapt", 6, []), (uda_command, "adapt", 4, [])])              # in the last tables
 def test_pictures_that_vanish_end_the_run_with_a_line_that_says_how_to_go_on(
-        cache, tmp_path, monkeypatch, capsys, stage, step):
+        cache, tmp_path, monkeypatch, capsys, make, stage, step, more):
     def remove(self, at, done, *rest, plain=train.Run.after_step):
         if (at.name, done) == (stage, step):
             shutil.rmtree(tmp_path / "cache")
@@ -1269,9 +1284,9 @@ def test_pictures_that_vanish_end_the_run_with_a_line_that_says_how_to_go_on(
     monkeypatch.setattr(train.Run, "after_step", remove)
     own = tmp_path / "cache"
     shutil.copytree(cache / train.FIGURES, own / train.FIGURES)
-    assert main(command(own, tmp_path / "run")) == 2
+    assert main(make(own, tmp_path / "run", *more)) == 2
     said = error_of(capsys)
-    assert ".jpg: " in said and "--resume goes on from the last checkpoint" in said
+    assert ".jpg: " in said and said.count("--resume goes on from the last checkpoint") == 1
 
 
 def test_a_runs_folder_that_is_removed_is_made_anew_and_can_go_on(
