@@ -2618,7 +2618,9 @@ def join_processes(options):
     # While the first process draws, downloads or saves, the others wait. If one fails, torchrun
     # ends them all.
     wait = timedelta(days=1)
-    store, rank, world = next(dist.rendezvous("env://", timeout=wait))
+    meeting = dist.rendezvous("env://", timeout=timedelta(minutes=options.patience))
+    store, rank, world = next(meeting)
+    store.set_timeout(wait)
     backend = "nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
     arguments = rank, world, options.patience

@@ -622,7 +622,7 @@ class ModelOptions:
              "it is many times slower with it.")
     accumulate: int = option(1, least=1,
         help="Each batch is computed in so many parts, which saves memory.")
-    seed: int = option(0, least=0, help="The seed for all random numbers.")
+    seed: int = option(0, least=0, most=10 ** 12, help="The seed for all random numbers.")
 
 
 @dataclass
@@ -2359,7 +2359,9 @@ def resumed(folder, argv):
             raise DataError(f"{config}: began with {flag_of(name)} {value}, which is not there now")
         if inputs_now[name] != then:
             raise DataError(f"{config}: began with other content of {flag_of(name)} {value}")
-    processes_now = int(os.environ.get("WORLD_SIZE", 1))
+    processes_now = 1
+    if "LOCAL_RANK" in os.environ:  # torchrun has started this program
+        processes_now = int(os.environ.get("WORLD_SIZE", 1))
     if processes_now != processes_then:
         print(f"{folder}: goes on with another number of processes, {processes_now}: not to the "
               "last digit")

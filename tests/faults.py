@@ -474,7 +474,7 @@ def hang(args, home):
         "checkpoint of a run": ("adapt.checkpoint.pth",
                                 [ROOT / "train.py", "--resume", home / "run", "--steps", "6"]),
         "model": ("pipe.json", poses(fifo, "circle/whole.jpg")),
-        "picture": ("pipe.jpg", poses(model, "album/pipe.jpg")),
+        "picture": ("found none that can be read", poses(model, "album/pipe.jpg")),
         "folder with a pipe": (None, poses(model, "album")),
         "links in circles": (None, poses(model, "circle/**/*.jpg")),
         "stopped process for crops": ("was it stopped", [

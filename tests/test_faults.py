@@ -8,12 +8,14 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zipfile
 from contextlib import nullcontext
 from dataclasses import fields
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -823,12 +825,35 @@ def test_a_run_that_lacked_memory_goes_on_with_checkpointing(copy):
     assert main(["--resume", str(copy), "--checkpointing"]) == 0
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_going_on_with_another_number_of_processes_is_said(copy, monkeypatch, capsys, processes):
-    monkeypatch.setenv("WORLD_SIZE", str(processes))  # as torchrun sets it
+@pytest.mark.parametrize("of_torchrun, processes", [(True, 1), (True, 2), (False, 2)])
+def test_going_on_with_another_number_of_processes_is_said(
+        copy, monkeypatch, capsys, of_torchrun, processes):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))  # as torchrun sets it, or left by a cluster
+    if of_torchrun:
+        monkeypatch.setenv("LOCAL_RANK", "0")
     train.parse_options(["--resume", str(copy)])
     said = "goes on with another number of processes, 2" in capsys.readouterr().out
-    assert said == (processes == 2)
+    assert said == (of_torchrun and processes == 2)
+
+
+def test_what_torchrun_has_left_in_the_environment_does_not_hang_a_program(
+        cache, tmp_path, monkeypatch, capfd):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    left = {"LOCAL_RANK": "0", "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port)}
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(data, "timedelta", lambda minutes=0, days=0: timedelta(seconds=2))
+    assert main(command(cache, tmp_path / "run")) == 2
+    assert "torchrun does not answer" in error_of(capfd)
+
+
+def test_a_seed_that_no_generator_takes_is_refused(capsys):
+    assert main(["--seed", str(10 ** 12 + 1)]) == 2
+    assert "--seed: expected an integer from 0 to 1000000000000" in error_of(capsys)
+    data.seed_step(10 ** 12 * 10 ** 6 + 10 ** 6)
 
 
 def test_a_base_that_was_computed_in_parts_is_not_taken_for_one_that_was_not(cache, tmp_path):
