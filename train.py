@@ -401,6 +401,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import weakref
 from contextlib import contextmanager
@@ -1426,7 +1427,8 @@ class Signals:
     """What Ctrl-C and its like do: the first one lets a step of training end and be saved.
 
     Between the stages, and the second time, they end the program at once; so does a step that takes
-    too long after the first one. Only the first process listens, for the others end with it.
+    too long after the first one. Only the first process listens, for the others end with it; and
+    only in the main thread, for Python allows no other one to.
     """
 
     def __init__(self, folder):
@@ -1435,6 +1437,8 @@ class Signals:
         self.received = 0           # the signal's number
         self.is_in_step = True      # and not in the validation or the saving after a step
         rank, _ = processes()
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in SIGNALS:
             if rank > 0:
                 signal.signal(number, signal.SIG_IGN)
@@ -1487,7 +1491,8 @@ def code_hash(path):
 
 MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
 # {file: hash of its code} when the program starts: this code runs, even if a file is edited later.
-CODE = {name: code_hash(Path(__file__).parent / name) for name in MODULES}
+HERE = Path(__file__).resolve().parent  # also if the program was started by a link to it
+CODE = {name: code_hash(HERE / name) for name in MODULES}
 
 # Options of these classes are not in the key: most of them cannot change a cached model. Those that
 # can are in the key as their effect: the data, the probability of a restyling, and the weights of

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from contextlib import nullcontext
@@ -848,6 +849,23 @@ def test_what_torchrun_has_left_in_the_environment_does_not_hang_a_program(
     monkeypatch.setattr(data, "timedelta", lambda minutes=0, days=0: timedelta(seconds=2))
     assert main(command(cache, tmp_path / "run")) == 2
     assert "torchrun does not answer" in error_of(capfd)
+
+
+def test_a_program_can_be_started_by_a_link_to_it(cache, tmp_path):
+    for script in ("train.py", "eval.py"):
+        (tmp_path / script).symlink_to(ROOT / script)
+        ended = subprocess.run([sys.executable, tmp_path / script, "--help"], capture_output=True,
+                               text=True)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_training_may_run_in_a_thread(run, cache, tmp_path):
+    ended = []
+    argv = command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")
+    thread = threading.Thread(target=lambda: ended.append(main(argv)))
+    thread.start()
+    thread.join()
+    assert ended == [0] and results_of(tmp_path / "run") == results_of(run / "run")
 
 
 def test_a_seed_that_no_generator_takes_is_refused(capsys):
