@@ -156,7 +156,7 @@ def kinds_of(home):
 
     def configured(chance):
         changed = dict(contents)
-        for part in ("config", "options", "skeleton", "about", "num_keypoints"):
+        for part in ("format", "about", "config", "skeleton", "options"):
             if chance.random() < 0.5:
                 changed[part] = broken_tree(contents[part], chance)
         return saved(lambda f: torch.save(changed, f))

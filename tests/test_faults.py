@@ -1,4 +1,5 @@
 """What must hold when something goes wrong: nothing is lost, and nothing is silently wrong."""
+import argparse
 import errno
 import io
 import json
@@ -1424,3 +1425,15 @@ def test_an_error_is_one_line_of_readable_length_that_names_the_file(capsys):
 def test_the_trials_tell_how_a_program_has_ended(program, name, verdict):
     status, said, _ = faults.ended(["-c", program], seconds=3)
     assert faults.verdict_on(status, said, name) == verdict
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_the_trial_of_broken_files_has_a_file_of_each_kind(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        bad = faults.fuzz(argparse.Namespace(cases=0, seed=0, out=tmp_path), tmp_path / "home")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    *kinds, whole = capsys.readouterr().out.splitlines()[1:]
+    assert bad == 0 and len(kinds) > 15
+    assert all(kind.split()[-4] == "1" for kind in kinds) and whole.split()[1] == str(len(kinds))
