@@ -1132,7 +1132,8 @@ def folder_of(options):
 
 
 # These options may name a file, which must be the same when the run goes on.
-INPUTS = ("weights", "init", "text_weights", "style_weights", "boxes", "sentences")
+INPUTS = ("weights", "init", "text_weights", "style_encoder", "style_weights", "boxes",
+          "sentences")
 
 
 def digests_of_inputs(options):
@@ -1295,7 +1296,12 @@ class Checkpoints:
         self.best_model = folder / f"{stage.name}.best.pth"
         self.settings = asdict(replace(stage, steps=0, bf16=False))  # without what may change
         self.best = -math.inf
-        self.data = {crops.dataset.name: identity_of(crops, rows) for crops, rows in pools}
+        self.data = {}  # what the stage learns from, which stays the same
+        for crops, rows in pools:
+            people = crops.dataset
+            read = [] if people.sentences is None else people.sentences.tolist()
+            sentences = digest(json.dumps(read).encode())
+            self.data[people.name] = identity_of(crops, rows) | {"sentences": sentences}
         self.code = code  # of the program that began the stage
         self.saved = time.monotonic()
 
@@ -1376,8 +1382,9 @@ class Checkpoints:
                 raise  # the file could not be read, and may be good
             raise BadCheckpoint(str(error)) from None
         with expecting(path, f"a checkpoint of stage {self.stage.name}", BadCheckpoint):
-            for name in ("best", "optimizer", "data", "code"):  # are read later
-                state[name]
+            for name, kind in ENTRIES.items():  # they are used later
+                if not isinstance(state[name], kind):
+                    raise ValueError(f"found {name} {state[name]!r:.40}")
             shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
             step = state["step"]
             rows = state["history"]
@@ -1396,14 +1403,18 @@ class Checkpoints:
     def check_inputs(self, path, state):
         """Raises DataError if the stage began with other data, or has done too many steps."""
         for name, now in self.data.items():
-            then = state["data"][name]
-            changed = [what for what in now if now[what] != then[what]]
+            with expecting(path, f"a checkpoint of {name}"):
+                then = dict(state["data"][name])
+            changed = [what for what in now if what in then and now[what] != then[what]]
             if changed:
                 raise DataError(f"{path}: began with other {', '.join(changed)} of {name}: "
                                 "it cannot go on")
         if state["step"] > self.stage.steps:
             raise DataError(f"{path}: has done {state['step']} steps, "
                             f"more than {self.stage.steps}")
+
+
+ENTRIES = {"best": float, "optimizer": dict, "data": dict, "code": dict}  # of a checkpoint
 
 
 class BadCheckpoint(DataError):
@@ -1615,8 +1626,10 @@ def identity_of(crops, rows):
         raise DataError(f"{error.filename}: expected the pictures of {people.name}: "
                         f"{error.strerror}; {GO_ON}") from None
     labels = people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()
+    sides = people.skeleton.flip_pairs, people.skeleton.upper
     return {"people": len(rows), "files": digest(json.dumps(files).encode()),
-            "labels": digest(labels), "keypoints": list(people.skeleton.names),
+            "labels": digest(labels), "images": digest(people.image_index[rows].tobytes()),
+            "keypoints": list(people.skeleton.names), "sides": digest(repr(sides).encode()),
             "size": list(crops.size), "augmentation": asdict(crops.augmentation)}
 
 

@@ -211,7 +211,10 @@ def changed_checkpoint(change, path):
     (lambda state: state.update(history=3), "a checkpoint of stage adapt"),
     (lambda state: state["stage"].update(name="base"), "found {'name': 'base'"),
     (lambda state: state["model"].clear(), "found another model"),
-    (lambda state: state.pop("optimizer"), "found no entry 'optimizer'")])
+    (lambda state: state.pop("optimizer"), "found no entry 'optimizer'"),
+    (lambda state: state.update(best="high"), "found best 'high'"),
+    (lambda state: state.update(data=3), "found data 3"),
+    (lambda state: state.update(code=["train.py"]), "found code ['train.py']")])
 def test_a_checkpoint_that_does_not_belong_there_falls_back_to_the_one_before_it(
         run, copy, capsys, change, words):
     changed_checkpoint(change, copy / "adapt.checkpoint.pth")
@@ -280,6 +283,13 @@ def test_a_run_does_not_go_on_with_other_content_of_a_file_that_an_option_names(
     weights.unlink()
     assert main(["--resume", str(tmp_path / "run")]) == 2
     assert f"began with --weights {weights}, which is not there now" in error_of(capsys)
+
+
+@pytest.mark.parametrize("kind", [train.VLPoseOptions, train.AlignmentOptions])
+def test_the_content_of_every_file_that_an_option_may_name_is_compared(kind):
+    names = [entry.name for entry in fields(kind)
+             if entry.metadata["argument"].get("type") is eval.path_or_name]
+    assert "weights" in names and set(names) <= set(train.INPUTS)
 
 
 @pytest.mark.parametrize("inputs", [{"wings": "abc"}, ["weights"], 3])
@@ -358,7 +368,52 @@ def test_a_run_does_not_go_on_with_other_data(cache, tmp_path, capsys):
                                         if person["image_id"] in cartoons))
     path.write_text(json.dumps(contents))
     assert main(["--resume", str(tmp_path / "run")]) == 2
-    assert "adapt.checkpoint.pth: began with other people, labels of figures:" in error_of(capsys)
+    assert "adapt.checkpoint.pth: began with other people, labels, images of figures:" in error_of(
+        capsys)
+
+
+def with_one_pair(contents):
+    contents["categories"][0]["flip_pairs"] = [["left_eye", "right_eye"]]
+
+
+def with_other_descriptions(contents):
+    for image in contents["images"]:
+        image["description"] = "a portrait"
+
+
+def with_two_labels_exchanged(contents):
+    first, second, *_ = contents["annotations"]
+    first["image_id"], second["image_id"] = second["image_id"], first["image_id"]
+
+
+@pytest.mark.parametrize("change, what", [
+    (with_one_pair, "sides"), (with_other_descriptions, "sentences"),
+    (with_two_labels_exchanged, "images")])
+def test_a_run_does_not_go_on_with_annotations_of_which_anything_has_changed(
+        cache, tmp_path, capsys, change, what):
+    figures = shutil.copytree(cache / train.FIGURES, tmp_path / "figures")
+    argv = command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", "--source",
+                   f"figures:{figures}#photo", "--target", f"figures:{figures}#cartoon",
+                   "--sentences", "description")
+    assert main(argv) == 0
+    path = figures / "annotations" / "training_figures.json"
+    contents = json.loads(path.read_text("utf-8"))
+    change(contents)
+    path.write_text(json.dumps(contents))
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert f"checkpoint.pth: began with other {what} of figures:" in error_of(capsys)
+    capsys.readouterr()
+    argv[argv.index("--out") + 1] = str(tmp_path / "new")
+    assert main(argv) == 0  # what a base model learns from has no sentences
+    assert ("trained before" in capsys.readouterr().out) == (what == "sentences")
+
+
+def test_a_checkpoint_that_knows_less_of_its_data_goes_on(run, copy):
+    for path in copy.glob("*.checkpoint*.pth"):
+        changed_checkpoint(lambda state: [data.pop("sides") for data in state["data"].values()],
+                           path)
+    assert main(["--resume", str(copy)]) == 0
+    assert results_of(copy) == results_of(run / "run")
 
 
 def test_a_finished_run_is_made_longer_by_more_steps(run, copy, capsys):
