@@ -2137,6 +2137,7 @@ def read_folder(root, split):
     if (root / "boxes.json").is_file():
         rows_of_names = picture_rows(pictures.files)
         rows, boxes, _ = read_boxes(root / "boxes.json", rows_of_names, category=None)
+        report_boxes_outside(root / "boxes.json", pictures, rows, boxes)
         pictures = with_boxes(pictures, rows, boxes)
     return pictures
 
@@ -2329,6 +2330,22 @@ def read_boxes(path, rows, category=1):
     flat = (is_here & ~has_size).sum()
     report_skipped(path, flat, len(records), "boxes: they have no width or height")
     return image_index[is_used], table["bbox"][is_used], table["score"][is_used]
+
+
+def report_boxes_outside(path, dataset, rows, boxes):
+    """Says how many of a file's first thousand boxes have no part in their pictures.
+
+    rows (boxes,): of the pictures.
+    """
+    count = 0
+    for row, (left, top, width, height) in zip(rows[:COMPARED_IMAGES], boxes):
+        with suppress(PictureError):  # it is named where the pictures are read
+            right, bottom = picture_size(dataset.files[row], dataset.upright)
+            is_inside = -width < left < right and -height < top < bottom
+            count += not is_inside
+    if count:
+        report(f"{path}: {count:,} of {min(len(boxes), COMPARED_IMAGES):,} boxes lie outside "
+               "their pictures: perhaps they are for pictures of another size")
 
 
 def images_of_boxes(path, records, rows):

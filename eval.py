@@ -376,10 +376,11 @@ from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Output, Skeleto
                   below_common_folder, cache_folder, check_empty, check_unique, chosen_categories,
                   column, crop_width, domain_of, find_pictures, finite_numbers, format_if_turned,
                   found_in, ids_in, image_names, image_rows, load_dataset, locked_folder, one_line,
-                  open_image, picture_dataset, picture_rows, picture_size, read_boxes, read_columns,
-                  read_json, read_pictures, read_skeleton, report, report_sides, sentences_read,
-                  short_names, split_to_test_on, to_coco, to_rgb, with_boxes, with_sentences,
-                  with_skeleton, write_json)
+                  open_image, picture_dataset, picture_rows, picture_size, read_boxes,
+                  read_columns, read_json, read_pictures, read_skeleton, report,
+                  report_boxes_outside, report_sides, sentences_read, short_names,
+                  split_to_test_on, to_coco, to_rgb, with_boxes, with_sentences, with_skeleton,
+                  write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_pose_model, load_weights, split_choice)
 
@@ -1193,6 +1194,8 @@ def as_program(output_is_needed):
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: the next open file would get its number, 0, 1 or 2
             setattr(sys, name, open(os.devnull, encoding="utf-8"))
+    hook = sys.unraisablehook
+    sys.unraisablehook = say_nothing
     streams = sys.stdout, sys.stderr
     for stream in streams:
         if hasattr(stream, "reconfigure"):  # not in some notebooks
@@ -1208,6 +1211,7 @@ def as_program(output_is_needed):
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         sys.stdout, sys.stderr = streams
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -1215,6 +1219,10 @@ def as_program(output_is_needed):
 
 def interrupt(number, frame):
     raise KeyboardInterrupt(number)
+
+
+def say_nothing(unraisable):
+    """Takes the place of a traceback that ends nothing, such as that of a half-built object."""
 
 
 # Words of an error -> what helps. Torch raises a RuntimeError for these as it does for bugs; only
@@ -1698,6 +1706,7 @@ def with_detected_boxes(dataset, path, category, options):
     else:
         names = picture_rows(dataset.files)
     rows, boxes, scores = read_boxes(path, names, category)
+    report_boxes_outside(path, dataset, rows, boxes)
     return with_boxes(dataset, rows, boxes), scores
 
 

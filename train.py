@@ -419,9 +419,10 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, A
                   cache_folder, check_empty, crop_matrix, crop_width, decode_heatmaps, expecting,
                   free_space, image_names, in_processes, join_processes, load_dataset,
                   locked_folder, mean_of_all, my_share, open_image, processes, read_boxes,
-                  read_json, remove_labels, report_sides, sentences_read, split_to_test_on,
-                  stderr_of_all, to_coco, transform_points, unreadable, wait_for_all, warp_image,
-                  with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+                  read_json, remove_labels, report_boxes_outside, report_sides, sentences_read,
+                  split_to_test_on, stderr_of_all, to_coco, transform_points, unreadable,
+                  wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton, write_json,
+                  written_whole)
 from eval import (SIGNALS, Parser, as_program, check_device, check_options, data_spec,
                   default_device, draw_pose, evaluate_domains, evaluate_pck_grid, fail, flag_of,
                   format_table, highest_cells, option, path_or_name, pck_of_results, predict,
@@ -1685,6 +1686,7 @@ def test_in_boxes(dataset, options):
         raise DataError(f"{options.target}: expected labelled people to test on in boxes, "
                         "found none")
     rows, boxes, scores = read_boxes(options.boxes, image_names(dataset))
+    report_boxes_outside(options.boxes, dataset, rows, boxes)
     return TestSet(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
 
 

@@ -165,7 +165,7 @@ def kinds_of(home):
         (path.parent / "config.json").write_bytes(path.read_bytes())
         train.parse_options(["--resume", str(path.parent)])
 
-    options = vars(train.parse_options(["--cache", str(home)])) | {"processes": 1}
+    options = vars(train.parse_options(["--cache", str(home)])) | {"processes": 1, "inputs": {}}
     pictures = {}
     for ending in ("jpeg", "png", "webp", "bmp", "gif", "tiff"):
         with Image.open(people.files[0]) as image:

@@ -1458,6 +1458,42 @@ def test_too_few_file_handles_are_one_line_with_the_remedy(capsys):
     assert "`ulimit -n 4096` allows more" in error_of(capsys)
 
 
+class HalfBuilt:
+    """An object of torch whose end fails because its beginning has failed."""
+
+    def __del__(self):
+        raise AttributeError("_workers_status")
+
+
+def test_nothing_follows_the_line_of_an_error(cache, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        half = HalfBuilt()  # noqa: F841
+        raise OSError(errno.EMFILE, "Too many open files")
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    monkeypatch.setattr(train, "batches_of", refuse)
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 2
+    assert "`ulimit -n 4096` allows more" in error_of(capsys)
+    assert said == [] and sys.unraisablehook == said.append
+
+
+@pytest.mark.parametrize("box, outside", [
+    ((5000, 5000, 9, 9), True), ((-20, 5, 20, 9), True), ((5, 64, 9, 9), True),
+    ((-20, -20, 22, 22), False), ((63, 63, 900, 900), False)])
+def test_boxes_outside_their_pictures_are_counted(run, tmp_path, capsys, box, outside):
+    (tmp_path / "album").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "album" / "a.png")
+    boxes = [{"image_id": "a.png", "bbox": list(box), "score": 1, "category_id": 1}] * 2
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    (tmp_path / "album" / "boxes.json").write_text(json.dumps(boxes))
+    load_dataset(f"pictures:{tmp_path / 'album'}", "all")
+    assert eval.main(["--checkpoint", str(run / "run"), "--images", str(tmp_path / "album"),
+                      "--boxes", str(tmp_path / "boxes.json"), "--prompt", "none", "--out",
+                      str(tmp_path / "out"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("boxes.json: 2 of 2 boxes lie outside their pictures") == 2 * outside
+
+
 def test_an_error_is_one_line_of_readable_length_that_names_the_file(capsys):
     worker = ("Caught DataError in DataLoader worker process 0.\n"
               "Original Traceback (most recent call last):\n  File\n"
