@@ -1140,6 +1140,11 @@ def path_or_name(text):
     return os.path.abspath(source) + text.removeprefix(source)
 
 
+def sentences_or_file(text):
+    """The type of an option for sentences, or for a JSON file of them: see `with_sentences`."""
+    return path_or_name(text) if text.endswith(".json") else text
+
+
 def default_device():
     if torch.cuda.is_available():
         return "cuda"
@@ -1225,6 +1230,9 @@ def say_nothing(unraisable):
     """Takes the place of a traceback that ends nothing, such as that of a half-built object."""
 
 
+HAS_ENDED = ("another process of torchrun has ended, perhaps for want of memory; --resume goes on "
+             "from the last checkpoint")
+
 # Words of an error -> what helps. Torch raises a RuntimeError for these as it does for bugs; only
 # the words tell them apart.
 REMEDIES = {
@@ -1239,6 +1247,8 @@ REMEDIES = {
     "Too many open files": "`ulimit -n 4096` allows more, and fewer --workers need fewer",
     "trying to connect": "torchrun does not answer; if it has not started this program, `unset "
                          "LOCAL_RANK`",
+    "gloo/transport": HAS_ENDED,   # the exchange on CPUs
+    "ncclRemoteError": HAS_ENDED,  # and on GPUs
     "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # also a DataError
 

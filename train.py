@@ -426,7 +426,7 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, A
 from eval import (SIGNALS, Parser, as_program, check_device, check_options, data_spec,
                   default_device, draw_pose, evaluate_domains, evaluate_pck_grid, fail, flag_of,
                   format_table, highest_cells, option, path_or_name, pck_of_results, predict,
-                  predict_heatmaps, predict_people, report_cut)
+                  predict_heatmaps, predict_people, report_cut, sentences_or_file)
 from uda import GENTLE_VIEWS, StyleTransfer, Views, for_normalized_images
 from vlpose import (DECODERS, LARGEST_CROP, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, SIGMA_LIMITS,
                     Compute, PoseModel, ViT, WeightsError, encode_sentences, find_file,
@@ -630,7 +630,8 @@ class ModelOptions:
 @dataclass
 class RunOptions:
     """The options that both modes have for text, for the machine and for the run's folder."""
-    sentences: str = option("a photo of a {domain} character", type=path_or_name, only=READS_TEXT,
+    sentences: str = option("a photo of a {domain} character", type=sentences_or_file,
+        only=READS_TEXT,
         help="What is read of an image: a template that names its domain, a JSON file {domain: "
              "sentence}, or `description`, the image's own text.")
     per_token: bool = option(False, only=READS_TEXT,
@@ -1142,6 +1143,8 @@ def digests_of_inputs(options):
     digests = {}
     for name in INPUTS:
         source, _ = split_choice(getattr(options, name, None) or "")
+        if name == "sentences" and not source.endswith(".json"):
+            continue  # a file or folder of that name has nothing to do with it
         if source and os.path.exists(source):
             with open(find_file(source), "rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -2338,7 +2341,7 @@ def has_bf16(device):
 
 # What may be other than before when a run goes on.
 MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "patience", "resume",
-              "strict", "cache")
+              "strict", "cache", "dry_run")
 
 
 def resumed(folder, argv):
@@ -2366,13 +2369,13 @@ def resumed(folder, argv):
         began = replace(defaults, **saved)
     try:
         options = with_given(argv, began, defaults)
+        inputs_now = digests_of_inputs(options)
     except DataError as error:
         raise DataError(f"{config} and what is given now: {error}") from None
     for name, then in saved.items():
         now = getattr(options, name)
         if name not in MAY_CHANGE and now != then:
             raise DataError(f"{config}: began with {flag_of(name)} {then}, found {now}")
-    inputs_now = digests_of_inputs(options)
     for name, then in inputs_then.items():
         value = getattr(options, name)
         if name not in inputs_now:

@@ -292,6 +292,27 @@ def test_the_content_of_every_file_that_an_option_may_name_is_compared(kind):
     assert "weights" in names and set(names) <= set(train.INPUTS)
 
 
+def test_a_sentence_stays_one_where_a_file_or_a_folder_has_its_name(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "description").mkdir()
+    assert main(command(cache, tmp_path / "run", "--sentences", "description")) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
+    assert config["sentences"] == "description" and config["inputs"] == {}
+    assert train.parse_options(["--sentences", "s.json"]).sentences == "s.json"
+    (tmp_path / "s.json").write_text("{}")
+    assert train.parse_options(["--sentences", "s.json"]).sentences == str(tmp_path / "s.json")
+
+
+def test_a_folder_without_a_model_in_config_json_is_one_line_that_names_it(copy, tmp_path, capsys):
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (tmp_path / "empty").mkdir()
+    changed = config | {"weights": str(tmp_path / "empty"), "base_steps": 1650}
+    (copy / "config.json").write_text(json.dumps(changed))
+    assert main(["--resume", str(copy)]) == 2
+    assert "config.json and what is given now: " in (said := error_of(capsys))
+    assert "empty: expected the folder of a finished run" in said
+
+
 @pytest.mark.parametrize("inputs", [{"wings": "abc"}, ["weights"], 3])
 def test_inputs_in_config_json_that_are_none_are_one_line(copy, capsys, inputs):
     config = json.loads((copy / "config.json").read_text("utf-8"))
@@ -441,6 +462,13 @@ def test_what_contradicts_the_run_is_an_error(copy, capsys, more, words):
     assert json.loads((copy / "config.json").read_text("utf-8")) == config
 
 
+def test_the_plan_of_a_run_that_would_go_on_can_be_printed(copy, capsys):
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    assert main(["--resume", str(copy), "--steps", "9", "--dry-run"]) == 0
+    assert "plan: adapt: 9 steps" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in copy.iterdir()} == before
+
+
 def test_no_folder_to_resume_is_an_error(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("", "nowhere"):
@@ -453,8 +481,8 @@ def test_no_folder_to_resume_is_an_error(tmp_path, capsys, monkeypatch):
     ({"select": "worst"}, "config.json and what is given now: --select: expected one of last, best,"
      " found worst"),
     ({"wings": 2}, "config.json: expected the options of a run, found --wings"),
-    ({"seed": [1, 2]}, "config.json and what is given now: --seed: expected an integer of at least "
-     "0, found [1, 2]"),
+    ({"seed": [1, 2]}, "config.json and what is given now: --seed: expected an integer from 0 "
+     "to 1000000000000, found [1, 2]"),
     ({"steps": None}, "config.json and what is given now: expected --steps or --epochs, found neither"),
     ({"epochs": 3}, "config.json and what is given now: expected --steps or --epochs, found both"),
     ({"device": "abacus"}, "config.json and what is given now: --device: 'abacus' does not work")])
@@ -1451,6 +1479,15 @@ def test_the_first_stage_looks_for_room_for_the_whole_run(cache, tmp_path, capsy
     size = sum(tensor.nbytes for tensor in load_model(
         tmp_path / "run" / "model.pth").base.state_dict().values())
     assert asked == [("base", 3 * size), ("adapt", size)]
+
+
+@pytest.mark.parametrize("words", [
+    "[/src/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:11170: Connection reset by peer.",
+    "NCCL error in: /src/NCCLUtils.cpp:77\nncclRemoteError: A call failed possibly due to a remote "
+    "process exiting prematurely."])
+def test_a_process_whose_partner_was_killed_ends_with_one_line(capsys, words):
+    assert eval.fail(RuntimeError(words)) == 2
+    assert "another process of torchrun has ended" in error_of(capsys)
 
 
 def test_too_few_file_handles_are_one_line_with_the_remedy(capsys):
