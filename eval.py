@@ -1209,7 +1209,8 @@ def as_program(output_is_needed):
     if threading.current_thread() is threading.main_thread():  # others may not set handlers
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in handlers.items():
-        if handler == signal.SIG_DFL and "LOCAL_RANK" not in os.environ:  # torchrun ends its own
+        is_default = handler in (signal.SIG_DFL, signal.default_int_handler)
+        if is_default and "LOCAL_RANK" not in os.environ:  # torchrun ends its own
             signal.signal(number, interrupt)
     sys.stdout = Output(sys.stdout, "standard output", output_is_needed)
     sys.stderr = Output(sys.stderr, "standard error")
@@ -1223,6 +1224,7 @@ def as_program(output_is_needed):
 
 
 def interrupt(number, frame):
+    signal.signal(number, signal.SIG_IGN)  # once more, it would interrupt the end
     raise KeyboardInterrupt(number)
 
 

@@ -1006,6 +1006,7 @@ def stop_unless_finite(stage, step, loss, batches, pools):
 
 # === Appendix: the run's folder; skip on a first reading ==========================================
 
+SAME_SIGNAL = 0.5         # seconds: a terminal and a program in between may both send it
 STEP_SECONDS = 120        # a step that has not ended so long after a signal is given up
 LOG_EVERY = 50            # steps
 CHECKPOINT_EVERY = 500    # steps
@@ -1450,6 +1451,7 @@ class Signals:
         self.folder = folder
         self.wait_for_step = False  # whether a stage is training
         self.received = 0           # the signal's number
+        self.since = 0.0            # seconds of the clock, when it was received
         self.is_in_step = True      # and not in the validation or the saving after a step
         rank, _ = processes()
         if threading.current_thread() is not threading.main_thread():
@@ -1461,9 +1463,13 @@ class Signals:
                 signal.signal(number, self.receive)
 
     def receive(self, number, frame):
+        if self.received and time.monotonic() - self.since < SAME_SIGNAL:
+            return
         if self.received or not self.wait_for_step:
+            signal.signal(number, signal.SIG_IGN)  # once more, it would interrupt the end
             raise KeyboardInterrupt(self.received or number, self.folder)
         self.received = number
+        self.since = time.monotonic()
         if self.is_in_step and hasattr(signal, "alarm"):  # not on Windows
             signal.alarm(STEP_SECONDS)
 

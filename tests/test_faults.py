@@ -721,6 +721,40 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(
     assert results_of(folder) == results_of(run / "run")
 
 
+@pytest.mark.parametrize("pause, step", [(0, 3), (0.6, None)])
+def test_a_signal_that_comes_twice_is_one_but_a_later_one_ends_the_run_at_once(
+        cache, tmp_path, monkeypatch, capsys, pause, step):
+    def interrupted(self, at, done, *rest, plain=train.Run.after_step):
+        if (at.name, done) == ("base", 3):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(pause)
+        plain(self, at, done, *rest)
+    monkeypatch.setattr(train.Run, "after_step", interrupted)
+    own = own_cache(cache, tmp_path / "cache")
+    assert main(command(own, tmp_path / "run")) == 130
+    assert "stopped by SIGINT; go on with: " in capsys.readouterr().err
+    checkpoint = tmp_path / "run" / "base.checkpoint.pth"
+    assert checkpoint.exists() == (step is not None)
+    assert step is None or vlpose.read_file(checkpoint)["step"] == step
+
+
+def test_many_signals_at_once_end_a_program_with_one_line(run, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    stopped = eval.stopped
+
+    def slowly(*arguments):
+        for _ in range(9):
+            os.kill(os.getpid(), signal.SIGINT)
+        return stopped(*arguments)
+    monkeypatch.setattr(eval, "stopped", slowly)
+    monkeypatch.setattr(eval, "write_poses", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert eval.main(["--checkpoint", str(run / "run"), "--images", str(tmp_path / "a.png"),
+                      "--prompt", "none", "--out", str(tmp_path / "out")]) == 130
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGINT"
+
+
 def test_a_run_that_is_stopped_before_its_first_row_of_the_log_has_a_checkpoint(
         cache, tmp_path, monkeypatch):
     def interrupted(self, at, done, *rest, plain=train.Run.after_step):
