@@ -378,6 +378,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -1823,6 +1824,8 @@ def locate_images(path, file_names, home):
         rest = place[len(leading):]
         folder = folder_with(rest, [last_folder, *folders])
         if folder is None:
+            folder, rest = with_other_letters(rest, [last_folder, *folders])
+        if folder is None:
             folder, rest = without_leading(place, folders)
         if folder is None and row == 0:
             folder, rest = search_images(path, places[:SEARCHED_IMAGES], folders)
@@ -1853,6 +1856,20 @@ def place_below(path, file_name, top):
     while ".." in parts:
         parts = parts[parts.index("..") + 1:]
     return parts
+
+
+def with_other_letters(place, folders):
+    """The folder that has an image, and the image's place below as that folder spells the name.
+
+    Unicode has two ways to write é, one letter or two, and a Mac may have changed one into the
+    other. (None, place) if nobody has it.
+    """
+    for form in ("NFC", "NFD"):
+        spelled = tuple(unicodedata.normalize(form, part) for part in place)
+        folder = folder_with(spelled, folders)
+        if folder is not None:
+            return folder, spelled
+    return None, place
 
 
 def without_leading(place, folders):
@@ -2839,13 +2856,13 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
     Raises DataError if the folder cannot be written.
     """
     folder = Path(cache) / FIGURES
-    if folder.exists():
+    if os.path.exists(folder):  # which is False, not an error, in another user's folder
         return folder
     print(f"drawing the built-in figures into {folder}", file=sys.stderr)
     try:
         with written_whole(folder) as draft:
             write_figures(draft, counts, progress)
     except DataError as error:
-        if not folder.exists():  # otherwise another program was faster
+        if not os.path.exists(folder):  # otherwise another program was faster
             raise DataError(f"{error}; --cache or POSEBRIDGE_HOME name another folder") from None
     return folder

@@ -1160,7 +1160,7 @@ def new_folder(mode):
             folder.mkdir(parents=True)
             return folder
         except OSError as error:
-            if not folder.exists():
+            if not os.path.exists(folder):
                 raise DataError(f"{folder}: cannot be written: {error.strerror}; --out names "
                                 "another folder") from None
 

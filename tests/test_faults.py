@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import zipfile
 from contextlib import nullcontext
 from dataclasses import fields
@@ -975,6 +976,39 @@ def test_a_program_can_be_started_by_a_link_to_it(cache, tmp_path):
         ended = subprocess.run([sys.executable, tmp_path / script, "--help"], capture_output=True,
                                text=True)
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_image_is_found_whichever_way_its_accents_are_spelled(tmp_path, forms):
+    named, stored = (unicodedata.normalize(form, "Zoë/José.jpg") for form in forms)
+    (tmp_path / stored).parent.mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / stored)
+    content = {"images": [{"id": 1, "file_name": named}],
+               "categories": [{"id": 1, "name": "person"}],
+               "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 9, 9],
+                                "keypoints": [5, 5, 2] * 17}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    dataset = load_dataset(f"coco:{tmp_path / 'a.json'}", "all")
+    assert named != stored and os.path.samefile(dataset.files[0], tmp_path / stored)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="changes the user")
+def test_a_folder_of_another_user_is_an_error_that_names_the_option(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o700)
+    program = f"""import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import data, train
+os.chdir({str(tmp_path / 'closed')!r})
+os.setuid(65534)
+from eval import fail
+for make in (lambda: train.new_folder("vlpose"), lambda: data.draw_figures("cache")):
+    try: make()
+    except Exception as error: fail(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 2 and "--out names another folder" in said[0]
+    assert "--cache or POSEBRIDGE_HOME name another folder" in said[1]
 
 
 def test_a_training_may_run_in_a_thread(run, cache, tmp_path):
