@@ -2306,9 +2306,10 @@ def with_given(argv, options, defaults):
     check_device(options.device)
     if options.source == options.target and not options.weights:
         raise DataError(f"--source {options.source}: expected other data than --target")
-    if options.mode == "vlpose" and options.test == options.target:
+    is_vlpose = isinstance(options, VLPoseOptions)  # whatever --mode is given with --resume
+    if is_vlpose and options.test == options.target:
         raise DataError(f"--test {options.test}: expected other data than --target")
-    if options.mode == "vlpose":
+    if is_vlpose:
         keep_the_given(options, given, "steps", "epochs")
         keep_the_given(options, given, "base_steps", "base_epochs")
     elif options.source == "none":

@@ -463,6 +463,13 @@ def test_what_contradicts_the_run_is_an_error(copy, capsys, more, words):
     assert json.loads((copy / "config.json").read_text("utf-8")) == config
 
 
+def test_a_run_of_alignment_does_not_go_on_as_one_of_vlpose(tmp_path, capsys):
+    options = train.parse_options(["--mode", "uda"])
+    train.write_json(tmp_path / "config.json", vars(options) | {"processes": 1, "inputs": {}})
+    assert main(["--resume", str(tmp_path), "--mode", "vlpose"]) == 2
+    assert "config.json: began with --mode uda, found vlpose" in error_of(capsys)
+
+
 def test_the_plan_of_a_run_that_would_go_on_can_be_printed(copy, capsys):
     before = {path: path.read_bytes() for path in copy.iterdir()}
     assert main(["--resume", str(copy), "--steps", "9", "--dry-run"]) == 0
