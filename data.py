@@ -2653,7 +2653,12 @@ def join_processes(options):
     # ends them all.
     wait = timedelta(days=1)
     meeting = dist.rendezvous("env://", timeout=timedelta(minutes=options.patience))
-    store, rank, world = next(meeting)
+    try:
+        store, rank, world = next(meeting)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"the processes of torchrun have not met: {reason}; if torchrun has not "
+                        "started this program, `unset LOCAL_RANK`") from None
     store.set_timeout(wait)
     backend = "nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)

@@ -1247,8 +1247,6 @@ REMEDIES = {
                             "disk or a network drive away? --workers 0 waits as long as it takes",
     "shared memory": "--workers 0 needs none; docker run --shm-size 2g gives more",
     "Too many open files": "`ulimit -n 4096` allows more, and fewer --workers need fewer",
-    "trying to connect": "torchrun does not answer; if it has not started this program, `unset "
-                         "LOCAL_RANK`",
     "gloo/transport": HAS_ENDED,   # the exchange on CPUs
     "ncclRemoteError": HAS_ENDED,  # and on GPUs
     "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
