@@ -987,12 +987,11 @@ def test_what_torchrun_has_left_in_the_environment_does_not_hang_a_program(
     assert "the processes of torchrun have not met: " in said and "`unset LOCAL_RANK`" in said
 
 
-def test_a_program_can_be_started_by_a_link_to_it(cache, tmp_path):
-    for script in ("train.py", "eval.py"):
-        (tmp_path / script).symlink_to(ROOT / script)
-        ended = subprocess.run([sys.executable, tmp_path / script, "--help"], capture_output=True,
-                               text=True)
-        assert (ended.returncode, ended.stderr) == (0, "")
+def test_a_program_can_be_started_by_a_link_to_it(tmp_path):
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    ended = subprocess.run([sys.executable, tmp_path / "train.py", "--help"], capture_output=True,
+                           text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
