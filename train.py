@@ -648,7 +648,7 @@ class RunOptions:
     device: str = option(default_device(), help="The device that computes.")
     workers: int = option(4 if torch.cuda.is_available() else 0, least=0,
         help="The number of processes that cut out crops.")
-    patience: int = option(30, least=1,
+    patience: int = option(30, least=1, most=100_000,
         help="Of several processes of torchrun one may be stopped: the run ends if it has not "
              "answered for so many minutes.")
     # the run's folder
