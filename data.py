@@ -378,6 +378,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -636,7 +637,7 @@ def image_endings():
 
 @contextmanager
 def image_file(file):
-    """An open Pillow image. Raises DataError if it cannot be opened, or decoded in the block."""
+    """An open Pillow image. Raises PictureError if it cannot be opened, or decoded in the block."""
     check_regular(file)
     try:
         with Image.open(file, formats=image_formats()) as image:
@@ -647,13 +648,13 @@ def image_file(file):
                                  "`eval.py --large` reads more than 100 million")
             yield image
     except FileNotFoundError:
-        raise DataError(f"{file}: no such image") from None
+        raise PictureError(f"{file}: no such image") from None
     except Image.DecompressionBombError as error:
         remedy = "`eval.py --large` reads it"
-        raise DataError(f"{file}: not a readable image: {error}; {remedy}") from None
+        raise PictureError(f"{file}: not a readable image: {error}; {remedy}") from None
     except Exception as error:  # odd pictures, and odd EXIF, make Pillow raise almost anything
         reason = str(error) or type(error).__name__  # a MemoryError has no words
-        raise DataError(f"{file}: not a readable image: {reason}") from None
+        raise PictureError(f"{file}: not a readable image: {reason}") from None
 
 
 def open_image(file, max_shrink=1.0, upright=False, kept=None):
@@ -839,10 +840,15 @@ class DataError(ValueError):
     def __str__(self):
         text = super().__str__()
         # An error of a process that cuts crops comes with that process's traceback before it.
-        causes = [line for line in text.splitlines() if line.startswith("data.DataError: ")]
+        prefix = f"{type(self).__module__}.{type(self).__name__}: "
+        causes = [line for line in text.splitlines() if line.startswith(prefix)]
         if causes:
-            text = causes[-1].removeprefix("data.DataError: ")
+            text = causes[-1].removeprefix(prefix)
         return one_line(text)
+
+
+class PictureError(DataError):
+    """A picture that is not there or cannot be read."""
 
 
 def one_line(text):
@@ -1818,6 +1824,8 @@ def locate_images(path, file_names, home):
         rest = place[len(leading):]
         folder = folder_with(rest, [last_folder, *folders])
         if folder is None:
+            folder, rest = with_other_letters(rest, [last_folder, *folders])
+        if folder is None:
             folder, rest = without_leading(place, folders)
         if folder is None and row == 0:
             folder, rest = search_images(path, places[:SEARCHED_IMAGES], folders)
@@ -1848,6 +1856,20 @@ def place_below(path, file_name, top):
     while ".." in parts:
         parts = parts[parts.index("..") + 1:]
     return parts
+
+
+def with_other_letters(place, folders):
+    """The folder that has an image, and the image's place below as that folder spells the name.
+
+    Unicode has two ways to write é, one letter or two, and a Mac may have changed one into the
+    other. (None, place) if nobody has it.
+    """
+    for form in ("NFC", "NFD"):
+        spelled = tuple(unicodedata.normalize(form, part) for part in place)
+        folder = folder_with(spelled, folders)
+        if folder is not None:
+            return folder, spelled
+    return None, place
 
 
 def without_leading(place, folders):
@@ -2132,6 +2154,7 @@ def read_folder(root, split):
     if (root / "boxes.json").is_file():
         rows_of_names = picture_rows(pictures.files)
         rows, boxes, _ = read_boxes(root / "boxes.json", rows_of_names, category=None)
+        report_boxes_outside(root / "boxes.json", pictures, rows, boxes)
         pictures = with_boxes(pictures, rows, boxes)
     return pictures
 
@@ -2324,6 +2347,22 @@ def read_boxes(path, rows, category=1):
     flat = (is_here & ~has_size).sum()
     report_skipped(path, flat, len(records), "boxes: they have no width or height")
     return image_index[is_used], table["bbox"][is_used], table["score"][is_used]
+
+
+def report_boxes_outside(path, dataset, rows, boxes):
+    """Says how many of a file's first thousand boxes have no part in their pictures.
+
+    rows (boxes,): of the pictures.
+    """
+    count = 0
+    for row, (left, top, width, height) in zip(rows[:COMPARED_IMAGES], boxes):
+        with suppress(PictureError):  # it is named where the pictures are read
+            right, bottom = picture_size(dataset.files[row], dataset.upright)
+            is_inside = -width < left < right and -height < top < bottom
+            count += not is_inside
+    if count:
+        report(f"{path}: {count:,} of {min(len(boxes), COMPARED_IMAGES):,} boxes lie outside "
+               "their pictures: perhaps they are for pictures of another size")
 
 
 def images_of_boxes(path, records, rows):
@@ -2613,22 +2652,30 @@ def join_processes(options):
     # While the first process draws, downloads or saves, the others wait. If one fails, torchrun
     # ends them all.
     wait = timedelta(days=1)
-    store, rank, world = next(dist.rendezvous("env://", timeout=wait))
+    meeting = dist.rendezvous("env://", timeout=timedelta(minutes=options.patience))
+    try:
+        store, rank, world = next(meeting)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"the processes of torchrun have not met: {reason}; if torchrun has not "
+                        "started this program, `unset LOCAL_RANK`") from None
+    store.set_timeout(wait)
     backend = "nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
-    threading.Thread(target=watch_next, args=(rank, world), daemon=True).start()
+    arguments = rank, world, options.patience
+    threading.Thread(target=watch_next, args=arguments, daemon=True).start()
     return store
 
 
-SILENCE = 300     # seconds after which it is said that a process does not answer
-PATIENCE = 1800   # seconds after which the program ends then
+SILENCE = 300  # seconds after which it is said that a process does not answer
 
 
-def watch_next(rank, world):
-    """Says if the process after this one does not answer, and ends the program in the end.
+def watch_next(rank, world, patience):
+    """Says if the process after this one does not answer, and ends the program after a while.
 
     A process may hang or have been stopped; the others would wait for it for a day. So each one
     counts in a store, from a thread of its own, and looks whether the next one does.
+    patience: the minutes after which the program ends.
     """
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
                           is_master=False)
@@ -2641,11 +2688,12 @@ def watch_next(rank, world):
         # Seconds are counted in pauses: a job that was stopped as a whole may go on.
         silent = silent + pause if count == counted else 0
         counted = count
-        if silent and silent % SILENCE == 0:
-            print(f"process {following} has not answered for {silent // 60} minutes",
-                  file=stderr_of_all())
-        if silent >= PATIENCE:
+        message = f"process {following} has not answered for {silent // 60} minutes"
+        if silent >= 60 * patience:
+            print(f"error: {message}; --patience waits longer", file=stderr_of_all())
             os._exit(2)  # torchrun ends the others
+        if silent and silent % SILENCE == 0:
+            print(message, file=stderr_of_all())
         time.sleep(pause)
 
 
@@ -2813,13 +2861,13 @@ def draw_figures(cache, counts=FIGURE_COUNTS):
     Raises DataError if the folder cannot be written.
     """
     folder = Path(cache) / FIGURES
-    if folder.exists():
+    if os.path.exists(folder):  # which is False, not an error, in another user's folder
         return folder
     print(f"drawing the built-in figures into {folder}", file=sys.stderr)
     try:
         with written_whole(folder) as draft:
             write_figures(draft, counts, progress)
     except DataError as error:
-        if not folder.exists():  # otherwise another program was faster
+        if not os.path.exists(folder):  # otherwise another program was faster
             raise DataError(f"{error}; --cache or POSEBRIDGE_HOME name another folder") from None
     return folder

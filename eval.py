@@ -376,10 +376,11 @@ from data import (BOX, FARTHEST, ID, NUMBER, SKELETONS, UNNAMED, Output, Skeleto
                   below_common_folder, cache_folder, check_empty, check_unique, chosen_categories,
                   column, crop_width, domain_of, find_pictures, finite_numbers, format_if_turned,
                   found_in, ids_in, image_names, image_rows, load_dataset, locked_folder, one_line,
-                  open_image, picture_dataset, picture_rows, picture_size, read_boxes, read_columns,
-                  read_json, read_pictures, read_skeleton, report, report_sides, sentences_read,
-                  short_names, split_to_test_on, to_coco, to_rgb, with_boxes, with_sentences,
-                  with_skeleton, write_json)
+                  open_image, picture_dataset, picture_rows, picture_size, read_boxes,
+                  read_columns, read_json, read_pictures, read_skeleton, report,
+                  report_boxes_outside, report_sides, sentences_read, short_names,
+                  split_to_test_on, to_coco, to_rgb, with_boxes, with_sentences, with_skeleton,
+                  write_json)
 from vlpose import (DETECTORS, PUBLIC_FILES, VLPose, encode_sentences, load_clip_text, load_model,
                     load_pose_model, load_weights, split_choice)
 
@@ -1139,6 +1140,11 @@ def path_or_name(text):
     return os.path.abspath(source) + text.removeprefix(source)
 
 
+def sentences_or_file(text):
+    """The type of an option for sentences, or for a JSON file of them: see `with_sentences`."""
+    return path_or_name(text) if text.endswith(".json") else text
+
+
 def default_device():
     if torch.cuda.is_available():
         return "cuda"
@@ -1193,6 +1199,8 @@ def as_program(output_is_needed):
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: the next open file would get its number, 0, 1 or 2
             setattr(sys, name, open(os.devnull, encoding="utf-8"))
+    hook = sys.unraisablehook
+    sys.unraisablehook = say_nothing
     streams = sys.stdout, sys.stderr
     for stream in streams:
         if hasattr(stream, "reconfigure"):  # not in some notebooks
@@ -1201,21 +1209,31 @@ def as_program(output_is_needed):
     if threading.current_thread() is threading.main_thread():  # others may not set handlers
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in handlers.items():
-        if handler == signal.SIG_DFL and "LOCAL_RANK" not in os.environ:  # torchrun ends its own
+        is_default = handler in (signal.SIG_DFL, signal.default_int_handler)
+        if is_default and "LOCAL_RANK" not in os.environ:  # torchrun ends its own
             signal.signal(number, interrupt)
     sys.stdout = Output(sys.stdout, "standard output", output_is_needed)
     sys.stderr = Output(sys.stderr, "standard error")
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         sys.stdout, sys.stderr = streams
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def interrupt(number, frame):
+    signal.signal(number, signal.SIG_IGN)  # once more, it would interrupt the end
     raise KeyboardInterrupt(number)
 
+
+def say_nothing(unraisable):
+    """Takes the place of a traceback that ends nothing, such as that of a half-built object."""
+
+
+HAS_ENDED = ("another process of torchrun has ended, perhaps for want of memory; --resume goes on "
+             "from the last checkpoint")
 
 # Words of an error -> what helps. Torch raises a RuntimeError for these as it does for bugs; only
 # the words tell them apart.
@@ -1226,23 +1244,44 @@ REMEDIES = {
     "DataLoader worker (pid": "a process that cuts crops has died, perhaps for want of memory: "
                               "fewer --workers",
     "DataLoader timed out": "a process that cuts crops does not answer: was it stopped, or is a "
-                            "disk or a network drive away?",
+                            "disk or a network drive away? --workers 0 waits as long as it takes",
     "shared memory": "--workers 0 needs none; docker run --shm-size 2g gives more",
     "Too many open files": "`ulimit -n 4096` allows more, and fewer --workers need fewer",
+    "gloo/transport": HAS_ENDED,   # the exchange on CPUs
+    "ncclRemoteError": HAS_ENDED,  # and on GPUs
     "</torch_": "perhaps /dev/shm is full: --workers 0 does not use it"}
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, MemoryError)  # also a DataError
 
 
 def fail(error):
     """Says in one line what is wrong, and returns the exit status. An unexpected error goes on."""
+    reading = read_by_workers() if "DataLoader timed out" in str(error) else []
     kill_workers()
     if isinstance(error, KeyboardInterrupt):
         return stopped(*error.args)
     remedies = [remedy for words, remedy in REMEDIES.items() if words in str(error)]
     if not remedies and not isinstance(error, EXPECTED_ERRORS):
         raise error
-    print("; ".join([f"error: {line_of(error)}", *remedies]), file=sys.stderr)
+    print("; ".join([f"error: {line_of(error)}", *reading, *remedies]), file=sys.stderr)
     return 2
+
+
+def read_by_workers():
+    """"process 123 was reading a.jpg" of each process that cuts crops, as far as Linux tells."""
+    found = []
+    for child in multiprocessing.active_children():
+        for file in sorted(open_files(child.pid) - open_files("self")):
+            found.append(f"process {child.pid} was reading {one_line(file)}")
+    return found
+
+
+def open_files(process):
+    """The paths of the files that a process has open. No file is touched: its disk may hang."""
+    files = set()
+    for link in Path(f"/proc/{process}/fd").glob("*"):
+        with suppress(OSError):  # it has just been closed
+            files.add(os.readlink(link))
+    return {file for file in files if file.startswith("/") and not file.startswith("/dev/")}
 
 
 def kill_workers():
@@ -1677,6 +1716,7 @@ def with_detected_boxes(dataset, path, category, options):
     else:
         names = picture_rows(dataset.files)
     rows, boxes, scores = read_boxes(path, names, category)
+    report_boxes_outside(path, dataset, rows, boxes)
     return with_boxes(dataset, rows, boxes), scores
 
 

@@ -392,6 +392,7 @@ def adapt(stage, student, restyle, data, pools, run):
 
 # === Appendix: the options of both modes; skip on a first reading =================================
 
+import ast
 import hashlib
 import inspect
 import itertools
@@ -400,8 +401,10 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import weakref
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -412,17 +415,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, Augmentation, Crops,
-                  DataError, Output, PoseDataset, SyncBatchNorm, all_items, cache_folder,
-                  check_empty, crop_matrix, crop_width, decode_heatmaps, expecting,
+                  DataError, Output, PictureError, PoseDataset, SyncBatchNorm, all_items,
+                  cache_folder, check_empty, crop_matrix, crop_width, decode_heatmaps, expecting,
                   free_space, image_names, in_processes, join_processes, load_dataset,
                   locked_folder, mean_of_all, my_share, open_image, processes, read_boxes,
-                  read_json, remove_labels, report_sides, sentences_read, split_to_test_on,
-                  stderr_of_all, to_coco, transform_points, unreadable, wait_for_all, warp_image,
-                  with_boxes, with_sentences, with_skeleton, write_json, written_whole)
+                  read_json, remove_labels, report_boxes_outside, report_sides, sentences_read,
+                  split_to_test_on, stderr_of_all, to_coco, transform_points, unreadable,
+                  wait_for_all, warp_image, with_boxes, with_sentences, with_skeleton, write_json,
+                  written_whole)
 from eval import (SIGNALS, Parser, as_program, check_device, check_options, data_spec,
                   default_device, draw_pose, evaluate_domains, evaluate_pck_grid, fail, flag_of,
                   format_table, highest_cells, option, path_or_name, pck_of_results, predict,
-                  predict_heatmaps, predict_people, report_cut)
+                  predict_heatmaps, predict_people, report_cut, sentences_or_file)
 from uda import GENTLE_VIEWS, StyleTransfer, Views, for_normalized_images
 from vlpose import (DECODERS, LARGEST_CROP, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, SIGMA_LIMITS,
                     Compute, PoseModel, ViT, WeightsError, encode_sentences, find_file,
@@ -620,13 +624,14 @@ class ModelOptions:
              "it is many times slower with it.")
     accumulate: int = option(1, least=1,
         help="Each batch is computed in so many parts, which saves memory.")
-    seed: int = option(0, least=0, help="The seed for all random numbers.")
+    seed: int = option(0, least=0, most=10 ** 12, help="The seed for all random numbers.")
 
 
 @dataclass
 class RunOptions:
     """The options that both modes have for text, for the machine and for the run's folder."""
-    sentences: str = option("a photo of a {domain} character", type=path_or_name, only=READS_TEXT,
+    sentences: str = option("a photo of a {domain} character", type=sentences_or_file,
+        only=READS_TEXT,
         help="What is read of an image: a template that names its domain, a JSON file {domain: "
              "sentence}, or `description`, the image's own text.")
     per_token: bool = option(False, only=READS_TEXT,
@@ -643,6 +648,9 @@ class RunOptions:
     device: str = option(default_device(), help="The device that computes.")
     workers: int = option(4 if torch.cuda.is_available() else 0, least=0,
         help="The number of processes that cut out crops.")
+    patience: int = option(30, least=1, most=100_000,
+        help="Of several processes of torchrun one may be stopped: the run ends if it has not "
+             "answered for so many minutes.")
     # the run's folder
     cache: str = option(str(cache_folder().absolute()), type=os.path.abspath,
         help="The folder where figures and trained base models are kept.")
@@ -850,6 +858,15 @@ class Passes(torch.utils.data.Dataset):
 GO_ON = "once the pictures are there, --resume goes on from the last checkpoint"
 
 
+@contextmanager
+def as_the_run_can_go_on():
+    """An error of a picture in the block says how the run goes on."""
+    try:
+        yield
+    except PictureError as error:
+        raise DataError(f"{error}; {GO_ON}") from None
+
+
 def count_unread(batches, dataset):
     """The batches; prints the name of each picture that could not be read.
 
@@ -989,6 +1006,7 @@ def stop_unless_finite(stage, step, loss, batches, pools):
 
 # === Appendix: the run's folder; skip on a first reading ==========================================
 
+SAME_SIGNAL = 0.5         # seconds: a terminal and a program in between may both send it
 STEP_SECONDS = 120        # a step that has not ended so long after a signal is given up
 LOG_EVERY = 50            # steps
 CHECKPOINT_EVERY = 500    # steps
@@ -1013,7 +1031,7 @@ class Run:
         self.code = dict(CODE)  # {file: hash}; the cache asks whether it has changed
         file = file_of(restyle)
         if file:
-            self.code[file.name] = digest(file.read_bytes())
+            self.code[file.name] = code_hash(file)
         self.folder = folder_of(options)
         inputs = {}
         if rank == 0:
@@ -1117,7 +1135,8 @@ def folder_of(options):
 
 
 # These options may name a file, which must be the same when the run goes on.
-INPUTS = ("weights", "init", "text_weights", "style_weights", "boxes", "sentences")
+INPUTS = ("weights", "init", "text_weights", "style_encoder", "style_weights", "boxes",
+          "sentences")
 
 
 def digests_of_inputs(options):
@@ -1125,6 +1144,8 @@ def digests_of_inputs(options):
     digests = {}
     for name in INPUTS:
         source, _ = split_choice(getattr(options, name, None) or "")
+        if name == "sentences" and not source.endswith(".json"):
+            continue  # a file or folder of that name has nothing to do with it
         if source and os.path.exists(source):
             with open(find_file(source), "rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -1139,7 +1160,7 @@ def new_folder(mode):
             folder.mkdir(parents=True)
             return folder
         except OSError as error:
-            if not folder.exists():
+            if not os.path.exists(folder):
                 raise DataError(f"{folder}: cannot be written: {error.strerror}; --out names "
                                 "another folder") from None
 
@@ -1280,7 +1301,12 @@ class Checkpoints:
         self.best_model = folder / f"{stage.name}.best.pth"
         self.settings = asdict(replace(stage, steps=0, bf16=False))  # without what may change
         self.best = -math.inf
-        self.data = {crops.dataset.name: identity_of(crops, rows) for crops, rows in pools}
+        self.data = {}  # what the stage learns from, which stays the same
+        for crops, rows in pools:
+            people = crops.dataset
+            read = [] if people.sentences is None else people.sentences.tolist()
+            sentences = digest(json.dumps(read).encode())
+            self.data[people.name] = identity_of(crops, rows) | {"sentences": sentences}
         self.code = code  # of the program that began the stage
         self.saved = time.monotonic()
 
@@ -1361,8 +1387,9 @@ class Checkpoints:
                 raise  # the file could not be read, and may be good
             raise BadCheckpoint(str(error)) from None
         with expecting(path, f"a checkpoint of stage {self.stage.name}", BadCheckpoint):
-            for name in ("best", "optimizer", "data", "code"):  # are read later
-                state[name]
+            for name, kind in ENTRIES.items():  # they are used later
+                if not isinstance(state[name], kind):
+                    raise ValueError(f"found {name} {state[name]!r:.40}")
             shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
             step = state["step"]
             rows = state["history"]
@@ -1381,14 +1408,18 @@ class Checkpoints:
     def check_inputs(self, path, state):
         """Raises DataError if the stage began with other data, or has done too many steps."""
         for name, now in self.data.items():
-            then = state["data"][name]
-            changed = [what for what in now if now[what] != then[what]]
+            with expecting(path, f"a checkpoint of {name}"):
+                then = dict(state["data"][name])
+            changed = [what for what in now if what in then and now[what] != then[what]]
             if changed:
                 raise DataError(f"{path}: began with other {', '.join(changed)} of {name}: "
                                 "it cannot go on")
         if state["step"] > self.stage.steps:
             raise DataError(f"{path}: has done {state['step']} steps, "
                             f"more than {self.stage.steps}")
+
+
+ENTRIES = {"best": float, "optimizer": dict, "data": dict, "code": dict}  # of a checkpoint
 
 
 class BadCheckpoint(DataError):
@@ -1412,15 +1443,19 @@ class Signals:
     """What Ctrl-C and its like do: the first one lets a step of training end and be saved.
 
     Between the stages, and the second time, they end the program at once; so does a step that takes
-    too long after the first one. Only the first process listens, for the others end with it.
+    too long after the first one. Only the first process listens, for the others end with it; and
+    only in the main thread, for Python allows no other one to.
     """
 
     def __init__(self, folder):
         self.folder = folder
         self.wait_for_step = False  # whether a stage is training
         self.received = 0           # the signal's number
+        self.since = 0.0            # seconds of the clock, when it was received
         self.is_in_step = True      # and not in the validation or the saving after a step
         rank, _ = processes()
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in SIGNALS:
             if rank > 0:
                 signal.signal(number, signal.SIG_IGN)
@@ -1428,9 +1463,13 @@ class Signals:
                 signal.signal(number, self.receive)
 
     def receive(self, number, frame):
+        if self.received and time.monotonic() - self.since < SAME_SIGNAL:
+            return
         if self.received or not self.wait_for_step:
+            signal.signal(number, signal.SIG_IGN)  # once more, it would interrupt the end
             raise KeyboardInterrupt(self.received or number, self.folder)
         self.received = number
+        self.since = time.monotonic()
         if self.is_in_step and hasattr(signal, "alarm"):  # not on Windows
             signal.alarm(STEP_SECONDS)
 
@@ -1450,17 +1489,31 @@ class Signals:
 # === Appendix: the cache of trained models; skip on a first reading ===============================
 #
 # A cached model is found by its stage, its data, its starting weights and the options that may have
-# changed it. Its file has hashes of the code that trained it: if a module was edited since then,
-# the model is trained anew.
+# changed it. Its file has hashes of the code that trained it: if the code of a module was edited
+# since then, the model is trained anew.
 
 def digest(content):
     """A short hash of bytes."""
     return hashlib.sha256(content).hexdigest()[:12]
 
 
+class WithoutDocstrings(ast.NodeTransformer):
+    """Removes values that stand alone, such as docstrings, from parsed code."""
+
+    def visit_Expr(self, node):
+        return None if isinstance(node.value, ast.Constant) else node
+
+
+def code_hash(path):
+    """A hash of a module's code, in which comments, docstrings and layout do not count."""
+    tree = WithoutDocstrings().visit(ast.parse(Path(path).read_bytes()))
+    return digest(ast.unparse(tree).encode())
+
+
 MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
-# {file: hash of its text} when the program starts: this code runs, even if a file is edited later.
-CODE = {name: digest((Path(__file__).parent / name).read_bytes()) for name in MODULES}
+# {file: hash of its code} when the program starts: this code runs, even if a file is edited later.
+HERE = Path(__file__).resolve().parent  # also if the program was started by a link to it
+CODE = {name: code_hash(HERE / name) for name in MODULES}
 
 # Options of these classes are not in the key: most of them cannot change a cached model. Those that
 # can are in the key as their effect: the data, the probability of a restyling, and the weights of
@@ -1583,8 +1636,10 @@ def identity_of(crops, rows):
         raise DataError(f"{error.filename}: expected the pictures of {people.name}: "
                         f"{error.strerror}; {GO_ON}") from None
     labels = people.keypoints[rows].tobytes() + people.boxes[rows].tobytes()
+    sides = people.skeleton.flip_pairs, people.skeleton.upper
     return {"people": len(rows), "files": digest(json.dumps(files).encode()),
-            "labels": digest(labels), "keypoints": list(people.skeleton.names),
+            "labels": digest(labels), "images": digest(people.image_index[rows].tobytes()),
+            "keypoints": list(people.skeleton.names), "sides": digest(repr(sides).encode()),
             "size": list(crops.size), "augmentation": asdict(crops.augmentation)}
 
 
@@ -1640,6 +1695,7 @@ def test_in_boxes(dataset, options):
         raise DataError(f"{options.target}: expected labelled people to test on in boxes, "
                         "found none")
     rows, boxes, scores = read_boxes(options.boxes, image_names(dataset))
+    report_boxes_outside(options.boxes, dataset, rows, boxes)
     return TestSet(dataset, with_boxes(dataset, rows, boxes), np.arange(len(rows)), scores)
 
 
@@ -1845,6 +1901,7 @@ PREVIEWS = 8  # people in a picture
 SOME = 100    # people to validate with
 
 
+@as_the_run_can_go_on()
 def validation(stage, model, test, texts, workers):
     """The number that is measured while a stage trains; NaN where nothing is labelled.
 
@@ -1865,6 +1922,7 @@ def validation(stage, model, test, texts, workers):
 
 # ---------------------------------------------------------------------------------------- of VLPose
 
+@as_the_run_can_go_on()
 def compare_poses(base, adapted, texts, tests, run):
     """Keeps the adapted model, prints and keeps a table of it and the original, draws their poses.
 
@@ -1998,6 +2056,7 @@ def some_of_each_domain(dataset, models, count):
 
 # ------------------------------------------------------------------------------------- of alignment
 
+@as_the_run_can_go_on()
 def compare_pck(models, stylist, data, run):
     """Keeps the models and a table of them, prints it, and draws what they predict.
 
@@ -2247,9 +2306,10 @@ def with_given(argv, options, defaults):
     check_device(options.device)
     if options.source == options.target and not options.weights:
         raise DataError(f"--source {options.source}: expected other data than --target")
-    if options.mode == "vlpose" and options.test == options.target:
+    is_vlpose = isinstance(options, VLPoseOptions)  # whatever --mode is given with --resume
+    if is_vlpose and options.test == options.target:
         raise DataError(f"--test {options.test}: expected other data than --target")
-    if options.mode == "vlpose":
+    if is_vlpose:
         keep_the_given(options, given, "steps", "epochs")
         keep_the_given(options, given, "base_steps", "base_epochs")
     elif options.source == "none":
@@ -2287,8 +2347,8 @@ def has_bf16(device):
 
 
 # What may be other than before when a run goes on.
-MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "resume", "strict",
-              "cache")
+MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "patience", "resume",
+              "strict", "cache", "dry_run")
 
 
 def resumed(folder, argv):
@@ -2316,20 +2376,22 @@ def resumed(folder, argv):
         began = replace(defaults, **saved)
     try:
         options = with_given(argv, began, defaults)
+        inputs_now = digests_of_inputs(options)
     except DataError as error:
         raise DataError(f"{config} and what is given now: {error}") from None
     for name, then in saved.items():
         now = getattr(options, name)
         if name not in MAY_CHANGE and now != then:
             raise DataError(f"{config}: began with {flag_of(name)} {then}, found {now}")
-    inputs_now = digests_of_inputs(options)
     for name, then in inputs_then.items():
         value = getattr(options, name)
         if name not in inputs_now:
             raise DataError(f"{config}: began with {flag_of(name)} {value}, which is not there now")
         if inputs_now[name] != then:
             raise DataError(f"{config}: began with other content of {flag_of(name)} {value}")
-    processes_now = int(os.environ.get("WORLD_SIZE", 1))
+    processes_now = 1
+    if "LOCAL_RANK" in os.environ:  # torchrun has started this program
+        processes_now = int(os.environ.get("WORLD_SIZE", 1))
     if processes_now != processes_then:
         print(f"{folder}: goes on with another number of processes, {processes_now}: not to the "
               "last digit")

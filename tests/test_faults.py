@@ -1,4 +1,5 @@
 """What must hold when something goes wrong: nothing is lost, and nothing is silently wrong."""
+import argparse
 import errno
 import io
 import json
@@ -8,19 +9,23 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import unicodedata
 import zipfile
 from contextlib import nullcontext
 from dataclasses import fields
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
 import data
@@ -207,7 +212,10 @@ def changed_checkpoint(change, path):
     (lambda state: state.update(history=3), "a checkpoint of stage adapt"),
     (lambda state: state["stage"].update(name="base"), "found {'name': 'base'"),
     (lambda state: state["model"].clear(), "found another model"),
-    (lambda state: state.pop("optimizer"), "found no entry 'optimizer'")])
+    (lambda state: state.pop("optimizer"), "found no entry 'optimizer'"),
+    (lambda state: state.update(best="high"), "found best 'high'"),
+    (lambda state: state.update(data=3), "found data 3"),
+    (lambda state: state.update(code=["train.py"]), "found code ['train.py']")])
 def test_a_checkpoint_that_does_not_belong_there_falls_back_to_the_one_before_it(
         run, copy, capsys, change, words):
     changed_checkpoint(change, copy / "adapt.checkpoint.pth")
@@ -249,6 +257,22 @@ def test_a_run_that_goes_on_says_which_code_has_changed(copy, monkeypatch, capsy
     assert "adapt: data.py, uda.py have changed since the last checkpoint: other numbers" in said
 
 
+def test_comments_docstrings_and_blank_lines_are_no_change_of_the_code(tmp_path):
+    def hash_of(text):
+        (tmp_path / "a.py").write_text(text, "utf-8")
+        return train.code_hash(tmp_path / "a.py")
+    code = "SCALE = 2\n\ndef double(x):\n    return SCALE * x\n"
+    explained = ('"""A module."""\nSCALE = 2  # times\n\n\ndef double(x):\n    """Twice x, é."""\n\n'
+                 "    # a product\n    return (SCALE\n            * x)\n")
+    assert hash_of(explained) == hash_of(code)
+    for old, new in (("2", "3"), ("* x", "+ x"), ("double", "twice"), ("SCALE * x", "'2 * x'")):
+        assert hash_of(code.replace(old, new, 1)) != hash_of(code), new
+    for name in train.MODULES:
+        text = (ROOT / name).read_text("utf-8")
+        assert hash_of(text) == hash_of(text + "# the end\n") == train.CODE[name], name
+        assert hash_of(text + "END = 1\n") != train.CODE[name], name
+
+
 def test_a_run_does_not_go_on_with_other_content_of_a_file_that_an_option_names(
         run, cache, tmp_path, capsys):
     weights = shutil.copy(run / "run" / "model.pth", tmp_path / "weights.pth")
@@ -260,6 +284,34 @@ def test_a_run_does_not_go_on_with_other_content_of_a_file_that_an_option_names(
     weights.unlink()
     assert main(["--resume", str(tmp_path / "run")]) == 2
     assert f"began with --weights {weights}, which is not there now" in error_of(capsys)
+
+
+@pytest.mark.parametrize("kind", [train.VLPoseOptions, train.AlignmentOptions])
+def test_the_content_of_every_file_that_an_option_may_name_is_compared(kind):
+    names = [entry.name for entry in fields(kind)
+             if entry.metadata["argument"].get("type") is eval.path_or_name]
+    assert "weights" in names and set(names) <= set(train.INPUTS)
+
+
+def test_a_sentence_stays_one_where_a_file_or_a_folder_has_its_name(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "description").mkdir()
+    assert main(command(cache, tmp_path / "run", "--sentences", "description")) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
+    assert config["sentences"] == "description" and config["inputs"] == {}
+    assert train.parse_options(["--sentences", "s.json"]).sentences == "s.json"
+    (tmp_path / "s.json").write_text("{}")
+    assert train.parse_options(["--sentences", "s.json"]).sentences == str(tmp_path / "s.json")
+
+
+def test_a_folder_without_a_model_in_config_json_is_one_line_that_names_it(copy, tmp_path, capsys):
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (tmp_path / "empty").mkdir()
+    changed = config | {"weights": str(tmp_path / "empty"), "base_steps": 1650}
+    (copy / "config.json").write_text(json.dumps(changed))
+    assert main(["--resume", str(copy)]) == 2
+    assert "config.json and what is given now: " in (said := error_of(capsys))
+    assert "empty: expected the folder of a finished run" in said
 
 
 @pytest.mark.parametrize("inputs", [{"wings": "abc"}, ["weights"], 3])
@@ -338,7 +390,52 @@ def test_a_run_does_not_go_on_with_other_data(cache, tmp_path, capsys):
                                         if person["image_id"] in cartoons))
     path.write_text(json.dumps(contents))
     assert main(["--resume", str(tmp_path / "run")]) == 2
-    assert "adapt.checkpoint.pth: began with other people, labels of figures:" in error_of(capsys)
+    assert "adapt.checkpoint.pth: began with other people, labels, images of figures:" in error_of(
+        capsys)
+
+
+def with_one_pair(contents):
+    contents["categories"][0]["flip_pairs"] = [["left_eye", "right_eye"]]
+
+
+def with_other_descriptions(contents):
+    for image in contents["images"]:
+        image["description"] = "a portrait"
+
+
+def with_two_labels_exchanged(contents):
+    first, second, *_ = contents["annotations"]
+    first["image_id"], second["image_id"] = second["image_id"], first["image_id"]
+
+
+@pytest.mark.parametrize("change, what", [
+    (with_one_pair, "sides"), (with_other_descriptions, "sentences"),
+    (with_two_labels_exchanged, "images")])
+def test_a_run_does_not_go_on_with_annotations_of_which_anything_has_changed(
+        cache, tmp_path, capsys, change, what):
+    figures = shutil.copytree(cache / train.FIGURES, tmp_path / "figures")
+    argv = command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", "--source",
+                   f"figures:{figures}#photo", "--target", f"figures:{figures}#cartoon",
+                   "--sentences", "description")
+    assert main(argv) == 0
+    path = figures / "annotations" / "training_figures.json"
+    contents = json.loads(path.read_text("utf-8"))
+    change(contents)
+    path.write_text(json.dumps(contents))
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert f"checkpoint.pth: began with other {what} of figures:" in error_of(capsys)
+    capsys.readouterr()
+    argv[argv.index("--out") + 1] = str(tmp_path / "new")
+    assert main(argv) == 0  # what a base model learns from has no sentences
+    assert ("trained before" in capsys.readouterr().out) == (what == "sentences")
+
+
+def test_a_checkpoint_that_knows_less_of_its_data_goes_on(run, copy):
+    for path in copy.glob("*.checkpoint*.pth"):
+        changed_checkpoint(lambda state: [data.pop("sides") for data in state["data"].values()],
+                           path)
+    assert main(["--resume", str(copy)]) == 0
+    assert results_of(copy) == results_of(run / "run")
 
 
 def test_a_finished_run_is_made_longer_by_more_steps(run, copy, capsys):
@@ -366,6 +463,20 @@ def test_what_contradicts_the_run_is_an_error(copy, capsys, more, words):
     assert json.loads((copy / "config.json").read_text("utf-8")) == config
 
 
+def test_a_run_of_alignment_does_not_go_on_as_one_of_vlpose(tmp_path, capsys):
+    options = train.parse_options(["--mode", "uda"])
+    train.write_json(tmp_path / "config.json", vars(options) | {"processes": 1, "inputs": {}})
+    assert main(["--resume", str(tmp_path), "--mode", "vlpose"]) == 2
+    assert "config.json: began with --mode uda, found vlpose" in error_of(capsys)
+
+
+def test_the_plan_of_a_run_that_would_go_on_can_be_printed(copy, capsys):
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    assert main(["--resume", str(copy), "--steps", "9", "--dry-run"]) == 0
+    assert "plan: adapt: 9 steps" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in copy.iterdir()} == before
+
+
 def test_no_folder_to_resume_is_an_error(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("", "nowhere"):
@@ -378,8 +489,8 @@ def test_no_folder_to_resume_is_an_error(tmp_path, capsys, monkeypatch):
     ({"select": "worst"}, "config.json and what is given now: --select: expected one of last, best,"
      " found worst"),
     ({"wings": 2}, "config.json: expected the options of a run, found --wings"),
-    ({"seed": [1, 2]}, "config.json and what is given now: --seed: expected an integer of at least "
-     "0, found [1, 2]"),
+    ({"seed": [1, 2]}, "config.json and what is given now: --seed: expected an integer from 0 "
+     "to 1000000000000, found [1, 2]"),
     ({"steps": None}, "config.json and what is given now: expected --steps or --epochs, found neither"),
     ({"epochs": 3}, "config.json and what is given now: expected --steps or --epochs, found both"),
     ({"device": "abacus"}, "config.json and what is given now: --device: 'abacus' does not work")])
@@ -618,6 +729,48 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(
     assert results_of(folder) == results_of(run / "run")
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """Ctrl-C does what it usually does, also in tests that a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) == signal.default_int_handler
+
+
+@pytest.mark.parametrize("pause, step", [(0, 3), (0.6, None)])
+def test_a_signal_that_comes_twice_is_one_but_a_later_one_ends_the_run_at_once(
+        cache, tmp_path, monkeypatch, capsys, hears_ctrl_c, pause, step):
+    def interrupted(self, at, done, *rest, plain=train.Run.after_step):
+        if (at.name, done) == ("base", 3):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(pause)
+        plain(self, at, done, *rest)
+    monkeypatch.setattr(train.Run, "after_step", interrupted)
+    own = own_cache(cache, tmp_path / "cache")
+    assert main(command(own, tmp_path / "run")) == 130
+    assert "stopped by SIGINT; go on with: " in capsys.readouterr().err
+    checkpoint = tmp_path / "run" / "base.checkpoint.pth"
+    assert checkpoint.exists() == (step is not None)
+    assert step is None or vlpose.read_file(checkpoint)["step"] == step
+
+
+def test_many_signals_at_once_end_a_program_with_one_line(
+        run, tmp_path, monkeypatch, capsys, hears_ctrl_c):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    stopped = eval.stopped
+
+    def slowly(*arguments):
+        for _ in range(9):
+            os.kill(os.getpid(), signal.SIGINT)
+        return stopped(*arguments)
+    monkeypatch.setattr(eval, "stopped", slowly)
+    monkeypatch.setattr(eval, "write_poses", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert eval.main(["--checkpoint", str(run / "run"), "--images", str(tmp_path / "a.png"),
+                      "--prompt", "none", "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGINT"
+
+
 def test_a_run_that_is_stopped_before_its_first_row_of_the_log_has_a_checkpoint(
         cache, tmp_path, monkeypatch):
     def interrupted(self, at, done, *rest, plain=train.Run.after_step):
@@ -671,15 +824,22 @@ if __name__ == "__main__":
     assert ended.returncode in (1, 2) and "this picture is broken" in ended.stderr
 
 
-def test_a_process_that_cuts_crops_and_was_stopped_ends_the_run_with_a_remedy(
+def test_a_process_that_cuts_crops_and_was_stopped_ends_the_run_with_its_picture_and_a_remedy(
         cache, tmp_path, capsys, monkeypatch):
+    def stop(image, *_):
+        os.kill(os.getpid(), signal.SIGSTOP)
     monkeypatch.setattr(data, "SILENCE", 2)
-    monkeypatch.setattr(Passes, "__getitem__",
-                        lambda self, position: os.kill(os.getpid(), signal.SIGSTOP))
-    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run", "--workers",
-                        "1")) == 2
-    assert "timed out after 2 seconds; a process that cuts crops does not answer: was it stopped" \
-        in error_of(capsys)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", stop)
+    files = load_dataset("figures#photo", "train", cache).files
+    with pytest.raises(RuntimeError, match="timed out after 2 seconds") as error:
+        list(DataLoader([data.open_image], collate_fn=lambda opened: opened[0](files[3]),
+                        **data.in_processes(1)))
+    worker, = multiprocessing.active_children()
+    assert eval.fail(error.value) == 2
+    said = error_of(capsys)
+    assert f"2 seconds; process {worker.pid} was reading {files[3]}; a process that cuts crops " \
+        "does not answer: was it stopped" in said
+    assert not multiprocessing.active_children()
 
 
 def test_a_step_that_does_not_end_after_a_signal_is_given_up(cache, tmp_path, monkeypatch):
@@ -717,7 +877,9 @@ def test_after_a_signal_validation_and_saving_take_as_long_as_they_want(
     assert vlpose.read_file(tmp_path / "run" / "adapt.checkpoint.pth")["step"] == 1
 
 
-def test_the_process_after_a_stopped_one_is_named_and_ends_the_program(monkeypatch, capfd):
+@pytest.mark.parametrize("patience", [1, 12, train.VLPoseOptions.patience])
+def test_the_process_after_a_stopped_one_names_it_and_ends_the_program(
+        monkeypatch, capfd, patience):
     beats = {"beats of 0": 7, "beats of 1": 5}
     class Store:
         def __init__(self, *_, **__): pass
@@ -734,10 +896,12 @@ def test_the_process_after_a_stopped_one_is_named_and_ends_the_program(monkeypat
     monkeypatch.setattr(data.time, "sleep", lambda _: None)
     monkeypatch.setattr(data.os, "_exit", end)
     with pytest.raises(SystemExit):
-        data.watch_next(0, 2)
-    said = capfd.readouterr().err.splitlines()
+        data.watch_next(0, 2, patience)
+    *said, last = capfd.readouterr().err.splitlines()
     assert said == [f"process 1 has not answered for {minutes} minutes"
-                    for minutes in (5, 10, 15, 20, 25, 30)]
+                    for minutes in range(5, patience, 5)]
+    assert last == (f"error: process 1 has not answered for {patience} minutes; --patience waits "
+                    "longer")
 
 
 def test_rank_left_in_the_environment_makes_no_program_silent(monkeypatch, capsys):
@@ -796,12 +960,86 @@ def test_a_run_that_lacked_memory_goes_on_with_checkpointing(copy):
     assert main(["--resume", str(copy), "--checkpointing"]) == 0
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_going_on_with_another_number_of_processes_is_said(copy, monkeypatch, capsys, processes):
-    monkeypatch.setenv("WORLD_SIZE", str(processes))  # as torchrun sets it
+@pytest.mark.parametrize("of_torchrun, processes", [(True, 1), (True, 2), (False, 2)])
+def test_going_on_with_another_number_of_processes_is_said(
+        copy, monkeypatch, capsys, of_torchrun, processes):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))  # as torchrun sets it, or left by a cluster
+    if of_torchrun:
+        monkeypatch.setenv("LOCAL_RANK", "0")
     train.parse_options(["--resume", str(copy)])
     said = "goes on with another number of processes, 2" in capsys.readouterr().out
-    assert said == (processes == 2)
+    assert said == (of_torchrun and processes == 2)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_what_torchrun_has_left_in_the_environment_does_not_hang_a_program(
+        cache, tmp_path, monkeypatch, capfd, rank):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    left = {"LOCAL_RANK": "0", "RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port)}
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(data, "timedelta", lambda minutes=0, days=0: timedelta(seconds=2))
+    assert main(command(cache, tmp_path / "run")) == 2
+    said = error_of(capfd)
+    assert "the processes of torchrun have not met: " in said and "`unset LOCAL_RANK`" in said
+
+
+def test_a_program_can_be_started_by_a_link_to_it(tmp_path):
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    ended = subprocess.run([sys.executable, tmp_path / "train.py", "--help"], capture_output=True,
+                           text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_image_is_found_whichever_way_its_accents_are_spelled(tmp_path, forms):
+    named, stored = (unicodedata.normalize(form, "Zoë/José.jpg") for form in forms)
+    (tmp_path / stored).parent.mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / stored)
+    content = {"images": [{"id": 1, "file_name": named}],
+               "categories": [{"id": 1, "name": "person"}],
+               "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 9, 9],
+                                "keypoints": [5, 5, 2] * 17}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    dataset = load_dataset(f"coco:{tmp_path / 'a.json'}", "all")
+    assert named != stored and os.path.samefile(dataset.files[0], tmp_path / stored)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="changes the user")
+def test_a_folder_of_another_user_is_an_error_that_names_the_option(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o700)
+    program = f"""import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import data, train
+os.chdir({str(tmp_path / 'closed')!r})
+os.setuid(65534)
+from eval import fail
+for make in (lambda: train.new_folder("vlpose"), lambda: data.draw_figures("cache")):
+    try: make()
+    except Exception as error: fail(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 2 and "--out names another folder" in said[0]
+    assert "--cache or POSEBRIDGE_HOME name another folder" in said[1]
+
+
+def test_a_training_may_run_in_a_thread(run, cache, tmp_path):
+    ended = []
+    argv = command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")
+    thread = threading.Thread(target=lambda: ended.append(main(argv)))
+    thread.start()
+    thread.join()
+    assert ended == [0] and results_of(tmp_path / "run") == results_of(run / "run")
+
+
+def test_a_seed_that_no_generator_takes_is_refused(capsys):
+    assert main(["--seed", str(10 ** 12 + 1)]) == 2
+    assert "--seed: expected an integer from 0 to 1000000000000" in error_of(capsys)
+    data.seed_step(10 ** 12 * 10 ** 6 + 10 ** 6)
 
 
 def test_a_base_that_was_computed_in_parts_is_not_taken_for_one_that_was_not(cache, tmp_path):
@@ -819,7 +1057,8 @@ def test_vlpose_without_a_source_is_refused_in_one_line(cache, capsys):
     assert error_of(capsys).startswith("error: unknown data set 'none'")
 
 
-def test_ctrl_c_ends_an_estimation_in_one_line(run, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_ends_an_estimation_in_one_line(
+        run, tmp_path, monkeypatch, capsys, hears_ctrl_c):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(eval, "write_poses", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert eval.main(["--checkpoint", str(run / "run"), "--images", str(tmp_path / "a.png"),
@@ -1243,9 +1482,13 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_option(
     assert "--cache or POSEBRIDGE_HOME name another folder" in error_of(capsys)
 
 
-@pytest.mark.parametrize("stage, step", [("base", 2), ("adapt", 2), ("base", 4)])
+@pytest.mark.parametrize("make, stage, step, more", [
+    (command, "base", 2, []), (command, "adapt", 2, []), (command, "base", 4, []),
+    (command, "adapt", 2, ["--validate-every", "1"]),                       # in a validation
+    (command, "adapt", 2, ["--validate-every", "1", "--select", "best", "--workers", "1"]),
+    (command, "adapt", 6, []), (uda_command, "adapt", 4, [])])              # in the last tables
 def test_pictures_that_vanish_end_the_run_with_a_line_that_says_how_to_go_on(
-        cache, tmp_path, monkeypatch, capsys, stage, step):
+        cache, tmp_path, monkeypatch, capsys, make, stage, step, more):
     def remove(self, at, done, *rest, plain=train.Run.after_step):
         if (at.name, done) == (stage, step):
             shutil.rmtree(tmp_path / "cache")
@@ -1253,9 +1496,9 @@ def test_pictures_that_vanish_end_the_run_with_a_line_that_says_how_to_go_on(
     monkeypatch.setattr(train.Run, "after_step", remove)
     own = tmp_path / "cache"
     shutil.copytree(cache / train.FIGURES, own / train.FIGURES)
-    assert main(command(own, tmp_path / "run")) == 2
+    assert main(make(own, tmp_path / "run", *more)) == 2
     said = error_of(capsys)
-    assert ".jpg: " in said and "--resume goes on from the last checkpoint" in said
+    assert ".jpg: " in said and said.count("--resume goes on from the last checkpoint") == 1
 
 
 def test_a_runs_folder_that_is_removed_is_made_anew_and_can_go_on(
@@ -1323,9 +1566,54 @@ def test_the_first_stage_looks_for_room_for_the_whole_run(cache, tmp_path, capsy
     assert asked == [("base", 3 * size), ("adapt", size)]
 
 
+@pytest.mark.parametrize("words", [
+    "[/src/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:11170: Connection reset by peer.",
+    "NCCL error in: /src/NCCLUtils.cpp:77\nncclRemoteError: A call failed possibly due to a remote "
+    "process exiting prematurely."])
+def test_a_process_whose_partner_was_killed_ends_with_one_line(capsys, words):
+    assert eval.fail(RuntimeError(words)) == 2
+    assert "another process of torchrun has ended" in error_of(capsys)
+
+
 def test_too_few_file_handles_are_one_line_with_the_remedy(capsys):
     assert eval.fail(OSError(errno.EMFILE, "Too many open files", "a.jpg")) == 2
     assert "`ulimit -n 4096` allows more" in error_of(capsys)
+
+
+class HalfBuilt:
+    """An object of torch whose end fails because its beginning has failed."""
+
+    def __del__(self):
+        raise AttributeError("_workers_status")
+
+
+def test_nothing_follows_the_line_of_an_error(cache, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        half = HalfBuilt()  # noqa: F841
+        raise OSError(errno.EMFILE, "Too many open files")
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    monkeypatch.setattr(train, "batches_of", refuse)
+    assert main(command(own_cache(cache, tmp_path / "cache"), tmp_path / "run")) == 2
+    assert "`ulimit -n 4096` allows more" in error_of(capsys)
+    assert said == [] and sys.unraisablehook == said.append
+
+
+@pytest.mark.parametrize("box, outside", [
+    ((5000, 5000, 9, 9), True), ((-20, 5, 20, 9), True), ((5, 64, 9, 9), True),
+    ((-20, -20, 22, 22), False), ((63, 63, 900, 900), False)])
+def test_boxes_outside_their_pictures_are_counted(run, tmp_path, capsys, box, outside):
+    (tmp_path / "album").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "album" / "a.png")
+    boxes = [{"image_id": "a.png", "bbox": list(box), "score": 1, "category_id": 1}] * 2
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    (tmp_path / "album" / "boxes.json").write_text(json.dumps(boxes))
+    load_dataset(f"pictures:{tmp_path / 'album'}", "all")
+    assert eval.main(["--checkpoint", str(run / "run"), "--images", str(tmp_path / "album"),
+                      "--boxes", str(tmp_path / "boxes.json"), "--prompt", "none", "--out",
+                      str(tmp_path / "out"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("boxes.json: 2 of 2 boxes lie outside their pictures") == 2 * outside
 
 
 def test_an_error_is_one_line_of_readable_length_that_names_the_file(capsys):
@@ -1350,3 +1638,15 @@ def test_an_error_is_one_line_of_readable_length_that_names_the_file(capsys):
 def test_the_trials_tell_how_a_program_has_ended(program, name, verdict):
     status, said, _ = faults.ended(["-c", program], seconds=3)
     assert faults.verdict_on(status, said, name) == verdict
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_the_trial_of_broken_files_has_a_file_of_each_kind(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        bad = faults.fuzz(argparse.Namespace(cases=0, seed=0, out=tmp_path), tmp_path / "home")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    *kinds, whole = capsys.readouterr().out.splitlines()[1:]
+    assert bad == 0 and len(kinds) > 15
+    assert all(kind.split()[-4] == "1" for kind in kinds) and whole.split()[1] == str(len(kinds))
