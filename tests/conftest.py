@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -28,18 +29,33 @@ def real():
     return REAL
 
 
+@pytest.fixture(scope="session", autouse=True)
+def made_once():
+    """All runs read with one tokenizer and one untrained text tower, which nothing changes."""
+    import eval
+    import train
+    import vlpose
+    tower = lru_cache(maxsize=1)(lambda: vlpose.load_clip_text("random"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlpose, "CLIPTokenizer", lru_cache(vlpose.CLIPTokenizer))
+        patch.setattr(eval, "CLIPTokenizer", vlpose.CLIPTokenizer)
+        patch.setattr(train, "load_clip_text", lambda source: (
+            tower() if source == "random" else vlpose.load_clip_text(source)))
+        yield
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """A cache folder with a few drawn figures."""
     from data import draw_figures  # here, because programs below begin without these modules
     folder = tmp_path_factory.mktemp("cache")
-    draw_figures(folder, {"train": (6, 4), "val": (3, 2)})
+    draw_figures(folder, {"train": (6, 4), "val": (2, 1)})
     return folder
 
 
 # ----------------------------------------------------------------------------- runs of a few steps
 
-CROPS = ["--image-size", "64", "64"]  # a third of the pixels of a tiny model's own crops
+CROPS = ["--image-size", "32", "32"]  # a twelfth of the pixels of a tiny model's own crops
 
 
 def command(cache, out, *more):
