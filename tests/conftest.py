@@ -1,11 +1,12 @@
 """What tests share: drawn figures, commands of short runs, and programs that start quickly."""
+import math
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -30,17 +31,41 @@ def real():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def made_once():
-    """All runs read with one tokenizer and one untrained text tower, which nothing changes."""
+def cheap_runs():
+    """All runs have one tokenizer, one untrained text tower and small pictures.
+
+    The tokenizer and the tower never change, and the pictures' size is nothing that a test sees.
+    """
     import eval
     import train
     import vlpose
-    tower = lru_cache(maxsize=1)(lambda: vlpose.load_clip_text("random"))
+    tower = lru_cache(partial(vlpose.load_clip_text, "random"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlpose, "CLIPTokenizer", lru_cache(vlpose.CLIPTokenizer))
         patch.setattr(eval, "CLIPTokenizer", vlpose.CLIPTokenizer)
         patch.setattr(train, "load_clip_text", lambda source: (
             tower() if source == "random" else vlpose.load_clip_text(source)))
+        patch.setattr(train, "draw_sheet", partial(train.draw_sheet, side=48))
+        yield
+
+
+@pytest.fixture(scope="module")
+def cheap_weights():
+    """New layers get weights that are random, too, but the same for all layers.
+
+    Most models of some tests get other weights at once, and millions of random numbers take time.
+    """
+    numbers = 0.1 * torch.randn(2 ** 22, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def fill(tensor, *_, **__):
+        size = tensor.numel()
+        enough = numbers.expand(math.ceil(size / len(numbers)), -1).reshape(-1)
+        return tensor.copy_(enough[:size].view_as(tensor))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_"):
+            patch.setattr(torch.nn.init, name, fill)
         yield
 
 

@@ -30,9 +30,9 @@ from data import (COCO17, DataError, below_common_folder, draw_figures, load_dat
 from eval import Parser, flag_of, predict
 from train import (MUON_RATE, Muon, Passes, Stage, learning_rate, main, new_optimizer, orthogonal,
                    parameter_groups)
-from conftest import ROOT, command, run_program, uda_command
-from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text,
-                    load_model, load_pose_model, save_checkpoint)
+from conftest import CROPS, ROOT, command, run_program, uda_command
+from vlpose import (MATCHERS, MODEL_CONFIGS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences,
+                    load_clip_text, load_model, load_pose_model, save_checkpoint)
 
 
 def results_of(folder):
@@ -388,7 +388,10 @@ def test_a_run_that_does_not_know_an_option_yet_resumes_with_its_default(aligned
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["vlpose", "uda"])
-def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_path, mode):
+def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(
+        cache, tmp_path, monkeypatch, mode):
+    monkeypatch.setitem(MODEL_CONFIGS, "resnet18",
+                        replace(MODEL_CONFIGS["resnet18"], decoder_dim=16))
     torch.manual_seed(0)
     torchvision_state = torchvision.models.resnet18(num_classes=3).state_dict()
     torch.save(torchvision_state, tmp_path / "resnet18.pth")
@@ -1213,8 +1216,7 @@ def test_the_papers_commands_train_on_data_in_its_real_format(
     """As a dry run with the paper's numbers, then for a few steps of a small model."""
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "vitpose.pth", PoseModel(VIT_CONFIGS["tiny"]))
-    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "resnet18.pth")
-    swap = {"vitpose-h": tmp_path / "vitpose.pth", "resnet101": tmp_path / "resnet18.pth",
+    swap = {"vitpose-h": tmp_path / "vitpose.pth", "resnet101": tmp_path / "vitpose.pth",
             "ViT-B/32": "random",
             "HumanArt_validation_detections_AP_H_56_person.json": tmp_path / "boxes.json"}
     argv = []
@@ -1225,15 +1227,14 @@ def test_the_papers_commands_train_on_data_in_its_real_format(
         place = argv.index("--style-encoder")
         argv = argv[:place] + argv[place + 2:]
     small = ["--cache", str(cache), "--device", "cpu", "--batch-size", "4"]
-    small += ["--size", "resnet18"] if "uda" in argv else []
+    small += ["--size", "tiny"] if "uda" in argv else []
     plan = plan_of(cache, capsys, *argv, *small)
     if "uda" in argv:
         assert list(plan) == ["style", "source", "restyled", "adapt"]
         assert "20,000 steps" in plan["source"]
         assert "15,000 steps of 4 crops" in plan["adapt"]
         assert "500,000 steps of 16 crops" in plan["style"]
-        small += ["--image-size", "64", "64", "--style-steps", "2", "--style-batch", "4",
-                  "--supervised-steps", "2"]
+        small += [*CROPS, "--style-steps", "2", "--style-batch", "4", "--supervised-steps", "2"]
     else:
         # 210 epochs of 34 people
         assert list(plan) == ["adapt"] and "1,890 steps of 4 crops" in plan["adapt"]

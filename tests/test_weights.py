@@ -36,6 +36,7 @@ from vlpose import (DECODERS, DETECTORS, EXPERTS, PUBLIC_FILES, TRUNKS, VIT_CONF
                     load_clip_text, load_model, load_pose_model, load_weights, save_checkpoint,
                     with_keypoints)
 
+pytestmark = pytest.mark.usefixtures("cheap_weights")
 SMALL = ViTConfig(384, 2, 12, 0.0, 3, 0.8)  # ViTPose-S with two layers
 
 
