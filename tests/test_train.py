@@ -161,9 +161,9 @@ def test_an_adapters_file_around_the_base_is_the_whole_model(run, cache):
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-def test_the_pictures_show_a_few_people_of_each_domain_where_there_are_few(
-        run, cache, monkeypatch, tmp_path):
-    titles = []
+def test_the_pictures_show_a_few_people_of_each_domain_where_there_are_few(monkeypatch, tmp_path):
+    cache, titles = tmp_path / "cache", []
+    draw_figures(cache, {"train": (6, 4), "val": (3, 2)})
     monkeypatch.setattr(train, "draw_sheet", lambda people, draw=train.draw_sheet: (
         titles.append([title for title, *_ in people]), draw(people))[1])
     assert main(command(cache, tmp_path / "photos", "--target", "figures#cartoon")) == 0
@@ -233,7 +233,9 @@ def test_a_run_that_was_stopped_resumes_to_the_same_numbers(
     ("prompt", 0.01), ("lora", 0.31)])
 def test_each_strategy_trains_its_share_of_the_parameters(
         cache, tmp_path, capsys, strategy, trained):
-    assert main(command(cache, tmp_path / strategy, "--strategy", strategy)) == 0
+    # In larger crops even a few small steps move a pose.
+    assert main(command(cache, tmp_path / strategy, "--strategy", strategy, "--image-size", "64",
+                        "64")) == 0
     output = capsys.readouterr().out
     share = float(output.split("parameters, ")[1].split("%")[0]) / 100 if trained else 0
     assert abs(share - trained) < 0.01
@@ -605,7 +607,7 @@ def test_pictures_without_labels_are_adapted_to_and_what_can_be_known_is_said(
     for numbers in table.values():
         assert list(numbers) == CONFIDENCE
         assert 0 <= numbers["sure keypoints"] <= 1 and numbers["pixels between two views"] > 0
-    assert "no labels, 6 people " in printed and "pixels between two views" in printed
+    assert "no labels, 5 people " in printed and "pixels between two views" in printed
     assert "say how sure a model is, not how right" in printed
     adapter_off = "adapter off gives the original's poses exactly: yes" in printed
     assert adapter_off == (strategy != "full")
@@ -1040,7 +1042,7 @@ def test_a_domain_keeps_its_row_whatever_it_is_called_and_whatever_the_console_c
     assert {"\u901f\u5199", "shadow play"} < set(results)
     rows = dict(line.rsplit(maxsplit=7)[::7] for line in printed.splitlines()
                 if len(line.split()) > 7)
-    assert rows["\\u901f\\u5199"] == rows["shadow play"] == "2"  # people
+    assert rows["\\u901f\\u5199"] == rows["shadow play"] == "1"  # person
     people = [numbers["people"] for row, numbers in results.items() if "all of" not in row]
     whole = [numbers["people"] for row, numbers in results.items() if "all of" in row]
     assert sum(people) == sum(whole)
