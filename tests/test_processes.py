@@ -462,7 +462,6 @@ sys.exit(train.main())
     assert "process_group" not in failed.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode, more", [
     ("vlpose", "--base-steps 2 --accumulate 2"), ("vlpose", "--base-steps 2 --accumulate 3"),
     ("uda", "--style-steps 2 --supervised-steps 2 --accumulate 3")])

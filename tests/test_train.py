@@ -358,7 +358,6 @@ def test_stages_that_are_given_are_skipped_and_a_given_model_takes_another_sigma
     assert load_model(tmp_path / "run" / "student.pth").config.sigma == 3
 
 
-@pytest.mark.slow
 def test_each_part_of_the_alignment_can_be_left_out(aligned, cache, tmp_path, monkeypatch):
     peaks = uda.peaks
 
@@ -388,7 +387,6 @@ def test_a_run_that_does_not_know_an_option_yet_resumes_with_its_default(aligned
     assert main(["--resume", str(tmp_path / "old")]) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["vlpose", "uda"])
 def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(
         cache, tmp_path, monkeypatch, mode):
@@ -721,7 +719,6 @@ def test_after_an_edit_of_the_code_no_model_is_taken_from_the_cache(cache, tmp_p
     assert not torch.equal(weights["first"][predictor], weights["edited"][predictor])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stylist", [True, False])
 def test_a_restyling_of_ones_own_is_cached_until_its_file_is_edited(
         cache, tmp_path, monkeypatch, capsys, stylist):
@@ -1211,7 +1208,6 @@ COMMANDS = [line.split() for line in re.sub(r" \\\n\s+", " ", PAGE).splitlines()
 assert len(COMMANDS) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_the_papers_commands_train_on_data_in_its_real_format(
         words, stand_ins, cache, tmp_path, capsys):
