@@ -1,14 +1,20 @@
 """What tests share: drawn figures, commands of short runs, and programs that start quickly."""
+import gc
+import math
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
-import torch
+
+gc.disable()  # what imports make stays, and to look through it again and again takes long
+import torch  # noqa: E402
+gc.enable()
 
 # Two threads take longer with small models, and round differently from processes of one thread.
 torch.set_num_threads(1)
@@ -19,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long; .ci/run leaves it out")
+    gc.disable()  # while the tests and the modules are imported
 
 
 @pytest.fixture
@@ -28,18 +35,60 @@ def real():
     return REAL
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cheap_runs():
+    """All runs have one tokenizer, one untrained text tower and small pictures.
+
+    The tokenizer and the tower never change, and the pictures' size is nothing that a test sees.
+    """
+    import eval
+    import train
+    import vlpose
+    gc.freeze()
+    gc.enable()
+    tower = lru_cache(partial(vlpose.load_clip_text, "random"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlpose, "CLIPTokenizer", lru_cache(vlpose.CLIPTokenizer))
+        patch.setattr(eval, "CLIPTokenizer", vlpose.CLIPTokenizer)
+        patch.setattr(train, "load_clip_text", lambda source: (
+            tower() if source == "random" else vlpose.load_clip_text(source)))
+        patch.setattr(train, "draw_sheet", partial(train.draw_sheet, side=48))
+        yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def cheap_weights():
+    """New layers get weights that are random, too, but the same for all layers.
+
+    Most models of some tests get other weights at once, and millions of random numbers take time.
+    """
+    numbers = 0.1 * torch.randn(2 ** 22, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def fill(tensor, *_, **__):
+        size = tensor.numel()
+        enough = numbers.expand(math.ceil(size / len(numbers)), -1).reshape(-1)
+        return tensor.copy_(enough[:size].view_as(tensor))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_"):
+            patch.setattr(torch.nn.init, name, fill)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """A cache folder with a few drawn figures."""
     from data import draw_figures  # here, because programs below begin without these modules
     folder = tmp_path_factory.mktemp("cache")
-    draw_figures(folder, {"train": (6, 4), "val": (3, 2)})
+    draw_figures(folder, {"train": (6, 4), "val": (2, 1)})
     return folder
 
 
 # ----------------------------------------------------------------------------- runs of a few steps
 
-CROPS = ["--image-size", "64", "64"]  # a third of the pixels of a tiny model's own crops
+CROPS = ["--image-size", "32", "32"]  # a twelfth of the pixels of a tiny model's own crops
 
 
 def command(cache, out, *more):

@@ -1165,7 +1165,6 @@ def test_the_same_seed_draws_the_same_figure():
     assert np.array_equal(one.image, two.image) and np.array_equal(one.keypoints, two.keypoints)
 
 
-@pytest.mark.slow
 def test_several_programs_that_start_at_once_share_one_set_of_figures(tmp_path):
     command = ("import sys; sys.path.insert(0, sys.argv[1]); import data\n"
                "counts = {'train': (1, 1), 'val': (1, 1)}\n"

@@ -3,10 +3,7 @@ import contextlib
 import copy
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, fields, make_dataclass, replace
 
 import numpy as np
@@ -757,14 +754,12 @@ def test_the_command_prints_json_for_programs(case17, tmp_path, capsys):
     assert details["domains"] == evaluate_domains(*case17)[1]
 
 
-def test_a_domain_in_letters_that_the_console_lacks_is_printed_with_escapes(tmp_path):
+def test_a_domain_in_letters_that_the_console_lacks_is_printed_with_escapes(tmp_path, capsys):
     annotations = scene(person())
     annotations["images"][0]["category"] = "\u5199\u771f"
-    with open(tmp_path / "log.txt", "wb") as log:
-        ended = subprocess.run(
-            [sys.executable, "eval.py", *write(tmp_path, annotations, [pose()]), "--details"], cwd=ROOT,
-            env=os.environ | {"PYTHONIOENCODING": "cp1252"}, stdout=log, stderr=subprocess.PIPE)
-    assert ended.returncode == 0 and ended.stderr == b""
+    with open(tmp_path / "log.txt", "w", encoding="cp1252") as log, contextlib.redirect_stdout(log):
+        assert main([*write(tmp_path, annotations, [pose()]), "--details"]) == 0
+    assert capsys.readouterr().err == ""
     *_, row = (tmp_path / "log.txt").read_text("cp1252").splitlines()
     assert row.split()[:2] == ["\\u5199\\u771f", "1.000"]
 

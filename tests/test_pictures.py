@@ -183,7 +183,6 @@ def test_pictures_are_detected_as_they_are_shown(estimate, tmp_path, monkeypatch
     assert shapes == [(3, 160, 100)] and result["box"] == [0, 0, 100, 160]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [DETECTORS[0], DETECTORS[2]])
 def test_a_detector_gives_what_torchvision_gives_with_the_same_public_file(name, tmp_path, monkeypatch):
     """Random weights under the names of the public files, which are older than torchvision's layers."""

@@ -403,11 +403,11 @@ sys.exit(train.main())
 @pytest.mark.parametrize("mode, more", [
     ("vlpose", "--strategy full --base-steps 6 --validate-every 1"),
     ("uda", "--style-steps 4 --supervised-steps 6 --target figures#cartoon --oracle "
-            "--occlusion 0 --image-size 64 64")])
+            "--occlusion 0")])
 def test_a_run_of_two_processes_is_that_of_one(mode, more, small_cache, tmp_path, capsys):
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
-    more = ["--mode", mode, *more.split()]
+    more = ["--mode", mode, *more.split(), *CROPS]
     caches = [tmp_path / f"cache-{n}" for n in range(2)]
     for folder in caches:
         folder.mkdir()
@@ -462,7 +462,6 @@ sys.exit(train.main())
     assert "process_group" not in failed.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode, more", [
     ("vlpose", "--base-steps 2 --accumulate 2"), ("vlpose", "--base-steps 2 --accumulate 3"),
     ("uda", "--style-steps 2 --supervised-steps 2 --accumulate 3")])

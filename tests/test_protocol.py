@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import data
 from data import COCO17, VITPOSE, Crops, encode_heatmaps, load_dataset
 from eval import evaluate_pck_grid, highest_cells
 from train import learning_rate, parse_options, plan_uda, plan_vlpose
@@ -202,6 +203,13 @@ def a_person(labelled):
     return np.round(keypoints, 2) * (keypoints[:, 2:] > 0)
 
 
+@pytest.fixture
+def without_pixels(monkeypatch):
+    """Thousands of crops whose pixels nobody looks at."""
+    monkeypatch.setattr(data, "open_image", lambda *arguments: (None, 1.0))
+    monkeypatch.setattr(data, "warp_image", lambda image, matrix, size, shrink: np.zeros((*size, 3), np.uint8))
+
+
 def distance_of_distributions(one, other):
     """Kolmogorov and Smirnov's: the greatest difference between the shares below a value."""
     values = np.sort(np.concatenate([one, other]))
@@ -216,7 +224,7 @@ BOXES = {"tall": [40.0, 25.0, 45.0, 85.0], "wide": [20.0, 45.0, 90.0, 40.0]}
 
 @pytest.mark.parametrize("box", BOXES.values(), ids=list(BOXES))
 @pytest.mark.parametrize("labelled", PEOPLE.values(), ids=list(PEOPLE))
-def test_training_crops_are_distributed_as_mmposes(tmp_path, labelled, box):
+def test_training_crops_are_distributed_as_mmposes(without_pixels, tmp_path, labelled, box):
     keypoints = a_person(labelled)
     crops = Crops(one_person(tmp_path, keypoints, box), SIZE, VITPOSE)
     ours = np.array([crop_of(crops[0, seed]["matrix"].numpy()) for seed in range(DRAWS)])  # (draws, 4)
@@ -239,7 +247,7 @@ def test_training_crops_are_distributed_as_mmposes(tmp_path, labelled, box):
 
 
 @pytest.mark.parametrize("box", BOXES.values(), ids=list(BOXES))
-def test_a_shift_is_a_share_of_the_padded_box_whatever_the_crops_shape_and_scale(tmp_path, box):
+def test_a_shift_is_a_share_of_the_padded_box_whatever_the_crops_shape_and_scale(without_pixels, tmp_path, box):
     """Of the shifted crops alone, for three of ten are too few to show up among all."""
     keypoints = a_person(PEOPLE["too few for half a body"])
     crops = Crops(one_person(tmp_path, keypoints, box), SIZE, VITPOSE)
@@ -258,7 +266,7 @@ def test_a_shift_is_a_share_of_the_padded_box_whatever_the_crops_shape_and_scale
     assert all(distance_of_distributions(one, other) < limit for one, other in zip(shares[0].T, shares[1].T))
 
 
-def test_vitposes_augmentation_mirrors_every_second_crop_and_leaves_colors_alone(tmp_path):
+def test_vitposes_augmentation_mirrors_every_second_crop_and_leaves_colors_alone(without_pixels, tmp_path):
     assert VITPOSE.color == 0
     crops = Crops(one_person(tmp_path, a_person(list(range(17))), BOXES["tall"]), SIZE, VITPOSE)
     mirrored = [np.linalg.det(crops[0, seed]["matrix"].numpy()[:, :2]) < 0 for seed in range(1000)]
@@ -349,8 +357,8 @@ def vlpose_plan(per_epoch, *arguments):
 
 def uda_plan(*arguments):
     options = parse_options(["--mode", "uda", "--recipe", "paper", *arguments])
-    data = SimpleNamespace(source=people(1000), target=people(1000))
-    plan = plan_uda(options, stylist=True, restyle=True, data=data)
+    sets = SimpleNamespace(source=people(1000), target=people(1000))
+    plan = plan_uda(options, stylist=True, restyle=True, data=sets)
     return plan["style"], plan["source"], plan["adapt"]
 
 

@@ -11,7 +11,6 @@ import torch
 from data import FIGURES, draw_figures
 from vlpose import PUBLIC_FILES, PoseModel, PublicFile, ViTConfig
 
-pytestmark = pytest.mark.slow
 SMALL = ViTConfig(384, 1, 12, 0.0, 3, 0.8, image_size=(64, 48))  # ViTPose-S with one layer
 
 

@@ -1,8 +1,6 @@
 """The README and its pages are true: code runs, commands are accepted, names and files exist."""
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from PIL import Image
 import data
 import eval
 import train
-from conftest import ROOT
+from conftest import ROOT, run_program
 from uda import MultiLevelAlignment
 from vlpose import VIT_CONFIGS, PoseModel, VLPose, save_checkpoint
 
@@ -126,8 +124,10 @@ def test_the_recipe_of_another_option_is_one_of_the_command(run_code):
 
 
 def test_the_lines_work_from_another_folder(tmp_path):
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom data import draw_figure\n"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+                      "from data import draw_figure\n")
+    done = run_program(script)
     assert done.returncode == 0, done.stderr
 
 

@@ -30,9 +30,9 @@ from data import (COCO17, DataError, below_common_folder, draw_figures, load_dat
 from eval import Parser, flag_of, predict
 from train import (MUON_RATE, Muon, Passes, Stage, learning_rate, main, new_optimizer, orthogonal,
                    parameter_groups)
-from conftest import ROOT, command, run_program, uda_command
-from vlpose import (MATCHERS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences, load_clip_text,
-                    load_model, load_pose_model, save_checkpoint)
+from conftest import CROPS, ROOT, command, run_program, uda_command
+from vlpose import (MATCHERS, MODEL_CONFIGS, VIT_CONFIGS, PoseModel, VLPose, encode_sentences,
+                    load_clip_text, load_model, load_pose_model, save_checkpoint)
 
 
 def results_of(folder):
@@ -161,9 +161,9 @@ def test_an_adapters_file_around_the_base_is_the_whole_model(run, cache):
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-def test_the_pictures_show_a_few_people_of_each_domain_where_there_are_few(
-        run, cache, monkeypatch, tmp_path):
-    titles = []
+def test_the_pictures_show_a_few_people_of_each_domain_where_there_are_few(monkeypatch, tmp_path):
+    cache, titles = tmp_path / "cache", []
+    draw_figures(cache, {"train": (6, 4), "val": (3, 2)})
     monkeypatch.setattr(train, "draw_sheet", lambda people, draw=train.draw_sheet: (
         titles.append([title for title, *_ in people]), draw(people))[1])
     assert main(command(cache, tmp_path / "photos", "--target", "figures#cartoon")) == 0
@@ -233,7 +233,9 @@ def test_a_run_that_was_stopped_resumes_to_the_same_numbers(
     ("prompt", 0.01), ("lora", 0.31)])
 def test_each_strategy_trains_its_share_of_the_parameters(
         cache, tmp_path, capsys, strategy, trained):
-    assert main(command(cache, tmp_path / strategy, "--strategy", strategy)) == 0
+    # In larger crops even a few small steps move a pose.
+    assert main(command(cache, tmp_path / strategy, "--strategy", strategy, "--image-size", "64",
+                        "64")) == 0
     output = capsys.readouterr().out
     share = float(output.split("parameters, ")[1].split("%")[0]) / 100 if trained else 0
     assert abs(share - trained) < 0.01
@@ -356,7 +358,6 @@ def test_stages_that_are_given_are_skipped_and_a_given_model_takes_another_sigma
     assert load_model(tmp_path / "run" / "student.pth").config.sigma == 3
 
 
-@pytest.mark.slow
 def test_each_part_of_the_alignment_can_be_left_out(aligned, cache, tmp_path, monkeypatch):
     peaks = uda.peaks
 
@@ -386,9 +387,11 @@ def test_a_run_that_does_not_know_an_option_yet_resumes_with_its_default(aligned
     assert main(["--resume", str(tmp_path / "old")]) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["vlpose", "uda"])
-def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(cache, tmp_path, mode):
+def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(
+        cache, tmp_path, monkeypatch, mode):
+    monkeypatch.setitem(MODEL_CONFIGS, "resnet18",
+                        replace(MODEL_CONFIGS["resnet18"], decoder_dim=16))
     torch.manual_seed(0)
     torchvision_state = torchvision.models.resnet18(num_classes=3).state_dict()
     torch.save(torchvision_state, tmp_path / "resnet18.pth")
@@ -602,7 +605,7 @@ def test_pictures_without_labels_are_adapted_to_and_what_can_be_known_is_said(
     for numbers in table.values():
         assert list(numbers) == CONFIDENCE
         assert 0 <= numbers["sure keypoints"] <= 1 and numbers["pixels between two views"] > 0
-    assert "no labels, 6 people " in printed and "pixels between two views" in printed
+    assert "no labels, 5 people " in printed and "pixels between two views" in printed
     assert "say how sure a model is, not how right" in printed
     adapter_off = "adapter off gives the original's poses exactly: yes" in printed
     assert adapter_off == (strategy != "full")
@@ -716,7 +719,6 @@ def test_after_an_edit_of_the_code_no_model_is_taken_from_the_cache(cache, tmp_p
     assert not torch.equal(weights["first"][predictor], weights["edited"][predictor])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stylist", [True, False])
 def test_a_restyling_of_ones_own_is_cached_until_its_file_is_edited(
         cache, tmp_path, monkeypatch, capsys, stylist):
@@ -1037,7 +1039,7 @@ def test_a_domain_keeps_its_row_whatever_it_is_called_and_whatever_the_console_c
     assert {"\u901f\u5199", "shadow play"} < set(results)
     rows = dict(line.rsplit(maxsplit=7)[::7] for line in printed.splitlines()
                 if len(line.split()) > 7)
-    assert rows["\\u901f\\u5199"] == rows["shadow play"] == "2"  # people
+    assert rows["\\u901f\\u5199"] == rows["shadow play"] == "1"  # person
     people = [numbers["people"] for row, numbers in results.items() if "all of" not in row]
     whole = [numbers["people"] for row, numbers in results.items() if "all of" in row]
     assert sum(people) == sum(whole)
@@ -1206,15 +1208,13 @@ COMMANDS = [line.split() for line in re.sub(r" \\\n\s+", " ", PAGE).splitlines()
 assert len(COMMANDS) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_the_papers_commands_train_on_data_in_its_real_format(
         words, stand_ins, cache, tmp_path, capsys):
     """As a dry run with the paper's numbers, then for a few steps of a small model."""
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "vitpose.pth", PoseModel(VIT_CONFIGS["tiny"]))
-    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "resnet18.pth")
-    swap = {"vitpose-h": tmp_path / "vitpose.pth", "resnet101": tmp_path / "resnet18.pth",
+    swap = {"vitpose-h": tmp_path / "vitpose.pth", "resnet101": tmp_path / "vitpose.pth",
             "ViT-B/32": "random",
             "HumanArt_validation_detections_AP_H_56_person.json": tmp_path / "boxes.json"}
     argv = []
@@ -1225,15 +1225,14 @@ def test_the_papers_commands_train_on_data_in_its_real_format(
         place = argv.index("--style-encoder")
         argv = argv[:place] + argv[place + 2:]
     small = ["--cache", str(cache), "--device", "cpu", "--batch-size", "4"]
-    small += ["--size", "resnet18"] if "uda" in argv else []
+    small += ["--size", "tiny"] if "uda" in argv else []
     plan = plan_of(cache, capsys, *argv, *small)
     if "uda" in argv:
         assert list(plan) == ["style", "source", "restyled", "adapt"]
         assert "20,000 steps" in plan["source"]
         assert "15,000 steps of 4 crops" in plan["adapt"]
         assert "500,000 steps of 16 crops" in plan["style"]
-        small += ["--image-size", "64", "64", "--style-steps", "2", "--style-batch", "4",
-                  "--supervised-steps", "2"]
+        small += [*CROPS, "--style-steps", "2", "--style-batch", "4", "--supervised-steps", "2"]
     else:
         # 210 epochs of 34 people
         assert list(plan) == ["adapt"] and "1,890 steps of 4 crops" in plan["adapt"]

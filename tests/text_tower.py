@@ -104,7 +104,7 @@ def train(steps, batch_size=96, lr=1e-3):
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 50 == 49:
+        if step % 20 == 19:
             print(f"{step + 1}/{steps}  loss {loss:.3f} (chance: {math.log(batch_size):.3f})",
                   flush=True)
     return text.eval(), pictures.eval()
