@@ -1028,10 +1028,11 @@ class Run:
         self.stages = list(plan)
         self.bytes_of_model = sum(tensor.nbytes for tensor in model.state_dict().values())
         self.compute = Compute(options.bf16, options.accumulate)
-        self.code = dict(CODE)  # {file: hash}; the cache asks whether it has changed
+        # {file: hash}; the cache asks whether it has changed
+        self.code = {name: code_hash(source) for name, source in SOURCES.items()}
         file = file_of(restyle)
         if file:
-            self.code[file.name] = code_hash(file)
+            self.code[file.name] = code_hash(file.read_bytes())
         self.folder = folder_of(options)
         inputs = {}
         if rank == 0:
@@ -1504,16 +1505,16 @@ class WithoutDocstrings(ast.NodeTransformer):
         return None if isinstance(node.value, ast.Constant) else node
 
 
-def code_hash(path):
-    """A hash of a module's code, in which comments, docstrings and layout do not count."""
-    tree = WithoutDocstrings().visit(ast.parse(Path(path).read_bytes()))
+def code_hash(source):
+    """A hash of a module's text, in which comments, docstrings and layout do not count."""
+    tree = WithoutDocstrings().visit(ast.parse(source))
     return digest(ast.unparse(tree).encode())
 
 
 MODULES = ("clip_tokenizer.py", "vlpose.py", "data.py", "uda.py", "eval.py", "train.py")
-# {file: hash of its code} when the program starts: this code runs, even if a file is edited later.
 HERE = Path(__file__).resolve().parent  # also if the program was started by a link to it
-CODE = {name: code_hash(HERE / name) for name in MODULES}
+# Their text when the program starts: this code runs, even if a file is edited later.
+SOURCES = {name: (HERE / name).read_bytes() for name in MODULES}
 
 # Options of these classes are not in the key: most of them cannot change a cached model. Those that
 # can are in the key as their effect: the data, the probability of a restyling, and the weights of

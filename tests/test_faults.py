@@ -250,27 +250,26 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_run_and_stays(copy, monkeypat
 
 
 def test_a_run_that_goes_on_says_which_code_has_changed(copy, monkeypatch, capsys):
-    monkeypatch.setattr(train, "CODE", train.CODE | {"uda.py": "edited", "data.py": "edited"})
+    edited = {"uda.py": b"edited", "data.py": b"edited"}
+    monkeypatch.setattr(train, "SOURCES", train.SOURCES | edited)
     (copy / "adapt.checkpoint.pth").unlink()
     assert main(["--resume", str(copy)]) == 0
     said = capsys.readouterr().err
     assert "adapt: data.py, uda.py have changed since the last checkpoint: other numbers" in said
 
 
-def test_comments_docstrings_and_blank_lines_are_no_change_of_the_code(tmp_path):
+def test_comments_docstrings_and_blank_lines_are_no_change_of_the_code():
     def hash_of(text):
-        (tmp_path / "a.py").write_text(text, "utf-8")
-        return train.code_hash(tmp_path / "a.py")
+        return train.code_hash(text.encode())
     code = "SCALE = 2\n\ndef double(x):\n    return SCALE * x\n"
     explained = ('"""A module."""\nSCALE = 2  # times\n\n\ndef double(x):\n    """Twice x, é."""\n\n'
                  "    # a product\n    return (SCALE\n            * x)\n")
     assert hash_of(explained) == hash_of(code)
     for old, new in (("2", "3"), ("* x", "+ x"), ("double", "twice"), ("SCALE * x", "'2 * x'")):
         assert hash_of(code.replace(old, new, 1)) != hash_of(code), new
-    for name in train.MODULES:
-        text = (ROOT / name).read_text("utf-8")
-        assert hash_of(text) == hash_of(text + "# the end\n") == train.CODE[name], name
-        assert hash_of(text + "END = 1\n") != train.CODE[name], name
+    for name, source in train.SOURCES.items():
+        assert train.code_hash(source + b"# the end\n") == train.code_hash(source), name
+        assert train.code_hash(source + b"END = 1\n") != train.code_hash(source), name
 
 
 def test_a_run_does_not_go_on_with_other_content_of_a_file_that_an_option_names(
@@ -1547,7 +1546,7 @@ def test_strict_refuses_other_code_and_sentences_that_are_too_long(
         cache, copy, tmp_path, monkeypatch, capsys):
     assert main(command(cache, tmp_path / "new", "--strict", "--sentences", "word " * 90)) == 2
     assert "expected a sentence of at most 77 tokens" in error_of(capsys)
-    monkeypatch.setattr(train, "CODE", train.CODE | {"uda.py": "edited"})
+    monkeypatch.setattr(train, "SOURCES", train.SOURCES | {"uda.py": b"edited"})
     (copy / "results.json").unlink()
     assert main(["--resume", str(copy), "--strict"]) == 2
     assert "base: uda.py has changed since the last checkpoint; without --strict" in error_of(

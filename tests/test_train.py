@@ -758,7 +758,7 @@ def test_a_restyling_whose_code_nobody_can_see_is_never_cached(cache, tmp_path, 
 
 
 def test_a_stage_that_other_code_has_begun_is_finished_but_not_cached(cache, tmp_path, monkeypatch):
-    changed = train.CODE | {"vlpose.py": "edited"}
+    changed = train.SOURCES | {"vlpose.py": b"edited"}
     after_step = train.Run.after_step
 
     def stop(self, stage, done, *rest):
@@ -771,7 +771,7 @@ def test_a_stage_that_other_code_has_begun_is_finished_but_not_cached(cache, tmp
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(train.Run, "after_step", stop)
         main(command(own, tmp_path / "run", "--strategy", "scratch"))
-    monkeypatch.setattr(train, "CODE", changed)
+    monkeypatch.setattr(train, "SOURCES", changed)
     assert main(["--resume", str(tmp_path / "run")]) == 0
     assert not list(own.glob("base-*.pth"))
 
@@ -780,8 +780,8 @@ def test_a_run_whose_base_was_cached_goes_on_around_that_base_after_an_edit(
         run, cache, tmp_path, monkeypatch, capsys):
     assert main(command(cache, tmp_path / "run")) == 0  # with the base that `run` has trained
     base = load_model(tmp_path / "run" / "model.pth").base.state_dict()
-    changed = train.CODE | {"vlpose.py": "edited"}
-    monkeypatch.setattr(train, "CODE", changed)
+    changed = train.SOURCES | {"vlpose.py": b"edited"}
+    monkeypatch.setattr(train, "SOURCES", changed)
     capsys.readouterr()
     assert main(["--resume", str(tmp_path / "run"), "--steps", "9"]) == 0
     said = capsys.readouterr().out
