@@ -1,5 +1,4 @@
 """What tests share: drawn figures, commands of short runs, and programs that start quickly."""
-import gc
 import math
 import multiprocessing
 import os
@@ -11,21 +10,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
-
-gc.disable()  # what imports make stays, and to look through it again and again takes long
-import torch  # noqa: E402
-gc.enable()
+import torch
 
 # Two threads take longer with small models, and round differently from processes of one thread.
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"  # real samples: without them some tests skip
 sys.path.insert(0, str(ROOT))
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes long; .ci/run leaves it out")
-    gc.disable()  # while the tests and the modules are imported
 
 
 @pytest.fixture
@@ -44,8 +35,6 @@ def cheap_runs():
     import eval
     import train
     import vlpose
-    gc.freeze()
-    gc.enable()
     tower = lru_cache(partial(vlpose.load_clip_text, "random"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlpose, "CLIPTokenizer", lru_cache(vlpose.CLIPTokenizer))
@@ -54,7 +43,6 @@ def cheap_runs():
             tower() if source == "random" else vlpose.load_clip_text(source)))
         patch.setattr(train, "draw_sheet", partial(train.draw_sheet, side=48))
         yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,6 @@ def test_a_row_that_fails_is_reported_with_its_log(args, capsys):
     assert "--no-such-option" in (args.folder / "vlpose" / "full-0.txt").read_text("utf-8")
 
 
-@pytest.mark.slow
 def test_a_row_is_trained_by_its_command_and_goes_on_where_it_was_stopped(args, tmp_path):
     draw_figures(tmp_path / "cache", {"train": (4, 4), "val": (2, 2)})
     args.folder = tmp_path / "evidence"

@@ -1311,7 +1311,6 @@ def test_a_box_beyond_a_million_pixels_is_an_error(box):
 
 # ------------------------------------------------------------------------------ seen while training
 
-@pytest.mark.slow
 def test_a_stage_is_validated_once_and_each_loss_of_the_alignment_is_logged(
         cache, tmp_path, capsys):
     assert main(uda_command(cache, tmp_path / "run", "--steps", "101", "--batch-size", "1",

@@ -399,7 +399,6 @@ sys.exit(train.main())
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode, more", [
     ("vlpose", "--strategy full --base-steps 6 --validate-every 1"),
     ("uda", "--style-steps 4 --supervised-steps 6 --target figures#cartoon --oracle "
