@@ -105,6 +105,35 @@ def test_numbers_of_an_earlier_call_give_the_same_table_and_are_not_trained_agai
     assert capsys.readouterr().out == ""
 
 
+PAGE_ROWS = {  # the first words of a row on the page -> row of the experiment
+    "VLPose, the default": "vlpose", "`--strategy full`": "full", "`--strategy prompt`": "prompt",
+    "`--strategy last`": "last", "`--strategy stem`": "stem",
+    "`--strategy all-but-stem`": "all but the stem", "`--strategy lora`, of rank 4": "lora"}
+
+
+def test_the_pages_say_of_vlpose_what_its_file_of_numbers_says(args):
+    args.seeds = 3
+    args.known = evidence.ROOT / "assets" / "evidence" / "vlpose.csv"
+    numbers = evidence.collect(args, evidence.commands(args))
+    page = (evidence.ROOT / "assets" / "evidence.md").read_text("utf-8")
+    readme = (evidence.ROOT / "README.md").read_text("utf-8")
+    original, full = numbers["vlpose", "original"], numbers["full", "adapted"]
+    assert len(original["art"]) == 3
+    art, photo = evidence.spread(original["art"]), evidence.spread(original["photo"])
+    assert f"| the original, `--strategy scratch` | {art} | 0 % | {photo} | 0 |" in page
+    assert f"| the original | {art} | {photo} | | 0 |" in readme
+    lowest, highest = np.mean(original["art"]), np.mean(full["art"])
+    for words, row in PAGE_ROWS.items():
+        found = numbers[row, "adapted"]
+        art, photo = evidence.spread(found["art"]), evidence.spread(found["photo"])
+        share = (np.mean(found["art"]) - lowest) / (highest - lowest)
+        trained = f"{found['trained'][0]:,.0f}"
+        assert len(found["art"]) == 3
+        assert f"| {words} | {art} | {100 * share:.0f} % | {photo} | {trained} |" in page
+        if row in ("vlpose", "full", "last", "lora"):
+            assert f" | {art} | {photo} | " in readme
+
+
 def test_alignment_has_a_table_and_a_picture_of_the_weights_once_a_row_is_finished(args, capsys):
     args.experiment, path = "uda", args.folder / "uda.png"
     rows = evidence.commands(args)
