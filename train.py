@@ -480,9 +480,9 @@ class VLPoseAdaptation:
         help="The number of visual prompts in each layer; by default the paper's for the size.")
     # its training
     lr: float = option(None, paper=5e-4, above=0, only=TUNED,
-        help="The learning rate of the adaptation; by default 1e-3 for a strategy that changes the "
-             "base's blocks (full, lora, all-but-stem), and 2e-3 for the others. In --mode uda "
-             "that is --adapt-lr.")
+        help="The learning rate of the adaptation; by default 1e-3 where the base's blocks change "
+             "(full, lora, all-but-stem, and vlpose with --rank), and 2e-3 elsewhere. In --mode "
+             "uda that is --adapt-lr.")
     steps: int = option(600, paper=None, least=1, only=TUNED,
         help="The model is adapted for so many steps.")
     epochs: int = option(None, paper=210, least=1, only=TUNED,
@@ -702,7 +702,8 @@ def plan_vlpose(options, base, source, target):
         print_plan(plan["base"], source.name, len(source.annotated))
     if options.strategy != "scratch":
         epoch = math.ceil(len(target.annotated) / options.batch_size)
-        lr = options.lr or (1e-3 if options.strategy in CHANGES_THE_BLOCKS else 2e-3)
+        changes_the_blocks = options.strategy in CHANGES_THE_BLOCKS or options.rank
+        lr = options.lr or (1e-3 if changes_the_blocks else 2e-3)
         plan["adapt"] = Stage(
             "adapt", options.steps or options.epochs * epoch, scale * lr,
             layer_decay=layer_decay if options.strategy == "full" else 1.0,

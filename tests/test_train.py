@@ -950,6 +950,15 @@ def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("more, rate", [
+    ("--strategy full", 0.001), ("--strategy lora", 0.001), ("--strategy all-but-stem", 0.001),
+    ("--rank 4", 0.001), ("--strategy last", 0.002), ("--strategy stem", 0.002),
+    ("--strategy prompt", 0.002), ("--strategy vlpose", 0.002), ("--rank 4 --lr 0.003", 0.003)])
+def test_what_changes_the_bases_blocks_learns_at_half_the_rate(cache, capsys, more, rate):
+    plan = plan_of(cache, capsys, *more.split())
+    assert f"muon, learning rate {rate} (" in plan["adapt"]
+
+
 def test_learning_rates_follow_the_batch_linearly_from_the_papers_512(cache, capsys):
     for batch, rate in ((512, "0.0005"), (64, "6.25e-05")):
         plan = plan_of(cache, capsys, "--recipe", "paper", "--size", "tiny", "--batch-size",
