@@ -108,6 +108,8 @@ def test_numbers_of_an_earlier_call_give_the_same_table_and_are_not_trained_agai
 PAGE_ROWS = {  # the first words of a row on the page -> row of the experiment
     "VLPose, the default": "vlpose", "`--strategy full`": "full", "`--strategy prompt`": "prompt",
     "`--strategy last`": "last", "`--strategy stem`": "stem",
+    "`--decoder extractor-injector`": "decoder extractor-injector",
+    "no text, `--matcher image`": "no text",
     "`--strategy all-but-stem`": "all but the stem", "`--strategy lora`, of rank 4": "lora"}
 
 
