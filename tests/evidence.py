@@ -13,8 +13,8 @@
     python tests/evidence.py tiny --jobs 2            after `both`: 40 labelled pictures, 13 joints
 
 Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one
-is skipped, a stopped one goes on. All numbers are in a CSV file, and those of the tables on the page
-in assets/evidence/. This prints the page's tables, and trains nothing:
+is skipped, a stopped one goes on. All numbers are in a CSV file. Those of the page's first table
+are in assets/evidence/; this prints them as a table, and trains nothing:
 
     python tests/evidence.py vlpose --known assets/evidence/vlpose.csv --tables
 
@@ -222,26 +222,21 @@ def train_rows(args, options_of, chosen):
     if args.experiment in NEEDS:
         NEEDS[args.experiment](args)
     rows, tasks = EXPERIMENTS[args.experiment][1], {False: [], True: []}
-    known = read_known(args)
     for (row, seed), options in options_of.items():
-        if row in chosen and (row, seed) not in known:
+        if row in chosen and (row, seed) not in args.known:
             tasks[f"{{folder}}/{args.experiment}/" in rows[row]].append((args, row, seed, options))
     with ThreadPoolExecutor(args.jobs) as pool:
         return any([status for part in tasks.values()
                     for status in list(pool.map(lambda task: run(*task), part))])
 
 
-def read_known(args):
-    """{(row, seed): {model: {measure: number}}} of the rows of an earlier CSV file, if one is given.
-
-    These rows are not trained again.
-    """
+def read_numbers(path):
+    """{(row, seed): {model: {measure: number}}} of a CSV file that `collect` has written."""
     known = defaultdict(lambda: defaultdict(dict))
-    if args.known:
-        with open(args.known, newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                measures = known[line["row"], int(line["seed"])][line["model"]]
-                measures[line["measure"]] = float(line["value"])
+    with open(path, newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            measures = known[line["row"], int(line["seed"])][line["model"]]
+            measures[line["measure"]] = float(line["value"])
     return known
 
 
@@ -432,9 +427,8 @@ def collect(args, rows):
     All of it is also written as CSV.
     """
     numbers, lines = defaultdict(lambda: defaultdict(list)), []
-    known = read_known(args)
     for row, seed in rows:
-        measured = known.get((row, seed), {})
+        measured = args.known.get((row, seed), {})
         if (folder_of(args, row, seed) / "results.json").exists():
             measured = measures_of(args, row, seed)
         for model, measures in measured.items():
@@ -699,7 +693,8 @@ def main():
     add("--jobs", type=int, default=1, help="trainings beside each other")
     add("--quick", action="store_true", help="the main rows alone")
     add("--tables", action="store_true", help="train nothing")
-    add("--known", help="a CSV file of an earlier call, whose rows are not trained again")
+    add("--known", type=read_numbers, default={}, metavar="FILE",
+        help="a CSV file of an earlier call, whose rows are not trained again")
     add("--folder", type=Path, default=Path("runs/evidence"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
