@@ -406,6 +406,7 @@ import time
 import weakref
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -1506,6 +1507,7 @@ class WithoutDocstrings(ast.NodeTransformer):
         return None if isinstance(node.value, ast.Constant) else node
 
 
+@cache
 def code_hash(source):
     """A hash of a module's text, in which comments, docstrings and layout do not count."""
     tree = WithoutDocstrings().visit(ast.parse(source))

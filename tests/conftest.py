@@ -6,7 +6,9 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import lru_cache, partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -28,21 +30,33 @@ def real():
 
 @pytest.fixture(scope="session", autouse=True)
 def cheap_runs():
-    """All runs have one tokenizer, one untrained text tower and small pictures.
+    """All runs have a small model and small pictures, one tokenizer and one untrained text tower.
 
-    The tokenizer and the tower never change, and the pictures' size is nothing that a test sees.
+    The tokenizer and the tower never change, and few tests see a size; see `tiny`.
     """
     import eval
     import train
     import vlpose
     tower = lru_cache(partial(vlpose.load_clip_text, "random"))
+    small = replace(vlpose.VIT_CONFIGS["tiny"], dim=32, depth=2, decoder_dim=16)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vlpose.VIT_CONFIGS, "tiny", small)
+        patch.setitem(vlpose.MODEL_CONFIGS, "tiny", small)
         patch.setattr(vlpose, "CLIPTokenizer", lru_cache(vlpose.CLIPTokenizer))
         patch.setattr(eval, "CLIPTokenizer", vlpose.CLIPTokenizer)
         patch.setattr(train, "load_clip_text", lambda source: (
             tower() if source == "random" else vlpose.load_clip_text(source)))
         patch.setattr(train, "draw_sheet", partial(train.draw_sheet, side=48))
         yield
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The model `tiny` is as large as users have it."""
+    import vlpose
+    config = replace(vlpose.VIT_CONFIGS["tiny"], dim=128, depth=4, decoder_dim=64)
+    monkeypatch.setitem(vlpose.VIT_CONFIGS, "tiny", config)
+    monkeypatch.setitem(vlpose.MODEL_CONFIGS, "tiny", config)
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +114,17 @@ def uda_command(cache, out, *more):
 #
 # A program needs seconds to import torch. So a server imports it once, and a fork of that server
 # plays each program: a new process, which has imported torch, but no module of this project, and
-# knows nothing of the tests. Python's multiprocessing has such a server. The first program starts
-# it, and it ends with the tests.
+# knows nothing of the tests. Python's multiprocessing has such a server. It imports while the first
+# tests run, and ends with the tests.
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pytest", "torch.distributed.run", "torch.utils.data",
                                "torch.utils.checkpoint", "torch._dynamo", "ftfy", "PIL.Image"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server():
+    forkserver.ensure_running()
 
 
 def run_program(script, *argv, launch=None):
@@ -151,7 +170,7 @@ def run_script(words):
     torch.set_num_threads(1)  # the server has imported torch without this program's environment
     sys.argv = words
     others = [path for path in sys.path if path not in (str(ROOT), str(ROOT / "tests"))]
-    sys.path = [str(Path(words[0]).parent), *others]
+    sys.path = [str(Path(words[0]).resolve().parent), *others]
     runpy.run_path(words[0], run_name="__main__")
 
 

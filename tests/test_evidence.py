@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import text_tower
 from PIL import Image
-from conftest import command
+from conftest import command, run_program
 from data import COCO17, draw_figures, load_dataset
 from train import main, parse_options
 
@@ -58,7 +58,13 @@ def test_a_row_that_fails_is_reported_with_its_log(args, capsys):
     assert "--no-such-option" in (args.folder / "vlpose" / "full-0.txt").read_text("utf-8")
 
 
-def test_a_row_is_trained_by_its_command_and_goes_on_where_it_was_stopped(args, tmp_path):
+def test_a_row_is_trained_by_its_command_and_goes_on_where_it_was_stopped(
+        args, tmp_path, monkeypatch):
+    def run_quickly(words, stdout, **_):
+        ended = run_program(*words[1:])
+        stdout.write(ended.stdout + ended.stderr)
+        return ended
+    monkeypatch.setattr(evidence.subprocess, "run", run_quickly)
     draw_figures(tmp_path / "cache", {"train": (4, 4), "val": (2, 2)})
     args.folder = tmp_path / "evidence"
     options = ["--cache", str(tmp_path / "cache"), "--strategy", "scratch", "--base-steps", "2",

@@ -130,7 +130,7 @@ def test_the_learning_rate_warms_up_and_falls_twice():
     assert math.isclose(factors[20000], 0.01)
 
 
-def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slowly():
+def test_biases_norms_and_positions_do_not_decay_and_lower_layers_learn_more_slowly(tiny):
     model = PoseModel(VIT_CONFIGS["tiny"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, Stage("base", 1, 1.0, 1, 0, False, layer_decay=0.5))
@@ -232,7 +232,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_numbers(
     ("scratch", 0), ("full", 1.0), ("last", 0.18), ("stem", 0.09), ("all-but-stem", 0.91),
     ("prompt", 0.01), ("lora", 0.31)])
 def test_each_strategy_trains_its_share_of_the_parameters(
-        cache, tmp_path, capsys, strategy, trained):
+        tiny, cache, tmp_path, capsys, strategy, trained):
     # In larger crops even a few small steps move a pose.
     assert main(command(cache, tmp_path / strategy, "--strategy", strategy, "--image-size", "64",
                         "64")) == 0

@@ -1544,7 +1544,7 @@ def server(tmp_path, monkeypatch):
     content = (tmp_path / "file.pth").read_bytes()
     handler = type("Handler", (Server,), {"content": content, "whole": content, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
