@@ -2354,15 +2354,18 @@ def report_boxes_outside(path, dataset, rows, boxes):
 
     rows (boxes,): of the pictures.
     """
-    count = 0
-    for row, (left, top, width, height) in zip(rows[:COMPARED_IMAGES], boxes):
+    rows = rows[:COMPARED_IMAGES]
+    boxes = boxes[:COMPARED_IMAGES]
+    outside = 0
+    for row in np.unique(rows):
+        left, top, width, height = boxes[rows == row].T
         with suppress(PictureError):  # it is named where the pictures are read
             right, bottom = picture_size(dataset.files[row], dataset.upright)
-            is_inside = -width < left < right and -height < top < bottom
-            count += not is_inside
-    if count:
-        report(f"{path}: {count:,} of {min(len(boxes), COMPARED_IMAGES):,} boxes lie outside "
-               "their pictures: perhaps they are for pictures of another size")
+            inside = (-width < left) & (left < right) & (-height < top) & (top < bottom)
+            outside += np.count_nonzero(~inside)
+    if outside:
+        report(f"{path}: {outside:,} of {len(boxes):,} boxes lie outside their pictures: perhaps "
+               "they are for pictures of another size")
 
 
 def images_of_boxes(path, records, rows):
