@@ -1,0 +1,45 @@
+"""Each trial changes the training, and says nothing else."""
+import numpy as np
+import pytest
+
+import train
+import trials
+import uda
+from conftest import uda_command
+from vlpose import load_model
+
+
+@pytest.fixture(autouse=True)
+def undone(monkeypatch):
+    """What a trial changes is as before afterwards."""
+    for module, name in ((uda, "confidence_mask"), (uda, "heatmaps_of_images"), (uda, "rectify"),
+                         (train, "restyling"), (train, "MultiLevelAlignment"),
+                         (train.Passes, "key"), (trials.Agreement, "also_sure")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+
+def trained(words, cache, out):
+    """The teacher's parameters after a short run of a trial from drawn people to photographs."""
+    argv = uda_command(cache, out, "--source", "figures#artificial", "--target", "figures#photo")
+    assert trials.main([words, *argv]) == 0
+    teacher = load_model(out / "teacher.pth")
+    return np.concatenate([tensor.numpy().ravel() for tensor in teacher.state_dict().values()])
+
+
+@pytest.fixture(scope="module")
+def plain(cache, tmp_path_factory):
+    return trained("plain", cache, tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.mark.parametrize("trial", [name for name in trials.TRIALS if name != "plain"])
+def test_each_trial_changes_what_the_teacher_learns(trial, plain, cache, tmp_path):
+    assert not np.array_equal(trained(trial, cache, tmp_path / "run"), plain)
+
+
+def test_trials_can_be_joined(plain, cache, tmp_path):
+    joined = trained("flip+subpixel", cache, tmp_path / "run")
+    assert not np.array_equal(joined, plain)
+
+
+def test_without_a_trial_the_training_is_the_same_again(plain, cache, tmp_path):
+    assert np.array_equal(trained("plain", cache, tmp_path / "run"), plain)

@@ -1,0 +1,175 @@
+"""Trials: multi-level alignment with what is in neither paper, to see whether it gains anything.
+
+    python tests/trials.py agree --mode uda --source figures --target lsp:/data/LSP \\
+        --augmentation paper --supervised-steps 1250 --steps 300 --out runs/trials/agree
+
+The first word is the trial, and the others are options of train.py. These runs have a quarter of
+the steps of the evidence's runs on LSP, and take five minutes each. Each trial below changes one
+function of uda.py or train.py.
+"""
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import train  # noqa: E402
+import uda  # noqa: E402
+from data import (crop_width, decode_heatmaps, encode_heatmaps, load_dataset,  # noqa: E402
+                  with_skeleton)
+from eval import flip_tested  # noqa: E402
+from uda import peaks  # noqa: E402
+
+NEAR = 2  # heatmap pixels
+confidence_mask = uda.confidence_mask
+heatmaps_of_images = uda.heatmaps_of_images
+restyling = train.restyling
+
+
+# ------------------------------------------------------------------------ which pseudo-labels count
+
+def plain(options):
+    """Nothing changes."""
+
+
+def ratio(share, options):
+    """Another share of the pseudo-labels is left out, in place of a half."""
+    uda.confidence_mask = partial(confidence_mask, ratio=share)
+
+
+def opening(options):
+    """At first 80 % of the pseudo-labels are left out, at the end 20 %."""
+    steps = iter(torch.linspace(0.8, 0.2, options.steps).tolist())
+    uda.confidence_mask = lambda heatmaps: confidence_mask(heatmaps, next(steps, 0.2))
+
+
+def joint(options):
+    """Each joint has a median of its own."""
+    def of_each_joint(heatmaps):
+        _, confidence = peaks(heatmaps)
+        return confidence > confidence.quantile(0.5, dim=0)     # (B, K)
+    uda.confidence_mask = of_each_joint
+
+
+class Agreement(uda.MultiLevelAlignment):
+    """A pseudo-label counts where teacher and student, in two views, see the same place."""
+    also_sure = False
+
+    def alignment_losses(self, teacher_heatmaps, student_heatmaps, *features):
+        apart = peaks(teacher_heatmaps)[0] - peaks(student_heatmaps.detach())[0]
+        same = apart.norm(dim=2) <= NEAR                        # (B, K)
+        uda.confidence_mask = lambda heatmaps: (
+            same & confidence_mask(heatmaps) if self.also_sure else same)
+        return super().alignment_losses(teacher_heatmaps, student_heatmaps, *features)
+
+
+def agree(options):
+    """The agreement of two views counts in place of the height of the peak."""
+    train.MultiLevelAlignment = Agreement
+
+
+def agree_and_sure(options):
+    """The agreement of two views counts, and the height of the peak."""
+    train.MultiLevelAlignment = Agreement
+    Agreement.also_sure = True
+
+
+def prior(options):
+    """A limb whose length no figure has loses the pseudo-labels of both its ends."""
+    target = load_dataset(options.target, "train")
+    figures = with_skeleton(load_dataset("figures", "train"), target.skeleton)
+    people = figures.annotated
+    poses = figures.keypoints[people]                           # (people, K, 3)
+    sides = crop_width(figures.boxes[people], (4, 3)) * 4 / 3   # heights of the crops
+    limbs = []
+    for a, b in target.skeleton.edges:
+        known = (poses[:, [a, b], 2] > 0).all(1)
+        lengths = np.linalg.norm(poses[known, a, :2] - poses[known, b, :2], axis=1) / sides[known]
+        if known.any():
+            limbs.append((a, b, *np.quantile(lengths, [0.01, 0.99])))
+
+    def of_possible_limbs(heatmaps):
+        points, _ = peaks(heatmaps)
+        mask = confidence_mask(heatmaps)
+        for a, b, shortest, longest in limbs:
+            length = (points[:, a] - points[:, b]).norm(dim=1) / heatmaps.shape[2]
+            possible = (shortest <= length) & (length <= longest)
+            mask[:, a] &= possible
+            mask[:, b] &= possible
+        return mask
+    uda.confidence_mask = of_possible_limbs
+
+
+# ------------------------------------------------------------------- how exact the pseudo-labels are
+
+def flip(options):
+    """The teacher's heatmaps are the mean of those of its view and of the mirrored view."""
+    skeleton = load_dataset(options.target, "train").skeleton
+    def of_both(model, images, compute, *text):
+        plain_model = partial(heatmaps_of_images, model)
+        return flip_tested(lambda pixels: plain_model(pixels, compute, *text), images, (), skeleton)
+    uda.heatmaps_of_images = of_both
+
+
+def subpixel(options):
+    """A pseudo-label is where DARK decodes it, and not a whole heatmap pixel."""
+    def between_pixels(heatmaps, sigma):
+        size = heatmaps.shape[2:]
+        points, confidence = decode_heatmaps(heatmaps, size, sigma)
+        return encode_heatmaps(points, torch.ones_like(confidence), size, size, sigma)[0]
+    uda.rectify = between_pixels
+
+
+# ------------------------------------------------------------------------------- images and batches
+
+def clutter(options):
+    """Up to 40 % of a target image shines through each restyled source image."""
+    train.restyling = lambda stylist, options: partial(blended, restyling(stylist, options))
+
+
+def blended(restyle, source, target):
+    share = 0.4 * torch.rand(len(source), 1, 1, 1).to(source)
+    return torch.lerp(restyle(source, target), target, share)
+
+
+def one_style(options):
+    """Each batch has images of one domain. The domains take turns."""
+    def key(passes, position, shuffled=train.Passes.key):
+        people = passes.crops.dataset
+        domains = people.domains[people.image_index[passes.rows]]
+        names = np.unique(domains)
+        if len(names) == 1:
+            return shuffled(passes, position)
+        step, place = divmod(position, options.batch_size)
+        turn, which = divmod(step, len(names))
+        rows = passes.rows[domains == names[which]]
+        epoch, place = divmod(turn * options.batch_size + place, len(rows))
+        order = np.random.default_rng((passes.seed, epoch, which)).permutation(rows)
+        return int(order[place]), (passes.seed, position)
+    train.Passes.key = key
+
+
+TRIALS = {
+    "plain": plain, "ratio-0.3": partial(ratio, 0.3), "ratio-0.7": partial(ratio, 0.7),
+    "ratio-0.8": partial(ratio, 0.8), "opening": opening, "joint": joint, "agree": agree,
+    "agree-and-sure": agree_and_sure, "prior": prior, "flip": flip, "subpixel": subpixel,
+    "clutter": clutter, "one-style": one_style}
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trials", help="one or more, joined by +, such as flip+subpixel: "
+                                       f"{', '.join(TRIALS)}")
+    args, of_train = parser.parse_known_args(argv)
+    for name in args.trials.split("+"):
+        TRIALS[name](train.parse_options(of_train))
+    return train.main(of_train)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
