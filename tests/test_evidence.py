@@ -113,17 +113,62 @@ def test_numbers_of_an_earlier_call_give_the_same_table_and_are_not_trained_agai
 PAGE_ROWS = {  # the first words of a row on the page -> row of the experiment
     "VLPose, the default": "vlpose", "`--strategy full`": "full", "`--strategy prompt`": "prompt",
     "`--strategy last`": "last", "`--strategy stem`": "stem",
+    "`--strategy all-but-stem`": "all but the stem", "`--strategy lora`, of rank 4": "lora",
+    "`--strategy lora --rank 1`": "lora, rank 1", "`--strategy lora --rank 16`": "lora, rank 16",
+    "VLPose with low-rank updates, `--rank 4`": "vlpose with lora",
+    "the same without text, `--rank 4 --matcher image`": "vlpose with lora, no text",
+    "`--decoder injector`": "decoder injector",
     "`--decoder extractor-injector`": "decoder extractor-injector",
+    "`--decoder dual-released`": "decoder dual-released",
     "no text, `--matcher image`": "no text",
-    "`--strategy all-but-stem`": "all but the stem", "`--strategy lora`, of rank 4": "lora"}
+    "one sentence for all, `--sentences 'a photo of a person'`": "one sentence for all",
+    "bare names, `--sentences '{domain}'`": "bare names",
+    "`--num-prompts 0`": "0 prompts", "`--num-prompts 50`": "50 prompts"}
+ALIGNMENT_ROWS = {
+    "all three levels": "all three levels", "without image level": "without image level",
+    "without feature level": "without feature level", "without pose level": "without pose level",
+    "no level: the mean teacher alone": "no level",
+    "no level and no consistency: the source alone": "the source alone",
+    "image level alone": "image level alone", "feature level alone": "feature level alone",
+    "pose level alone": "pose level alone", "without occlusion": "without occlusion",
+    "without consistency": "without consistency",
+    "`--feature-level 0.01`": "feature level 0.01", "`--feature-level 0.1`": "feature level 0.1",
+    "`--pose-level 30`": "pose level 30", "`--pose-level 100`": "pose level 100"}
+
+
+def numbers_and_pages(args):
+    """The numbers of an experiment's file, the page of the evidence, and the README."""
+    args.seeds = 3
+    file = evidence.ROOT / "assets" / "evidence" / f"{args.experiment}.csv"
+    args.known = evidence.read_numbers(file)
+    pages = [evidence.ROOT / "assets" / "evidence.md", evidence.ROOT / "README.md"]
+    return (evidence.collect(args, evidence.commands(args)),
+            *(page.read_text("utf-8") for page in pages))
+
+
+def test_the_pages_say_of_alignment_what_its_file_of_numbers_says(args):
+    args.experiment = "uda"
+    numbers, page, readme = numbers_and_pages(args)
+    lowest, highest = (numbers["all three levels", model]["mean"]
+                       for model in ("source only", "oracle"))
+    assert len(lowest) == len(highest) == 3
+    assert f"| source only | {evidence.spread(lowest)} | | " in page
+    assert f"| oracle | {evidence.spread(highest)} | | " in page
+    assert f"| source only | {evidence.spread(lowest)} | | 0 % |" in readme
+    assert f"(`--oracle`) | {evidence.spread(highest)} | | 100 % |" in readme
+    for words, row in ALIGNMENT_ROWS.items():
+        student, teacher = (numbers[row, model] for model in ("student", "teacher"))
+        assert len(student["mean"]) == 3
+        pck, of_teacher, wide = (evidence.spread(values) for values in (
+            student["mean"], teacher["mean"], teacher["mean at 0.2"]))
+        assert f"| {words} | {pck} | {of_teacher} | {wide} |" in page
+        share = (np.mean(student["mean"]) - np.mean(lowest)) / (np.mean(highest) - np.mean(lowest))
+        if row in ("no level", "all three levels"):
+            assert f" | {pck} | {of_teacher} | {100 * share:.0f} % |" in readme
 
 
 def test_the_pages_say_of_vlpose_what_its_file_of_numbers_says(args):
-    args.seeds = 3
-    args.known = evidence.read_numbers(evidence.ROOT / "assets" / "evidence" / "vlpose.csv")
-    numbers = evidence.collect(args, evidence.commands(args))
-    page = (evidence.ROOT / "assets" / "evidence.md").read_text("utf-8")
-    readme = (evidence.ROOT / "README.md").read_text("utf-8")
+    numbers, page, readme = numbers_and_pages(args)
     original, full = numbers["vlpose", "original"], numbers["full", "adapted"]
     assert len(original["art"]) == 3
     art, photo = evidence.spread(original["art"]), evidence.spread(original["photo"])
