@@ -80,8 +80,8 @@ def agree_and_sure(options):
 
 def prior(options):
     """A limb whose length no figure has loses the pseudo-labels of both its ends."""
-    target = load_dataset(options.target, "train")
-    figures = with_skeleton(load_dataset("figures", "train"), target.skeleton)
+    target = load_dataset(options.target, "train", options.cache)
+    figures = with_skeleton(load_dataset("figures", "train", options.cache), target.skeleton)
     people = figures.annotated
     poses = figures.keypoints[people]                           # (people, K, 3)
     sides = crop_width(figures.boxes[people], (4, 3)) * 4 / 3   # heights of the crops
@@ -108,7 +108,7 @@ def prior(options):
 
 def flip(options):
     """The teacher's heatmaps are the mean of those of its view and of the mirrored view."""
-    skeleton = load_dataset(options.target, "train").skeleton
+    skeleton = load_dataset(options.target, "train", options.cache).skeleton
     def of_both(model, images, compute, *text):
         plain_model = partial(heatmaps_of_images, model)
         return flip_tested(lambda pixels: plain_model(pixels, compute, *text), images, (), skeleton)
