@@ -1,4 +1,4 @@
-"""Each trial changes the training, and says nothing else."""
+"""What must hold for the trials: each of them changes what is learned, and nothing else does."""
 import numpy as np
 import pytest
 
