@@ -38,7 +38,8 @@ def cheap_runs():
     import train
     import vlpose
     tower = lru_cache(partial(vlpose.load_clip_text, "random"))
-    small = replace(vlpose.VIT_CONFIGS["tiny"], dim=32, depth=2, decoder_dim=16)
+    large = vlpose.VIT_CONFIGS["tiny"]
+    small = replace(large, dim=32, depth=2, decoder_dim=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vlpose.VIT_CONFIGS, "tiny", small)
         patch.setitem(vlpose.MODEL_CONFIGS, "tiny", small)
@@ -47,16 +48,15 @@ def cheap_runs():
         patch.setattr(train, "load_clip_text", lambda source: (
             tower() if source == "random" else vlpose.load_clip_text(source)))
         patch.setattr(train, "draw_sheet", partial(train.draw_sheet, side=48))
-        yield
+        yield large
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(cheap_runs, monkeypatch):
     """The model `tiny` is as large as users have it."""
     import vlpose
-    config = replace(vlpose.VIT_CONFIGS["tiny"], dim=128, depth=4, decoder_dim=64)
-    monkeypatch.setitem(vlpose.VIT_CONFIGS, "tiny", config)
-    monkeypatch.setitem(vlpose.MODEL_CONFIGS, "tiny", config)
+    monkeypatch.setitem(vlpose.VIT_CONFIGS, "tiny", cheap_runs)
+    monkeypatch.setitem(vlpose.MODEL_CONFIGS, "tiny", cheap_runs)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
     python tests/trials.py agree --mode uda --source figures --target lsp:/data/LSP \\
         --augmentation paper --supervised-steps 1250 --steps 300 --out runs/trials/agree
 
-The first word is the trial, and the others are options of train.py. These runs have a quarter of
-the steps of the evidence's runs on LSP, and take five minutes each. Each trial below changes one
-function of uda.py or train.py.
+The first word is the trial, and the others are options of train.py. This run has a quarter of the
+steps of the evidence's runs on LSP. Each trial below changes one function or class of uda.py or
+train.py.
 """
 import argparse
 import sys
@@ -166,8 +166,9 @@ def main(argv):
     parser.add_argument("trials", help="one or more, joined by +, such as flip+subpixel: "
                                        f"{', '.join(TRIALS)}")
     args, of_train = parser.parse_known_args(argv)
+    options = train.parse_options(of_train)
     for name in args.trials.split("+"):
-        TRIALS[name](train.parse_options(of_train))
+        TRIALS[name](options)
     return train.main(of_train)
 
 
