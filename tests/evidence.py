@@ -10,7 +10,7 @@
     python tests/evidence.py lsp --root /data/LSP     figures to real photographs
     python tests/evidence.py lsp-resnet --root /data/LSP --init resnet18    with a ResNet-18
     python tests/evidence.py both --jobs 2            after `vlpose`: adapters and unlabelled art
-    python tests/evidence.py tiny --jobs 2            after `both`: 40 labelled pictures, 13 joints
+    python tests/evidence.py tiny --jobs 2            after `vlpose`: 40 labels, 13 joints
 
 Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one
 is skipped, a stopped one goes on. All numbers are in a CSV file. Those of `vlpose` and `uda` are in
@@ -88,9 +88,9 @@ VARIANTS |= {"no text": "--matcher image",
 VARIANTS |= {f"{number} prompts": f"--num-prompts {number}" for number in (0, 50)}  # default: 10
 VARIANTS |= {"vlpose with lora": "--rank 4",
              "vlpose with lora, no text": "--rank 4 --matcher image"}
+OF_VLPOSE = "--weights {folder}/vlpose/vlpose-{seed}/model.pth"  # the original of its rows
 # From the same base, which Muon has trained; and a base that AdamW trains in as many steps.
-ADAMW = {f"{row}, AdamW": f"{STRATEGIES[row]} --optimizer adamw "
-                          "--weights {folder}/vlpose/vlpose-{seed}/model.pth"
+ADAMW = {f"{row}, AdamW": f"{STRATEGIES[row]} --optimizer adamw {OF_VLPOSE}"
          for row in ("vlpose", "full", "last", "lora")}
 ADAMW["base, AdamW"] = "--strategy last --optimizer adamw"
 HELD_OUT = {}
@@ -103,19 +103,10 @@ COMPOSED = {  # see `words`
     "cartoon": "a picture of a person: bright colours, thick dark outlines, a large head",
     "ink painting": "a picture of a person: no colours, thick dark outlines, normal proportions"}
 
-UPDATES = "--weights {folder}/vlpose/vlpose-{seed}/model.pth --strategy lora"
-BOTH = {"both methods": "--strategy vlpose --supervised-steps 1650",
-        # plain alignment
-        "the same start": "--weights {folder}/both/both-methods-{seed}/source-only.pth",
-        "updates": UPDATES,
-        "updates, longer": f"{UPDATES} --adapt-lr 2e-3 --steps 1500 --image-level 0.8"}
-BOTH_MODELS = {  # row of the table -> row of the experiment, its model
-    "the original, photographs only": ("both methods", "source-only"),
-    "both methods, the teacher's adapter": ("both methods", "teacher"),
-    "plain alignment of that model, the teacher": ("the same start", "teacher"),
-    "the original of VLPose's rows": ("updates", "source-only"),
-    "low-rank updates of that, the teacher's": ("updates", "teacher"),
-    "the same, five times as long": ("updates, longer", "teacher")}
+BOTH = {"plain alignment": "", "VLPose's adapter": "--strategy vlpose",
+        "low-rank updates": "--strategy lora",
+        "low-rank updates, longer":
+            "--strategy lora --adapt-lr 2e-3 --steps 1500 --image-level 0.8"}
 PICTURES = ("cartoon", "art")
 TINY_STRATEGIES = {row: STRATEGIES[row] for row in ("full", "last", "vlpose")}
 TINY = {f"{pictures}, {name}": f"--target coco:{{folder}}/tiny-{pictures}-{{seed}} {options}"
@@ -125,15 +116,10 @@ REAL = {row: STRATEGIES[row] for row in ("vlpose", "last", "lora", "full")}
 
 # labelled pictures of a style -> epochs between validations, 50 to 70 steps
 FEW_LABELS = {5: 25, 20: 7, 100: 2}
-FEW_STRATEGIES = {"vlpose": ("", (5e-4, 1.5e-3)), "lora": ("--strategy lora", (1e-3, 3e-3)),
-                  "full": ("--strategy full", (5e-4, 1.5e-3))}
-FEW = {}
-for number, epochs in FEW_LABELS.items():
-    for name, (options, rates) in FEW_STRATEGIES.items():
-        for lr in rates:
-            FEW[f"{number} labels, {name}, {lr}"] = (
-                f"--target coco:{{folder}}/few-{number}-{{seed}} --validate-every {epochs} "
-                f"{options} --lr {lr}")
+FEW_STRATEGIES = {row: STRATEGIES[row] for row in ("vlpose", "lora", "full")}
+FEW = {f"{number} labels, {name}":
+       f"--target coco:{{folder}}/few-{number}-{{seed}} --validate-every {epochs} {options}"
+       for number, epochs in FEW_LABELS.items() for name, options in FEW_STRATEGIES.items()}
 
 EXPERIMENTS = {  # name -> options of all rows, rows
     "vlpose": ("--mode vlpose", STRATEGIES | LORA | VARIANTS | HELD_OUT | ADAMW),
@@ -142,17 +128,14 @@ EXPERIMENTS = {  # name -> options of all rows, rows
     "uda": ("--mode uda", LEVELS | SENSITIVITY),
     "lsp": (LSP, LEVELS | RECIPES),
     "lsp-resnet": (LSP_RESNET, LEVELS),
-    "both": ("--mode uda --source figures#photo --target figures#artificial", BOTH),
+    "both": (f"--mode uda --source figures#photo --target figures#artificial {OF_VLPOSE}", BOTH),
     "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth "
               "--sentences {folder}/tower/sentences.json", WORDS),
     "clip": ("--mode vlpose --text-weights ViT-B/32 --sentences {folder}/tower/sentences.json",
              WORDS),
-    "few": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures --steps 400 "
-            "--select best", FEW),
-    "real": ("--weights {folder}/vlpose/vlpose-{seed}/model.pth --source figures "
-             "--target lsp:{root} --steps 600", REAL),
-    "tiny": ("--weights {folder}/both/both-methods-{seed}/source-only.pth --steps 200 --lr 5e-4",
-             TINY)}
+    "few": (f"{OF_VLPOSE} --source figures --steps 400 --select best", FEW),
+    "real": (f"{OF_VLPOSE} --source figures --target lsp:{{root}} --steps 600", REAL),
+    "tiny": (f"{OF_VLPOSE} --steps 200", TINY)}
 # how many rows --quick runs; of the others, all
 QUICK = {"vlpose": 3, "uda": 2, "lsp": 1, "lsp-resnet": 1}
 
@@ -215,19 +198,13 @@ def run(args, row, seed, options):
 
 
 def train_rows(args, options_of, chosen):
-    """Trains rows, --jobs beside each other. True if one fails.
-
-    Rows that go on from others of the experiment come last.
-    """
+    """Trains rows, --jobs beside each other. True if one fails."""
     if args.experiment in NEEDS:
         NEEDS[args.experiment](args)
-    rows, tasks = EXPERIMENTS[args.experiment][1], {False: [], True: []}
-    for (row, seed), options in options_of.items():
-        if row in chosen and (row, seed) not in args.known:
-            tasks[f"{{folder}}/{args.experiment}/" in rows[row]].append((args, row, seed, options))
+    tasks = [(args, row, seed, options) for (row, seed), options in options_of.items()
+             if row in chosen and (row, seed) not in args.known]
     with ThreadPoolExecutor(args.jobs) as pool:
-        return any([status for part in tasks.values()
-                    for status in list(pool.map(lambda task: run(*task), part))])
+        return any(list(pool.map(lambda task: run(*task), tasks)))
 
 
 def read_numbers(path):
@@ -508,30 +485,24 @@ def print_tuning(numbers, rows):
 
 
 def print_few(numbers):
-    """For each way of tuning the mean over the seeds.
-
-    It is that of the learning rate that was better on the held-out pictures.
-    """
     print(f"| AP of art, photo | {' | '.join(f'{number} labels a style' for number in FEW_LABELS)} "
           f"|\n|" + 4 * "---|")
-    for name, (_, rates) in FEW_STRATEGIES.items():
-        cells = []
-        for number in FEW_LABELS:
-            found = [numbers[f"{number} labels, {name}, {lr}", "adapted"] for lr in rates]
-            best = max(filter(None, found), key=lambda measures: np.mean(measures["held out"]),
-                       default=None)
-            cells.append(f"{spread(best['art'])}, {np.mean(best['photo']):.3f} (lr "
-                         f"{rates[found.index(best)]:g})" if best else "")
+    for name in FEW_STRATEGIES:
+        rows = [numbers[f"{number} labels, {name}", "adapted"] for number in FEW_LABELS]
+        cells = [f"{spread(found['art'])}, {np.mean(found['photo']):.3f}" if found else ""
+                 for found in rows]
         print(f"| {name} | {' | '.join(cells)} |")
 
 
 def print_both(numbers):
+    """A row for the original, and one for the teacher of each row."""
     print(f"| AP | seeds | mean of art | photo | {' | '.join(ART)} | options |\n|" + 12 * "---|")
-    for title, (row, model) in BOTH_MODELS.items():
-        if found := numbers[row, model]:
-            options = "" if model == "source-only" else BOTH[row]
+    models = {"the original": (numbers["plain alignment", "source-only"], "")}
+    models |= {row: (numbers[row, "teacher"], options) for row, options in BOTH.items()}
+    for row, (found, options) in models.items():
+        if found:
             styles = " | ".join(f"{np.mean(found[style]):.3f}" for style in ART)
-            print(f"| {title} | {len(found['art'])} | {spread(found['art'])} | "
+            print(f"| {row} | {len(found['art'])} | {spread(found['art'])} | "
                   f"{spread(found['photo'])} | {styles} | {code(options)} |")
 
 

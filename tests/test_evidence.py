@@ -5,7 +5,6 @@ Rows are commands, finished ones are not run again, and tables say what runs fou
 import argparse
 import json
 import shutil
-import time
 
 import evidence
 import numpy as np
@@ -250,17 +249,16 @@ def test_few_labels_are_the_same_number_of_each_style_and_every_fifth_is_held_ou
     assert not {*train.files} & {*val.files} and {*train.files} != {*other.files}
 
 
-def test_few_labels_are_shown_at_the_rate_that_was_better_on_the_held_out_pictures(args, capsys):
+def test_few_labels_have_a_row_for_each_way_of_tuning(args, capsys):
     args.experiment = "few"
-    for (row, seed), art in zip(evidence.commands(args), np.linspace(0.3, 0.65, 36)):
+    for (row, seed), art in zip(evidence.commands(args), np.linspace(0.3, 0.64, 18)):
         folder = evidence.folder_of(args, row, seed)
         folder.mkdir(parents=True)
-        table = {domain: {"AP": art} for domain in (*evidence.ART,
-                                                    "photo")} | {"all of coco:few": {"AP": 1 - art}}
+        table = {domain: {"AP": art} for domain in (*evidence.ART, "photo")}
         (folder / "results.json").write_text(json.dumps({"adapted": table}))
         evidence.log_of(folder).write_text("lora: 1,234 trainable parameters")
     evidence.print_few(evidence.collect(args, evidence.commands(args)))
-    assert "| vlpose | 0.305 ± 0.007, 0.305 (lr 0.0005) | 0.425" in capsys.readouterr().out
+    assert "| vlpose | 0.310 ± 0.014, 0.310 | 0.430" in capsys.readouterr().out
 
 
 def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_parameters(
@@ -297,19 +295,6 @@ def test_pseudo_labels_are_sure_above_the_median_and_right_near_the_truth(tmp_pa
     found = evidence.pseudo_labels_of(tmp_path)
     assert found["wrist"] == [1, 1, 1] and found["hip"] == [0, 0, -1]
     assert found["mean"][0] == pytest.approx(found["mean"][1], abs=0.1) and found["mean"][2] == 1
-
-
-def test_rows_that_go_on_from_others_of_the_experiment_wait_for_all_of_them(args, monkeypatch):
-    args.experiment, args.jobs, ended = "both", 4, []
-
-    def run(_, row, seed, options):
-        time.sleep(0.2 * (row != "the same start"))
-        ended.append(row)
-        return 0
-    monkeypatch.setattr(evidence, "run", run)
-    assert not evidence.train_rows(args, evidence.commands(args), [*reversed(evidence.BOTH)])
-    assert ended[-args.seeds:] == args.seeds * ["the same start"]
-    assert len(ended) == args.seeds * len(evidence.BOTH)
 
 
 @pytest.mark.parametrize("experiment", evidence.NEEDS)

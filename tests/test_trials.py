@@ -14,13 +14,14 @@ def undone(monkeypatch):
     """What a trial changes is as before afterwards."""
     for module, name in ((uda, "confidence_mask"), (uda, "heatmaps_of_images"), (uda, "rectify"),
                          (train, "restyling"), (train, "MultiLevelAlignment"),
-                         (train.Passes, "key"), (trials.Agreement, "also_sure")):
+                         (train, "Passes"), (train, "alignment_pools"), (trials.Agreement, "also_sure")):
         monkeypatch.setattr(module, name, getattr(module, name))
 
 
 def trained(words, cache, out):
     """The teacher's parameters after a short run of a trial from drawn people to photographs."""
-    argv = uda_command(cache, out, "--source", "figures#artificial", "--target", "figures#photo")
+    argv = uda_command(cache, out, "--source", "figures#artificial", "--target", "figures#photo",
+                       "--augmentation", "paper")
     assert trials.main([words, *argv]) == 0
     teacher = load_model(out / "teacher.pth")
     return np.concatenate([tensor.numpy().ravel() for tensor in teacher.state_dict().values()])

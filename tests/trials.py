@@ -9,6 +9,7 @@ train.py.
 """
 import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 import uda  # noqa: E402
-from data import (crop_width, decode_heatmaps, encode_heatmaps, load_dataset,  # noqa: E402
-                  with_skeleton)
+from data import (Augmentation, Crops, crop_width, decode_heatmaps,  # noqa: E402
+                  encode_heatmaps, load_dataset, with_skeleton)
 from eval import flip_tested  # noqa: E402
 from uda import peaks  # noqa: E402
 
@@ -124,6 +125,74 @@ def subpixel(options):
     uda.rectify = between_pixels
 
 
+def soft(options):
+    """A pseudo-label is the teacher's heatmap as it is, and not a Gaussian at its peak."""
+    uda.rectify = lambda heatmaps, sigma: heatmaps
+
+
+# -------------------------------------------------------------------------------- what each one sees
+
+class Still(uda.MultiLevelAlignment):
+    """The teacher sees each crop as it is, in other colours. Of a step's two maps its is first."""
+    of_teacher = False
+
+    def random_maps(self, images):
+        self.of_teacher = not self.of_teacher
+        maps = super().random_maps(images)
+        return torch.eye(2, 3).to(maps).expand_as(maps) if self.of_teacher else maps
+
+
+def still(options):
+    """The teacher sees each crop as it is, in other colours."""
+    train.MultiLevelAlignment = Still
+
+
+class FourViews(uda.MultiLevelAlignment):
+    """The teacher's heatmaps are the mean over four views. They are moved before the student's."""
+    of_teacher = False
+
+    def forward(self, *inputs):
+        self.inputs = inputs
+        return super().forward(*inputs)
+
+    def to_whole_image(self, heatmaps, matrix):
+        self.of_teacher = not self.of_teacher
+        *_, target, _, text = self.inputs
+        views = [super().to_whole_image(heatmaps, matrix)]
+        for _ in range(3 if self.of_teacher else 0):
+            matrix = self.random_maps(target)
+            view = uda.jitter_color(uda.warp(target, matrix), self.views.color)
+            heatmaps = uda.heatmaps_of_images(self.teacher, view, self.compute, *text)
+            views.append(super().to_whole_image(heatmaps, matrix))
+        return torch.stack(views).mean(0)                       # (B, K, h, w)
+
+
+def four_views(options):
+    """The teacher's heatmaps are the mean over four views."""
+    train.MultiLevelAlignment = FourViews
+
+
+alignment_pools = train.alignment_pools
+
+
+def calm(options):
+    """Target images are not augmented before their views are drawn."""
+    def with_plain_targets(data, size, options):
+        pools = alignment_pools(data, size, options)
+        pools.targets = Crops(data.target, size, Augmentation()), pools.targets[1]
+        return pools
+    train.alignment_pools = with_plain_targets
+
+
+def upright(options):
+    """The views of target images go less far: as with the gentle augmentation."""
+    def with_gentle_views(data, size, options):
+        pools = alignment_pools(data, size, options)
+        pools.target_views = replace(uda.GENTLE_VIEWS, occlusion=options.occlusion)
+        return pools
+    train.alignment_pools = with_gentle_views
+
+
 # ------------------------------------------------------------------------------- images and batches
 
 def clutter(options):
@@ -136,28 +205,50 @@ def blended(restyle, source, target):
     return torch.lerp(restyle(source, target), target, share)
 
 
+class OneDomainABatch(train.Passes):
+    """Passes in which each batch has crops of one domain. The domains take turns."""
+    batch_size = 16
+
+    def __init__(self, crops, rows, seed):
+        super().__init__(crops, rows, seed)
+        people = crops.dataset
+        domains = people.domains[people.image_index[rows]]
+        self.rows_of = [rows[domains == name] for name in np.unique(domains)]
+
+    def key(self, position):
+        step, place = divmod(position, self.batch_size)
+        turn, domain = divmod(step, len(self.rows_of))
+        rows = self.rows_of[domain]
+        epoch, place = divmod(turn * self.batch_size + place, len(rows))
+        order = np.random.default_rng((self.seed, epoch, domain)).permutation(rows)
+        return int(order[place]), (self.seed, position)
+
+
 def one_style(options):
     """Each batch has images of one domain. The domains take turns."""
-    def key(passes, position, shuffled=train.Passes.key):
-        people = passes.crops.dataset
-        domains = people.domains[people.image_index[passes.rows]]
-        names = np.unique(domains)
-        if len(names) == 1:
-            return shuffled(passes, position)
-        step, place = divmod(position, options.batch_size)
-        turn, which = divmod(step, len(names))
-        rows = passes.rows[domains == names[which]]
-        epoch, place = divmod(turn * options.batch_size + place, len(rows))
-        order = np.random.default_rng((passes.seed, epoch, which)).permutation(rows)
-        return int(order[place]), (passes.seed, position)
-    train.Passes.key = key
+    OneDomainABatch.batch_size = options.batch_size
+    train.Passes = OneDomainABatch
 
 
 TRIALS = {
-    "plain": plain, "ratio-0.3": partial(ratio, 0.3), "ratio-0.7": partial(ratio, 0.7),
-    "ratio-0.8": partial(ratio, 0.8), "opening": opening, "joint": joint, "agree": agree,
-    "agree-and-sure": agree_and_sure, "prior": prior, "flip": flip, "subpixel": subpixel,
-    "clutter": clutter, "one-style": one_style}
+    "plain": plain,
+    "ratio-0.3": partial(ratio, 0.3),
+    "ratio-0.7": partial(ratio, 0.7),
+    "ratio-0.8": partial(ratio, 0.8),
+    "opening": opening,
+    "joint": joint,
+    "agree": agree,
+    "agree-and-sure": agree_and_sure,
+    "prior": prior,
+    "flip": flip,
+    "subpixel": subpixel,
+    "soft": soft,
+    "still": still,
+    "four-views": four_views,
+    "calm": calm,
+    "upright": upright,
+    "clutter": clutter,
+    "one-style": one_style}
 
 
 def main(argv):
