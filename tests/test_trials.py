@@ -44,3 +44,9 @@ def test_trials_can_be_joined(plain, cache, tmp_path):
 
 def test_without_a_trial_the_training_is_the_same_again(plain, cache, tmp_path):
     assert np.array_equal(trained("plain", cache, tmp_path / "run"), plain)
+
+
+def test_an_unknown_trial_is_refused_and_all_trials_are_named(capsys):
+    with pytest.raises(SystemExit):
+        trials.main(["flip+flop", "--mode", "uda"])
+    assert "found flop" in (printed := capsys.readouterr().err) and "subpixel" in printed

@@ -257,8 +257,12 @@ def main(argv):
     parser.add_argument("trials", help="one or more, joined by +, such as flip+subpixel: "
                                        f"{', '.join(TRIALS)}")
     args, of_train = parser.parse_known_args(argv)
+    names = args.trials.split("+")
+    for name in names:
+        if name not in TRIALS:
+            parser.error(f"expected trials from {', '.join(TRIALS)}; found {name}")
     options = train.parse_options(of_train)
-    for name in args.trials.split("+"):
+    for name in names:
         TRIALS[name](options)
     return train.main(of_train)
 
