@@ -61,17 +61,19 @@ LEVELS = {  # row -> what is left out
 WEIGHTS = {"feature level": (0.002, (0.01, 0.1)), "pose level": (0.3, (30, 100))}
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
-TO_LSP = "--mode uda --source figures --target lsp:{root} --steps 1200"
-LSP = f"{TO_LSP} --augmentation paper --supervised-steps 5000"
+TO_LSP = "--mode uda --source figures --target lsp:{root}"
+LSP = f"{TO_LSP} --augmentation paper --supervised-steps 1250"
+LSP_ROWS = {row: LEVELS[row] for row in ("all three levels", "no level")}
 RECIPES = {  # figures to LSP in other ways
-    "gentle augmentation, a shorter stage 1": "--augmentation gentle --supervised-steps 1200",
-    "a shorter stage 1": "--supervised-steps 1200",
+    "four times as long": "--supervised-steps 5000 --steps 1200",
+    "gentle augmentation": "--augmentation gentle",
     "the recipe of the paper, scaled":
-        "--recipe paper --size tiny --batch-size 16 --style-steps 150 --style-lr 5e-3 "
-        "--supervised-steps 1200 --lr 1.5e-3 --adapt-lr 5e-4 --ema-decay 0.99"}
+        "--recipe paper --size tiny --batch-size 16 --style-steps 150 --style-lr 5e-3 --steps 300 "
+        "--lr 1.5e-3 --adapt-lr 5e-4 --ema-decay 0.99"}
 LSP_RESNET = (f"{TO_LSP} --size resnet18 --init {{init}} --image-size 128 128 --sigma 1.25 --bf16 "
-              "--style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --adapt-lr 2e-4 "
+              "--style-lr 1e-2 --supervised-steps 1000 --lr 5e-4 --steps 1200 --adapt-lr 2e-4 "
               "--feature-level 0.01 --pose-level 30")
+VIEWS = ("facing the camera", "from behind", "head down")
 ART = sorted(STYLES.keys() - NATURAL_DOMAINS)
 STRATEGIES = {  # row -> how it differs from the default; `scratch` is in each
     "vlpose": "", "full": "--strategy full", "prompt": "--strategy prompt",
@@ -126,7 +128,7 @@ EXPERIMENTS = {  # name -> options of all rows, rows
     "resnet": ("--mode vlpose --size resnet18 --init {init} --image-size 128 96 --sigma 1.25 "
                "--base-steps 1500 --steps 800", RESNET),
     "uda": ("--mode uda", LEVELS | SENSITIVITY),
-    "lsp": (LSP, LEVELS | RECIPES),
+    "lsp": (LSP, LSP_ROWS | RECIPES),
     "lsp-resnet": (LSP_RESNET, LEVELS),
     "both": (f"--mode uda --source figures#photo --target figures#artificial {OF_VLPOSE}", BOTH),
     "words": ("--mode vlpose --text-weights {folder}/tower/tower.pth "
@@ -264,34 +266,44 @@ def table_of(model, figures):
     return domain_table(figures, predict(model, figures, texts), model.config.image_size)
 
 
-def pseudo_labels_of(folder):
-    """What a run's source-only model's pseudo-labels are worth, on the target's training images.
+def pck_by_view(folder):
+    """How good a run's models are on people who face the camera, and on others.
 
-    {joint: [share of its keypoints that are sure, PCK@0.05, the same of the sure ones]}. Sure is
-    above the median of all confidences, as in `confidence_mask`. Kept in pseudo-labels.json.
+    {view: {"people": their share, model: [PCK@0.05, PCK@0.05 with left and right exchanged]}}; kept
+    in views.json.
     """
-    path = folder / "pseudo-labels.json"
+    path = folder / "views.json"
     if not path.exists():
-        model = load_model(folder / "source-only.pth")
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        target = with_skeleton(load_dataset(config["target"], "train"), model.skeleton)
-        people, (height, width) = target.annotated, model.config.image_size
-        poses = np.reshape([result["keypoints"]
-                            for result in predict(model, target, flip_test=False)],
-                           (len(people), -1, 3))
-        truth, side = target.keypoints[people], crop_width(target.boxes[people],
-                                                           (height, width)) * height / width
-        # (people, K)
-        labelled, sure = truth[:, :, 2] > 0, poses[:, :, 2] > np.median(poses[:, :, 2])
-        pck, pck_of_sure = (evaluate_pck(poses[:, :, :2], truth[:, :, :2], counted, side,
-                                         groups=target.skeleton.groups)
-                            for counted in (labelled, labelled & sure))
-        joints = {name: [*group] for name, group in target.skeleton.groups.items()
-                  if labelled[:, group].any()}
-        joints["mean"] = sum(joints.values(), [])
-        path.write_text(json.dumps({name: [sure[:, group][labelled[:, group]].mean(), pck[name],
-                                           pck_of_sure[name]] for name, group in joints.items()}))
+        found = defaultdict(dict)
+        for name in ("source-only", "teacher", "oracle"):
+            model = load_model(folder / f"{name}.pth")
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            test = with_skeleton(load_dataset(config["target"], "val"), model.skeleton)
+            people, size = test.annotated, model.config.image_size
+            poses = np.reshape([result["keypoints"]
+                                for result in predict(model, test, flip_test=False)],
+                               (len(people), -1, 3))
+            truth = test.keypoints[people]
+            sides = crop_width(test.boxes[people], size) * size[0] / size[1]
+            views = views_of(truth, test.skeleton)
+            for view in VIEWS:
+                seen = views == view
+                measured = [evaluate_pck(points[seen], truth[seen, :, :2], truth[seen, :, 2],
+                                         sides[seen], groups=test.skeleton.groups)["mean"]
+                            for points in (poses[:, :, :2], poses[:, test.skeleton.mirrored, :2])]
+                found[view] |= {"people": seen.mean(), name: measured}
+        path.write_text(json.dumps(found), "utf-8")
     return json.loads(path.read_text("utf-8"))
+
+
+def views_of(keypoints, skeleton):
+    """The view (people,) of each of VIEWS's names, of keypoints (people, K, 3) with a torso."""
+    left_hip, right_hip, left, right = (
+        keypoints[:, skeleton.names.index(name)]
+        for name in ("left_hip", "right_hip", "left_shoulder", "right_shoulder"))
+    upside_down = left_hip[:, 1] + right_hip[:, 1] < left[:, 1] + right[:, 1]
+    from_behind = left[:, 0] < right[:, 0]
+    return np.select([upside_down, from_behind], VIEWS[:0:-1], VIEWS[0])
 
 
 def train_tower(args):
@@ -452,13 +464,15 @@ def print_recipes(numbers):
                   f"{' | '.join(spread(column['mean']) for column in columns)} |")
 
 
-def print_pseudo_labels(args):
+def print_views(args):
     folder = folder_of(args, "all three levels", 0)
     if (folder / "results.json").exists():
-        print("\n| pseudo-labels of source only, seed 0 | sure | right | right where sure "
-              "|\n|---|---|---|---|")
-        for joint, shares in pseudo_labels_of(folder).items():
-            print(f"| {joint} | {' | '.join(f'{share:.2f}' for share in shares)} |")
+        print("\n| PCK@0.05, with left and right exchanged in brackets, seed 0 | people "
+              "| source only | teacher | oracle |\n|" + 5 * "---|")
+        for view, found in pck_by_view(folder).items():
+            cells = [f"{pck:.3f} ({exchanged:.3f})" for pck, exchanged in
+                     (found[model] for model in ("source-only", "teacher", "oracle"))]
+            print(f"| {view} | {found['people']:.0%} | {' | '.join(cells)} |")
 
 
 def print_tuning(numbers, rows):
@@ -681,7 +695,7 @@ def main():
         print_alignment(numbers, rows)
         if args.experiment == "lsp":
             print_recipes(numbers)
-        print_pseudo_labels(args)
+            print_views(args)
         draw_sensitivity(numbers, args.folder / f"{args.experiment}.png")
     else:
         print_tuning(numbers, rows)

@@ -279,22 +279,37 @@ def test_gains_are_shares_of_full_fine_tunings_and_the_frontier_is_drawn_by_para
         assert picture.size == (480, 480)
 
 
-def test_pseudo_labels_are_sure_above_the_median_and_right_near_the_truth(tmp_path, monkeypatch):
-    draw_figures(tmp_path, {"train": (4, 4), "val": (2, 2)})
+def test_people_are_counted_by_their_view_and_with_left_and_right_exchanged(tmp_path, monkeypatch):
+    draw_figures(tmp_path, {"train": (1, 1), "val": (40, 1)})
     monkeypatch.setenv("POSEBRIDGE_HOME", str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"target": "figures#photo"}))
     model = argparse.Namespace(skeleton=COCO17, config=argparse.Namespace(image_size=(128, 96)))
     monkeypatch.setattr(evidence, "load_model", lambda _: model)
 
-    def only_wrists(_, figures, flip_test):
-        poses = figures.keypoints[figures.annotated] + [500, 0, 0]  # far from the truth
-        poses[:, :, 2] = 0.1
-        poses[:, COCO17.groups["wrist"]] -= [500, 0, -0.8]
+    def takes_all_for_people_who_face_the_camera(_, figures, flip_test):
+        poses = figures.keypoints[figures.annotated].copy()
+        left, right = (COCO17.names.index(f"{side}_shoulder") for side in ("left", "right"))
+        turned = poses[:, left, 0] < poses[:, right, 0]
+        poses[turned] = poses[turned][:, COCO17.mirrored]
         return [{"keypoints": pose.flatten().tolist()} for pose in poses]
-    monkeypatch.setattr(evidence, "predict", only_wrists)
-    found = evidence.pseudo_labels_of(tmp_path)
-    assert found["wrist"] == [1, 1, 1] and found["hip"] == [0, 0, -1]
-    assert found["mean"][0] == pytest.approx(found["mean"][1], abs=0.1) and found["mean"][2] == 1
+    monkeypatch.setattr(evidence, "predict", takes_all_for_people_who_face_the_camera)
+    found = evidence.pck_by_view(tmp_path)
+    assert sum(view["people"] for view in found.values()) == pytest.approx(1)
+    right, exchanged = found["facing the camera"]["teacher"]
+    assert right == 1 and exchanged < 0.8
+    right, exchanged = found["from behind"]["teacher"]
+    assert right < 0.8 and exchanged == 1
+
+
+def test_a_view_is_told_by_shoulders_and_hips():
+    keypoints = np.zeros((3, 17, 3))
+    upright = {"left_shoulder": (60, 20), "right_shoulder": (40, 20),
+               "left_hip": (55, 60), "right_hip": (45, 60)}
+    for joint, point in upright.items():
+        keypoints[:, COCO17.names.index(joint), :2] = point
+    keypoints[1, :, 0] *= -1
+    keypoints[2, :, 1] *= -1
+    assert evidence.views_of(keypoints, COCO17).tolist() == [*evidence.VIEWS]
 
 
 @pytest.mark.parametrize("experiment", evidence.NEEDS)
@@ -323,7 +338,9 @@ def test_the_tables_of_every_experiment_can_be_made_of_its_finished_rows(
     everything = {style: {"AP": 0.5} for style in (*evidence.ART, "photo")}
     monkeypatch.setattr(evidence, "read_sentences", lambda _: dict.fromkeys(
         ("right sentence", "wrong sentence", "composed sentence"), everything))
-    monkeypatch.setattr(evidence, "pseudo_labels_of", lambda _: {"mean": [0.5, 0.4, 0.6]})
+    models = dict.fromkeys(("source-only", "teacher", "oracle"), (0.5, 0.4))
+    monkeypatch.setattr(evidence, "pck_by_view",
+                        lambda _: {"from behind": {"people": 0.3} | models})
     monkeypatch.setattr(evidence, "domains_of",
                         lambda _: dict.fromkeys(("source-only", "teacher"), everything))
     monkeypatch.setattr("sys.argv", ["evidence.py", experiment, "--tables", "--seeds", "2",

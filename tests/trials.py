@@ -105,7 +105,7 @@ def prior(options):
     uda.confidence_mask = of_possible_limbs
 
 
-# ------------------------------------------------------------------- how exact the pseudo-labels are
+# ------------------------------------------------------------------ how exact the pseudo-labels are
 
 def flip(options):
     """The teacher's heatmaps are the mean of those of its view and of the mirrored view."""
@@ -130,7 +130,7 @@ def soft(options):
     uda.rectify = lambda heatmaps, sigma: heatmaps
 
 
-# -------------------------------------------------------------------------------- what each one sees
+# ------------------------------------------------------------------------------- what each one sees
 
 class Still(uda.MultiLevelAlignment):
     """The teacher sees each crop as it is, in other colours. Of a step's two maps its is first."""
