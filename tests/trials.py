@@ -3,9 +3,8 @@
     python tests/trials.py agree --mode uda --source figures --target lsp:/data/LSP \\
         --augmentation paper --supervised-steps 1250 --steps 300 --out runs/trials/agree
 
-The first word is the trial, and the others are options of train.py. This run has a quarter of the
-steps of the evidence's runs on LSP. Each trial below changes one function or class of uda.py or
-train.py.
+The first word is the trial, and the others are options of train.py. With `plain` this run is that
+of `python tests/evidence.py lsp --quick`. Each trial below changes one function or class.
 """
 import argparse
 import sys
@@ -18,8 +17,10 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+import data  # noqa: E402
 import train  # noqa: E402
 import uda  # noqa: E402
+from assets.figures import STYLES  # noqa: E402
 from data import (Augmentation, Crops, crop_width, decode_heatmaps,  # noqa: E402
                   encode_heatmaps, load_dataset, with_skeleton)
 from eval import flip_tested  # noqa: E402
@@ -29,6 +30,7 @@ NEAR = 2  # heatmap pixels
 confidence_mask = uda.confidence_mask
 heatmaps_of_images = uda.heatmaps_of_images
 restyling = train.restyling
+alignment_pools = train.alignment_pools
 
 
 # ------------------------------------------------------------------------ which pseudo-labels count
@@ -172,28 +174,35 @@ def four_views(options):
     train.MultiLevelAlignment = FourViews
 
 
-alignment_pools = train.alignment_pools
-
-
 def calm(options):
     """Target images are not augmented before their views are drawn."""
-    def with_plain_targets(data, size, options):
-        pools = alignment_pools(data, size, options)
-        pools.targets = Crops(data.target, size, Augmentation()), pools.targets[1]
+    def with_plain_targets(sets, size, options):
+        pools = alignment_pools(sets, size, options)
+        pools.targets = Crops(sets.target, size, Augmentation()), pools.targets[1]
         return pools
     train.alignment_pools = with_plain_targets
 
 
 def upright(options):
     """The views of target images go less far: as with the gentle augmentation."""
-    def with_gentle_views(data, size, options):
-        pools = alignment_pools(data, size, options)
+    def with_gentle_views(sets, size, options):
+        pools = alignment_pools(sets, size, options)
         pools.target_views = replace(uda.GENTLE_VIEWS, occlusion=options.occlusion)
         return pools
     train.alignment_pools = with_gentle_views
 
 
 # ------------------------------------------------------------------------------- images and batches
+
+def turned(options):
+    """Figures of all styles turn away from the camera by up to 180 degrees.
+
+    They are drawn into a folder of their own; on Linux alone, where processes that draw are forks.
+    """
+    data.FIGURES = "figures-turned"
+    for style in STYLES.values():
+        style.yaw = (0, 180)
+
 
 def clutter(options):
     """Up to 40 % of a target image shines through each restyled source image."""
@@ -247,6 +256,7 @@ TRIALS = {
     "four-views": four_views,
     "calm": calm,
     "upright": upright,
+    "turned": turned,
     "clutter": clutter,
     "one-style": one_style}
 
