@@ -1,4 +1,4 @@
-"""Trials: multi-level alignment with what is in neither paper, to see whether it gains anything.
+"""Trials: both methods with what is in neither paper, to see whether it gains anything.
 
     python tests/trials.py agree --mode uda --source figures --target lsp:/data/LSP \\
         --augmentation paper --supervised-steps 1250 --steps 300 --out runs/trials/agree
