@@ -13,8 +13,8 @@
     python tests/evidence.py tiny --jobs 2            after `vlpose`: 40 labels, 13 joints
 
 Each row is one command of train.py, printed when it starts, in a folder of its own; a finished one
-is skipped, a stopped one goes on. All numbers are in a CSV file. Those of `vlpose` and `uda` are in
-assets/evidence/; this prints them as tables, and trains nothing:
+is skipped, a stopped one goes on. All numbers are in a CSV file. Those of `vlpose`, `uda` and `lsp`
+are in assets/evidence/; this prints them as tables, and trains nothing:
 
     python tests/evidence.py vlpose --known assets/evidence/vlpose.csv --tables
 

@@ -166,6 +166,22 @@ def test_the_pages_say_of_alignment_what_its_file_of_numbers_says(args):
             assert f" | {pck} | {of_teacher} | {100 * share:.0f} % |" in readme
 
 
+def test_the_pages_say_of_lsp_what_its_file_of_numbers_says(args):
+    args.experiment = "lsp"
+    numbers, page, readme = numbers_and_pages(args)
+    models = [numbers["all three levels", model]
+              for model in ("source only", "oracle", "student", "teacher")]
+    (lowest,), (highest,), (student,), (teacher,) = (model["mean"] for model in models)
+    (low,), (high,), _, (wide,) = (model["mean at 0.2"] for model in models)
+    assert f"| source only | {lowest:.3f} | | {low:.3f} |" in page
+    assert f"| oracle | {highest:.3f} | | {high:.3f} |" in page
+    assert f"| all three levels | {student:.3f} | {teacher:.3f} | {wide:.3f} |" in page
+    share = (student - lowest) / (highest - lowest)
+    assert (f"PCK rises by {100 * (student - lowest):.1f} points, which closes {share:.0%} of the "
+            "gap.").replace("%", " %") in page
+    assert f"rises from {lowest:.3f} to {student:.3f}" in readme
+
+
 def test_the_pages_say_of_vlpose_what_its_file_of_numbers_says(args):
     numbers, page, readme = numbers_and_pages(args)
     original, full = numbers["vlpose", "original"], numbers["full", "adapted"]

@@ -4,7 +4,7 @@
         --augmentation paper --supervised-steps 1250 --steps 300 --out runs/trials/agree
 
 The first word is the trial, and the others are options of train.py. With `plain` this run is that
-of `python tests/evidence.py lsp --quick`. Each trial below changes one function or class.
+of `python tests/evidence.py lsp --quick --seeds 1`. Each trial below changes one function or class.
 """
 import argparse
 import sys
