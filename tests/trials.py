@@ -82,18 +82,19 @@ def agree_and_sure(options):
 
 
 def prior(options):
-    """A limb whose length no figure has loses the pseudo-labels of both its ends."""
+    """A limb whose length nobody in the source has loses the pseudo-labels of both its ends."""
     target = load_dataset(options.target, "train", options.cache)
-    figures = with_skeleton(load_dataset("figures", "train", options.cache), target.skeleton)
-    people = figures.annotated
-    poses = figures.keypoints[people]                           # (people, K, 3)
-    sides = crop_width(figures.boxes[people], (4, 3)) * 4 / 3   # heights of the crops
+    source = with_skeleton(load_dataset(options.source, "train", options.cache), target.skeleton)
+    people = source.annotated
+    poses = source.keypoints[people]                            # (people, K, 3)
+    sides = crop_width(source.boxes[people], (4, 3)) * 4 / 3    # heights of the crops
+    adapted = np.flatnonzero((poses[:, :, 2] > 0).any(0)).tolist()  # the others have no heatmaps
     limbs = []
     for a, b in target.skeleton.edges:
         known = (poses[:, [a, b], 2] > 0).all(1)
         lengths = np.linalg.norm(poses[known, a, :2] - poses[known, b, :2], axis=1) / sides[known]
         if known.any():
-            limbs.append((a, b, *np.quantile(lengths, [0.01, 0.99])))
+            limbs.append((adapted.index(a), adapted.index(b), *np.quantile(lengths, [0.01, 0.99])))
 
     def of_possible_limbs(heatmaps):
         points, _ = peaks(heatmaps)
