@@ -297,7 +297,7 @@ def pck_by_view(folder):
 
 
 def views_of(keypoints, skeleton):
-    """The view (people,) of each of VIEWS's names, of keypoints (people, K, 3) with a torso."""
+    """The name in VIEWS for each person whose keypoints (people, K, 3) have shoulders and hips."""
     left_hip, right_hip, left, right = (
         keypoints[:, skeleton.names.index(name)]
         for name in ("left_hip", "right_hip", "left_shoulder", "right_shoulder"))
@@ -390,8 +390,7 @@ def tuning_measures(args, row, folder):
     trained = re.search(r"([\d,]+) trainable parameters", log)[1]
     found["adapted"]["trained"] = int(trained.replace(",", ""))
     for model, domains in results.items():
-        prefixes = ("all of coco:", "all of lsp:")  # the pictures of few labels, and those of LSP
-        held_out = [domain for domain in domains if domain.startswith(prefixes)]
+        held_out = [domain for domain in domains if domain.startswith("all of lsp:")]
         if held_out:
             found[model]["held out"] = domains[held_out[0]]["AP"]
     return found

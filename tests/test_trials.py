@@ -18,6 +18,7 @@ def undone(monkeypatch):
     for module, name in ((uda, "confidence_mask"), (uda, "heatmaps_of_images"), (uda, "rectify"),
                          (train, "restyling"), (train, "MultiLevelAlignment"),
                          (train, "Passes"), (train, "alignment_pools"), (data, "FIGURES"),
+                         (train, "take_from"), (train, "keep"),
                          (trials.Agreement, "also_sure"),
                          *((style, "yaw") for style in STYLES.values())):
         monkeypatch.setattr(module, name, getattr(module, name))

@@ -4,7 +4,8 @@
         --augmentation paper --supervised-steps 1250 --steps 300 --out runs/trials/agree
 
 The first word is the trial, and the others are options of train.py. With `plain` this run is that
-of `python tests/evidence.py lsp --quick --seeds 1`. Each trial below changes one function or class.
+of `python tests/evidence.py lsp --quick --seeds 1`, but for its oracle. Trials can be joined by +;
+of two that change the same function or class only the second one counts.
 """
 import argparse
 import sys
@@ -198,7 +199,8 @@ def upright(options):
 def turned(options):
     """Figures of all styles turn away from the camera by up to 180 degrees.
 
-    They are drawn into a folder of their own; on Linux alone, where processes that draw are forks.
+    They are drawn into a folder of their own. This works where new processes are forks: on Linux,
+    before Python 3.14.
     """
     data.FIGURES = "figures-turned"
     for style in STYLES.values():
@@ -226,6 +228,8 @@ class OneDomainABatch(train.Passes):
         self.rows_of = [rows[domains == name] for name in np.unique(domains)]
 
     def key(self, position):
+        if len(self.rows_of) == 1:
+            return super().key(position)
         step, place = divmod(position, self.batch_size)
         turn, domain = divmod(step, len(self.rows_of))
         rows = self.rows_of[domain]
@@ -235,7 +239,12 @@ class OneDomainABatch(train.Passes):
 
 
 def one_style(options):
-    """Each batch has images of one domain. The domains take turns."""
+    """Each batch has images of one domain. The domains take turns.
+
+    The cache cannot tell models by the order of their batches, so this trial has none.
+    """
+    train.take_from = lambda *_: False
+    train.keep = lambda *_: None
     OneDomainABatch.batch_size = options.batch_size
     train.Passes = OneDomainABatch
 
