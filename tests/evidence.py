@@ -274,26 +274,36 @@ def pck_by_view(folder):
     """
     path = folder / "views.json"
     if not path.exists():
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        people = load_dataset(config["target"], "val")
         found = defaultdict(dict)
         for name in ("source-only", "teacher", "oracle"):
             model = load_model(folder / f"{name}.pth")
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            test = with_skeleton(load_dataset(config["target"], "val"), model.skeleton)
-            people, size = test.annotated, model.config.image_size
-            poses = np.reshape([result["keypoints"]
-                                for result in predict(model, test, flip_test=False)],
-                               (len(people), -1, 3))
-            truth = test.keypoints[people]
-            sides = crop_width(test.boxes[people], size) * size[0] / size[1]
-            views = views_of(truth, test.skeleton)
-            for view in VIEWS:
-                seen = views == view
-                measured = [evaluate_pck(points[seen], truth[seen, :, :2], truth[seen, :, 2],
-                                         sides[seen], groups=test.skeleton.groups)["mean"]
-                            for points in (poses[:, :, :2], poses[:, test.skeleton.mirrored, :2])]
-                found[view] |= {"people": seen.mean(), name: measured}
+            test = with_skeleton(people, model.skeleton)
+            for view, (share, measured) in pck_of_views(model, test).items():
+                found[view] |= {"people": share, name: measured}
         path.write_text(json.dumps(found), "utf-8")
     return json.loads(path.read_text("utf-8"))
+
+
+def pck_of_views(model, test):
+    """{view: (share of the people, [PCK@0.05, PCK@0.05 with left and right exchanged])}."""
+    people, size = test.annotated, model.config.image_size
+    poses = np.reshape([result["keypoints"] for result in predict(model, test, flip_test=False)],
+                       (len(people), -1, 3))
+    truth = test.keypoints[people]
+    sides = crop_width(test.boxes[people], size) * size[0] / size[1]
+    views = views_of(truth, test.skeleton)
+    found = {}
+    for view in VIEWS:
+        seen = views == view
+        measured = []
+        for points in (poses[:, :, :2], poses[:, test.skeleton.mirrored, :2]):
+            pck = evaluate_pck(points[seen], truth[seen, :, :2], truth[seen, :, 2], sides[seen],
+                               groups=test.skeleton.groups)
+            measured.append(pck["mean"])
+        found[view] = seen.mean(), measured
+    return found
 
 
 def views_of(keypoints, skeleton):
@@ -469,9 +479,9 @@ def print_views(args):
         print("\n| PCK@0.05, with left and right exchanged in brackets, seed 0 | people "
               "| source only | teacher | oracle |\n|" + 5 * "---|")
         for view, found in pck_by_view(folder).items():
-            cells = [f"{pck:.3f} ({exchanged:.3f})" for pck, exchanged in
-                     (found[model] for model in ("source-only", "teacher", "oracle"))]
-            print(f"| {view} | {found['people']:.0%} | {' | '.join(cells)} |")
+            share = found.pop("people")
+            cells = [f"{pck:.3f} ({exchanged:.3f})" for pck, exchanged in found.values()]
+            print(f"| {view} | {share:.0%} | {' | '.join(cells)} |")
 
 
 def print_tuning(numbers, rows):
