@@ -29,6 +29,7 @@ from uda import peaks  # noqa: E402
 
 NEAR = 2  # heatmap pixels
 confidence_mask = uda.confidence_mask
+entropy = uda.entropy
 heatmaps_of_images = uda.heatmaps_of_images
 restyling = train.restyling
 alignment_pools = train.alignment_pools
@@ -132,6 +133,11 @@ def subpixel(options):
 def soft(options):
     """A pseudo-label is the teacher's heatmap as it is, and not a Gaussian at its peak."""
     uda.rectify = lambda heatmaps, sigma: heatmaps
+
+
+def sharp(options):
+    """L_im is of y / 0.02, whose softmax is not flat."""
+    uda.entropy = lambda heatmaps: entropy(heatmaps / 0.02)
 
 
 # ------------------------------------------------------------------------------- what each one sees
@@ -262,6 +268,7 @@ TRIALS = {
     "flip": flip,
     "subpixel": subpixel,
     "soft": soft,
+    "sharp": sharp,
     "still": still,
     "four-views": four_views,
     "calm": calm,
