@@ -61,11 +61,12 @@ LEVELS = {  # row -> what is left out
 WEIGHTS = {"feature level": (0.002, (0.01, 0.1)), "pose level": (0.3, (30, 100))}
 SENSITIVITY = {f"{level} {weight}": f"--{level.replace(' ', '-')} {weight}"
                for level, (_, weights) in WEIGHTS.items() for weight in weights}
-TO_LSP = "--mode uda --source figures --target lsp:{root}"
+TO_LSP = "--mode uda --source figures#photo --target lsp:{root}"
 LSP = f"{TO_LSP} --augmentation paper --supervised-steps 1250"
 LSP_ROWS = {row: LEVELS[row] for row in ("all three levels", "no level")}
 RECIPES = {  # figures to LSP in other ways
-    "four times as long": "--supervised-steps 5000 --steps 1200",
+    "figures of all styles": "--source figures --oracle",
+    "four times as long": "--supervised-steps 5000 --steps 1200 --oracle",
     "gentle augmentation": "--augmentation gentle",
     "the recipe of the paper, scaled":
         "--recipe paper --size tiny --batch-size 16 --style-steps 150 --style-lr 5e-3 --steps 300 "
