@@ -65,7 +65,9 @@ TO_LSP = "--mode uda --source figures#photo --target lsp:{root}"
 LSP = f"{TO_LSP} --augmentation paper --supervised-steps 1250"
 LSP_ROWS = {row: LEVELS[row] for row in ("all three levels", "no level")}
 RECIPES = {  # figures to LSP in other ways
+    "1,200 steps": "--steps 1200 --oracle",
     "figures of all styles": "--source figures --oracle",
+    "figures of all styles, 1,200 steps": "--source figures --steps 1200 --oracle",
     "four times as long": "--supervised-steps 5000 --steps 1200 --oracle",
     "gentle augmentation": "--augmentation gentle",
     "the recipe of the paper, scaled":
@@ -466,12 +468,12 @@ def print_alignment(numbers, rows):
 
 def print_recipes(numbers):
     """Each recipe beside its own source-only model."""
-    print("\n| PCK@0.05 | seeds | source only | student | its teacher |\n|" + 5 * "---|")
+    print("\n| PCK@0.05 | seeds | source only | student | its teacher | oracle |\n|" + 6 * "---|")
     for row in ("all three levels", *RECIPES):
         if student := numbers[row, "student"]:
-            columns = (numbers[row, "source only"], student, numbers[row, "teacher"])
-            print(f"| {row} | {len(student['mean'])} | "
-                  f"{' | '.join(spread(column['mean']) for column in columns)} |")
+            cells = [spread(measured["mean"]) if (measured := numbers[row, model]) else ""
+                     for model in ("source only", "student", "teacher", "oracle")]
+            print(f"| {row} | {len(student['mean'])} | {' | '.join(cells)} |")
 
 
 def print_views(args):

@@ -3,9 +3,9 @@
     python tests/trials.py agree --mode uda --source figures --target lsp:/data/LSP \\
         --augmentation paper --supervised-steps 1250 --steps 300 --out runs/trials/agree
 
-The first word is the trial, and the others are options of train.py. With `plain` this run is that
-of `python tests/evidence.py lsp --quick --seeds 1`, but for its oracle. Trials can be joined by +;
-of two that change the same function or class only the second one counts.
+The first word is the trial, and the others are options of train.py. With `plain` this run is the
+row "figures of all styles" of `python tests/evidence.py lsp`, but for its oracle. Trials can be
+joined by +; of two that change the same function or class only the second one counts.
 """
 import argparse
 import sys
