@@ -110,7 +110,7 @@ def prior(options):
     uda.confidence_mask = of_possible_limbs
 
 
-# ------------------------------------------------------------------ how exact the pseudo-labels are
+# ----------------------------------------------------------------------- how exact the heatmaps are
 
 def flip(options):
     """The teacher's heatmaps are the mean of those of its view and of the mirrored view."""
