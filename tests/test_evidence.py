@@ -138,8 +138,7 @@ ALIGNMENT_ROWS = {
 RECIPES_OF_LSP = {
     "the recipe above": "all three levels", "the same, `--steps 1200`": "1,200 steps",
     "figures of all styles, `--source figures`": "figures of all styles",
-    "figures of all styles, `--steps 1200`": "figures of all styles, 1,200 steps",
-    "`--augmentation gentle`": "gentle augmentation"}
+    "figures of all styles, `--steps 1200`": "figures of all styles, 1,200 steps"}
 
 
 def numbers_and_pages(args):
