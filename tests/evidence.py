@@ -150,6 +150,7 @@ def commands(args):
     """{(row, seed): options of train.py}."""
     found = {}
     for row, options in EXPERIMENTS[args.experiment][1].items():
+        # "all three levels" of each experiment, and each recipe of `lsp`
         oracle = "--oracle" if row in RECIPES else ""
         for seed in range(args.seeds):
             common = EXPERIMENTS[args.experiment][0]
