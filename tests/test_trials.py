@@ -16,7 +16,8 @@ from vlpose import load_model
 def undone(monkeypatch):
     """What a trial changes is as before afterwards."""
     for module, name in ((uda, "confidence_mask"), (uda, "heatmaps_of_images"), (uda, "rectify"),
-                         (uda, "entropy"), (train, "restyling"), (train, "MultiLevelAlignment"),
+                         (uda, "entropy"), (uda, "ema_update"),
+                         (train, "restyling"), (train, "MultiLevelAlignment"),
                          (train, "Passes"), (train, "alignment_pools"), (data, "FIGURES"),
                          (train, "take_from"), (train, "keep"),
                          (trials.Agreement, "also_sure"),

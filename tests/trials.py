@@ -29,6 +29,7 @@ from uda import peaks  # noqa: E402
 
 NEAR = 2  # heatmap pixels
 confidence_mask = uda.confidence_mask
+ema_update = uda.ema_update
 entropy = uda.entropy
 heatmaps_of_images = uda.heatmaps_of_images
 restyling = train.restyling
@@ -138,6 +139,19 @@ def soft(options):
 def sharp(options):
     """L_im is of y / 0.02, whose softmax is not flat."""
     uda.entropy = lambda heatmaps: entropy(heatmaps / 0.02)
+
+
+def mixed_norm(options):
+    """The teacher's BatchNorm has the student's statistics, which are of both domains."""
+    def with_statistics(teacher, student, decay):
+        ema_update(teacher, student, decay)
+        for of_teacher, of_student in zip(teacher.buffers(), student.buffers(), strict=True):
+            of_teacher.copy_(of_student)
+
+    def in_evaluation_mode(model, images, compute, *text):
+        return heatmaps_of_images(model.eval(), images, compute, *text)
+    uda.ema_update = with_statistics
+    uda.heatmaps_of_images = in_evaluation_mode
 
 
 # ------------------------------------------------------------------------------- what each one sees
@@ -269,6 +283,7 @@ TRIALS = {
     "subpixel": subpixel,
     "soft": soft,
     "sharp": sharp,
+    "mixed-norm": mixed_norm,
     "still": still,
     "four-views": four_views,
     "calm": calm,
