@@ -202,7 +202,8 @@ def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
     visible: (B, K), 0 where a keypoint is not labelled.
     sigma: the width of the Gaussian, in heatmap pixels.
     Returns heatmaps (B, K, h, w) and weights (B, K). A keypoint that is not labelled, or whose
-    Gaussian lies outside, has weight 0 and a heatmap of zeros. Others are mmpose's UDPHeatmap.
+    Gaussian lies outside, has weight 0 and a heatmap of zeros. All else is
+    as in mmpose's UDPHeatmap.
     """
     H, W = input_size
     h, w = heatmap_size
@@ -738,7 +739,8 @@ def reduce_image(image, to_image, size):
     to_image: the map (2, 3) from the crop, of shape `size`, to the image; from the corners of
         pixels, as Pillow counts.
     Returns the part n times smaller, where each pixel is the mean of n×n, and the map to the part.
-    For n below 2, the image and the map stay as they are. Decoders of JPEGs have then done it.
+    For n below 2, the image and the map stay as they are. Most JPEGs are such images, because their
+    decoder has made them small already.
     """
     n = int(math.sqrt(abs(np.linalg.det(to_image[:, :2]))))  # pixels of the image per crop pixel
     if n < 2:
@@ -1352,7 +1354,7 @@ ROBOFLOWS_ENDING = re.compile(r"_(jpg|jpeg|png)\.rf\.\w+$")  # differs in copies
 def hold_out(dataset, split):
     """A split of a data set that has only one file: some images are held out for validation.
 
-    Frames of a video, or pictures of one place, are so alike that all of them belong into one
+    Frames of a video, or pictures of one place, are so alike that all of them belong in one
     split. So images whose names differ only in the last number are held out as one group. A group
     with more than a third of the images is divided into single images. Hashes of the names decide
     which groups are held out: neither the order of the file nor the folder around all images has
@@ -1411,7 +1413,7 @@ def groups_to_hold_out(sizes):
 
 
 def hash_of_name(name):
-    """A number that is the same on all machines, as Python's own hash is not."""
+    """Bytes that are the same on all machines, as Python's own hash is not."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -1618,7 +1620,7 @@ def read_skeleton(path, categories, records):
         edges = read_edges(first.get("skeleton") or (), len(names[:count]))
         skeleton = make_skeleton(names[:count], edges)
     if first.get("flip_pairs"):
-        pairs = read_flip_pairs(path, first["flip_pairs"], skeleton.names)
+        pairs = read_flip_pairs(path, first["flip_pairs"], names, count)
         skeleton = replace(skeleton, flip_pairs=pairs)
     return skeleton
 
@@ -1654,21 +1656,23 @@ def read_edges(pairs, count):
     return [(a - first, b - first) for a, b in inside]
 
 
-def read_flip_pairs(path, pairs, names):
-    """Pairs of names as pairs of indices. A pair of which people have no keypoint is left out."""
+def read_flip_pairs(path, pairs, names, count):
+    """Pairs of names as pairs of indices. Pairs beyond the first `count` names are left out."""
     with expecting(path, "'flip_pairs' of keypoints' names, such as [['left_eye', 'right_eye']]"):
         in_pairs = [name for a, b in pairs for name in (a, b)]
         if len(set(in_pairs)) < len(in_pairs) or not all(isinstance(n, str) for n in in_pairs):
             raise ValueError(f"found {pairs!r:.80}")
-        found = [(names.index(a), names.index(b)) for a, b in pairs]
-        return tuple(sorted(tuple(sorted(pair)) for pair in found))
+        found = sorted(sorted((names.index(a), names.index(b))) for a, b in pairs)
+        return tuple((a, b) for a, b in found if b < count)
 
 
 def labelled_keypoints(records):
     """How many keypoints the people have, as the first one shows that has any; None if nobody."""
     for person in records:
+        if not isinstance(person, dict):
+            continue  # `read_columns` says what is wrong, here and below
         values = person.get("keypoints")  # x, y and v of each keypoint
-        if values and len(values) % 3 == 0:  # otherwise `read_columns` says what is wrong
+        if isinstance(values, list) and values and len(values) % 3 == 0:
             return len(values) // 3
     return None
 
@@ -2036,7 +2040,7 @@ def lsp_images(path, keypoints, rows):
 
 
 def read_surreal(root, split):
-    """SURREAL as RegDA prepares it. A fifth of its training images is left out, as there."""
+    """SURREAL as RegDA prepares it. As there, up to 3200 of its training images are left out."""
     parts = []
     for name in ("train", "val"):
         if split in (name, "all"):
@@ -2492,7 +2496,8 @@ def load_dataset(spec, split, cache=None):
     if chosen and chosen.startswith("category="):
         if name != "coco":
             raise DataError(f"{spec}: expected coco:{root} before a category, found {name}")
-        categories = chosen.removeprefix("category=").split(",")
+        names = chosen.removeprefix("category=").split(",")
+        categories = [name.strip() for name in names]
         return replace(read_coco(Path(root), split, categories), name=spec)
     dataset = READERS[name](Path(root), split)
     domains = np.array([domain_name(domain) for domain in dataset.domains.tolist()], str)

@@ -234,10 +234,15 @@ def evaluate_oks(annotations, results, sigmas=COCO17.sigmas):
     the annotators at each keypoint, relative to the person's size; None takes the sigmas of the
     annotations' own skeleton. For bad input it raises a DataError, which names the record.
     """
+    return coco_numbers(classified_scenes(annotations, results, sigmas))
+
+
+def classified_scenes(annotations, results, sigmas):
+    """The scenes of `evaluate_oks`'s arguments, in which all detections are right or wrong."""
     scenes, sigmas = read_scenes(annotations, results, sigmas)
     for scene in scenes:
         classify_detections(scene, sigmas)
-    return coco_numbers(scenes)
+    return scenes
 
 
 # ---------------------------------------------------------------------------------------------- PCK
@@ -427,6 +432,9 @@ def path_and_content(source, name, json_type):
     """
     if isinstance(source, (str, os.PathLike)):
         return str(source), read_json(source, json_type, f"COCO's {name}")
+    if not isinstance(source, json_type):
+        raise DataError(f"{name}: expected a path or what COCO's files hold, a "
+                        f"{json_type.__name__}, found {source!r:.40}")
     return name, source
 
 
@@ -449,10 +457,9 @@ def sections_of(content, file):
     """The lists of images, categories and people in COCO's annotations."""
     sections = []
     for key in ("images", "categories", "annotations"):
-        section = content.get(key, []) if isinstance(content, dict) else None
+        section = content.get(key, [])
         if not isinstance(section, list):
-            raise DataError(f"{file}: expected a path or what COCO's files hold: lists of images, "
-                            "categories, annotations")
+            raise DataError(f"{file}: expected a list of {key}, found {section!r:.40}")
         sections.append(section)
     return sections
 
@@ -631,14 +638,6 @@ def evaluate_domains(annotations, results, sigmas=COCO17.sigmas):
     return coco_numbers(scenes), domains
 
 
-def classified_scenes(annotations, results, sigmas):
-    """The scenes of `evaluate_oks`'s arguments, in which all detections are right or wrong."""
-    scenes, sigmas = read_scenes(annotations, results, sigmas)
-    for scene in scenes:
-        classify_detections(scene, sigmas)
-    return scenes
-
-
 def scenes_of_domains(scenes):
     """{domain: its scenes}, sorted by domains."""
     members = {domain: [] for domain in sorted({scene.domain for scene in scenes})}
@@ -654,8 +653,7 @@ def pck_of_results(dataset, results, size, chosen=slice(None), threshold=0.05, g
     for crops of `size` (height, width).
     """
     people = dataset.annotated[chosen]
-    poses = np.array([result["keypoints"] for result in results])[chosen]
-    predicted = poses.reshape(len(people), len(dataset.skeleton.names), 3)
+    predicted = poses_of(results)[chosen]                                # (people, K, 3)
     truth = dataset.keypoints[people]
     crop_heights = crop_width(dataset.boxes[people], size) * size[0] / size[1]
     return evaluate_pck(predicted[:, :, :2], truth[:, :, :2], truth[:, :, 2], crop_heights,
@@ -716,6 +714,11 @@ def coco_results(image_ids, points, scores):
     return results
 
 
+def poses_of(results):
+    """The keypoints (people, K, 3) of results in COCO's format: x, y, score."""
+    return np.reshape([result["keypoints"] for result in results], (len(results), -1, 3))
+
+
 def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
     """`predict`, with the box and the file of each person, as `to_coco` names the file.
 
@@ -731,7 +734,7 @@ def predict_people(model, dataset, texts, people, box_scores=None, workers=0):
         return results
     for result, score in zip(results, box_scores):
         result["score"] *= float(score)
-    poses = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
+    poses = poses_of(results)                                           # (people, K, 3)
     scores = np.array([result["score"] for result in results])
     size = model.config.image_size
     areas = crop_width(dataset.boxes[people], size) ** 2 * size[0] / size[1]
@@ -853,9 +856,18 @@ def encoded_for(model, sentence):
         raise DataError("sentence: expected a VLPose, which reads text, with its adapter on, found "
                         f"a {type(model).__name__}")
     about = getattr(model, "about", {})  # what its file says of its use; see `load_model`
-    T = encode_sentence(sentence, about.get("text_weights", "random"),
-                        about.get("per_token", False))
+    weights = about.get("text_weights", "random")
+    T = encode_sentence(sentence, weights, about.get("per_token", False))
+    check_text_dim(model, T.shape[1], weights)
     return T.to(next(model.parameters()).device)
+
+
+def check_text_dim(model, found, weights):
+    """Raises DataError if a text tower's features have another width than a VLPose reads."""
+    expected = model.options["text_dim"]
+    if found != expected:
+        raise DataError(f"{weights}: expected text features of width {expected}, which the adapter "
+                        f"was trained with, found {found}")
 
 
 @lru_cache(maxsize=64)
@@ -1604,10 +1616,7 @@ def with_texts(dataset, model, options):
         raise DataError(f"{options.checkpoint}: does not say how it reads text; --text-weights and "
                         "--prompt do")
     clip_text = load_clip_text(weights).to(options.device)
-    expected = model.options["text_dim"]
-    if clip_text.config.embed_dim != expected:
-        raise DataError(f"{weights}: expected text features of width {expected}, which the adapter "
-                        f"was trained with, found {clip_text.config.embed_dim}")
+    check_text_dim(model, clip_text.config.embed_dim, weights)
     dataset = with_sentences(dataset, sentences)
     print(*sentences_read([dataset]), sep="\n", file=sys.stderr)
     report_cut(dataset.sentences, dataset.files, options.strict)
@@ -1774,8 +1783,8 @@ def write_poses(options, dataset, results):
 def labelled_by(results, dataset, threshold):
     """The data set with the poses of `results` as its labels.
 
-    A keypoint is visible (2) with a score of at least 0.5, hidden (1) with a score above the
-    threshold, and otherwise not labelled (0).
+    A keypoint whose score is not above the threshold is not labelled (0). The others are visible
+    (2) with a score of at least 0.5, and hidden (1) with a lower one.
     """
     image_ids = np.array([result["image_id"] for result in results])
     boxes = np.array([result["box"] for result in results])

@@ -426,8 +426,8 @@ from data import (FIGURES, GENTLE, NATURAL_DOMAINS, REGDA, SKELETONS, VITPOSE, A
                   written_whole)
 from eval import (SIGNALS, Parser, as_program, check_device, check_options, data_spec,
                   default_device, draw_pose, evaluate_domains, evaluate_pck_grid, fail, flag_of,
-                  format_table, highest_cells, option, path_or_name, pck_of_results, predict,
-                  predict_heatmaps, predict_people, report_cut, sentences_or_file)
+                  format_table, highest_cells, option, path_or_name, pck_of_results, poses_of,
+                  predict, predict_heatmaps, predict_people, report_cut, sentences_or_file)
 from uda import GENTLE_VIEWS, StyleTransfer, Views, for_normalized_images
 from vlpose import (DECODERS, LARGEST_CROP, MATCHERS, MODEL_CONFIGS, PUBLIC_FILES, SIGMA_LIMITS,
                     Compute, PoseModel, ViT, WeightsError, encode_sentences, find_file,
@@ -593,12 +593,12 @@ class AlignmentBase:
     milestones: tuple[float, ...] = option(
         FALLS, paper=(), nargs="*", least=0, most=1, only=NOT_MUON,
         help="The rates of stages 0 and 1 fall tenfold after these shares of their steps.")
+    weight_decay: float = option(0.1, paper=0.0, least=0,
+        help="The weight decay of stages 1 and 2.")
     # these count in all stages
     optimizer: str = option("muon", paper="adam", choices=("muon", "adamw", "adam"),
         help="The optimizer of all stages. With muon matrices learn at ten times the rates, and "
              "the rates fall linearly to 0.")
-    weight_decay: float = option(0.1, paper=0.0, least=0,
-        help="The weight decay of stages 1 and 2.")
     warm_up: int = option(500, paper=0, least=0,
         help="The number of steps of linear warm-up; it is at most a tenth of a stage.")
     clip: float = option(1.0, paper=0.0, least=0,
@@ -1802,8 +1802,7 @@ def check_pictures(datasets):
     problems = unreadable(list(dict.fromkeys(files)))
     if problems:
         print(*problems.values(), sep="\n", file=sys.stderr)
-        raise DataError(f"{datasets[0].name}: {len(problems)} pictures to test on cannot be read, "
-                        "see above")
+        raise DataError(f"{len(problems)} of the pictures to test on cannot be read, see above")
 
 
 def starting_model(options, skeleton, trunk_size=(256, 192)):
@@ -2089,7 +2088,7 @@ def compare_pck(models, stylist, data, run):
         print("PCK is without the flip test; eval.py predicts with it")
     print("the last two rows say how sure a model is, not how right: it can grow surer of wrong "
           "poses")
-    if "oracle" in table:
+    if labelled and "oracle" in table:
         print_gap({name: numbers["mean"] for name, numbers in table.items()})
     teacher = models["teacher"]
     if isinstance(teacher, VLPose):
@@ -2163,11 +2162,6 @@ def confidence(model, dataset, results, texts=None, workers=0):
     apart *= size[1] / widths[:, None]                                          # in pixels of crops
     return {"sure keypoints": np.mean(plain[:, :, 2] >= 0.5),
             "pixels between two views": np.median(apart)}
-
-
-def poses_of(results):
-    """The keypoints (people, K, 3) of results in COCO's format: x, y, score."""
-    return np.reshape([result["keypoints"] for result in results], (len(results), -1, 3))
 
 
 def draw_pseudo_labels(test, source_only, teacher):
@@ -2351,7 +2345,7 @@ def has_bf16(device):
 
 
 # What may be other than before when a run goes on.
-MAY_CHANGE = ("steps", "epochs", "device", "workers", "checkpointing", "patience", "resume",
+MAY_CHANGE = ("steps", "epochs", "device", "bf16", "workers", "checkpointing", "patience", "resume",
               "strict", "cache", "dry_run")
 
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from clip_tokenizer import CLIPTokenizer
@@ -608,7 +609,7 @@ def statistics_stay(model):
 
     They have moved already when the part was computed for the first time.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
@@ -1675,7 +1676,8 @@ def with_expert(state, expert, dim):
         if ".experts." in name:
             continue
         last_part = state.get(name.replace(".mlp.2.", f".mlp.experts.{number}."))
-        if ".mlp.2." in name and last_part is not None:  # of another expert, or missing so far
+        if ".mlp.2." in name and last_part is not None:
+            # The last rows of `tensor` are another expert's, or are missing.
             tensor = torch.cat([tensor[:dim - len(last_part)], last_part])
         result[name] = tensor
     return result
@@ -1870,10 +1872,9 @@ def load_model(path_or_name, image_size=None, base=None, skeleton=None):
         line on stderr says so.
     A backbone without a decoder (MAE's, torchvision's) gets an untrained one.
     `model.about` is what the file says about the model's use.
-    Raises WeightsError if a tensor is missing, left over or of another shape.
+    Raises WeightsError if a tensor is missing, left over or of another shape, and for an image size
+    that the model cannot have.
     """
-    if image_size and any(side % PATCH or side <= 0 for side in image_size):
-        raise ValueError(f"image size {image_size}: expected multiples of {PATCH}")
     source, choice = split_choice(path_or_name)
     path = find_file(source)
     contents = read_file(path)
@@ -1928,11 +1929,11 @@ def load_public(source, choice, contents, state, path, image_size, skeleton):
     skeleton = skeleton or known
     if has_decoder(state):
         num_keypoints = len(state["head.predictor.weight"])
-        config, state = resized(config, state, image_size or config.image_size)
+        config, state = resized(config, state, image_size or config.image_size, path)
         skeleton = skeleton_of_public(contents, num_keypoints, path, skeleton)
         model = PoseModel(config, num_keypoints, skeleton)
     else:
-        config, state = resized(config, state, image_size or ViTConfig.image_size)
+        config, state = resized(config, state, image_size or ViTConfig.image_size, path)
         model = PoseModel(config)
         print(f"{path}: a backbone alone; its decoder is new and untrained", file=sys.stderr)
         for name, tensor in model.state_dict().items():
@@ -2022,7 +2023,7 @@ def load_own_base(contents, state, path, image_size):
     if blocks != config.depth:
         raise WeightsError(f"{path}: another architecture: {blocks} transformer blocks, "
                            f"expected {config.depth}")
-    config, state = resized(config, state, image_size or config.image_size)
+    config, state = resized(config, state, image_size or config.image_size, path)
 
     def build():
         return PoseModel(config, num_keypoints, skeleton)
@@ -2115,10 +2116,7 @@ def config_of(contents, path):
             raise WeightsError(f"{path}: expected {name} from {least} to {most}, found "
                                f"{value!r:.60}")
     height, width = config.image_size
-    for side in (height, width):
-        if side not in range(PATCH, LARGEST_CROP + 1, PATCH):
-            raise WeightsError(f"{path}: expected an image size of multiples of {PATCH} up to "
-                               f"{LARGEST_CROP}, found {config.image_size!r:.60}")
+    check_sides(config, (height, width), path)
     if config.trunk and config.trunk not in TRUNKS:
         raise WeightsError(f"{path}: expected one of {', '.join(TRUNKS)}, found "
                            f"{config.trunk!r:.60}")
@@ -2127,6 +2125,15 @@ def config_of(contents, path):
         raise WeightsError(f"{path}: expected a dim that is a multiple of 8 and of "
                            f"the number of heads, found {config.dim} and {config.heads} heads")
     return replace(config, image_size=(height, width))
+
+
+def check_sides(config, image_size, path):
+    """Raises WeightsError for an image size (height, width) that the model cannot have."""
+    step = 32 if config.trunk else PATCH  # a network of torchvision ends at H/32
+    for side in image_size:
+        if side not in range(step, LARGEST_CROP + 1, step):
+            raise WeightsError(f"{path}: expected an image size of multiples of {step} up to "
+                               f"{LARGEST_CROP}, found {image_size!r:.60}")
 
 
 def skeleton_of(contents, count, path):
@@ -2157,9 +2164,10 @@ def skeleton_of(contents, count, path):
 
 # -------------------------------------------------------------------------------- other image sizes
 
-def resized(config, state, image_size):
+def resized(config, state, image_size, path):
     """(config, state dict) of a pose model for images of a size (height, width)."""
     image_size = tuple(image_size)
+    check_sides(config, image_size, path)
     state = dict(state)
     if image_size != config.image_size and not config.trunk:
         positions = state["backbone.pos_embed"]
@@ -2252,9 +2260,10 @@ def with_keypoints(model, skeleton):
 
 
 def load_backbone(model, path_or_name):
-    """Fills only a PoseModel's backbone, from any weights that `load_model` reads.
+    """Fills only a PoseModel's backbone.
 
-    A network of torchvision is filled from torchvision's weights of that network.
+    A ViT is filled from any weights that `load_model` reads, and a network of torchvision from
+    torchvision's weights of that network.
     """
     if model.config.trunk:
         state = without_classifier(load_weights(path_or_name))
@@ -2270,9 +2279,9 @@ def load_backbone(model, path_or_name):
 def load_clip_text(path_or_name):
     """CLIP's text tower from a file or name, of OpenAI, of transformers or our own.
 
-    "random" is a small untrained tower, always the same. "file.bin#gelu" says that the tower was
-    trained with GELU, such as LAION's, and "file.bin#quick_gelu" that it was not. Raises
-    WeightsError if the file holds no text tower.
+    "random" is a small untrained tower, always the same. In files a head has 64 channels, as in all
+    of CLIP's towers. "file.bin#gelu" says that the tower was trained with GELU, such as LAION's,
+    and "file.bin#quick_gelu" that it was not. Raises WeightsError if the file holds no text tower.
     """
     if path_or_name == "random":
         with torch.random.fork_rng(devices=[]):

@@ -43,7 +43,7 @@ from assets.figures import STYLES  # noqa: E402
 from data import (COCO17, NATURAL_DOMAINS, below_common_folder, crop_width,  # noqa: E402
                   load_dataset, make_skeleton, select_images, to_coco, with_sentences,
                   with_skeleton)
-from eval import evaluate_pck, predict  # noqa: E402
+from eval import evaluate_pck, poses_of, predict  # noqa: E402
 from text_tower import SENTENCES  # noqa: E402
 from train import domain_table, parse_options  # noqa: E402
 from vlpose import VLPose, encode_sentences, load_clip_text, load_model  # noqa: E402
@@ -289,8 +289,7 @@ def pck_by_view(folder):
 def pck_of_views(model, test):
     """{view: (share of the people, [PCK@0.05, PCK@0.05 with left and right exchanged])}."""
     people, size = test.annotated, model.config.image_size
-    poses = np.reshape([result["keypoints"] for result in predict(model, test, flip_test=False)],
-                       (len(people), -1, 3))
+    poses = poses_of(predict(model, test, flip_test=False))             # (people, K, 3)
     truth = test.keypoints[people]
     sides = crop_width(test.boxes[people], size) * size[0] / size[1]
     views = views_of(truth, test.skeleton)

@@ -213,6 +213,13 @@ def test_people_may_have_only_the_first_of_the_keypoints_that_are_named(tmp_path
     assert load_dataset(f"coco:{path}", "all").skeleton is COCO17  # as in Human-Art
 
 
+def test_pairs_of_left_and_right_that_people_do_not_have_are_left_out(tmp_path):
+    category = {"id": 1, "keypoints": ["p1", "p2", "p3", "p4", "p5"],
+                "flip_pairs": [["p3", "p2"], ["p4", "p5"]]}
+    path = write_coco(tmp_path, ["p1", "p2", "p3"], categories=[category])
+    assert load_dataset(f"coco:{path}", "all").skeleton.flip_pairs == ((1, 2),)
+
+
 @pytest.mark.parametrize("categories, words", [
     ([{"id": 1, "keypoints": ["L_Eye", "left_eye"]}],
      "'keypoints' with different names, found 'L_Eye' and 'left_eye', which are alike"),
@@ -255,6 +262,13 @@ def several_annotations(folder, *changes, categories=None):
         annotations.append({key: value for key, value in record.items() if value is not None})
     categories = categories or [{"id": 1, "name": "person", "keypoints": ["a", "b", "c"]}]
     return write_coco(folder, "abc", annotations=annotations, categories=categories)
+
+
+@pytest.mark.parametrize("record", [5, {"id": 1, "image_id": 1, "keypoints": 5}])
+def test_a_broken_annotation_is_named(tmp_path, record):
+    path = write_coco(tmp_path, "abc", annotations=[record])
+    with pytest.raises(DataError, match="any.json: annotation"):
+        load_dataset(f"coco:{path}", "all")
 
 
 def test_annotations_without_keypoints_are_people_without_labels(tmp_path):
@@ -306,6 +320,7 @@ def test_a_category_is_chosen_by_its_name_and_brings_its_skeleton(tmp_path):
     assert people.ids.tolist() == [1, 3] and people.skeleton.names == ("a", "b", "c")
     assert cars.ids.tolist() == [2] and cars.skeleton.names == ("left_wheel", "right_wheel")
     assert cars.keypoints.tolist() == [[[5, 6, 2]] * 2] and cars.name.endswith("#category=car")
+    assert load_dataset(f"coco:{path}#category=car, car", "all").ids.tolist() == [2]
     with pytest.raises(DataError, match="no category bus; expected some of person, car"):
         load_dataset(f"coco:{path}#category=bus", "all")
     with pytest.raises(DataError, match="expected coco:.* before a category, found humanart"):

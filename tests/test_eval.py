@@ -581,6 +581,8 @@ def test_annotations_without_categories_or_without_ids_of_the_images_are_refused
 def test_arguments_that_are_no_coco_data_are_refused():
     with pytest.raises(DataError, match="annotations: expected a path or what COCO's files hold"):
         evaluate_oks([pose()], [pose()])
+    with pytest.raises(DataError, match="results: expected a path or what COCO's files hold, a list"):
+        evaluate_oks(scene(person()), {"a": 1})
     for sigmas in ([0.1] * 16 + [0], [[0.1] * 17], [0.1] * 16 + [np.nan]):
         with pytest.raises(DataError, match="sigmas: expected a positive number for each keypoint"):
             evaluate_oks(scene(person()), [pose()], sigmas)

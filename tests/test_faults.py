@@ -453,6 +453,13 @@ def test_a_run_of_so_many_steps_may_go_on_for_so_many_epochs(copy):
     assert (options.steps, options.epochs) == (None, 3)
 
 
+def test_a_run_that_began_on_a_gpu_may_go_on_without_bfloat16(copy):
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"bf16": True}))
+    for more, expected in (([], True), (["--no-bf16"], False)):
+        assert train.parse_options(["--resume", str(copy), *more]).bf16 == expected
+
+
 @pytest.mark.parametrize("more, words", [
     (["--base-lr", "0.5"], "config.json: began with --base-lr 0.002, found 0.5"),
     (["--mode", "uda"], "config.json: began with --mode vlpose, found uda"),
@@ -1247,7 +1254,7 @@ def test_pictures_to_test_on_are_read_before_anything_is_trained(
     assert main(make(cache, tmp_path / "run", *spec)) == 2
     said = capsys.readouterr().err
     assert all(f"{file}: not a readable image" in said for file in broken)
-    assert "2 pictures to test on" in said
+    assert "2 of the pictures to test on cannot be read" in said
     assert not (tmp_path / "run").exists()
 
 

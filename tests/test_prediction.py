@@ -388,9 +388,10 @@ def test_without_boxes_the_picture_is_one_person_and_without_a_sentence_the_orig
     (VLPose, {"boxes": [[1, 2, 0, 5]]}, "boxes: expected a width and a height above 0"),
     (PoseModel, {"sentence": "a cartoon"}, "sentence: expected a VLPose, which reads text, with .* found a PoseModel"),
     (VLPose, {"sentence": "a cartoon", "adapter": False}, "with its adapter on, found a PoseModel"),
+    (VLPose, {"sentence": "a cartoon"}, "random: expected text features of width 512, .* found 128"),
 ])
 def test_what_cannot_be_estimated_is_said(model, arguments, words):
-    model = VLPose(PoseModel(CONFIG), 128) if model is VLPose else PoseModel(CONFIG)
+    model = VLPose(PoseModel(CONFIG), 512) if model is VLPose else PoseModel(CONFIG)
     with pytest.raises(DataError, match=words):
         estimate_poses(model, np.zeros((90, 60, 3), np.uint8), **arguments)
 

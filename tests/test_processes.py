@@ -3,6 +3,7 @@
 Without random numbers, the results are the same. Random numbers are each process's own: they have
 the same distribution.
 """
+import copy
 import importlib
 import json
 import os
@@ -30,7 +31,7 @@ from train import grid_pck, heatmap_loss, prepare
 from uda import (GENTLE_VIEWS, Compute, LossWeights, MultiLevelAlignment, StyleTransfer, Views,
                  confidence_mask, information_maximization_loss, jitter_color, occlude,
                  random_affine, source_view)
-from vlpose import PoseModel, ViTConfig, VLPose
+from vlpose import PoseModel, ViTConfig, VLPose, in_parts
 
 N = 2  # processes
 VIT = ViTConfig(32, 2, 4, 0.0, 0, 1.0, image_size=(64, 64), decoder_dim=16, sigma=1.0,
@@ -172,13 +173,19 @@ def many_things(cache):
         order.append(torch.tensor(os.times().elapsed))
     eval.BATCH_SIZE = 16  # more than one batch for each process
     norm = SyncBatchNorm(3)
-    norm(my_share(torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(3)) + 2))
+    images = my_share(torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(3)) + 2)
+    norm(images)
+    in_two_parts = SyncBatchNorm(3)
+    outputs, = in_parts(lambda x: (in_two_parts(x),), in_two_parts, 2, images.requires_grad_())
+    once = copy.deepcopy(in_two_parts.state_dict())
+    outputs.sum().backward()  # each part is computed for the second time
     return {"full": alignment_step(random=False),
             "vlpose": alignment_step(strategy="vlpose", random=False),
             "whole": of_the_whole_batch(),
             "random step": alignment_step(), "random step again": alignment_step(),
             "drawn": drawn(), "drawn again": drawn(), "drawn with another seed": drawn(seed=3),
             "order": order, "gradient": model.weight.grad, "norm": norm.state_dict(),
+            "norm in parts": (once, in_two_parts.state_dict()),
             "everyone": all_items([dist.get_rank()] * 2),
             "poses": predict(new_model(), figures),
             "pck": grid_pck(new_model(), figures, COCO17.groups),
@@ -276,6 +283,13 @@ def test_batchnorm_gathers_the_statistics_of_all_processes(both):
     norm(torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(3)) + 2)
     for found in both:
         close(found["norm"], dict(norm.state_dict()))
+
+
+def test_batchnorms_statistics_of_all_processes_move_once_with_each_part(both):
+    for found in both:
+        once, twice = found["norm in parts"]
+        assert twice["running_mean"].tolist() == once["running_mean"].tolist()
+        assert twice["running_var"].tolist() == once["running_var"].tolist()
 
 
 def test_poses_and_pck_are_exactly_those_of_one_process_without_a_doubled_tail(

@@ -410,6 +410,25 @@ def test_a_resnet_takes_its_own_image_size_sigma_and_initial_weights(
                                atol=1e-5, rtol=0)
 
 
+def test_an_oracle_may_have_learned_from_labels_where_nothing_to_test_on_is_labelled(
+        cache, tmp_path, capsys):
+    target = shutil.copytree(cache / train.FIGURES, tmp_path / "target")
+    remove_keypoints(target / "annotations" / "validation_figures.json")
+    assert main(uda_command(cache, tmp_path / "run", "--oracle", "--target",
+                            f"figures:{target}#photo")) == 0
+    table = json.loads(results_of(tmp_path / "run"))
+    assert list(table) == ["source only", "student", "teacher", "oracle"]
+    assert list(table["oracle"]) == CONFIDENCE and "no labels" in capsys.readouterr().out
+
+
+def remove_keypoints(path):
+    """Makes COCO's people into people without labels."""
+    contents = json.loads(path.read_text("utf-8"))
+    for person in contents["annotations"]:
+        person["keypoints"] = [0] * 51
+    path.write_text(json.dumps(contents))
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--source", "figures#marble"], "marble"),
     (["--target", "coco:/nowhere"], "no such file or folder"),
@@ -427,11 +446,7 @@ def test_bad_input_to_alignment_is_one_line_and_exit_status_2(
     decoder = {"1.weight": torch.zeros(3, 16, 3, 3), "1.bias": torch.zeros(3)}
     torch.save(decoder, aligned / "decoder.pth")
     unlabelled = shutil.copytree(cache / train.FIGURES, tmp_path / "unlabelled")
-    path = unlabelled / "annotations" / "training_figures.json"
-    contents = json.loads(path.read_text("utf-8"))
-    for person in contents["annotations"]:
-        person["keypoints"] = [0] * 51
-    path.write_text(json.dumps(contents))
+    remove_keypoints(unlabelled / "annotations" / "training_figures.json")
     words_of = {"run": aligned, "unlabelled": unlabelled}
     status = main(uda_command(cache, tmp_path / "bad",
                               *(word.format(**words_of) for word in arguments)))

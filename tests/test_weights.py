@@ -533,6 +533,8 @@ def test_simple_baselines_are_read_under_all_their_names(names, simple_baselines
     assert same_heatmaps(model, peer, torch.randn(1, 3, 64, 96))
     assert model.config.trunk == "resnet18" and model.skeleton is SKELETONS["MPII"]
     assert "are not UDP's: keypoints may be off by up to 3 pixels" in capsys.readouterr().err
+    with pytest.raises(WeightsError, match="x.pth: expected an image size of multiples of 32"):
+        load_pose_model(tmp_path / "x.pth", image_size=(240, 176), skeleton="mpii")
 
 
 # ------------------------------------------------------------------------------ whose keypoints?
@@ -930,6 +932,7 @@ def test_a_damaged_checkpoint_of_ours_is_one_error(change, message, tmp_path):
     (dict(config={"trunk": "resnet7"}), "expected one of resnet18, .* found 'resnet7'"),
     (dict(config={"image_size": (100, 96)}), "multiples of 16 up to 4096, found .100, 96"),
     (dict(config={"image_size": (10 ** 5, 96)}), "multiples of 16 up to 4096, found .100000, 96"),
+    (dict(config={"image_size": (240, 96), "trunk": "resnet18"}), "multiples of 32 up to 4096"),
     (dict(skeleton={"edges": ["ab"]}), "a skeleton of 17 keypoints, found as its keypoints .*'a'"),
     (dict(skeleton={"edges": [(0, 17)]}), "a skeleton of 17 keypoints, found as its keypoints"),
     (dict(skeleton={"edges": [(0, 1, 2)]}), "found as its edges .*0, 1, 2"),
