@@ -200,7 +200,8 @@ def test_the_page_says_of_the_recipes_for_lsp_what_the_file_of_numbers_says(args
         lowest, student, _, highest = map(np.mean, columns)
         share = (student - lowest) / (highest - lowest)
         cells = map(evidence.spread, columns)
-        assert f"| {words} | {' | '.join(cells)} | {100 * share:.0f} % |" in page
+        wide = evidence.spread(numbers[row, "teacher"]["mean at 0.2"])
+        assert f"| {words} | {' | '.join(cells)} | {100 * share:.0f} % | {wide} |" in page
 
 
 def test_the_pages_say_of_vlpose_what_its_file_of_numbers_says(args):
