@@ -883,8 +883,8 @@ ORANGE = (255, 140, 0)
 BLUE = (0, 150, 255)
 GREEN = (120, 220, 90)
 
-# A line's width is the longer side of the skeleton / 50, but at least that of the picture / 800:
-# so small people can be seen in a large picture, too.
+# A line's width is the longer side of the skeleton / 50, but at least that of the picture / 800 and
+# two pixels: so small people, and a few keypoints of a person, can be seen, too.
 LINES_PER_SKELETON = 50
 LINES_PER_PICTURE = 800
 RIM = 1.5  # the width of a line with its dark rim, in widths of the line
@@ -927,7 +927,7 @@ def draw_pose(image, keypoints, skeleton=COCO17, threshold=0.0):
     # The transparent layer is just large enough for the skeleton. It is drawn `fine` times larger.
     low = keypoints[drawn, :2].min(0)
     high = keypoints[drawn, :2].max(0)
-    width = max(1.0, (high - low).max() / LINES_PER_SKELETON, max(image.size) / LINES_PER_PICTURE)
+    width = max(2.0, (high - low).max() / LINES_PER_SKELETON, max(image.size) / LINES_PER_PICTURE)
     corner = np.floor(low - 2 * width)  # with a margin for lines and disks
     size = np.ceil(high + 2 * width - corner).astype(int) + 1
     if size.max() < SMALL_LAYER:
@@ -1318,7 +1318,7 @@ def stopped(number=signal.SIGINT, run=None):
     """Says which signal has stopped the program and, if it was training, how the run goes on."""
     message = f"stopped by {signal.Signals(number).name}"
     if run:
-        message += f"; go on with: python train.py --resume {run}"
+        message += f"; go on with: python {sys.argv[0]} --resume {run}"
     print(message, file=sys.stderr)
     return 128 + number
 

@@ -470,7 +470,8 @@ class VLPoseAdaptation:
     # what is adapted, and what it reads
     strategy: str = option("vlpose",
         choices=("scratch", "full", "last", "stem", "all-but-stem", "prompt", "lora", "vlpose"),
-        help="What is tuned: nothing, all, some layers, or an adapter.")
+        help="What is tuned: nothing (scratch), all (full), some layers (last, stem, "
+             "all-but-stem), or an adapter (prompt, lora, vlpose).")
     rank: int = option(0, least=0, only=["with --strategy lora vlpose"],
         help="The rank of low-rank updates of the base's weights; 0: 4 for lora, none for vlpose.")
     decoder: str = option("dual", choices=DECODERS, only=READS_TEXT,
@@ -717,7 +718,7 @@ def plan_uda(options, stylist, restyle, data):
     """{name: Stage} of what will be trained: style, source, restyled, adapt, oracle.
 
     Stages that the options leave out, or whose result they give, are not in it. Prints a line on
-    each of them but the oracle, which is trained just like adapt.
+    each of them.
     """
     plan = {}
     both = f"{data.source.name} and {data.target.name}"
@@ -747,6 +748,8 @@ def plan_uda(options, stylist, restyle, data):
     print_plan(plan["adapt"], both, people["target"])
     if options.oracle:
         plan["oracle"] = replace(plan["adapt"], name="oracle", steady="")
+        labelled = data.labelled_target
+        print_plan(plan["oracle"], labelled.name, len(labelled.annotated))
     return plan
 
 
@@ -1071,6 +1074,8 @@ class Run:
                 if self.options.strict:
                     raise DataError(f"{message}; without --strict the run goes on")
                 print(f"{message}: other numbers follow", file=sys.stderr)
+            if done < stage.steps:
+                print(f"{stage.name}: goes on after step {done}", file=sys.stderr)
         self.log.start_clock(done)
         return done
 
@@ -1252,8 +1257,9 @@ def draw_curves(rows, width=480, height=180):
     for place, stage in enumerate(stages):
         of_stage = [row for row in rows if row["stage"] == stage]
         top = place * height
-        pck_title = f"{stage}: PCK@0.05 of training batches, and validation"
-        draw_chart(picture, (0, top, width, top + height), f"{stage}: loss", of_stage, "loss")
+        loss_title = f"{stage} - loss: batches pale, mean dark"
+        pck_title = f"{stage} - PCK@0.05: batches pale, mean dark, validation green"
+        draw_chart(picture, (0, top, width, top + height), loss_title, of_stage, "loss")
         draw_chart(picture, (width, top, 2 * width, top + height), pck_title, of_stage, "pck")
     return picture
 
@@ -1269,7 +1275,7 @@ def draw_chart(picture, box, title, rows, key):
     if key == "pck":
         lines["seagreen"] = np.array([row["validation"] for row in rows])
     highest = np.nanmax(list(lines.values())) or 1
-    left, top, right, bottom = np.add(box, (50, 30, -15, -25)).tolist()  # within the margins
+    left, top, right, bottom = np.add(box, (60, 30, -15, -25)).tolist()  # within the margins
     draw = ImageDraw.Draw(picture)
     draw.text((left, top - 22), title, "black")
     for tick in range(5):

@@ -729,12 +729,14 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_from_it(
     before, folder = signal.signal(number, signal.SIG_DFL), tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(train.Run, "after_step", interrupted)
+        patch.setattr(sys, "argv", ["mine.py"])  # a script that changes what is trained
         assert main(command(own_cache(cache, tmp_path / "cache"), folder)) == 128 + number
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"stopped by {number.name}; go on with: python train.py --resume {folder}"
+    assert last == f"stopped by {number.name}; go on with: python mine.py --resume {folder}"
     assert vlpose.read_file(folder / f"{stage}.checkpoint.pth")["step"] == 3
     assert signal.signal(number, before) == signal.SIG_DFL
     assert main(["--resume", str(folder)]) == 0
+    assert f"{stage}: goes on after step 3" in capsys.readouterr().err
     assert results_of(folder) == results_of(run / "run")
 
 

@@ -40,6 +40,8 @@ def run_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "READERS", dict(data.READERS))
     monkeypatch.setattr(train, "MODES", dict(train.MODES))
+    monkeypatch.setattr(train, "MultiLevelAlignment", train.MultiLevelAlignment)
+    monkeypatch.setattr(train, "restyling", train.restyling)
     torch.manual_seed(0)
     (tmp_path / "runs" / "vlpose-1").mkdir(parents=True)
     save_checkpoint(tmp_path / "runs" / "vlpose-1" / "model.pth",
