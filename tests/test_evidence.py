@@ -137,6 +137,8 @@ ALIGNMENT_ROWS = {
 
 RECIPES_OF_LSP = {
     "the recipe above": "all three levels", "the same, `--steps 1200`": "1,200 steps",
+    "the same, `--supervised-steps 5000 --steps 1200`": "5,000 supervised steps, 1,200 steps",
+    "without `--augmentation paper`": "gentle augmentation",
     "figures of all styles, `--source figures`": "figures of all styles",
     "figures of all styles, `--steps 1200`": "figures of all styles, 1,200 steps"}
 
