@@ -162,7 +162,7 @@ def test_the_pages_say_of_alignment_what_its_file_of_numbers_says(args):
     assert f"| source only | {evidence.spread(lowest)} | | " in page
     assert f"| oracle | {evidence.spread(highest)} | | " in page
     assert f"| source only | {evidence.spread(lowest)} | | 0 % |" in readme
-    assert f"(`--oracle`) | {evidence.spread(highest)} | | 100 % |" in readme
+    assert f"the oracle | {evidence.spread(highest)} | | 100 % |" in readme
     for words, row in ALIGNMENT_ROWS.items():
         student, teacher = (numbers[row, model] for model in ("student", "teacher"))
         assert len(student["mean"]) == 3
