@@ -202,8 +202,8 @@ def encode_heatmaps(keypoints, visible, input_size, heatmap_size, sigma=2.0):
     visible: (B, K), 0 where a keypoint is not labelled.
     sigma: the width of the Gaussian, in heatmap pixels.
     Returns heatmaps (B, K, h, w) and weights (B, K). A keypoint that is not labelled, or whose
-    Gaussian lies outside, has weight 0 and a heatmap of zeros. All else is
-    as in mmpose's UDPHeatmap.
+    Gaussian lies outside, has weight 0 and a heatmap of zeros. All else is as in mmpose's
+    UDPHeatmap.
     """
     H, W = input_size
     h, w = heatmap_size
